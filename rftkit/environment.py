@@ -1,0 +1,108 @@
+"""What machine is this, and what follows from it: device, dtype, threads, profile, seeds.
+
+Every decision comes with its reason, so that a notebook can print it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import sys
+from typing import Any
+
+PROFILES = ("smoke", "full")
+
+
+class UserError(ValueError):
+    """Something the user can mend. The command line prints it without a traceback, exit 1.
+
+    Write it as `place: what is there, expected what: what to do next`.
+    """
+
+
+def choose_device() -> tuple[str, str, str]:
+    """(device, dtype name, reason): cuda with bf16 where there is a GPU, else the CPU in fp32.
+
+    fp32 on a CPU: bf16 matrix products are slower on most processors, and the embedded models
+    are small enough.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name(0)
+        if torch.cuda.is_bf16_supported():
+            return "cuda", "bfloat16", f"{name}, which computes in bf16"
+        return "cuda", "float16", f"{name}, which has no bf16"
+    return "cpu", "float32", "no CUDA GPU: CPU in fp32"
+
+
+def profile() -> str:
+    """ "smoke" or "full", from RFTKIT_PROFILE: the same cells and steps, smaller or whole."""
+    chosen = os.environ.get("RFTKIT_PROFILE", "full")
+    if chosen not in PROFILES:
+        raise UserError(f'RFTKIT_PROFILE: "{chosen}", expected smoke or full: unset it for full')
+    return chosen
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch (each only where it is loaded or needed)."""
+    random.seed(seed)
+    import numpy as np
+    import torch
+
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number may depend on; read from the metadata, nothing is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("rftkit", "torch", "transformers", "trl", "peft", "datasets", "unsloth"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """One line that names this machine, for the label of a measured number."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.system()} {platform.machine()}, {cores} CPU cores, {processor()}"
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of this process in MB (10^6 bytes); None where it cannot be read."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
+
+
+def report() -> dict[str, Any]:
+    """What `rftkit environment` and the notebooks' setup cells show."""
+    device, dtype, reason = choose_device()
+    return {
+        "machine": machine(),
+        "device": device,
+        "dtype": dtype,
+        "reason": reason,
+        "profile": profile(),
+        "versions": versions(),
+    }
