@@ -1,0 +1,124 @@
+"""The records that every part passes around: how to sample, and what came back.
+
+A model says `<think>reasoning</think>output`. `Sample` keeps the two apart, because a grader
+sees the output alone. Plain dataclasses; `to_json` gives the object that stands as a line of
+`samples.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+
+@dataclass
+class SamplingConfig:
+    """How answers are drawn. The same settings mean the same for every engine and endpoint.
+
+    temperature     0 is greedy; 1 samples from the model's own distribution
+    top_p           nucleus; 1 keeps every token
+    max_new_tokens  the limit of one completion, in tokens (the prefill not counted)
+    stop            texts that end a completion beside the end token; kept in the output
+    seed            one seed for the whole call
+    prefill         text put in the model's mouth; it counts as part of what the model said
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    stop: list[str] = field(default_factory=list)
+    seed: int = 0
+    prefill: str = ""
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def split_completion(text: str) -> tuple[str, str]:
+    """Split what a model said into (reasoning, output).
+
+    The output is exactly what follows `</think>`; all of the text where there is no thinking
+    tag at all; empty where the tag was opened and never closed.
+
+    >>> split_completion('<think>Diagnose first.</think>{"genes": ["A"]}')
+    ('Diagnose first.', '{"genes": ["A"]}')
+    >>> split_completion("A")
+    ('', 'A')
+    >>> split_completion("<think>cut off in the mid")
+    ('cut off in the mid', '')
+    """
+    before, closed, after = text.partition(THINK_CLOSE)
+    if closed:
+        return before.strip().removeprefix(THINK_OPEN), after
+    head, opened, thinking = text.partition(THINK_OPEN)
+    return (thinking, "") if opened else ("", text)
+
+
+@dataclass
+class Sample:
+    """One answer of one model to one row: a line of samples.jsonl.
+
+    finish_reason  "stop" (ended by itself), "length" (cut at the limit), "error" (endpoint)
+    seconds        wall time of the call that drew it, shared equally by the call's samples
+    grade          0 to 1 as the grader sees it; None: not graded, or the grader itself failed
+    sub_grades     one number a sub-grader
+    parse_stage    how far the output could be read: "unclosed thinking", "empty", "text", "json"
+    errors         the names of the error fields that the grader's report raised
+    """
+
+    row_id: str = ""
+    model: str = ""
+    index: int = 0
+    seed: int = 0
+    reasoning: str = ""
+    output_text: str = ""
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    grade: float | None = None
+    sub_grades: dict[str, float | None] = field(default_factory=dict)
+    parse_stage: str = ""
+    errors: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_text(cls, text: str, **known: Any) -> Sample:
+        """A sample from a model's whole completion, thinking tags included."""
+        reasoning, output = split_completion(text)
+        sample = cls(reasoning=reasoning, output_text=output, **known)
+        unclosed = THINK_OPEN in text and THINK_CLOSE not in text
+        sample.parse_stage = "unclosed thinking" if unclosed else sample.find_parse_stage()
+        return sample
+
+    @property
+    def output_json(self) -> Any:
+        """The output parsed as JSON, or None where it is not JSON."""
+        try:
+            return json.loads(self.output_text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            return None
+
+    def find_parse_stage(self) -> str:
+        if not self.output_text.strip():
+            return "empty"
+        return "text" if self.output_json is None else "json"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Sample:
+        """Read a line of samples.jsonl; fields that later versions add are ignored."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in record.items() if k in known})
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

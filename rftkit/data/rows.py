@@ -1,0 +1,250 @@
+"""Rows of the RFT JSONL: read, write, name, split.
+
+A row is a plain dict: `messages` (what the model sees), optionally `tools`, and answer fields
+(what the grader sees, and the model never).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rftkit.data.contract import ID_KEYS, RESERVED_KEYS, row_faults
+from rftkit.data.errors import UserError
+from rftkit.data.faults import Place, bounded, place_of, plural, value_text
+from rftkit.data.lines import read_lines
+from rftkit.data.writing import write_text
+
+Row = dict[str, Any]
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Read a JSONL file strictly: the first fault of any row raises, so what returns is sound.
+
+    Faults that show only between rows (duplicates, leaks) are `check_file`'s business.
+
+    Raises UserError naming `file:line`, what stands there, what was expected, what to do next.
+    """
+    rows = []
+    name = place_of(path).file
+    for line in read_lines(path):
+        if line.row is not None:
+            contract = bounded(row_faults(line.row, Place(name, line.number)))
+            line.faults += (fault for fault in contract if fault.severity == "fault")
+            rows.append(line.row)
+        if line.faults:
+            raise line.faults[0].as_error()
+    return rows
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as JSONL: the same rows give the same bytes (UTF-8, keys in order, "\\n").
+
+    The file is written beside and renamed: a reader finds the old one or the new one, whole.
+    Folders are made. Raises UserError where a value is not JSON (NaN, a set, a lone surrogate).
+    """
+    lines = [row_line(row, place_of(path, number)) for number, row in enumerate(rows, 1)]
+    try:
+        write_text(path, "".join(lines))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        step = "check the path, its permissions and the space left"
+        raise UserError(f"{place_of(path).file}: cannot be written ({reason}): {step}") from error
+
+
+def row_line(row: Mapping[str, Any], here: Place) -> str:
+    """One row as a line of JSONL, "\\n" included; keys keep their order."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")
+        return text + "\n"
+    except UnicodeEncodeError as error:
+        near = value_text(text[max(0, error.start - 20) : error.start + 20])
+        found = f"the row holds half of a character (a lone surrogate) near {near}"
+        fault = here.fault("lone surrogate", found, "whole characters", "write the text anew")
+    except (TypeError, ValueError, RecursionError) as error:
+        found = f"the row cannot stand as JSON ({error})"
+        step = "NaN becomes null, a set a list, an array .tolist()"
+        fault = here.fault("not JSON", found, "strings, numbers, lists, objects", step)
+    raise fault.as_error()
+
+
+def row_ids(rows: Sequence[Row]) -> list[str]:
+    """Each row's `case_id` or `row_id` as text; without one its line number (from 1) serves.
+
+    Call it on the rows as they were read: after a shuffle the line numbers are others.
+    Raises UserError where two rows share an id.
+    """
+    ids: list[str] = []
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        own = own_id(row)
+        identity = str(number) if own is None else own
+        if identity in first:
+            raise UserError(
+                f"rows {first[identity]} and {number} share the id {value_text(identity)}, "
+                f"expected an id for each row: rename one, or remove the copy"
+            )
+        first[identity] = number
+        ids.append(identity)
+    return ids
+
+
+def own_id(row: Row) -> str | None:
+    """The id that a row carries (text or a whole number), or None."""
+    for key in ID_KEYS:
+        value = row.get(key)
+        if isinstance(value, str) and value.strip():
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+    return None
+
+
+def row_ids_note(rows: Sequence[Row]) -> str:
+    """The sentence to say aloud where line numbers serve as ids; empty where all carry one."""
+    without = [number for number, row in enumerate(rows, 1) if own_id(row) is None]
+    if not without:
+        return ""
+    return (
+        f"{len(without):,} of {plural(len(rows), 'row')} carry neither case_id nor row_id "
+        f"(first: row {without[0]}): the line number serves as id"
+    )
+
+
+def answer_fields(row: Row) -> Row:
+    """Every key but `messages` and `tools`: what a grader reads as `{{item.KEY}}`."""
+    return {key: value for key, value in row.items() if key not in RESERVED_KEYS}
+
+
+def messages_text(row: Row) -> str:
+    """The text of all messages, one after the other, without their roles."""
+    texts = []
+    for message in row.get("messages") or []:
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content if isinstance(content, list) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, dict) else part
+            if isinstance(text, str):
+                texts.append(text)
+    return "\n".join(texts)
+
+
+def messages_digest(row: Row) -> bytes:
+    """16 bytes that are equal where two rows have the same messages, roles included."""
+    return digest_of(row.get("messages"))
+
+
+def digest_of(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).digest()
+
+
+def sha256_of(path: str | Path) -> str:
+    """The file's SHA-256 in hex. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        place = place_of(path).file
+        raise UserError(f"{place}: cannot be read ({reason}): check the path") from error
+
+
+def split_by_group(
+    rows: Sequence[Row], group_by: str, shares: Mapping[str, float], seed: int
+) -> dict[str, list[Row]]:
+    """Split rows so that no group, and no copy of a prompt, stands on two sides.
+
+    A random split of cases flatters a model: it meets the same answers again. Here all rows of a
+    group (say, one gene) go to one side, and groups that share a row's messages go together.
+
+    group_by  the answer field that names the group
+    shares    side -> share of the rows, adding up to 1: {"train": 0.8, "validation": 0.2}
+    seed      the same rows, whatever their order, and the same seed give the same sides
+
+    Groups are dealt out from the largest to the smallest; each goes to a side drawn at random,
+    in proportion to the room left there, among those with room for it. Rows keep their order.
+    Raises UserError for a row without the key, shares that do not add up to 1, too few groups.
+    """
+    if not shares or any(s <= 0 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(f"shares are {dict(shares)}, expected positive shares that add up to 1")
+    bundles = _bundles(rows, group_by)
+    if len(bundles) < len(shares):
+        raise UserError(
+            f"{plural(len(bundles), 'group')} by {value_text(group_by)}, expected at least "
+            f"{len(shares)} for {', '.join(shares)}: group by another key, or ask for fewer sides"
+        )
+    dealt = _deal(bundles, len(rows), shares, random.Random(seed))
+    sides = {side: [rows[i] for i in sorted(sum(dealt[side], []))] for side in shares}
+    assert_disjoint(sides, group_by)
+    return sides
+
+
+def _deal(
+    bundles: list[list[int]], n_rows: int, shares: Mapping[str, float], rng: random.Random
+) -> dict[str, list[list[int]]]:
+    room = {side: share * n_rows for side, share in shares.items()}
+    dealt: dict[str, list[list[int]]] = {side: [] for side in shares}
+    for bundle in bundles:
+        fitting = [side for side in shares if room[side] >= len(bundle)]
+        if fitting:
+            side = rng.choices(fitting, weights=[room[s] for s in fitting])[0]
+        else:
+            side = max(shares, key=room.__getitem__)
+        dealt[side].append(bundle)
+        room[side] -= len(bundle)
+    for side in shares:  # no side stays empty while another can spare a small group
+        if not dealt[side]:
+            richest = max(shares, key=lambda s: len(dealt[s]))
+            dealt[side].append(dealt[richest].pop())
+    return dealt
+
+
+def _bundles(rows: Sequence[Row], group_by: str) -> list[list[int]]:
+    """Row indices that must stay together, largest bundle first; ties by content, not by order."""
+    parent: dict[Any, Any] = {}
+
+    def root(node: Any) -> Any:
+        while parent.setdefault(node, node) != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    groups = []
+    for number, row in enumerate(rows, 1):
+        group = group_of(row, group_by)
+        if group is None:
+            raise UserError(
+                f"row {number} has no {value_text(group_by)} to group by, expected a value: "
+                f"fill it in, or group by another key ({', '.join(answer_fields(row)) or 'none'})"
+            )
+        groups.append(group)
+        parent[root(messages_digest(row))] = root(group)
+    members: dict[Any, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[root(group)].append(index)
+    return sorted(members.values(), key=lambda m: (-len(m), min(groups[i] for i in m)))
+
+
+def group_of(row: Row, group_by: str) -> str | None:
+    """The row's group as text; None where the key is missing, null or empty."""
+    value = row.get(group_by)
+    if isinstance(value, str):
+        return value if value.strip() else None
+    return None if value in (None, [], {}) else json.dumps(value, sort_keys=True)
+
+
+def assert_disjoint(sides: Mapping[str, Sequence[Row]], group_by: str) -> None:
+    """Raise AssertionError where a group, or a prompt word for word, stands on two sides."""
+    side_of: dict[Any, str] = {}
+    for side, rows in sides.items():
+        for row in rows:
+            for what in (group_of(row, group_by), messages_digest(row)):
+                if what is not None and side_of.setdefault(what, side) != side:
+                    shown = value_text(row.get(group_by))
+                    raise AssertionError(f"{shown} stands in {side_of[what]} and in {side}")
