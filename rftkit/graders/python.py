@@ -1,0 +1,184 @@
+"""`python` graders: text that defines `grade(sample, item)`, run in isolation or not at all.
+
+The text is checked here (syntax, the function, size, imports) and is never run in this process. It
+runs through ONE runner, a function handed over with the grader or provided by `rftkit.sandbox`:
+
+    runner(source: str, sample: dict, item: dict) -> PythonResult
+
+Limits of the API, which the runner keeps: source below 256 kB, no network, 2 minutes, 2 GB memory,
+1 GB disk (OpenAI's graders guide, "Technical constraints").
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rftkit.data.errors import UserError
+from rftkit.graders.context import Context, shorten
+from rftkit.graders.report import grader_fault, sample_fault
+
+MAX_SOURCE_BYTES = 256_000
+
+
+@dataclass
+class PythonResult:
+    """What became of one call of grade(). Any object with these attributes will do.
+
+    value          what grade() returned
+    runtime_error  why the PROGRAM failed (its traceback, a limit it ran into): the grade is 0
+    server_error   why the MACHINERY failed (no isolation, the child process lost): no grade
+    server_error_type  a short name for server_error, e.g. "lost"
+    """
+
+    value: Any = None
+    runtime_error: str | None = None
+    server_error: str | None = None
+    server_error_type: str | None = None
+
+
+Runner = Callable[[str, dict[str, Any], dict[str, Any]], PythonResult]
+
+
+def check_source(source: str) -> list[tuple[str, str, str]]:
+    """The faults of a grader's text as (what, expected, cure); an empty list if it can run.
+
+    >>> check_source("def grade(sample, item):\\n    return 1.0")
+    []
+    """
+    size = len(source.encode("utf-8", "replace"))
+    if size >= MAX_SOURCE_BYTES:
+        what = f"has {size:,} bytes"
+        return [(what, f"fewer than {MAX_SOURCE_BYTES:,}", "move data into the rows of the JSONL")]
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        what = f"is not Python (line {error.lineno}: {error.msg})"
+        return [(what, "Python source", "mend that line")]
+    except (ValueError, RecursionError, MemoryError) as error:
+        return [(f"cannot be read ({type(error).__name__})", "Python source", "simplify it")]
+    grades = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == "grade"
+    ]
+    top = [node for node in grades if node in tree.body]
+    cure = "write def grade(sample, item):"
+    if not top and not _binds_grade(tree):
+        where = "only inside another block" if grades else "nowhere"
+        return [(f"defines grade {where}", "a function grade(sample, item)", cure)]
+    if not top:
+        return []
+    function, arguments = top[-1], top[-1].args
+    if isinstance(function, ast.AsyncFunctionDef):
+        return [("defines grade as async", "an ordinary function", cure)]
+    positional = [*arguments.posonlyargs, *arguments.args]
+    extra = arguments.vararg or arguments.kwarg or arguments.kwonlyargs
+    if len(positional) != 2 or extra:
+        return [(f"defines grade({ast.unparse(arguments)})", "exactly two arguments", cure)]
+    return []
+
+
+def missing_imports(source: str) -> list[str]:
+    """Top-level packages that the text imports and this Python cannot find."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return sorted(name for name in names if not _is_installed(name))
+
+
+def find_runner() -> Runner | None:
+    """The isolated runner of this installation (`rftkit.sandbox.python_runner()`), or None."""
+    try:
+        from rftkit.sandbox import python_runner
+    except ImportError:
+        return None
+    return python_runner()
+
+
+def require_runner(runner: Runner | None, name: str) -> Runner:
+    """The runner, or a UserError that says why python graders are refused."""
+    runner = runner or find_runner()
+    if runner is None:
+        raise UserError(
+            f"python grader {name!r} is refused on this installation: no isolation for other "
+            f"people's code is available (rftkit.sandbox is not there). Hand over "
+            f"python_runner=a function (source, sample, item) -> PythonResult, or write the "
+            f"grader with string_check, text_similarity and a multi formula"
+        )
+    return runner
+
+
+def compile_python(
+    spec: dict[str, Any], runner: Runner | None = None
+) -> Callable[[Context], float]:
+    """A scorer for a `python` spec; raises Faults for what went wrong in one grade."""
+    source, name = spec["source"], spec["name"]
+
+    def score(context: Context) -> float:
+        nonlocal runner
+        runner = require_runner(runner, name)  # looked for with the first grade, then kept
+        result = runner(source, context.as_dict(), context.item)
+        if result.server_error:
+            kind = result.server_error_type or "server_error"
+            raise grader_fault("python_grader_server_error", f"{kind}: {result.server_error}")
+        if result.runtime_error:
+            raise sample_fault("python_grader_runtime_error", result.runtime_error)
+        return check_value(result.value)
+
+    return score
+
+
+def check_value(value: Any) -> float:
+    """What grade() returned as a float. Whole numbers and bools count; anything else, NaN and the
+    infinite are invalid and score 0 ("Any other result … will be marked as invalid")."""
+    if isinstance(value, (bool, int, float)):
+        try:
+            number = float(value)
+            if math.isfinite(number):
+                return number
+        except OverflowError:
+            pass
+    raise sample_fault(
+        "python_grader_runtime_error",
+        f"grade returned {shorten(value, 60)} ({type(value).__name__}), expected a finite number",
+    )
+
+
+def _binds_grade(tree: ast.Module) -> bool:
+    """Does a top-level statement bind the name in another way: grade = …, from x import grade?"""
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(t, ast.Name) and t.id == "grade" for t in targets):
+                return True
+        if isinstance(node, ast.ImportFrom) and any(
+            (alias.asname or alias.name) == "grade" for alias in node.names
+        ):
+            return True
+        if isinstance(node, ast.If | ast.Try | ast.With) and any(
+            getattr(child, "name", None) == "grade" for child in ast.walk(node)
+        ):
+            return True
+    return False
+
+
+def _is_installed(name: str) -> bool:
+    if name in sys.stdlib_module_names:
+        return True
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,178 @@
+"""A grader as TRL's reward function: its signature, its faults, its series."""
+
+import json
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+
+from rftkit.graders import Grader, GraderFailure, exact_match, grader, rank_grader
+from rftkit.graders.shelf import gene_rank
+
+
+def genes(*names):
+    return json.dumps({"genes": names})
+
+
+class Log:
+    """Stands where TRL's log_metric and log_extra stand."""
+
+    def __init__(self):
+        self.metrics, self.extra = {}, {}
+
+    def arguments(self):
+        return {"log_metric": self.metrics.__setitem__, "log_extra": self.extra.__setitem__}
+
+
+def test_one_function_grades_texts_and_messages_alike():
+    functions = gene_rank().as_reward_functions()
+    assert len(functions) == 1
+    text = genes("A", "B")
+    completions = [
+        text,
+        f"<think>A or B?</think>{text}",
+        [{"role": "assistant", "content": text}],
+        [{"role": "assistant", "content": [{"type": "text", "text": text}]}],
+        [{"role": "assistant", "content": "", "tool_calls": []}, {"role": "tool", "content": "x"},
+         {"role": "assistant", "content": f"<think></think>{text}"}],
+        [],
+        "<think>cut off " + text,
+    ]  # fmt: skip
+    rewards = functions[0](completions=completions, reference_gene=["B"] * 7, prompts=["p"] * 7)
+    assert rewards == [pytest.approx(0.73)] * 5 + [0.0, 0.0]
+
+
+def test_thinking_that_the_prompt_opened_is_not_output():
+    (reward,) = exact_match().as_reward_functions()
+    completions = ["4", "2+2</think>4", "2+2=4"]
+    prompts = ["Q", "Q\n<think>\n", "Q\n<think>\n"]
+    assert reward(prompts=prompts, completions=completions, answer=["4", "4", "2+2=4"]) == [1, 1, 0]
+
+
+def test_tool_calls_of_a_conversation_reach_the_grader():
+    spec = {
+        "type": "string_check",
+        "name": "tool",
+        "input": "{{sample.output_tools[1].function.arguments}}",
+        "reference": "{{item.arguments}}",
+        "operation": "eq",
+    }
+
+    def call(x):
+        return {"type": "function", "function": {"name": "f", "arguments": {"x": x}}}
+
+    conversation = [
+        {"role": "assistant", "content": "", "tool_calls": [call(1)]},
+        {"role": "tool", "content": "no"},
+        {"role": "assistant", "content": "", "tool_calls": [call(2)]},
+        {"role": "assistant", "content": "done"},
+    ]
+    (reward,) = Grader.load(spec).as_reward_functions()
+    assert reward(completions=[conversation, "x"], arguments=['{"x": 2}'] * 2) == [1.0, 0.0]
+
+
+def test_every_sub_grade_and_fault_is_logged_as_its_own_series():
+    log = Log()
+    (reward,) = gene_rank().as_reward_functions()
+    reward(
+        completions=[genes("A", "B", "C", "D", "E"), "no JSON"],
+        reference_gene=["A", "A"],
+        completion_ids=[[1], [2]],
+        trainer_state=object(),
+        **log.arguments(),
+    )
+    assert log.metrics == {
+        "sub_rewards/first": 0.5,
+        "sub_rewards/second": 0.0,
+        "sub_rewards/third": 0.0,
+        "sub_rewards/fourth": 0.0,
+        "sub_rewards/fifth": 0.0,
+        "sub_rewards/format": 0.5,
+        "grader/sample_faults": 0.5,
+        "grader/lost": 0.0,
+        "grader_errors/sample_parse_error": 0.5,
+    }
+    assert log.extra == {"grader_errors": ["", "sample_parse_error"]}
+
+
+def test_each_completion_is_graded_once():
+    calls = []
+
+    @grader
+    def counted(sample, item):
+        calls.append((sample["output_text"], item))
+        return 1
+
+    (reward,) = counted.as_reward_functions()
+    reward(completions=["a", "b"], x=[1, 2], trainer_state=object(), constant="c", short=[1])
+    assert calls == [
+        ("a", {"x": 1, "constant": "c", "short": [1]}),
+        ("b", {"x": 2, "constant": "c", "short": [1]}),
+    ]
+
+
+def test_lost_grades_are_none_until_they_are_too_many():
+    spec = exact_match().to_json()
+    items = [{"deep": "x"}] * 19 + [{}]
+    spec["reference"] = "{{item.row.deep}}"
+    (reward,) = Grader.load(spec).as_reward_functions()
+    log = Log()
+    assert reward(completions=["x"] * 20, row=items, **log.arguments()) == [1.0] * 19 + [None]
+    assert log.metrics["grader/lost"] == 0.05
+    assert log.extra["grader_errors"][-1] == "invalid_variable_error"
+    log = Log()
+    with pytest.raises(GraderFailure, match=r"2 of 20.*item.row.deep") as failure:
+        reward(completions=["x"] * 20, row=items[:18] + [{}, {}], **log.arguments())
+    assert (failure.value.lost, failure.value.total) == (2, 20)
+    assert log.metrics["grader/lost"] == 0.1  # what happened is logged before the stop
+    (patient,) = Grader.load(spec).as_reward_functions(max_lost_share=0.5)
+    assert patient(completions=["x"] * 2, row=[{}, {"deep": "x"}]) == [None, 1.0]
+
+
+def test_cut_answers_score_zero_where_the_end_token_is_known():
+    (reward,) = exact_match().as_reward_functions(end_token_ids={0, 9})
+    ids = [[5, 0], [5, 6], [], [9]]
+    assert reward(completions=["4"] * 4, answer=["4"] * 4, completion_ids=ids) == [1, 0, 0, 1]
+    assert reward(completions=["4"], answer=["4"]) == [1]
+
+
+def test_function_names_differ_between_graders_and_stay_for_one():
+    def name(g):
+        return g.as_reward_functions()[0].__name__
+
+    one, other = rank_grader(name="my rank!"), rank_grader((1,), name="my rank!")
+    assert name(one) == "my_rank"
+    assert name(other) == "my_rank_2"
+    assert name(rank_grader(name="my rank!")) == "my_rank"  # made again, e.g. by a notebook cell
+    assert name(rank_grader(name="---")) == "grader"
+
+
+def test_trl_takes_the_rewards_and_series_as_its_own(monkeypatch):
+    """TRL's method itself, on a trainer that holds just what the method reads."""
+    import torch
+    from trl.trainer import grpo_trainer as grpo
+
+    (reward,) = gene_rank().as_reward_functions(max_lost_share=1)
+    metrics, extra = defaultdict(list), defaultdict(list)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", is_main_process=True),
+        reward_funcs=[reward],
+        reward_processing_classes=[None],
+        reward_func_names=[reward.__name__],
+        state=SimpleNamespace(global_step=1),
+        environments=None,
+        args=SimpleNamespace(report_to=[]),
+        _pending_metrics=metrics,
+        _pending_extra_logs=extra,
+    )
+    for method in ("_log_metric", "_log_completion_extra"):
+        setattr(trainer, method, getattr(grpo.GRPOTrainer, method).__get__(trainer))
+    monkeypatch.setattr(grpo, "gather", lambda tensor: tensor)
+    inputs = [{"prompt": "p", "reference_gene": "A"}] * 4
+    completions = [genes("A"), genes("B", "A"), "x", genes()]
+    rewards = grpo.GRPOTrainer._calculate_rewards(
+        trainer, inputs, ["p"] * 4, completions, [[1]] * 4
+    )
+    assert torch.allclose(rewards, torch.tensor([[1.0], [0.73], [0.0], [0.0]]))
+    assert metrics["sub_rewards/first"] == [0.25] and metrics["grader/lost"] == [0.0]
+    assert len(extra["grader_errors"]) == 4
