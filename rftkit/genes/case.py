@@ -1,0 +1,83 @@
+"""A case of the gene-ranking task: what is known of one patient, and the row it becomes.
+
+A row holds the prompt (`messages`) and, beside it, fields for the grader and the report. The
+prompt is written from five things alone: terms present, terms absent, sex, age and onset. Gene,
+disease, paper and case id stay in fields of their own, which no model sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rftkit.genes.hpo import Hpo
+
+ANSWER_LENGTH = 5
+NOT_RECORDED = "not recorded"
+QUESTION = "Which gene is responsible?"
+CONTRACT = (
+    'Answer with JSON alone: {"genes": ["GENE1", "GENE2", "GENE3", "GENE4", "GENE5"]}, five '
+    "different gene symbols, most likely first."
+)
+
+
+@dataclass
+class Case:
+    """One patient. Terms are HPO ids of the one release that hpo.py reads, each at most once.
+
+    gene, disease, pmid  the answer: HGNC symbol, OMIM id, and the paper ("PMID:123") or ""
+    present, absent      features that were found, and features that were looked for in vain
+    sex, age, onset      text for the reader, such as "female", "1 year 3 months", "Infantile
+                         onset"; None where it is not recorded
+    """
+
+    case_id: str
+    gene: str
+    disease: str
+    pmid: str
+    present: list[str]
+    absent: list[str]
+    sex: str | None = None
+    age: str | None = None
+    onset: str | None = None
+
+
+def prompt_text(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> str:
+    """The prompt as the model reads it; `candidates` makes it the candidate-list form."""
+    present = "; ".join(hpo.label(term) for term in case.present)
+    absent = "; ".join(hpo.label(term) for term in case.absent)
+    question = QUESTION
+    if candidates:
+        question += f" It is one of these candidates: {', '.join(candidates)}."
+    return (
+        f"Symptoms present: {present}.\n"
+        f"Symptoms absent: {absent or NOT_RECORDED}.\n"
+        f"History: sex {case.sex or NOT_RECORDED}; "
+        f"age at last encounter {case.age or NOT_RECORDED}; "
+        f"onset {case.onset or NOT_RECORDED}.\n\n"
+        f"{question} {CONTRACT}"
+    )
+
+
+def case_row(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> dict[str, Any]:
+    """The case as a row of the RFT contract: `messages`, and answer fields beside it."""
+
+    def named(terms: Sequence[str]) -> list[dict[str, str]]:
+        return [{"id": term, "label": hpo.label(term)} for term in terms]
+
+    row: dict[str, Any] = {
+        "messages": [{"role": "user", "content": prompt_text(case, hpo, candidates)}],
+        "reference_gene": case.gene,
+        "case_id": case.case_id,
+        "pmid": case.pmid,
+        "disease": case.disease,
+        "present": named(case.present),
+        "absent": named(case.absent),
+        "sex": case.sex,
+        "age": case.age,
+        "onset": case.onset,
+    }
+    if candidates:
+        row["candidates"] = list(candidates)
+    return row
