@@ -1,0 +1,28 @@
+"""The tiny base models that the project makes and ships, and the world they know.
+
+world.py     the closed medical world: terms, diseases, genes, simulated cases
+corpus.py    the text that a base is pretrained on, its tokenizer
+pretrain.py  makes a base model: python -m rftkit.embedded.pretrain
+gates.py     what a base must pass before any RFT: python -m rftkit.embedded.gates
+models/      mini and large: weights in bf16, tokenizer, pretraining record, model card
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rftkit.data.errors import UserError
+
+MODELS = Path(__file__).parent / "models"
+
+
+def embedded_model(name: str) -> Path:
+    """The folder of an embedded model: "mini" or "large"."""
+    folder = MODELS / name
+    if not (folder / "config.json").exists():
+        here = sorted(p.name for p in MODELS.glob("*") if (p / "config.json").exists())
+        raise UserError(
+            f'model: "embedded:{name}", expected one of {", ".join(here) or "none (not built)"}: '
+            "see rftkit/embedded/models"
+        )
+    return folder
