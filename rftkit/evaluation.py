@@ -1,0 +1,231 @@
+"""Held-out evaluation: the same rows, prompts and seeds for every system, and intervals.
+
+A number about a model is a mean over rows of the mean over a row's samples, with a 95 % bootstrap
+interval over whole groups (rows that share an answer are not independent). Two systems are
+compared on the same rows: the interval of the paired difference says more than two intervals do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rftkit.data.records import Sample, SamplingConfig
+from rftkit.policy import Policy
+from rftkit.task import Task
+
+RESAMPLES = 2_000
+Groups = list[list[Sample]]  # samples[row][index]
+
+
+@dataclass
+class Interval:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def to_json(self) -> dict[str, float]:
+        return {k: round(v, 4) for k, v in asdict(self).items()}
+
+
+def bootstrap(values: Sequence[float], clusters: Sequence[Any], seed: int = 0) -> Interval:
+    """Mean of one value a row, with the 95 % percentile interval over resampled clusters.
+
+    values, clusters   (rows,) each; rows of a cluster are drawn together, 2,000 times
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13; clusters: Field & Welsh,
+    J. R. Stat. Soc. B 69:369 (2007).
+    """
+    values = np.asarray(values, float)
+    if len(values) == 0 or len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters, expected one each")
+    _, number = np.unique(np.asarray(clusters), return_inverse=True)
+    total, size = np.bincount(number, values), np.bincount(number)
+    picks = np.random.default_rng(seed).integers(len(size), size=(RESAMPLES, len(size)))
+    means = total[picks].sum(1) / size[picks].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], clusters: Sequence[Any], seed: int = 0
+) -> Interval:
+    """Mean of a - b over the same rows, with its interval."""
+    return bootstrap(np.asarray(a, float) - np.asarray(b, float), clusters, seed)
+
+
+def clusters_of(rows: list[dict], task: Task) -> list[str]:
+    """What the rows of an interval are clustered by: the task's group, else each row alone."""
+    if task.group_by is None:
+        return [str(i) for i in range(len(rows))]
+    return [json.dumps(row.get(task.group_by)) for row in rows]
+
+
+# --- one number a row --------------------------------------------------------------------------
+
+
+def hit(place: int | None, within: int) -> float:
+    return float(place is not None and place <= within)
+
+
+def sample_metric(metric: str, task: Task, row: dict[str, Any], sample: Sample) -> float:
+    """One sample's value: topK, mrr (1 / place of the reference), or grade."""
+    if metric == "grade":
+        return sample.grade or 0.0
+    place = task.place(row, sample)
+    if metric == "mrr":
+        return 1 / place if place else 0.0
+    if metric.startswith("top") and metric[3:].isdigit():
+        return hit(place, int(metric[3:]))
+    raise ValueError(f'metric "{metric}": expected top1, top5, ..., mrr or grade')
+
+
+def row_values(metric: str, task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
+    """(rows,): the mean over each row's samples."""
+    return np.array(
+        [
+            np.mean([sample_metric(metric, task, row, sample) for sample in group])
+            for row, group in zip(rows, samples)
+        ]
+    )
+
+
+def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
+    """maj@k, (rows,): is the first-ranked answer that most samples give the right one?
+
+    Samples without a readable answer do not vote; a tie counts by its share of right answers.
+    """
+    values = []
+    for row, group in zip(rows, samples):
+        votes = Counter(str(a[0]) for a in map(task.answers, group) if a)
+        top = max(votes.values(), default=0)
+        tied = [answer for answer, count in votes.items() if count == top]
+        values.append(tied.count(str(task.reference(row))) / len(tied) if tied else 0.0)
+    return np.array(values)
+
+
+def pass_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
+    """pass@k, (rows,): did any of the k samples put the right answer first?"""
+    return np.array(
+        [float(any(hit(task.place(row, s), 1) for s in group)) for row, group in zip(rows, samples)]
+    )
+
+
+# --- systems -----------------------------------------------------------------------------------
+
+
+@dataclass
+class SystemResult:
+    """One system on the test rows: the samples drawn and one number a row for each metric."""
+
+    name: str
+    n: int
+    values: dict[str, np.ndarray]
+    greedy: dict[str, np.ndarray] = field(default_factory=dict)
+    samples: Groups = field(default_factory=list)
+    greedy_samples: Groups = field(default_factory=list)
+    patterns: dict[str, float] = field(default_factory=dict)
+    places: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self, clusters: Sequence[Any]) -> dict[str, Any]:
+        """The entry of report.json's `systems`."""
+        record: dict[str, Any] = {"name": self.name, "n": self.n}
+        record["greedy"] = {k: round(float(v.mean()), 4) for k, v in self.greedy.items()}
+        for metric, values in self.values.items():
+            record[metric] = bootstrap(values, clusters).to_json()
+        if self.patterns:
+            record["patterns"] = {k: round(v, 4) for k, v in self.patterns.items()}
+        if self.places:
+            record["places"] = {k: round(v, 4) for k, v in self.places.items()}
+        return record
+
+
+def evaluate(
+    policy: Policy,
+    task: Task,
+    rows: list[dict[str, Any]],
+    config: SamplingConfig,
+    samples: int = 2,
+    name: str | None = None,
+    extra_samples: int = 0,
+    greedy: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> SystemResult:
+    """Sample every row, grade, and measure the task's metrics.
+
+    samples        answers a row for the headline numbers
+    extra_samples  answers a row for maj@k and pass@k, k = extra_samples; their first `samples`
+                   are the headline's
+    progress       hears how many answers each batch finished
+    """
+    prompts = [row["messages"] for row in rows]
+    heard = {"progress": progress} if progress else {}
+    drawn = policy.sample(prompts, max(samples, extra_samples), config, **heard)
+    likeliest: Groups = []
+    if greedy:
+        settings = SamplingConfig(**{**config.to_json(), "temperature": 0.0})
+        likeliest = policy.sample(prompts, 1, settings, **heard)
+    return measure(name or policy.name, task, rows, drawn, likeliest, samples)
+
+
+def measure(
+    name: str,
+    task: Task,
+    rows: list[dict[str, Any]],
+    drawn: Groups,
+    greedy: Groups = (),
+    samples: int | None = None,
+) -> SystemResult:
+    """Grade answers that were already drawn, and measure the task's metrics.
+
+    samples   how many of each row's answers make the headline numbers (all by default); where
+              more were drawn, they are read for maj@k and pass@k
+    """
+    for group in (*drawn, *greedy):
+        for sample in group:
+            sample.model = name
+    task.grade(rows, drawn)
+    headline = [group[:samples] for group in drawn]
+    metrics = [*task.metrics, "grade"]
+    result = SystemResult(
+        name=name,
+        n=len(rows),
+        values={m: row_values(m, task, rows, headline) for m in metrics},
+        samples=drawn,
+        patterns=pattern_shares(task, headline),
+        places=place_shares(task, rows, headline),
+    )
+    k = max(len(group) for group in drawn)
+    if samples is not None and k > samples:
+        result.values[f"maj@{k}"] = majority_values(task, rows, drawn)
+        result.values[f"pass@{k}"] = pass_values(task, rows, drawn)
+    if greedy:
+        task.grade(rows, greedy)
+        result.greedy_samples = greedy
+        result.greedy = {m: row_values(m, task, rows, greedy) for m in metrics}
+    return result
+
+
+def pattern_shares(task: Task, samples: Groups) -> dict[str, float]:
+    """The share of samples whose reasoning shows each of the task's thinking patterns."""
+    flat = [sample for group in samples for sample in group]
+    return {
+        name: sum(bool(pattern.search(s.reasoning)) for s in flat) / max(len(flat), 1)
+        for name, pattern in task.compiled_patterns.items()
+    }
+
+
+def place_shares(task: Task, rows: list[dict], samples: Groups) -> dict[str, float]:
+    """Where the reference stands in the ranked answer: shares of "1", "2", ..., "not listed"."""
+    places = [task.place(row, s) for row, group in zip(rows, samples) for s in group]
+    count = Counter("not listed" if p is None else str(p) for p in places)
+    return {place: count[place] / len(places) for place in sorted(count)}
