@@ -1,0 +1,138 @@
+"""Pictures of a run and of a comparison; each returns a matplotlib Figure.
+
+Colours follow one rule everywhere: grey is a baseline, blue a base model, orange what RFT made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GREY, BLUE, ORANGE, GREEN = "#8c8c8c", "#3b6fb6", "#d9722e", "#4c9a5b"
+DPI = 80
+
+
+def colour_of(name: str) -> str:
+    if name.startswith("RFT"):
+        return ORANGE
+    if "SFT" in name:
+        return GREEN
+    return BLUE if "base" in name else GREY
+
+
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
+    """Every system of a report.json: the sampled metric with its interval, greedy as a ring."""
+    systems = report["systems"]
+    figure, axes = new_figure(8, 0.45 * len(systems) + 1.6)
+    places = range(len(systems))[::-1]
+    for place, system in zip(places, systems):
+        value = system[metric]
+        colour = colour_of(system["name"])
+        axes.barh(place, value["mean"], color=colour, alpha=0.85, height=0.62)
+        axes.plot([value["low"], value["high"]], [place, place], color="black", lw=1.2)
+        if metric in system.get("greedy", {}):
+            axes.plot(system["greedy"][metric], place, "o", mfc="white", mec=colour, mew=1.6, ms=7)
+    for line in report.get("reference_lines", []):
+        axes.axvline(line["value"], color=GREY, lw=0.9, ls=":")
+        axes.text(
+            line["value"],
+            len(systems) - 0.35,
+            line["name"],
+            fontsize=7,
+            color="#555555",
+            rotation=25,
+            va="bottom",
+        )
+    axes.set_yticks(list(places), [s["name"] for s in systems])
+    axes.set_ylim(-0.6, len(systems) + (0.9 if report.get("reference_lines") else -0.4))
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(
+        f"{metric} on {report['n_cases']} held-out cases; bar: sampled at T = 1 with 95 % interval,"
+        " ring: greedy"
+    )
+    return figure
+
+
+def curve_figure(
+    log: Sequence[dict[str, Any]], start: dict[str, Any] | None = None, base: float | None = None
+) -> Figure:
+    """A run over its steps: training reward and held-out metric, and the share of each pattern.
+
+    log    the objects of log.jsonl; start: the look before step 1; base: a line to compare with
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), dpi=DPI, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    steps = [r["step"] for r in log]
+    if log and log[0].get("reward_mean") is not None:
+        rewards = [r["reward_mean"] for r in log]
+        above.plot(steps, rewards, color=GREY, lw=1, label="training reward (its rows change)")
+    looks = [(0, start)] if start else []
+    looks += [(r["step"], r["validation"]) for r in log if "validation" in r]
+    if looks:
+        x = [step for step, _ in looks]
+        name = looks[0][1].get("metric", "metric")
+        above.fill_between(
+            x, [v["low"] for _, v in looks], [v["high"] for _, v in looks], color=ORANGE, alpha=0.2
+        )
+        above.plot(
+            x,
+            [v["mean"] for _, v in looks],
+            color=ORANGE,
+            marker="o",
+            ms=4,
+            label=f"held-out {name}, 95 % interval",
+        )
+        best = max(looks, key=lambda look: look[1]["mean"])
+        above.axvline(best[0], color=ORANGE, lw=0.9, ls=":")
+        above.text(best[0], 0.02, " kept", fontsize=8, color=ORANGE)
+    if base is not None:
+        above.axhline(base, color=BLUE, lw=1, ls="--", label="base, sampled")
+    above.set_ylim(0, 1)
+    above.set_ylabel("share right, reward")
+    above.legend(loc="best", fontsize=8)
+    draw_patterns(below, log, looks)
+    below.set_xlabel("step")
+    return figure
+
+
+def draw_patterns(axes: Any, log: Sequence[dict[str, Any]], looks: Sequence) -> None:
+    """The share of each thinking pattern, on held-out rows where there are looks."""
+    if any(v.get("patterns") for _, v in looks):
+        points = [(step, v["patterns"]) for step, v in looks]
+        where = "held-out answers"
+    else:
+        points = [(r["step"], r["patterns"]) for r in log if r.get("patterns")]
+        where = "answers"
+    for name in points[0][1] if points else []:
+        axes.plot(
+            [s for s, _ in points], [p.get(name, 0) for _, p in points], marker=".", label=name
+        )
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel(f"share of {where}")
+    if points:
+        axes.legend(title="thinking pattern", fontsize=8, title_fontsize=8)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a picture beside its place and rename it."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.writing.png")
+    figure.savefig(beside, dpi=DPI)
+    beside.replace(path)
