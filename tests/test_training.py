@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from rftkit.data import SamplingConfig, UserError
+from rftkit.graders import GraderFailure
 from rftkit.policy import load_policy
 from rftkit.task import load_task, task_from_json
 from rftkit.training import RunConfig, train
@@ -218,3 +219,22 @@ def test_task_without_groups_clusters_rows():
     record = load_task("gene_ranking").to_json()
     record.pop("group_by")
     assert task_from_json(record).group_by is None
+
+
+def test_a_field_that_is_missing_stops_before_step_1(tmp_path):
+    task = load_task("gene_ranking")
+    rows = [dict(row) for row in task.rows("train")[:4]]
+    rows[2].pop("reference_gene")
+    task.group_by = None
+    with pytest.raises(UserError, match="reference_gene"):
+        train(RunConfig(**QUICK | {"eval_every": 0}), tmp_path, [], task, rows, [])
+    assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+def test_a_grader_that_fails_stops_the_run_instead_of_teaching_zeros():
+    record = load_task("gene_ranking").to_json()
+    record["grader"] = dict(record["grader"], calculate_output="1 / (first - first)")
+    reward = StepReward(task_from_json(record))
+    texts = ['<think>x</think>{"genes": ["A"]}'] * 8
+    with pytest.raises(GraderFailure, match="8 of 8"):
+        reward([""] * 8, texts, [json.dumps({"reference_gene": "A"})] * 8)

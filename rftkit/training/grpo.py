@@ -13,6 +13,8 @@ from typing import Any
 from rftkit.data.records import Sample, SamplingConfig
 from rftkit.data.rows import answer_fields
 from rftkit.evaluation import pattern_shares
+from rftkit.graders import GraderFailure
+from rftkit.graders.rewards import MAX_LOST_SHARE
 from rftkit.policy import LocalPolicy, decode, merged_adapter
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
@@ -26,6 +28,8 @@ def run_grpo(policy, task, rows, config, recorder, watch) -> dict[str, Any]:
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    task.grader.check_ready()  # a formula or a field that is not there stops here, not at step 1
+    task.grader.check_rows(rows)
     batch = config.prompts_per_step * config.answers_per_prompt
     arguments = GRPOConfig(
         **trainer_settings(config, recorder.out),
@@ -100,6 +104,10 @@ class StepReward:
         self.samples = [Sample.from_text(text, model="policy") for text in texts]
         for fields_of_row, sample in zip(item, self.samples):
             self.task.grade_sample(json.loads(fields_of_row), sample)
+        lost = [sample for sample in self.samples if sample.grade is None]
+        if len(lost) > MAX_LOST_SHARE * len(self.samples):
+            reasons = sorted({error for sample in lost for error in sample.errors})
+            raise GraderFailure(self.__name__, len(lost), len(self.samples), reasons)
         return [sample.grade for sample in self.samples]
 
     def summary(self) -> dict[str, Any]:

@@ -99,13 +99,13 @@ class HeldOut:
         import torch
 
         began, training = time.perf_counter(), policy.model.training
-        state = torch.get_rng_state()  # looking must not change what is drawn next
         policy.model.eval()
         settings = SamplingConfig(
             temperature=1.0, max_new_tokens=self.config.max_completion_tokens, seed=12_345
         )
         prompts = [row["messages"] for row in self.rows]
-        samples = policy.sample(prompts, self.config.eval_samples, settings)
+        with torch.random.fork_rng():  # looking must not change what is drawn next
+            samples = policy.sample(prompts, self.config.eval_samples, settings)
         self.task.grade(self.rows, samples)
         values = row_values(self.task.headline, self.task, self.rows, samples)
         record = {
@@ -116,7 +116,6 @@ class HeldOut:
             "n": len(self.rows),
         }
         policy.model.train(training)
-        torch.set_rng_state(state)
         may_be_kept = step > 0 or self.config.keep_start
         if may_be_kept and (not self.best or record["mean"] > self.best["mean"]):
             self.best, self.looks_since_best = {"step": step, **record}, 0

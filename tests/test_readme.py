@@ -1,0 +1,54 @@
+"""The README's numbers are the recorded ones, and the recorded ones are of what is shipped."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def demo_seeds():
+    spec = importlib.util.spec_from_file_location(
+        "demo_seeds", ROOT / "benchmarks" / "demo_seeds.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def record(demo_seeds):
+    return json.loads(demo_seeds.RECORD.read_text(encoding="utf-8"))
+
+
+def test_the_results_table_is_the_recorded_one(demo_seeds, record):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.partition(demo_seeds.BEGIN)[2].partition(demo_seeds.END)[0]
+    assert shown.strip() == demo_seeds.readme_tables(record)
+
+
+def test_the_record_is_of_the_shipped_data_and_weights(demo_seeds, record):
+    from rftkit.task import load_task
+
+    now = demo_seeds.checksums(load_task("gene_ranking"))
+    assert record["sha256"] == now
+    assert all(run["sha256"] == now for run in record["runs"])
+    assert [run["seed"] for run in record["runs"]] == [0, 1, 2]
+    assert all(run["profile"] == "full" for run in record["runs"])
+
+
+def test_what_the_readme_claims_holds_in_every_recorded_seed(record):
+    for run in record["runs"]:
+        top = {s["name"]: s["top1"]["mean"] for s in run["systems"]}
+        assert top["mini base"] < top["large base"] < top["RFT mini"]
+        assert top["RFT mini"] >= 1.75 * top["mini base"]
+        ahead = {(p["b"], p["metric"]): p["low"] for p in run["paired"] if p["a"] == "RFT mini"}
+        for rival in ("large base", "SFT mini", "rejection-sampling SFT mini"):
+            assert ahead[rival, "top1"] > 0
+        assert run["n_cases"] >= 400 and run["training"]["answer_groups_shared_with_eval"] == 0
+        for system in run["systems"]:
+            if system["name"] != "random":
+                assert system["top5"]["mean"] > system["top1"]["mean"]
