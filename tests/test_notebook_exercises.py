@@ -1,0 +1,229 @@
+"""The notebooks' exercises: a solution passes its check, a wrong answer does not.
+
+An exercise is four cells, known by their ids: `exercise-NAME` (the task, at the end of its cell),
+`exercise-NAME-stub`, `exercise-NAME-check` and `exercise-NAME-solution`. Here they are run without
+a kernel, after the few cells that they need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+from notebook_rules import NOTEBOOKS, Notebook, python_of, source
+
+
+@dataclass
+class Exercise:
+    """Where it stands, which cells it needs, and answers that a learner may try in vain."""
+
+    notebook: str
+    needs: tuple[str, ...]
+    wrong: dict[str, str]
+
+
+EXERCISES = {
+    "faults": Exercise(
+        "01_jsonl_data",
+        (
+            *("setup", "config", "read-leniently", "lenient-broken"),
+            *("row-fault", "clean-by-hand", "check"),
+        ),
+        {
+            "a part of a word is taken for the answer": """
+def find_faults(rows):
+    found = solution(rows)
+    found["told"] = [n for n, row in rows.items() if named(row) in text_of(row)]
+    return found
+""",
+            "upper and lower case are mixed up": """
+def find_faults(rows):
+    found = solution(rows)
+    found["told"] = [
+        n for n, row in rows.items()
+        if re.search(rf"\\b{re.escape(named(row))}\\b", text_of(row), re.IGNORECASE)
+    ]
+    return found
+""",
+            "every line is called faulty": """
+def find_faults(rows):
+    return {"told": list(rows), "copied": list(rows), "id": list(rows)}
+""",
+            "nothing is found": """
+def find_faults(rows):
+    return {"told": [], "copied": [], "id": []}
+""",
+            "a copy with another answer is let through": """
+def find_faults(rows):
+    found, seen = solution(rows), []
+    found["copied"] = []
+    for number, row in rows.items():
+        key = [row.get("messages"), row.get("reference_gene")]
+        if key in seen:
+            found["copied"].append(number)
+        seen.append(key)
+    return found
+""",
+        },
+    ),
+    "stop": Exercise(
+        "05_train_lora_grpo",
+        (),
+        {
+            "looks after the end are seen": """
+def when_to_stop(means, patience):
+    best = means.index(max(means))
+    return best, min(best + patience, len(means) - 1)
+""",
+            "as good counts as better": """
+def when_to_stop(means, patience):
+    best = 0
+    for look, mean in enumerate(means):
+        if mean >= means[best]:
+            best = look
+        if look - best >= patience:
+            break
+    return best, look
+""",
+            "one look too many": """
+def when_to_stop(means, patience):
+    best = 0
+    for look, mean in enumerate(means):
+        if mean > means[best]:
+            best = look
+        if look - best > patience:
+            break
+    return best, look
+""",
+        },
+    ),
+    "paired": Exercise(
+        "06_evaluate",
+        ("setup",),
+        {
+            "the two systems are drawn apart": """
+def paired_interval(a, b, clusters, resamples=1000):
+    rng = np.random.default_rng(0)
+    means = [
+        rng.choice(a, len(a)).mean() - rng.choice(b, len(b)).mean() for _ in range(resamples)
+    ]
+    return np.quantile(means, [0.025, 0.975])
+""",
+            "rows are drawn in place of clusters": """
+def paired_interval(a, b, clusters, resamples=1000):
+    rng = np.random.default_rng(0)
+    means = [rng.choice(a - b, len(a)).mean() for _ in range(resamples)]
+    return np.quantile(means, [0.025, 0.975])
+""",
+            "the difference has the wrong sign": """
+def paired_interval(a, b, clusters, resamples=1000):
+    low, high = solution(a, b, clusters)
+    return -high, -low
+""",
+        },
+    ),
+}
+
+# What the wrong answers of "faults" share.
+HELPERS = """
+import re
+
+
+def named(row):
+    answer = row.get("reference_gene")
+    return answer if isinstance(answer, str) else "no answer"
+
+
+def text_of(row):
+    messages = row.get("messages")
+    messages = messages if isinstance(messages, list) else []
+    return " ".join(str(m["content"]) for m in messages if m["role"] == "user")
+"""
+
+
+@cache
+def cells(name: str) -> dict[str, str]:
+    """Cell id -> its Python, or a Markdown cell's text."""
+    [path] = [path for path in NOTEBOOKS if path.stem == name]
+    return {
+        cell["id"]: python_of(cell) if cell["cell_type"] == "code" else source(cell)
+        for cell in Notebook.read(path).content["cells"]
+    }
+
+
+def solution_of(name: str, exercise: str) -> str:
+    text = cells(name)[f"exercise-{exercise}-solution"]
+    match = re.search(r"<details><summary>Solution</summary>\n\n```python\n(.*?)```", text, re.S)
+    assert match, f"{name}: no python block in the solution of {exercise}"
+    return match.group(1)
+
+
+def run(code: str, namespace: dict) -> str:
+    """Execute and return what was printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "<cell>", "exec"), namespace)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Exercise -> a copy of the names that its cells find when a learner comes to them."""
+    made = {}
+
+    def make(exercise: str) -> dict:
+        about = EXERCISES[exercise]
+        if exercise not in made:
+            namespace: dict = {"__name__": "__main__"}
+            for cell in (*about.needs, f"exercise-{exercise}-stub"):
+                run(cells(about.notebook)[cell], namespace)
+            made[exercise] = namespace
+        return dict(made[exercise])
+
+    return make
+
+
+def check(exercise: str, namespace: dict) -> str:
+    return run(cells(EXERCISES[exercise].notebook)[f"exercise-{exercise}-check"], namespace)
+
+
+def test_an_exercise_stands_in_a_notebook_and_not_here():
+    found = {
+        match.group(1): path.stem
+        for path in NOTEBOOKS
+        for cell in Notebook.read(path).content["cells"]
+        if (match := re.fullmatch(r"exercise-(\w+)-stub", cell["id"]))
+    }
+    assert found == {name: exercise.notebook for name, exercise in EXERCISES.items()}
+    assert all(len(exercise.wrong) >= 2 for exercise in EXERCISES.values())
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_an_unsolved_exercise_stops_the_notebook_or_passes(context, exercise):
+    printed = check(exercise, context(exercise))
+    assert "not solved yet" in printed and "passed" not in printed
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_a_solution_does_not_pass_its_own_check(context, exercise):
+    namespace = context(exercise)
+    run(solution_of(EXERCISES[exercise].notebook, exercise), namespace)
+    assert ": passed" in check(exercise, namespace)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [(name, answer) for name, exercise in EXERCISES.items() for answer in exercise.wrong],
+)
+def test_a_wrong_answer_passes(context, exercise, answer):
+    namespace = context(exercise)
+    run(solution_of(EXERCISES[exercise].notebook, exercise), namespace)
+    wrong = EXERCISES[exercise].wrong[answer]
+    namespace["solution"] = namespace[re.search(r"^def (\w+)", wrong, re.M).group(1)]
+    run(HELPERS + wrong, namespace)
+    with pytest.raises(AssertionError):
+        check(exercise, namespace)
