@@ -226,6 +226,82 @@ def cases_command(
         print_cases(report, out, console)
 
 
+@app.command("train")
+def train_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A RunConfig as JSON.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run's folder.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the config comes to; train nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train though the gate says fix.")] = False,
+    model: Annotated[str | None, typer.Option(help="Instead of the model that FILE names.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a LoRA by GRPO or SFT, watched by held-out rows; go on where a run was stopped.
+
+    FILE holds a RunConfig: every field but the task has a default.
+
+        {"task": "gene_ranking", "model": "embedded:mini", "steps": 70, "prompts_per_step": 8}
+
+    RUN gets log.jsonl (one object a step), samples.jsonl, checkpoints/ and adapter/ (the best by
+    the held-out task metric). Ctrl-C saves a checkpoint; the same command goes on from there, and
+    from the last checkpoint after a crash.
+
+    Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
+
+    Exit code 1: invalid input, or a watchdog stopped the run. 3: the signal gate says fix. 130:
+    interrupted, and resumable.
+    """
+    from rftkit.training.command_line import plan_of, read_run_config, run_train
+
+    config = read_run_config(file, model)
+    if dry_run:
+        plan = plan_of(config)
+        if as_json:
+            print_json(plan.to_json())
+        else:
+            for line in plan.lines():
+                console.print(line, markup=False)
+        return
+    with ConsoleReporter() as reporter:
+        run, record = run_train(config, out, reporter, force)
+    if as_json:
+        print_json(record)
+    else:
+        best = run.best
+        if best:
+            console.print(
+                f"kept step {best['step']}: held-out {best['metric']} {best['mean']:.3f} "
+                f"[{best['low']:.3f}, {best['high']:.3f}], before training "
+                f"{run.start['mean']:.3f}",
+                markup=False,
+            )
+        ended = run.training["stopped"]
+        console.print(f"{run.training['steps']} steps, ended by {ended}: {out}", markup=False)
+    if any(alarm.get("stops") for alarm in run.alarms):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command("runs")
+def runs_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with run folders.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """All runs under DIR side by side: held-out metrics, and the fields in which they differ.
+
+    Example: `rftkit runs runs`
+    """
+    from rftkit.training.command_line import list_runs, runs_table
+
+    found = list_runs(folder)
+    if as_json:
+        print_json(found)
+    elif found["runs"]:
+        print_markdown_table(runs_table(found))
+    else:
+        console.print(f"{folder}: no runs", markup=False)
+
+
 @app.command("demo")
 def demo_command(
     profile: Annotated[
@@ -345,9 +421,9 @@ def main() -> None:
         app()
     except UserError as error:
         complaints.print("error", str(error), markup=False, style="red")
-        sys.exit(FINDINGS)
-    except KeyboardInterrupt:
-        complaints.print("interrupted")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as stop:  # training says where it can go on
+        complaints.print(str(stop) or "interrupted", markup=False)
         sys.exit(INTERRUPTED)
 
 

@@ -25,6 +25,7 @@ QUICK = dict(
     patience=0,
     eval_rows=120,
     eval_samples=2,
+    gate="off",
 )
 LOG_FIELDS = {
     "step", "seconds", "reward_mean", "reward_std", "sub_rewards", "dead_groups",
@@ -189,7 +190,7 @@ def test_config_from_files_makes_its_own_task(tmp_path):
     config = RunConfig(
         task=None, train_file=str(task.folder / "train.jsonl"), grader=task.grader_spec,
         answer_template=task.answer_template, steps=1, prompts_per_step=2, answers_per_prompt=2,
-        eval_every=0,
+        eval_every=0, gate="off",
     )  # fmt: skip
     done = train(config, tmp_path)
     assert len(done.log) == 1 and done.best == {}
@@ -204,7 +205,7 @@ def test_engine_unsloth_trains_too(tmp_path):
         "import unsloth\n"
         "from rftkit.training import RunConfig, train\n"
         "c = RunConfig(task='gene_ranking', engine='unsloth', steps=2, prompts_per_step=2,\n"
-        "    answers_per_prompt=4, eval_every=0)\n"
+        "    answers_per_prompt=4, eval_every=0, gate='off')\n"
         "r = train(c, sys.argv[1])\n"
         "print('RESULT', r.policy.engine, len(r.log), r.log[-1]['grad_norm'])\n"
     )
