@@ -43,18 +43,30 @@ def raised(report):
         (["brca1"], 0.1),
         ("BRCA1", 0.0),  # a text is not a list: its letters are no genes
         ({"0": "BRCA1"}, 0.0),
+        # Each repeat costs a quarter of the tenth, wherever it stands.
+        (["BRCA1", "A", "A", "B", "C"], 0.975),
+        (["A", "BRCA1", "BRCA1"], 0.705),
+        (["A", "B", "C", "B", "A"], 0.05),
+        (["BRCA1"] * 5, 0.9),
+        (["A"] * 5, 0.0),
+        (["A", "B", "C", "D", "E", "A"], 0.1),  # a sixth place is worth nothing, and costs none
+        (["AB", "A", "B", "BA"], 0.1),  # a name within another is not a repeat
+        ([1, "1", 1.0], 0.075),  # as texts: "1", "1", "1.0"
     ],
 )
 def test_gene_grader_scores_a_list_by_what_is_there(genes, reward):
     got, parts = gene_rank().grade(ITEM, json.dumps({"genes": genes}))
     assert got == pytest.approx(reward, abs=1e-12)
-    assert set(parts) == {"first", "second", "third", "fourth", "fifth", "format"}
+    places = {"first", "second", "third", "fourth", "fifth"}
+    assert set(parts) == places | {"format"} | {f"{place}_again" for place in places - {"first"}}
 
 
 def test_short_list_is_a_fault_of_the_missing_places_only():
     report = gene_rank().report(ITEM, '{"genes": ["A", "BRCA1"]}')
     assert raised(report.to_json()) == ["sample_parse_error"]
-    assert [line.split(":")[0] for line in report.explanations] == ["third", "fourth", "fifth"]
+    missing = ["third", "fourth", "fifth"]
+    missing += [f"{place}_again" for place in missing]
+    assert [line.split(":")[0] for line in report.explanations] == missing
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", '{"genes": ["BRCA1"]', "NaN", "[" * 100_000])
