@@ -28,6 +28,7 @@ from rich.table import Table
 from rftkit.data import CheckReport, check_file
 from rftkit.data.errors import UserError
 from rftkit.data.faults import plural
+from rftkit.doctor.command_line import doctor_command
 
 app = typer.Typer(
     name="rftkit",
@@ -348,6 +349,9 @@ def demo_command(
         "curve.png, log.jsonl, samples.jsonl, adapter/",
         markup=False,
     )
+
+
+app.command("doctor")(doctor_command)
 
 
 @app.command("environment")
