@@ -303,6 +303,80 @@ def runs_command(
         console.print(f"{folder}: no runs", markup=False)
 
 
+@app.command("signal")
+def signal_command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's RunConfig (JSON).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep signal.json and all samples here."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Before training: is there anything to learn from? go, fix or undecided, with the reasons.
+
+    Draws a few answers of the policy that will be trained (at most 5 % of the run's completions,
+    or 256) and looks at what training would see: pass@k, groups without spread, answers that are
+    cut or cannot be read, and whether the grader knows right from wrong at all.
+
+    Example, with run.json holding {"model": "embedded:mini", "task": "gene_ranking"}:
+
+        rftkit signal run.json --out runs/signal
+
+    Exit code 0: go, or undecided (it says how many more samples would settle it). 3: fix; each
+    finding names its evidence and the knob to turn. 1: the config or the rows are invalid.
+    """
+    from rftkit.policy import load_policy
+    from rftkit.signal import measure_signal
+    from rftkit.signal.command_line import print_signal
+    from rftkit.training import RunConfig
+    from rftkit.training.config import config_rows, config_task
+
+    run = RunConfig.from_json(read_json_object(config))
+    run.check()
+    if run.method != "grpo":
+        raise UserError(
+            f'{config}: method "{run.method}", expected "grpo": only a run that samples its own '
+            "answers has a signal to measure"
+        )
+    task = config_task(run)
+    rows, _ = config_rows(run, task)
+    with ConsoleReporter() as reporter:
+        reporter.stage("loading")
+        policy = load_policy(run.model, run.engine, run.init_adapter)
+        reporter.stage("drawing answers")
+        signal = measure_signal(
+            policy,
+            task,
+            rows,
+            answers=run.answers_per_prompt,
+            max_completion_tokens=run.max_completion_tokens,
+            temperature=run.temperature,
+            completions=run.steps * run.prompts_per_step * run.answers_per_prompt,
+            seed=run.seed,
+            progress=reporter.advance,
+        )
+    if out is not None:
+        signal.save(out)
+    if as_json:
+        print_json(signal.to_json())
+    else:
+        print_signal(signal, console)
+    raise typer.Exit(FIX_FIRST if signal.verdict == "fix" else GOOD)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A file with one JSON object; UserError naming what is there instead."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): name a JSON file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected one object: mend it there") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: a {type(record).__name__}, expected one JSON object")
+    return record
+
+
 @app.command("demo")
 def demo_command(
     profile: Annotated[
