@@ -17,6 +17,7 @@ from rich.table import Table
 from rftkit import __version__
 from rftkit.console import (
     FINDINGS,
+    FIX_FIRST,
     GOOD,
     INTERRUPTED,
     ConsoleReporter,
@@ -365,11 +366,10 @@ def signal_command(
     from rftkit.policy import load_policy
     from rftkit.signal import measure_signal
     from rftkit.signal.command_line import print_signal
-    from rftkit.training import RunConfig
+    from rftkit.training.command_line import read_run_config
     from rftkit.training.config import config_rows, config_task
 
-    run = RunConfig.from_json(read_json_object(config))
-    run.check()
+    run = read_run_config(config)
     if run.method != "grpo":
         raise UserError(
             f'{config}: method "{run.method}", expected "grpo": only a run that samples its own '
@@ -399,19 +399,6 @@ def signal_command(
     else:
         print_signal(signal, console)
     raise typer.Exit(FIX_FIRST if signal.verdict == "fix" else GOOD)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A file with one JSON object; UserError naming what is there instead."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): name a JSON file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected one object: mend it there") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: a {type(record).__name__}, expected one JSON object")
-    return record
 
 
 @app.command("demo")
