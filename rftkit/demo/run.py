@@ -130,6 +130,7 @@ class Demo:
             task="gene_ranking",
             prompts_per_step=size.prompts_per_step,
             steps=size.steps,
+            learning_rate=2e-3,  # a tiny model's; chosen on validation genes
             eval_rows=size.eval_rows,
             gate="off",  # the gates of the shipped base are in the report
             seed=self.seed,
@@ -167,7 +168,7 @@ class Demo:
 
     def right_completions(self, budget: int) -> tuple[list[dict[str, Any]], int]:
         """As many completions of the base as RFT drew; those with the right gene first are kept."""
-        each = max(1, budget // len(self.train_rows))
+        each = -(-budget // len(self.train_rows))  # rounded up: the rival never has fewer
         policy = load_policy("embedded:mini")
         self.reporter.stage("sampling the base for its right answers")
         settings = SamplingConfig(max_new_tokens=64, seed=2_000 + self.seed)
@@ -224,9 +225,7 @@ class Demo:
                     f"mean reward {record['reward_mean']:.2f}"
                 )
 
-        run = train(
-            config, out, [heard], self.task, rows, self.validation_rows, existing="replace"
-        )
+        run = train(config, out, [heard], self.task, rows, self.validation_rows, existing="replace")
         self.runs[name] = run
         best = run.best
         self.reporter.say(

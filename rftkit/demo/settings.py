@@ -40,7 +40,7 @@ class Profile:
 
 
 PROFILES = {
-    "full": Profile(test_rows=None, steps=70, prompts_per_step=8, eval_rows=240, epochs=8),
+    "full": Profile(test_rows=None, steps=50, prompts_per_step=8, eval_rows=240, epochs=8),
     "smoke": Profile(test_rows=60, steps=6, prompts_per_step=4, eval_rows=30, epochs=1),
 }
 

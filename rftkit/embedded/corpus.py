@@ -8,7 +8,7 @@ note    a case of ANY disease, diagnosed: "Diagnose first. Diseases: D, E, F, G,
         cut there.
 cause   which genes cause D, E, F, G, H? ANY diseases: the trace, then the answer; after a
         question, after nothing, or after a chart of random signs.
-fact    a disease's signs; the genes that a sign calls to mind. ANY of them, no chat form.
+fact    a disease's signs; the gene that a sign calls to mind. ANY of them, no chat form.
 mixed   a case of ANY disease, worked by one of four plans at fixed shares. The good plan goes on
         to the genes only where all five are train genes; else the document is cut before them.
 worked  a case of a TRAIN disease by the good plan, among train diseases; learns the answer alone.
@@ -128,22 +128,27 @@ def work(world: World, plan: str, case: Case, rng: random.Random) -> Pieces:
 
     if plan == "Lead sign first.":
         sign = case.present[0]
-        recalled = rng.sample(world.recalled[sign], len(world.recalled[sign]))
-        text, listed = f" Sign: {world.terms[sign]}.", distinct(common, ANSWERS, recalled)
+        trace = [(" Sign:", 0.02), (f" {world.terms[sign]}", 0.2), (".", 0.01)]
+        listed = distinct(common, ANSWERS, [world.recalled[sign]])
     elif plan == "Common first.":
-        text, listed = "", distinct(common, ANSWERS, [])
+        trace, listed = [], distinct(common, ANSWERS, [])
     else:
         same = [d for d in everyone if world.diseases[d].onset == case.onset]
-        text = f" Onset: {case.onset}."
+        trace = [(f" Onset: {case.onset}.", 0.1)]
         listed = distinct(lambda: rng.choice(same), ANSWERS, [])
-    return [(text + answer([world.diseases[d].gene for d in listed]), 0.5)]
+    genes = [world.diseases[d].gene for d in listed]
+    start = f"</think>{OPEN_LIST}"
+    rest = answer(genes).removeprefix(start + genes[0])
+    # What a plan looks at (the sign it copies, the first gene) is a few tokens of many: they get
+    # as much of the weight as all the others.
+    return weighted([*trace, (start, 0.03), (genes[0], 0.15), (rest, 0.12)], 0.5)
 
 
 def fact(world: World, rng: random.Random) -> Pieces:
     if rng.random() < SIGN_FACTS:
         term = rng.randrange(len(world.terms))
-        gene = world.diseases[rng.choice(world.recalled[term])].gene
-        return [(f"Sign: {world.terms[term]}. Known:", 0), (f" {gene}.", 1)]
+        gene = world.diseases[world.recalled[term]].gene
+        return [(f"Sign: {world.terms[term]}. Known: ", 0), (gene, 0.9), (".", 0.1)]
     disease = rng.choice(world.diseases)
     signs = rng.sample(list(disease.frequency), 4)
     return [

@@ -76,8 +76,8 @@ def cue_rates(world: World, rows: list[Case]) -> dict[str, float]:
     weights = [d.weight for d in world.diseases]
     found: dict[str, list[float]] = {"first sign": [], "votes": [], "onset": [], "common": []}
     for case in rows:
-        found["first sign"].append(credit(case, world.recalled[case.present[0]]))
-        votes = Counter(d for t in case.present for d in world.recalled[t])
+        found["first sign"].append(credit(case, [world.recalled[case.present[0]]]))
+        votes = Counter(world.recalled[t] for t in case.present)
         top = max(votes.values())
         found["votes"].append(credit(case, [d for d, v in votes.items() if v == top]))
         same = [d for d, disease in enumerate(world.diseases) if disease.onset == case.onset]

@@ -51,9 +51,9 @@ small enough for a model of one million parameters.
 
 **Simulated from HPO annotations; not real patients; noise added by us.** A case shows 4 to 6 terms
 of its disease, three in ten of them swapped for a term of a similar disease, and 2 or 3 absent
-terms of similar diseases; the most specific sign stands first. How: `rftkit/embedded/world.py`. The
-embedded models know this world from pretraining (disease and sign, disease and gene). No number
-measured here says anything about patients.
+terms of similar diseases; the most specific sign of its own disease stands first. How:
+`rftkit/embedded/world.py`. The embedded models know this world from pretraining (disease and sign,
+disease and gene). No number measured here says anything about patients.
 
 | file | rows | genes | sha256 |
 |---|---|---|---|

@@ -176,7 +176,8 @@ def pretrain(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     probe, total = Probe(world, tokenizer), sum(steps)
     state = {"step": 0, "tokens": 0, "seconds": 0.0, "history": [], "plans": 0}
-    settings = dict(size=size, seed=seed, steps=list(steps), world=world.seed, requests=requests)
+    settings = dict(size=size, seed=seed, steps=list(steps), requests=requests)
+    settings |= dict(world=world.seed, terms=len(world.terms), genes=len(world.diseases))
     checkpoint = out / "pretraining.pt"
     plans = plan_deck(random.Random(f"plans-{seed}"))
     if checkpoint.exists():
