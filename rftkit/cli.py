@@ -237,6 +237,9 @@ def cases_command(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also rank the genes without a model (10 s).")
     ] = False,
+    drop_copies: Annotated[
+        bool, typer.Option("--drop-copies", help="Leave out what `rftkit check` calls a copy.")
+    ] = False,
     seed: Annotated[
         int, typer.Option(metavar="N", help="Of the split and of the candidates' order.")
     ] = 0,
@@ -248,15 +251,18 @@ def cases_command(
     and why. No answer gene stands in two files, and duplicates stand in one. About 10,000 cases
     come from the release archive of github.com/monarch-initiative/phenopacket-store (BSD-3).
 
+    Some cases are published in the same words as another (siblings, mostly). They are counted and
+    kept, and `rftkit check` reports them; --drop-copies keeps one of each, so that it exits 0.
+
     Example:
 
-        rftkit cases all_phenopackets.zip --out cases --baselines
+        rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines
 
         rftkit check cases/train.jsonl --validation cases/validation.jsonl --group-by reference_gene
     """
     from rftkit.genes.command_line import print_cases, run_cases
 
-    report = run_cases(source, out, candidates or 0, baselines, seed, complaints)
+    report = run_cases(source, out, candidates or 0, baselines, seed, complaints, drop_copies)
     if as_json:
         print_json(report)
     else:
