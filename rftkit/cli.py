@@ -17,6 +17,7 @@ from rich.table import Table
 from rftkit import __version__
 from rftkit.console import (
     FINDINGS,
+    FIX_FIRST,
     GOOD,
     INTERRUPTED,
     ConsoleReporter,
@@ -29,6 +30,7 @@ from rftkit.console import (
 from rftkit.data import CheckReport, check_file
 from rftkit.data.errors import UserError
 from rftkit.data.faults import plural
+from rftkit.doctor.command_line import doctor_command
 
 app = typer.Typer(
     name="rftkit",
@@ -269,6 +271,142 @@ def cases_command(
         print_cases(report, out, console)
 
 
+@app.command("train")
+def train_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A RunConfig as JSON.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run's folder.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the config comes to; train nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train though the gate says fix.")] = False,
+    model: Annotated[str | None, typer.Option(help="Instead of the model that FILE names.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a LoRA by GRPO or SFT, watched by held-out rows; go on where a run was stopped.
+
+    FILE holds a RunConfig: every field but the task has a default.
+
+        {"task": "gene_ranking", "model": "embedded:mini", "steps": 70, "prompts_per_step": 8}
+
+    RUN gets log.jsonl (one object a step), samples.jsonl, checkpoints/ and adapter/ (the best by
+    the held-out task metric). Ctrl-C saves a checkpoint; the same command goes on from there, and
+    from the last checkpoint after a crash.
+
+    Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
+
+    Exit code 1: invalid input, or a watchdog stopped the run. 3: the signal gate says fix. 130:
+    interrupted, and resumable.
+    """
+    from rftkit.training.command_line import plan_of, read_run_config, run_train
+
+    config = read_run_config(file, model)
+    if dry_run:
+        plan = plan_of(config)
+        if as_json:
+            print_json(plan.to_json())
+        else:
+            for line in plan.lines():
+                console.print(line, markup=False)
+        return
+    with ConsoleReporter() as reporter:
+        run, record = run_train(config, out, reporter, force)
+    if as_json:
+        print_json(record)
+    else:
+        best = run.best
+        if best:
+            console.print(
+                f"kept step {best['step']}: held-out {best['metric']} {best['mean']:.3f} "
+                f"[{best['low']:.3f}, {best['high']:.3f}], before training "
+                f"{run.start['mean']:.3f}",
+                markup=False,
+            )
+        ended = run.training["stopped"]
+        console.print(f"{run.training['steps']} steps, ended by {ended}: {out}", markup=False)
+    if any(alarm.get("stops") for alarm in run.alarms):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command("runs")
+def runs_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with run folders.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """All runs under DIR side by side: held-out metrics, and the fields in which they differ.
+
+    Example: `rftkit runs runs`
+    """
+    from rftkit.training.command_line import list_runs, runs_table
+
+    found = list_runs(folder)
+    if as_json:
+        print_json(found)
+    elif found["runs"]:
+        print_markdown_table(runs_table(found))
+    else:
+        console.print(f"{folder}: no runs", markup=False)
+
+
+@app.command("signal")
+def signal_command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's RunConfig (JSON).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep signal.json and all samples here."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Before training: is there anything to learn from? go, fix or undecided, with the reasons.
+
+    Draws a few answers of the policy that will be trained (at most 5 % of the run's completions,
+    or 256) and looks at what training would see: pass@k, groups without spread, answers that are
+    cut or cannot be read, and whether the grader knows right from wrong at all.
+
+    Example, with run.json holding {"model": "embedded:mini", "task": "gene_ranking"}:
+
+        rftkit signal run.json --out runs/signal
+
+    Exit code 0: go, or undecided (it says how many more samples would settle it). 3: fix; each
+    finding names its evidence and the knob to turn. 1: the config or the rows are invalid.
+    """
+    from rftkit.policy import load_policy
+    from rftkit.signal import measure_signal
+    from rftkit.signal.command_line import print_signal
+    from rftkit.training.command_line import read_run_config
+    from rftkit.training.config import config_rows, config_task
+
+    run = read_run_config(config)
+    if run.method != "grpo":
+        raise UserError(
+            f'{config}: method "{run.method}", expected "grpo": only a run that samples its own '
+            "answers has a signal to measure"
+        )
+    task = config_task(run)
+    rows, _ = config_rows(run, task)
+    with ConsoleReporter() as reporter:
+        reporter.stage("loading")
+        policy = load_policy(run.model, run.engine, run.init_adapter)
+        reporter.stage("drawing answers")
+        signal = measure_signal(
+            policy,
+            task,
+            rows,
+            answers=run.answers_per_prompt,
+            max_completion_tokens=run.max_completion_tokens,
+            temperature=run.temperature,
+            completions=run.steps * run.prompts_per_step * run.answers_per_prompt,
+            seed=run.seed,
+            progress=reporter.advance,
+        )
+    if out is not None:
+        signal.save(out)
+    if as_json:
+        print_json(signal.to_json())
+    else:
+        print_signal(signal, console)
+    raise typer.Exit(FIX_FIRST if signal.verdict == "fix" else GOOD)
+
+
 @app.command("demo")
 def demo_command(
     profile: Annotated[
@@ -322,6 +460,9 @@ def demo_command(
     )
 
 
+app.command("doctor")(doctor_command)
+
+
 @app.command("environment")
 def environment_command(as_json: JsonFlag = False) -> None:
     """What this machine is, and what follows: device, precision, profile, versions.
@@ -356,9 +497,9 @@ def main() -> None:
         app()
     except UserError as error:
         complaints.print("error", str(error), markup=False, style="red")
-        sys.exit(FINDINGS)
-    except KeyboardInterrupt:
-        complaints.print("interrupted")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as stop:  # training says where it can go on
+        complaints.print(str(stop) or "interrupted", markup=False)
         sys.exit(INTERRUPTED)
 
 

@@ -15,7 +15,7 @@ from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import SystemResult, clusters_of, paired_record
 from rftkit.plots import curve_figure, save_figure, table_figure
 from rftkit.task import Task
-from rftkit.training.watch import append_lines
+from rftkit.training.record import append_lines
 
 if TYPE_CHECKING:
     from rftkit.demo.run import Demo

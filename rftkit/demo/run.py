@@ -131,6 +131,7 @@ class Demo:
             prompts_per_step=size.prompts_per_step,
             steps=size.steps,
             eval_rows=size.eval_rows,
+            gate="off",  # the gates of the shipped base are in the report
             seed=self.seed,
         )
         run = self.train("RFT mini", config, self.out, self.train_rows)
@@ -223,7 +224,9 @@ class Demo:
                     f"mean reward {record['reward_mean']:.2f}"
                 )
 
-        run = train(config, out, [heard], self.task, rows, self.validation_rows)
+        run = train(
+            config, out, [heard], self.task, rows, self.validation_rows, existing="replace"
+        )
         self.runs[name] = run
         best = run.best
         self.reporter.say(
