@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rftkit import __version__
+from rftkit.comparison.command_line import evaluate_command
 from rftkit.console import (
     FINDINGS,
     FIX_FIRST,
@@ -461,6 +462,7 @@ def demo_command(
 
 
 app.command("doctor")(doctor_command)
+app.command("evaluate")(evaluate_command)
 
 
 @app.command("environment")
