@@ -61,13 +61,17 @@ def about(
 
         rftkit demo
 
-    Then your own data, from rows to a grade:
+    Then your own data, from rows to a tuned model and what it is worth:
 
         rftkit check train.jsonl --validation validation.jsonl
 
         rftkit graders gene_rank > grader.json
 
         rftkit grade --grader grader.json --sample '{"genes": ["SCN1A"]}' --item row.json
+
+        rftkit train config.json --out runs/first
+
+        rftkit evaluate test.jsonl --model embedded:mini --model runs/first --out runs/table
 
     `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 good, 1 findings or
     invalid input, 2 wrong usage, 3 fix first, 130 interrupted.
