@@ -24,8 +24,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
-complaints = Console(stderr=True, highlight=False, soft_wrap=True)
+# emoji=False: a model called endpoint:m: is no circled M.
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+complaints = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 GOOD, FINDINGS, WRONG_USAGE, FIX_FIRST, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -38,11 +39,11 @@ def print_json(record: Any) -> None:
 
 
 def print_markdown_table(lines: list[str]) -> None:
-    """A Markdown table as a Rich one that fits 80 columns: .123 for 0.123."""
+    """A Markdown table as a Rich one that fits 80 columns: .123 for 0.123, but for names."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     table = Table(*rows[0], header_style="bold", box=None, padding=(0, 1, 0, 0))
-    for row in rows[2:]:
-        table.add_row(*(escape(re.sub(r"\b0\.(?=\d)", ".", cell)) for cell in row))
+    for name, *values in rows[2:]:
+        table.add_row(escape(name), *(escape(re.sub(r"\b0\.(?=\d)", ".", v)) for v in values))
     console.print(table)
     console.print()
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from rftkit.task import Task
 
 RESAMPLES = 2_000
 Groups = list[list[Sample]]  # samples[row][index]
+MetricFunction = Callable[[dict[str, Any], Sample], float]  # (row, sample) -> one number
+NO_FUNCTIONS: Mapping[str, MetricFunction] = MappingProxyType({})
 
 
 @dataclass
@@ -89,13 +93,13 @@ def sample_metric(metric: str, task: Task, row: dict[str, Any], sample: Sample) 
     raise ValueError(f'metric "{metric}": expected top1, top5, ..., mrr or grade')
 
 
-def row_values(metric: str, task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
-    """(rows,): the mean over each row's samples."""
+def row_values(
+    metric: str | MetricFunction, task: Task, rows: list[dict], samples: Groups
+) -> np.ndarray:
+    """(rows,): the mean over each row's samples; metric is a name or a function of your own."""
+    value = metric if callable(metric) else partial(sample_metric, metric, task)
     return np.array(
-        [
-            np.mean([sample_metric(metric, task, row, sample) for sample in group])
-            for row, group in zip(rows, samples)
-        ]
+        [np.mean([value(row, sample) for sample in group]) for row, group in zip(rows, samples)]
     )
 
 
@@ -175,6 +179,7 @@ def evaluate(
     extra_samples: int = 0,
     greedy: bool = True,
     progress: Callable[[int], None] | None = None,
+    functions: Mapping[str, MetricFunction] = NO_FUNCTIONS,
 ) -> SystemResult:
     """Sample every row, grade, and measure the task's metrics.
 
@@ -182,6 +187,7 @@ def evaluate(
     extra_samples  answers a row for maj@k and pass@k, k = extra_samples; their first `samples`
                    are the headline's
     progress       hears how many answers each batch finished
+    functions      metrics of your own, by name, beside the task's
     """
     prompts = [row["messages"] for row in rows]
     heard = {"progress": progress} if progress else {}
@@ -190,7 +196,7 @@ def evaluate(
     if greedy:
         settings = SamplingConfig(**{**config.to_json(), "temperature": 0.0})
         likeliest = policy.sample(prompts, 1, settings, **heard)
-    return measure(name or policy.name, task, rows, drawn, likeliest, samples)
+    return measure(name or policy.name, task, rows, drawn, likeliest, samples, functions)
 
 
 def measure(
@@ -200,6 +206,7 @@ def measure(
     drawn: Groups,
     greedy: Groups = (),
     samples: int | None = None,
+    functions: Mapping[str, MetricFunction] = NO_FUNCTIONS,
 ) -> SystemResult:
     """Grade answers that were already drawn, and measure the task's metrics.
 
@@ -211,14 +218,14 @@ def measure(
             sample.model = name
     task.grade(rows, drawn)
     headline = [group[:samples] for group in drawn]
-    metrics = [*task.metrics, "grade"]
+    metrics = {name: name for name in (*task.metrics, "grade")} | dict(functions)
     result = SystemResult(
         name=name,
         n=len(rows),
-        values={m: row_values(m, task, rows, headline) for m in metrics},
+        values={name: row_values(m, task, rows, headline) for name, m in metrics.items()},
         samples=drawn,
         patterns=pattern_shares(task, headline),
-        places=place_shares(task, rows, headline),
+        places=place_shares(task, rows, headline) if task.answer_template else {},
     )
     k = max(len(group) for group in drawn)
     if samples is not None and k > samples:
@@ -227,7 +234,7 @@ def measure(
     if greedy:
         task.grade(rows, greedy)
         result.greedy_samples = greedy
-        result.greedy = {m: row_values(m, task, rows, greedy) for m in metrics}
+        result.greedy = {n: row_values(m, task, rows, greedy) for n, m in metrics.items()}
     return result
 
 

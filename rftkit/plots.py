@@ -6,7 +6,7 @@ where graders are attacked, blue is an honest answer and red a cheat that pays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,14 +36,19 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
-    """Every system of a report.json: the sampled metric with its interval, greedy as a ring."""
+def table_figure(
+    report: dict[str, Any], metric: str = "top1", colours: Mapping[str, str] | None = None
+) -> Figure:
+    """Every system of a report.json: the sampled metric with its interval, greedy as a ring.
+
+    colours   of systems by name, where the name does not tell what a system is
+    """
     systems = report["systems"]
     figure, axes = new_figure(8, 0.45 * len(systems) + 1.6)
     places = range(len(systems))[::-1]
     for place, system in zip(places, systems):
         value = system[metric]
-        colour = colour_of(system["name"])
+        colour = (colours or {}).get(system["name"]) or colour_of(system["name"])
         axes.barh(place, value["mean"], color=colour, alpha=0.85, height=0.62)
         axes.plot([value["low"], value["high"]], [place, place], color="black", lw=1.2)
         if metric in system.get("greedy", {}):
@@ -61,7 +66,8 @@ def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
         )
     axes.set_yticks(list(places), [s["name"] for s in systems])
     axes.set_ylim(-0.6, len(systems) + (0.9 if report.get("reference_lines") else -0.4))
-    axes.set_xlim(0, 1)
+    values = [system[metric] for system in systems]
+    axes.set_xlim(min(0, *(v["low"] for v in values)), max(1, *(v["high"] for v in values)))
     axes.set_xlabel(
         f"{metric} on {report['n_cases']} held-out cases; bar: sampled at T = 1 with 95 % interval,"
         " ring: greedy"

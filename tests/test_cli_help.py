@@ -41,7 +41,9 @@ def test_a_command_shows_no_example_of_its_own(name):
 def test_an_example_is_refused_by_the_command_it_teaches(name):
     text = GROUP.commands[name].help if name else GROUP.help
     for example in examples(text):
-        if "COMMAND" not in example and not example.endswith("--help"):
+        _, other, *words = example.split()
+        mentioned = other != name and not words  # as in "`rftkit check` reports them"
+        if "COMMAND" not in example and "--help" not in words and not mentioned:
             accept(example)
 
 

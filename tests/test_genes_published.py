@@ -61,6 +61,14 @@ def test_reading_splitting_and_writing_take_at_most_four_seconds(source, tmp_pat
     assert set(found.counts) <= {"duplicate", "contradiction", "near-duplicate across the split"}
 
 
+def test_without_copies_the_published_cases_are_not_clean(source, tmp_path):
+    report = make_cases(source, tmp_path, without_copies=True)
+    written = sum(side["rows"] for side in report["files"].values())
+    assert written == report["kept"] - sum(report["dropped"].values()) > 7_500
+    found = check_file(tmp_path / "train.jsonl", tmp_path / "validation.jsonl", "reference_gene")
+    assert found.ok, found.counts
+
+
 def test_the_baselines_reproduce_the_table_within_a_point_in_thirty_seconds(reading):
     started = time.process_time()
     lines = all_baselines(load_hpo(), reading.cases)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The order of the whole package: a part is a module or a folder of rftkit/.
 ORDER = (
     "environment console data sandbox graders task genes embedded policy evaluation signal "
-    "training doctor job distill plots dashboard widgets checks demo cli"
+    "training doctor job distill plots dashboard widgets checks comparison demo cli"
 ).split()
 
 MODULES = sorted((ROOT / "rftkit").rglob("*.py"))

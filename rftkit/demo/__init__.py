@@ -11,9 +11,10 @@ report.py  report.json and the other files                   text.py       table
 real.py    published cases of real patients                  baselines.py  systems that are no model
 """
 
+from rftkit.comparison.report import cell, paired_table
 from rftkit.demo.baselines import Ranking, as_samples, overlap, random_ranking, world_genes
 from rftkit.demo.real import evaluate_real, real_cases
-from rftkit.demo.report import checksums, lines_of, make_report, model_gates, write_report
+from rftkit.demo.report import checksums, lines_of, make_report, write_report
 from rftkit.demo.run import Demo, assert_unseen, run_demo
 from rftkit.demo.settings import (
     LARGE,
@@ -29,13 +30,12 @@ from rftkit.demo.settings import (
     Reporter,
 )
 from rftkit.demo.text import (
-    cell,
     overlap_sentence,
-    paired_table,
     reading,
     report_text,
     systems_table,
 )
+from rftkit.embedded import model_gates
 
 __all__ = [
     "LARGE",

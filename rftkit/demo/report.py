@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from rftkit.data.rows import sha256_of
 from rftkit.data.writing import write_json, write_text
 from rftkit.demo.settings import REFERENCE_LINES, REFERENCE_SOURCE, RIVALS, SYSTEMS
 from rftkit.demo.text import report_text
-from rftkit.embedded import embedded_model
+from rftkit.embedded import embedded_model, model_gates
 from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import SystemResult, clusters_of, paired_record
 from rftkit.plots import curve_figure, save_figure, table_figure
@@ -72,19 +71,6 @@ def write_report(demo: Demo, report: dict[str, Any]) -> None:
     save_figure(curve_figure(run.log, run.start, base), demo.out / "curve.png")
     for result in demo.results.values():
         append_lines(demo.out / "samples.jsonl", lines_of(result))
-
-
-def model_gates() -> dict[str, Any]:
-    """The gates that each embedded base passed, from the record beside its weights."""
-    found = {}
-    for name in ("mini", "large"):
-        path = embedded_model(name) / "gates.json"
-        if path.exists():
-            found[name] = {
-                gate["name"]: {k: gate[k] for k in ("value", "expected", "passed")}
-                for gate in json.loads(path.read_text())["gates"]
-            }
-    return found
 
 
 def checksums(task: Task) -> dict[str, str]:

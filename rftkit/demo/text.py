@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-
-def cell(value: dict[str, float]) -> str:
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+from rftkit.comparison.report import cell, paired_table
 
 
 def systems_table(systems: list[dict[str, Any]]) -> list[str]:
@@ -23,14 +21,6 @@ def systems_table(systems: list[dict[str, Any]]) -> list[str]:
             f"| {system['name']} | {cell(system['top1'])} | {system['greedy']['top1']:.3f} | "
             f"{system['top5']['mean']:.3f} | {system['mrr']['mean']:.3f} | {maj} | {any_of} |"
         )
-    return lines
-
-
-def paired_table(paired: list[dict[str, Any]]) -> list[str]:
-    lines = ["| paired difference | metric | difference, 95 % interval |", "|---|---|---|"]
-    for pair in paired:
-        found = f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
-        lines.append(f"| {pair['a']} - {pair['b']} | {pair['metric']} | {found} |")
     return lines
 
 

@@ -9,7 +9,10 @@ models/      mini and large: weights in bf16, tokenizer, pretraining record, mod
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rftkit.data.errors import UserError
 
@@ -26,3 +29,16 @@ def embedded_model(name: str) -> Path:
             "see rftkit/embedded/models"
         )
     return folder
+
+
+def model_gates(names: Iterable[str] = ("mini", "large")) -> dict[str, Any]:
+    """The gates that each embedded base passed, from the record beside its weights."""
+    found = {}
+    for name in names:
+        path = embedded_model(name) / "gates.json"
+        if path.exists():
+            found[name] = {
+                gate["name"]: {k: gate[k] for k in ("value", "expected", "passed")}
+                for gate in json.loads(path.read_text())["gates"]
+            }
+    return found

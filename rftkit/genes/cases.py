@@ -23,6 +23,7 @@ from rftkit.data.rows import row_ids, sha256_of, split_by_group, write_rows
 from rftkit.data.writing import write_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
 from rftkit.genes.case import ANSWER_LENGTH, Case, case_row
+from rftkit.genes.copies import count_copies, drop_copies
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
 from rftkit.genes.phenopackets import read_cases
 
@@ -49,11 +50,13 @@ def make_cases(
     with_baselines: bool = False,
     seed: int = SEED,
     watch: Watch = unwatched,
+    without_copies: bool = False,
 ) -> dict[str, Any]:
     """Read phenopackets, split them by gene, write train, validation, test.jsonl and report.json.
 
     candidates      0: free form. N: each prompt names N genes, the true one among them
     with_baselines  also rank all genes for all cases without a language model (about 10 s)
+    without_copies  leave out what `rftkit check` would call a copy (copies.py)
     Returns the report. Every file is written beside and renamed. UserError for a source that
     cannot be read, too few genes for three sides, or N out of range.
     """
@@ -69,7 +72,7 @@ def make_cases(
         "source": Path(source).name,
         "hpo_release": HPO_RELEASE,
         **reading.summary(),
-        "duplicates": count_duplicates(reading.cases),
+        "duplicates": 0,  # of those written, counted below
         "split": {"by": GENE, "shares": SHARES, "seed": seed},
         "candidates": candidates,
         "files": {},
@@ -79,6 +82,12 @@ def make_cases(
         lists = candidate_lists(cases, hpo, candidates, seed) if candidates else [()] * len(cases)
         rows[side] = [case_row(case, hpo, names) for case, names in zip(cases, lists)]
         row_ids(rows[side])  # raises where two rows share an id
+    if without_copies:
+        watch("leaving out copies", 0, 0)
+        sides, rows, report["dropped"] = drop_copies(sides, rows, hpo)
+    else:
+        report["copies"] = count_copies(sides, hpo)
+    report["duplicates"] = count_duplicates([case for cases in sides.values() for case in cases])
     for number, (side, side_rows) in enumerate(rows.items(), 1):
         path = Path(out) / f"{side}.jsonl"
         write_rows(path, side_rows)

@@ -13,7 +13,13 @@ from rftkit.genes.cases import make_cases
 
 
 def run_cases(
-    source: Path, out: Path, candidates: int, baselines: bool, seed: int, console: Console
+    source: Path,
+    out: Path,
+    candidates: int,
+    baselines: bool,
+    seed: int,
+    console: Console,
+    without_copies: bool = False,
 ) -> dict[str, Any]:
     """`make_cases` with a progress bar on `console`, which vanishes when it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -28,7 +34,7 @@ def run_cases(
                 bars[what] = progress.add_task(what, total=total or None)
             progress.update(bars[what], completed=done)
 
-        return make_cases(source, out, candidates, baselines, seed, watch)
+        return make_cases(source, out, candidates, baselines, seed, watch, without_copies)
 
 
 def print_cases(report: dict[str, Any], out: Path, console: Console) -> None:
@@ -53,6 +59,8 @@ def print_cases(report: dict[str, Any], out: Path, console: Console) -> None:
             "another",
             markup=False,
         )
+    for reason, number in report.get("dropped", {}).items():
+        console.print(f"  left out, {reason}: {number:,}", markup=False)
     table = Table("file", "rows", "genes", "papers", "largest gene", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -75,3 +83,22 @@ def print_cases(report: dict[str, Any], out: Path, console: Console) -> None:
             markup=False,
         )
     console.print(f"\n{report['attribution']}", markup=False)
+    print_next_step(report, out, console)
+
+
+def print_next_step(report: dict[str, Any], out: Path, console: Console) -> None:
+    """The check of what was written, and what it will say."""
+    copies = report.get("copies", {})
+    if any(copies.values()):
+        counted = "; ".join(f"{number:,} {reason}" for reason, number in copies.items() if number)
+        console.print(
+            f"\nThe source holds copies: {counted}. `rftkit check` reports them, exit 1. "
+            "--drop-copies leaves them out, and near-duplicates across the split.",
+            markup=False,
+        )
+    told = " --answer-in-prompt-ok" if report["candidates"] else ""
+    console.print(
+        f"\nNext: rftkit check {out / 'train.jsonl'} --validation {out / 'validation.jsonl'} "
+        f"--group-by {report['split']['by']}{told}",
+        markup=False,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,23 @@ def model_folder(model: str) -> tuple[str, str | None]:
     if (path / "adapter" / "adapter_config.json").exists():
         path = path / "adapter"
     if (path / "adapter_config.json").exists():
-        import json
-
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
         return model_folder(base)[0], str(path)
-    if path.exists() and not (path / "config.json").exists():
+    if path.exists() and not is_model_config(path / "config.json"):
         raise UserError(
-            f"{model}: a folder without config.json or adapter_config.json, expected a model, "
-            "an adapter or a run folder: name one of these"
+            f"{model}: no adapter_config.json there and no config.json of a model, expected a "
+            "model, an adapter or a finished run's folder: name one of these"
         )
     return model, None
+
+
+def is_model_config(path: Path) -> bool:
+    """Is this config.json a model's? An unfinished run's folder has one too: its RunConfig."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and "model_type" in record
 
 
 def load_policy(
@@ -95,7 +103,9 @@ def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
         logging.disable_progress_bar()  # one bar a weight file says nothing about a small model
         tokenizer = AutoTokenizer.from_pretrained(base)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).to(device)
-    except OSError as error:
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: no such architecture, a broken tokenizer
         raise UserError(
             f'model: "{base}" could not be loaded ({str(error).splitlines()[0]}), expected '
             '"embedded:mini", "embedded:large", a folder or a hub name: check its spelling, and '
