@@ -125,15 +125,20 @@ def grade_command(
     grader: GraderOption,
     sample: Annotated[str, typer.Option(help="What the model said: a text, or @FILE.")],
     item: Annotated[str | None, typer.Option(help="The row: a file with one JSON object.")] = None,
+    allow_weak_isolation: Annotated[
+        bool, typer.Option("--allow-weak-isolation", help="Of a python grader that you have read.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """One grade as a report, in the shape of OpenAI's graders/run.
 
     Example: `rftkit grade --grader grader.json --sample '{"genes": ["A"]}' --item row.json`
+
+    A python grader runs in a sandbox; what it tried there stands in the report's error fields.
     """
     from rftkit.graders.command_line import grade_one
 
-    report = grade_one(grader, sample, item)
+    report = grade_one(grader, sample, item, allow_weak_isolation)
     print_json(report.to_json())
     if not as_json:
         for line in report.explanations:
@@ -276,16 +281,20 @@ def demo_command(
 
 @app.command("environment")
 def environment_command(as_json: JsonFlag = False) -> None:
-    """What this machine is, and what follows: device, dtype, profile, versions.
+    """What this machine is, and what follows: device, dtype, profile, versions, and what its
+    sandbox protects from a python grader or a model's code.
 
     Example: `rftkit environment --json`
     """
+    from rftkit import sandbox
     from rftkit.environment import report
 
-    found = report()
+    isolation = sandbox.report()
+    found = report() | {"sandbox": isolation.to_json()}
     if as_json:
         print_json(found)
         return
+    found["sandbox"] = str(isolation)
     for key, value in found.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if key == "versions" else value
         console.print(f"{key}: {text}", markup=False)

@@ -11,7 +11,6 @@ from rftkit.data.errors import UserError
 from rftkit.graders import (
     SHELF,
     Grader,
-    PythonResult,
     exact_match,
     format_match,
     grader,
@@ -21,17 +20,6 @@ from rftkit.graders import (
     rank_grader,
     reciprocal_rank,
 )
-
-
-def run_unprotected(source, sample, item):
-    """For the kit's own exported texts, in these tests: no isolation."""
-    try:
-        space: dict = {}
-        exec(compile(source, "grader", "exec"), space)
-        return PythonResult(value=space["grade"](sample, item))
-    except Exception as error:
-        return PythonResult(runtime_error=f"{type(error).__name__}: {error}")
-
 
 NAMES = ["A", "B", "C", "", 'q"', "ü", "1", "1.0", "True", "None", "[1]"]
 odd = st.sampled_from([1, 1.0, True, None, [1], {"a": 1}, ["A"]])
@@ -84,7 +72,7 @@ NATIVE = {
     "format": format_match(),
     "format of any length": format_match(length=None),
 }
-LOADED = {n: Grader.load(g.to_json(), python_runner=run_unprotected) for n, g in NATIVE.items()}
+LOADED = {n: Grader.load(g.to_json(), allow_weak_isolation=True) for n, g in NATIVE.items()}
 PYTHON_ONLY = {"ndcg", "ndcg at 2", "number", "number, rough", "number field", "schema", "format",
                "format of any length"}  # fmt: skip
 
@@ -183,7 +171,7 @@ def test_decorated_function_is_a_grader():
     report = longer.run({}, "abc")
     assert report["reward"] == 0.0
     assert "KeyError" in report["metadata"]["errors"]["python_grader_runtime_error_details"]
-    exported = Grader.load(longer.to_json(), python_runner=run_unprotected)
+    exported = Grader.load(longer.to_json(), allow_weak_isolation=True)
     assert exported.grade({"limit": 4}, "abc")[0] == 0.75
 
     @grader
