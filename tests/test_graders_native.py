@@ -11,6 +11,7 @@ from rftkit.data.errors import UserError
 from rftkit.graders import (
     SHELF,
     Grader,
+    PythonResult,
     exact_match,
     format_match,
     grader,
@@ -20,6 +21,17 @@ from rftkit.graders import (
     rank_grader,
     reciprocal_rank,
 )
+
+
+def run_unprotected(source, sample, item):
+    """Without isolation, for a thousand answers to the kit's own exported texts."""
+    try:
+        space: dict = {}
+        exec(compile(source, "grader", "exec"), space)
+        return PythonResult(value=space["grade"](sample, item))
+    except Exception as error:
+        return PythonResult(runtime_error=f"{type(error).__name__}: {error}")
+
 
 NAMES = ["A", "B", "C", "", 'q"', "ü", "1", "1.0", "True", "None", "[1]"]
 odd = st.sampled_from([1, 1.0, True, None, [1], {"a": 1}, ["A"]])
@@ -72,7 +84,7 @@ NATIVE = {
     "format": format_match(),
     "format of any length": format_match(length=None),
 }
-LOADED = {n: Grader.load(g.to_json(), allow_weak_isolation=True) for n, g in NATIVE.items()}
+LOADED = {n: Grader.load(g.to_json(), python_runner=run_unprotected) for n, g in NATIVE.items()}
 PYTHON_ONLY = {"ndcg", "ndcg at 2", "number", "number, rough", "number field", "schema", "format",
                "format of any length"}  # fmt: skip
 
@@ -90,6 +102,14 @@ def test_exported_json_scores_the_same(item, output):
 def test_exported_python_scores_the_same(item, output):
     for name in PYTHON_ONLY:
         assert LOADED[name].grade(item, output)[0] == NATIVE[name].grade(item, output)[0], name
+
+
+@pytest.mark.parametrize("name", sorted(PYTHON_ONLY))
+def test_exported_python_runs_in_the_sandbox(name):
+    exported = Grader.load(NATIVE[name].to_json(), allow_weak_isolation=True)
+    item = {"reference_gene": "A", "answer": 42, "relevance": ["A", "B"]}
+    for output in ('{"genes": ["B", "A"]}', '{"genes": [42]}', "about 42.", "[]"):
+        assert exported.grade(item, output)[0] == NATIVE[name].grade(item, output)[0], output
 
 
 def test_only_what_needs_python_is_exported_as_python():
@@ -171,7 +191,7 @@ def test_decorated_function_is_a_grader():
     report = longer.run({}, "abc")
     assert report["reward"] == 0.0
     assert "KeyError" in report["metadata"]["errors"]["python_grader_runtime_error_details"]
-    exported = Grader.load(longer.to_json(), allow_weak_isolation=True)
+    exported = Grader.load(longer.to_json(), python_runner=run_unprotected)
     assert exported.grade({"limit": 4}, "abc")[0] == 0.75
 
     @grader

@@ -101,7 +101,7 @@ def _describe(error: BaseException) -> str:
         frame = error.__traceback__
         while frame is not None and frame.tb_frame.f_code.co_filename != _FILE:
             frame = frame.tb_next
-        text = "".join(_format(_type(error), error, frame or error.__traceback__)).strip()
+        text = "".join(_format(_type(error), error, frame)).strip()
         text = text[-_MOST_ERROR_TEXT:]
     except BaseException as second:  # its __str__ raises, or the memory is gone
         text = f"{_type(error).__name__} (and {_type(second).__name__} while its text was made)"

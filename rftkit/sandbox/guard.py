@@ -24,7 +24,7 @@ def main() -> None:
     """Entry point of the process that `process.py` starts; the settings are the first message."""
     settings = json.loads(frames.read_frame(REQUESTS))
     settings["limits"] = Limits(*settings["limits"])
-    scratch = os.path.join(settings["scratch_parent"], f"rftkit-sandbox-{os.urandom(8).hex()}")
+    scratch = settings["scratch"]
     os.mkdir(scratch, 0o700)
     try:
         _watch(settings, scratch)
@@ -37,7 +37,7 @@ def _watch(settings: dict, scratch: str) -> None:
     sys.path[:] = [path for path in sys.path if path != settings["root"]] + libraries
     try:
         namespaces = protections.enter_namespaces()
-        user = protections.private_user([*settings["trees"], settings["scratch_parent"]])
+        user = protections.private_user([*settings["trees"], os.path.dirname(scratch)])
         if user is not None:
             os.chown(scratch, user[0], user[0])
         alive, held_by_parent = os.pipe()
@@ -48,7 +48,8 @@ def _watch(settings: dict, scratch: str) -> None:
     if parent == 0:
         try:
             os.close(alive)
-            warm_parent.main(REQUESTS, REPLIES, settings, scratch, namespaces, user)
+            pipes = (REQUESTS, REPLIES, held_by_parent)
+            warm_parent.main(pipes, settings, namespaces, user)
         finally:
             os._exit(1)
     os.close(REPLIES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from rftkit.sandbox import frames, paths
 from rftkit.sandbox.frames import HEADER
 from rftkit.sandbox.limits import Limits
+from rftkit.sandbox.scratch import remove
 
 ROOT = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
 START_SECONDS = 60  # an interpreter's start on a very busy machine; the source has its own time
@@ -67,7 +69,7 @@ def settings(source: str, limits: Limits) -> dict:
         "library_folders": paths.library_folders(),
         "trees": trees,
         "lists": lists,
-        "scratch_parent": tempfile.gettempdir(),
+        "scratch": os.path.join(tempfile.gettempdir(), f"rftkit-sandbox-{secrets.token_hex(8)}"),
     }
 
 
@@ -81,6 +83,8 @@ class Sandboxed:
 
     def __init__(self, source: str, limits: Limits):
         self.limits, self.usable = limits, True
+        told = settings(source, limits)
+        self._scratch = told["scratch"]
         try:
             self._process = subprocess.Popen(
                 command("guard"),
@@ -97,7 +101,7 @@ class Sandboxed:
         for file in (self._in, self._out):
             os.set_blocking(file, False)
         try:
-            self._send(json.dumps(settings(source, limits)).encode(), START_SECONDS)
+            self._send(json.dumps(told).encode(), START_SECONDS)
             hello = self._receive(START_SECONDS)
             try:
                 self.given: dict[str, list[str]] = json.loads(hello)
@@ -148,6 +152,12 @@ class Sandboxed:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if os.path.exists(self._scratch):  # somebody killed the guard
+            remove(self._scratch)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def abandon(self) -> None:
         """After a fork of ours: let go of the pipes, which belong to the process we came from."""

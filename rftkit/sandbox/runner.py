@@ -166,7 +166,7 @@ class Runner:
     def __call__(self, source: str, sample: dict[str, Any], item: dict[str, Any]) -> Outcome:
         """One grade; never raises for anything that the source does."""
         try:
-            nonce, request = _grade_request(sample, item)
+            nonce, request = grade_request(sample, item)
         except (TypeError, ValueError, RecursionError) as error:
             text = f"the row or the sample is not JSON ({error})"
             return Outcome(server_error=text, server_error_type="request")
@@ -238,8 +238,11 @@ class Runner:
                 return self._failed[source]
             idle = self._idle.setdefault(source, [])
             self._idle.move_to_end(source)
-            if idle:
-                return idle.pop()
+            while idle:
+                sandboxed = idle.pop()
+                if sandboxed.alive:
+                    return sandboxed
+                sandboxed.close()  # killed by somebody while it waited
         sandboxed = Sandboxed(source, self.limits)
         if sandboxed.load_error:
             with self._lock:
@@ -272,11 +275,12 @@ class Runner:
 
 def ask_once(sandboxed: Sandboxed, sample: dict[str, Any], item: dict[str, Any]) -> Outcome:
     """One grade of one warm parent; raises TooLong and Lost."""
-    nonce, request = _grade_request(sample, item)
+    nonce, request = grade_request(sample, item)
     return _read_reply(nonce, sandboxed.ask(request), sandboxed.limits)
 
 
-def _grade_request(sample: dict[str, Any], item: dict[str, Any]) -> tuple[bytes, bytes]:
+def grade_request(sample: dict[str, Any], item: dict[str, Any]) -> tuple[bytes, bytes]:
+    """(the random bytes that its reply must begin with, the request)."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     return nonce, GRADE + nonce + json.dumps({"sample": sample, "item": item}).encode()
 

@@ -24,20 +24,24 @@ _LOOK_AT_DISK_EVERY = 100  # milliseconds
 
 
 def main(
-    requests: int,
-    replies: int,
+    pipes: tuple[int, int, int],
     settings: dict,
-    scratch: str,
     namespaces: list[str],
     user: tuple[int, bool] | None,
 ) -> None:
-    """Lock this process in, say with what, run the source, then serve requests. Never returns."""
+    """Lock this process in, say with what, run the source, then serve requests. Never returns.
+
+    pipes  of requests, of replies, and one whose other end the guard holds as long as it lives
+    """
+    requests, replies, to_guard = pipes
     requests, replies = _take_away_standard_files(requests, replies)
-    limits = settings["limits"]
+    limits, scratch = settings["limits"], settings["scratch"]
     os.setpgid(0, 0)
     os.chdir(scratch)
     os.environ.update(HOME=scratch, TMPDIR=scratch)
-    given, child_filter = _lock_in(settings, scratch, namespaces, user, limits)
+    given, child_filter = _lock_in(settings, namespaces, user)
+    if _is_alone(to_guard):
+        os._exit(1)
     frames.write_frame(replies, json.dumps(given).encode())
     module, error = child.load_source(settings["source"])
     frames.write_frame(replies, error.encode("utf-8", "replace"))
@@ -54,11 +58,7 @@ def main(
 
 
 def _lock_in(
-    settings: dict,
-    scratch: str,
-    namespaces: list[str],
-    user: tuple[int, bool] | None,
-    limits: Limits,
+    settings: dict, namespaces: list[str], user: tuple[int, bool] | None
 ) -> tuple[dict[str, list[str]], protections.Filter | None]:
     """Everything this machine has, from the weakest to the strongest. Returns {what is protected:
     by which means} and the filter for the children."""
@@ -67,12 +67,14 @@ def _lock_in(
     if not has_private_user:
         protections.drop_capabilities()
     counted = has_private_user or ("user" in namespaces and os.geteuid() != 0)
-    limit_process(limits, counted)
+    limit_process(settings["limits"], counted)
     protections.forbid_new_privileges()
     protections.die_with_parent()
     files, network, processes, child_filter = [], [], [], None
     try:
-        version = protections.restrict_files(settings["trees"], settings["lists"], scratch)
+        version = protections.restrict_files(
+            settings["trees"], settings["lists"], settings["scratch"]
+        )
         files.append(f"Landlock ABI {version}")
     except OSError:
         pass
@@ -150,6 +152,13 @@ def _take_away_standard_files(requests: int, replies: int) -> tuple[int, int]:
         os.dup2(nothing, number)
     os.close(nothing)
     return moved
+
+
+def _is_alone(to_guard: int) -> bool:
+    """Did the guard die before this process asked to die with it?"""
+    poll = select.poll()
+    poll.register(to_guard, 0)
+    return bool(poll.poll(0))
 
 
 def _set_first_to_be_killed() -> None:
