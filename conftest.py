@@ -38,3 +38,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
     if isinstance(item, IPyNbCell) and call.excinfo is not None and not skipped:
         if getattr(item.parent, "first_failed_cell", None) is None:
             item.parent.first_failed_cell = item.name
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Attacks that were not tried are no proof of anything: say how many there were."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [str(report.longrepr[-1]) for report in skipped if isinstance(report.longrepr, tuple)]
+    lacking = [reason for reason in reasons if "sandbox: this machine lacks" in reason]
+    if lacking:
+        terminalreporter.write_line(
+            f"{len(lacking)} tests of the sandbox were skipped: this machine lacks protections"
+        )

@@ -150,12 +150,16 @@ def grade_command(
     item: Annotated[
         str | None, typer.Option(metavar="ROW", help="The row: one JSON object, or its file.")
     ] = None,
+    allow_weak_isolation: Annotated[
+        bool, typer.Option("--allow-weak-isolation", help="Of a python grader that you have read.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Grade one answer: the score, each part of it, and what went wrong.
 
     The item is the row that the answer is compared with: its answer fields, which the model never
-    saw. What is printed has the shape of OpenAI's graders/run.
+    saw. What is printed has the shape of OpenAI's graders/run. A python grader runs in a sandbox;
+    what it tried there stands in the report's error fields.
 
     Example, the right answer in first place and then in second:
 
@@ -169,7 +173,7 @@ def grade_command(
     """  # noqa: E501  (a command to copy stands on one line)
     from rftkit.graders.command_line import grade_one
 
-    report = grade_one(grader, sample, item)
+    report = grade_one(grader, sample, item, allow_weak_isolation)
     print_json(report.to_json())
     if not as_json:
         for line in report.explanations:
@@ -471,16 +475,19 @@ app.command("evaluate")(evaluate_command)
 
 @app.command("environment")
 def environment_command(as_json: JsonFlag = False) -> None:
-    """What this machine is, and what follows: device, precision, profile, versions.
+    """What this machine is, and what follows: device, precision, profile, versions, and what its
+    sandbox protects from a python grader or a model's code.
 
     Paste its output into a question or a report: numbers depend on it. The profile is what the
     notebooks run in: full, or smoke (the same steps, smaller) with RFTKIT_PROFILE=smoke.
 
     Example: `rftkit environment`, or `rftkit environment --json` for a record.
     """
+    from rftkit import sandbox
     from rftkit.environment import report
 
-    found = report()
+    isolation = sandbox.report()
+    found = report() | {"sandbox": isolation.to_json()}
     if as_json:
         print_json(found)
         return
@@ -489,6 +496,7 @@ def environment_command(as_json: JsonFlag = False) -> None:
         "device": f"{found['device']} in {found['dtype']} ({found['reason']})",
         "profile": f"{found['profile']} (RFTKIT_PROFILE sets it: full or smoke)",
         "versions": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+        "sandbox": str(isolation),
     }
     for key, text in lines.items():
         console.print(f"{key:9} {text}", markup=False)

@@ -153,7 +153,10 @@ PYTHON = {"type": "python", "source": "def grade(sample, item):\n    return 1.0"
 
 
 def test_python_grader_is_refused_without_isolation(monkeypatch):
-    monkeypatch.setattr("rftkit.graders.python.find_runner", lambda: None)
+    from rftkit.sandbox import Report, runner
+
+    weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
+    monkeypatch.setattr(runner.machine, "report", lambda: weak)
     loaded = Grader.load(PYTHON)  # loading and checking works
     for use in (
         lambda: loaded.run({}, "x"),
@@ -161,8 +164,29 @@ def test_python_grader_is_refused_without_isolation(monkeypatch):
         lambda: loaded.as_reward_functions(),
         lambda: loaded.evaluate_many([{}, {}], ["x", "y"]),
     ):
-        with pytest.raises(UserError, match="refused on this installation"):
+        with pytest.raises(UserError, match="refused here: .* a program from files .*no Landlock"):
             use()
+
+
+def test_weak_isolation_is_taken_silently(monkeypatch, capsys):
+    from rftkit.sandbox import Report, runner
+
+    weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
+    monkeypatch.setattr(runner.machine, "report", lambda: weak)
+    runner._say_weak.cache_clear()
+    loaded = Grader.load(PYTHON, allow_weak_isolation=True)
+    assert [loaded.run({}, "x")["reward"] for _ in range(2)] == [1.0, 1.0]
+    said = "sandbox: weak isolation, no protection of files\n"
+    assert capsys.readouterr() == ("", said)  # once, and not where --json prints
+
+
+def test_python_grader_that_cannot_load_blames_the_samples():
+    source = "import not_installed_here\ndef grade(sample, item):\n    return 1.0"
+    loaded = Grader.load({"type": "python", "source": source}, allow_weak_isolation=True)
+    report = loaded.run({}, "x")
+    assert report["reward"] is None and raised(report) == ["python_grader_runtime_error"]
+    with pytest.raises(UserError, match="cannot be loaded.*\n(.*\n)*ModuleNotFoundError"):
+        loaded.as_reward_functions()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def defined(source):
 
 
 def run_unprotected(source, sample, item):
-    """For the kit's own exported texts, in these tests: no isolation."""
+    """Without isolation, for a thousand answers to the kit's own exported texts."""
     try:
         return PythonResult(value=defined(source)(sample, item))
     except Exception as error:
@@ -111,6 +111,14 @@ def test_exported_json_scores_the_same(item, output):
 def test_exported_python_scores_the_same(item, output):
     for name in PYTHON_ONLY:
         assert LOADED[name].grade(item, output)[0] == NATIVE[name].grade(item, output)[0], name
+
+
+@pytest.mark.parametrize("name", sorted(PYTHON_ONLY))
+def test_exported_python_runs_in_the_sandbox(name):
+    exported = Grader.load(NATIVE[name].to_json(), allow_weak_isolation=True)
+    item = {"reference_gene": "A", "answer": 42, "relevance": ["A", "B"]}
+    for output in ('{"genes": ["B", "A"]}', '{"genes": [42]}', "about 42.", "[]"):
+        assert exported.grade(item, output)[0] == NATIVE[name].grade(item, output)[0], output
 
 
 def test_only_what_needs_python_is_exported_as_python():

@@ -14,14 +14,16 @@ from rftkit.graders.shelf import SHELF
 from rftkit.graders.spec import GraderSpecError, read_spec, validate_spec
 
 
-def grade_one(grader: str, sample: str, item: str | None) -> GraderReport:
+def grade_one(
+    grader: str, sample: str, item: str | None, allow_weak_isolation: bool = False
+) -> GraderReport:
     """Grade one text.
 
     grader  a file with grader JSON
     sample  what the model said, or @FILE
     item    a file with one JSON object (the row), or such an object itself, or None
     """
-    loaded = Grader.load(Path(grader))
+    loaded = Grader.load(Path(grader), allow_weak_isolation=allow_weak_isolation)
     row = {} if item is None else read_item(item)
     return loaded.report(row, read_text(sample[1:]) if sample.startswith("@") else sample)
 

@@ -25,7 +25,7 @@ from rftkit.data.records import Sample
 from rftkit.graders.checks import compile_string_check
 from rftkit.graders.context import Context
 from rftkit.graders.multi import Scorer, compile_multi, compile_single
-from rftkit.graders.python import Runner, compile_python, require_runner
+from rftkit.graders.python import Runner, compile_python, require_loading, require_runner
 from rftkit.graders.report import (
     Fault,
     Grade,
@@ -83,6 +83,7 @@ class Grader:
         embedder: Callable[[list[str]], Sequence[Sequence[float]]] | None = None,
         judge: Any = None,
         python_runner: Runner | None = None,
+        allow_weak_isolation: bool = False,
     ) -> Grader:
         """A grader from OpenAI's grader JSON: a dict, a path, or JSON text.
 
@@ -91,6 +92,9 @@ class Grader:
         judge          rftkit.graders.JudgeSettings for score_model and label_model; by default
                        from the environment (OPENAI_BASE_URL, OPENAI_API_KEY)
         python_runner  what runs python graders in isolation; by default rftkit.sandbox
+        allow_weak_isolation
+                       run python graders even on a machine that cannot keep them from files and
+                       network (a line says so): for texts you wrote or have read yourself
 
         Raises UserError naming every fault with its path inside the JSON.
         """
@@ -100,7 +104,7 @@ class Grader:
             part["type"] == "python" for part in spec.get("graders", {}).values()
         ):
             notes = [*notes, "python graders run in isolation (rftkit.sandbox) or not at all"]
-        return build(spec, notes, embedder, judge, python_runner)
+        return build(spec, notes, embedder, judge, python_runner, allow_weak_isolation)
 
     def to_json(self) -> dict[str, Any]:
         """The grader as OpenAI's grader JSON; UserError where it cannot be written as such."""
@@ -215,12 +219,16 @@ def build(
     embedder: Any = None,
     judge: Any = None,
     runner: Runner | None = None,
+    allow_weak_isolation: bool = False,
 ) -> Grader:
     """A grader for a checked spec in its plain form."""
     parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
     scorers, readiness, workers = {}, [], 1
     for variable, part in parts.items():
-        score, ready, wanted = _compile(part, embedder, judge, runner)
+        if part["type"] == "python":
+            score, ready, wanted = _compile_python(part, runner, allow_weak_isolation)
+        else:
+            score, ready, wanted = _compile(part, embedder, judge)
         scorers[variable] = score
         readiness.append(ready)
         workers = max(workers, wanted)
@@ -249,8 +257,21 @@ def build(
     )
 
 
+def _compile_python(
+    spec: dict[str, Any], runner: Runner | None, allow_weak_isolation: bool
+) -> tuple[Scorer, Callable[[], None], int]:
+    """As `_compile`, for a python grader."""
+    from rftkit.sandbox import default_workers
+
+    def check_ready() -> None:
+        require_loading(spec, require_runner(runner, spec["name"], allow_weak_isolation))
+
+    workers = getattr(runner, "workers", None) or default_workers()
+    return compile_python(spec, runner, allow_weak_isolation), check_ready, workers
+
+
 def _compile(
-    spec: dict[str, Any], embedder: Any, judge: Any, runner: Runner | None
+    spec: dict[str, Any], embedder: Any, judge: Any
 ) -> tuple[Scorer, Callable[[], None], int]:
     """(scorer, what raises UserError if it cannot run here, useful number of workers)."""
     kind = spec["type"]
@@ -261,13 +282,6 @@ def _compile(
 
         metric = spec["evaluation_metric"]
         return compile_text_similarity(spec, embedder), lambda: require_metric(metric), 1
-    if kind == "python":
-        workers = getattr(runner, "workers", 2)
-        return (
-            compile_python(spec, runner),
-            lambda: require_runner(runner, spec["name"]) and None,
-            workers,
-        )
     from rftkit.graders.models import JudgeSettings, compile_model_grader
 
     settings = judge or JudgeSettings()

@@ -1,9 +1,11 @@
 """`python` graders: text that defines `grade(sample, item)`, run in isolation or not at all.
 
 The text is checked here (syntax, the function, size, imports) and is never run in this process. It
-runs through ONE runner, a function handed over with the grader or provided by `rftkit.sandbox`:
+runs through ONE runner, a function handed over with the grader or `rftkit.sandbox.python_runner()`:
 
     runner(source: str, sample: dict, item: dict) -> PythonResult
+
+A runner may have `check(source) -> str` too: why the text cannot even be loaded, or "".
 
 Limits of the API, which the runner keeps: source below 256 kB, no network, 2 minutes, 2 GB memory,
 1 GB disk (OpenAI's graders guide, "Technical constraints").
@@ -34,12 +36,15 @@ class PythonResult:
     runtime_error  why the PROGRAM failed (its traceback, a limit it ran into): the grade is 0
     server_error   why the MACHINERY failed (no isolation, the child process lost): no grade
     server_error_type  a short name for server_error, e.g. "lost"
+    failed_to_load the runtime error came from the text itself, before any sample was seen: there
+                   is no grade, for a 0 would blame the sample
     """
 
     value: Any = None
     runtime_error: str | None = None
     server_error: str | None = None
     server_error_type: str | None = None
+    failed_to_load: bool = False
 
 
 Runner = Callable[[str, dict[str, Any], dict[str, Any]], PythonResult]
@@ -99,41 +104,51 @@ def missing_imports(source: str) -> list[str]:
     return sorted(name for name in names if not _is_installed(name))
 
 
-def find_runner() -> Runner | None:
-    """The isolated runner of this installation (`rftkit.sandbox.python_runner()`), or None."""
-    try:
-        from rftkit.sandbox import python_runner
-    except ImportError:
-        return None
-    return python_runner()
+def find_runner(allow_weak_isolation: bool = False) -> Runner:
+    """The isolated runner of this installation; UserError where this machine cannot isolate."""
+    from rftkit.sandbox import python_runner
+
+    return python_runner(allow_weak_isolation=allow_weak_isolation)
 
 
-def require_runner(runner: Runner | None, name: str) -> Runner:
+def require_runner(runner: Runner | None, name: str, allow_weak_isolation: bool = False) -> Runner:
     """The runner, or a UserError that says why python graders are refused."""
-    runner = runner or find_runner()
-    if runner is None:
+    try:
+        return runner or find_runner(allow_weak_isolation)
+    except UserError as error:
         raise UserError(
-            f"python grader {name!r} is refused on this installation: no isolation for other "
-            f"people's code is available (rftkit.sandbox is not there). Hand over "
-            f"python_runner=a function (source, sample, item) -> PythonResult, or write the "
-            f"grader with string_check, text_similarity and a multi formula"
+            f"python grader {name!r} is refused here: {error}; or write the grader with "
+            f"string_check, text_similarity and a multi formula"
+        ) from None
+
+
+def require_loading(spec: dict[str, Any], runner: Runner) -> None:
+    """UserError if the text of a `python` spec fails before any grade."""
+    check = getattr(runner, "check", None)
+    error = check(spec["source"]) if check else ""
+    if error:
+        raise UserError(
+            f"python grader {spec['name']!r} cannot be loaded, expected a text that runs: mend it, "
+            f"or install what it imports (`rftkit validate-grader` lists that)\n{error}"
         )
-    return runner
 
 
 def compile_python(
-    spec: dict[str, Any], runner: Runner | None = None
+    spec: dict[str, Any], runner: Runner | None = None, allow_weak_isolation: bool = False
 ) -> Callable[[Context], float]:
     """A scorer for a `python` spec; raises Faults for what went wrong in one grade."""
     source, name = spec["source"], spec["name"]
 
     def score(context: Context) -> float:
         nonlocal runner
-        runner = require_runner(runner, name)  # looked for with the first grade, then kept
+        # Looked for with the first grade, then kept.
+        runner = require_runner(runner, name, allow_weak_isolation)
         result = runner(source, context.as_dict(), context.item)
         if result.server_error:
             kind = result.server_error_type or "server_error"
             raise grader_fault("python_grader_server_error", f"{kind}: {result.server_error}")
+        if result.runtime_error and getattr(result, "failed_to_load", False):
+            raise grader_fault("python_grader_runtime_error", result.runtime_error)
         if result.runtime_error:
             raise sample_fault("python_grader_runtime_error", result.runtime_error)
         return check_value(result.value)
