@@ -129,6 +129,7 @@ FAULTS = {
     "an entropy of nothing": (change_all(**later(0.004)("entropy")), "entropy_collapse"),
     "an entropy that is low": (change_all(**later(0.03)("entropy")), "entropy_collapse"),
     "a KL that runs away": (change_all(kl=lambda record, done: 6 * done**3), "kl_blow_up"),
+    "a KL that stays far": (change_all(**later(0.8)("kl")), "kl_blow_up"),
     "a KL that ends far away": (change_at(STEPS, kl=9.0), "kl_blow_up"),
     "a gradient spike": (change_at(31, grad_norm=40.0), "gradient_spike"),
     "a gradient that is always large": (change_all(grad_norm=15.0), "gradient_spike"),
@@ -264,6 +265,20 @@ def test_a_run_that_kept_its_best_is_called_past_its_peak(tmp_path):
     assert names(examine(tmp_path)) == set()
     # A fall within the interval of the best look is noise.
     records[-1]["validation"] = look(records[-11]["validation"]["mean"] - 0.03, 0.05)
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_noise_is_called_a_trend():
+    for seed in range(30):
+        luck, records = random.Random(seed), healthy(seed)
+        for record in records:
+            record["reward_mean"] = 0.4 + luck.gauss(0, 0.12)
+            if "validation" in record:  # the last looks of a run that stops by patience
+                record["validation"] = look(0.4 - 0.0004 * record["step"], 0.05)
+        assert (seed, names(examine_log(Log("", records)))) == (seed, set())
+    # Nor is a rising reward an alarm, where the held-out looks stand still.
+    for record in records:
+        record["reward_mean"] = 0.3 + 0.005 * record["step"]
     assert names(examine_log(Log("", records))) == set()
 
 
