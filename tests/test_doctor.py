@@ -109,7 +109,7 @@ FAULTS = {
         change_all(dead_groups=lambda record, done: float(record["step"] % 2)),
         "dead_groups",
     ),
-    "a loss of zero, no gradient": (change_all(loss=0.0, grad_norm=0.0), "loss_zero"),
+    "a loss of zero, no gradient": (change_all(loss=0.0, grad_norm=0.0, kl=0.0), "loss_zero"),
     "a loss of zero, a KL": (change_all(loss=0.0, kl=0.05), "loss_zero"),
     "a hacked grader": (hack, "reward_up_task_down"),
     "a reward that falls": (
