@@ -282,8 +282,28 @@ def test_noise_is_called_a_trend():
     assert names(examine_log(Log("", records))) == set()
 
 
-def test_an_sft_log_is_judged_by_rewards_that_it_has_not():
+def test_a_gradient_within_the_healthy_range_is_a_spike():
     records = healthy()
+    records[30]["grad_norm"] = 0.9  # thirty times the usual, and still small
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_dead_groups_are_also_called_a_gradient_that_vanishes():
+    records = healthy()
+    for record in records[:20]:
+        record |= {"dead_groups": 1.0, "grad_norm": 0.0}
+    assert names(examine_log(Log("", records))) == {"dead_groups"}
+
+
+def test_a_loss_that_does_not_arrive_is_also_called_normal():
+    records = healthy()
+    change_all(loss=0.0, kl=0.05)(records)
+    found = examine_log(Log("", records))
+    assert names(found) == {"loss_zero"} and found.notes == []
+
+
+def test_an_sft_log_is_judged_by_rewards_that_it_has_not():
+    records = healthy(looks=False)
     for record in records:
         record |= dict.fromkeys(("reward_mean", "reward_std", "dead_groups", "kl", "sub_rewards"))
         record["grad_norm"] *= 100  # usual for SFT
