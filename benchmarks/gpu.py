@@ -104,14 +104,9 @@ def trl_peft(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
-    random_model(settings, folder / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype())
-    lora = LoraConfig(
-        r=settings["lora_rank"],
-        lora_alpha=settings["lora_rank"],
-        target_modules=PROJECTIONS,
-        task_type="CAUSAL_LM",
-    )
+    place = random_model(settings, folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype())
+    lora = LoraConfig(**adapter(settings), task_type="CAUSAL_LM")
     return grpo(settings, folder, model, tokenizer(), peft_config=lora)
 
 
@@ -119,18 +114,16 @@ def unsloth(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(folder / "compiled")  # never a stale one
     from unsloth import FastLanguageModel  # before trl, transformers and peft
 
-    random_model(settings, folder / "model")
+    place = random_model(settings, folder / "model")
     model, _ = FastLanguageModel.from_pretrained(
-        str(folder / "model"),
+        str(place),
         dtype=dtype(),
         load_in_4bit=False,
         max_seq_length=settings["prompt_tokens"] + settings["completion_tokens"],
     )
     model = FastLanguageModel.get_peft_model(
         model,
-        r=settings["lora_rank"],
-        lora_alpha=settings["lora_rank"],
-        target_modules=PROJECTIONS,
+        **adapter(settings),
         use_gradient_checkpointing="unsloth",
         random_state=0,
     )
@@ -163,7 +156,13 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(embedded_model("mini"), padding_side="left")
 
 
-def random_model(settings: dict[str, Any], folder: Path) -> None:
+def adapter(settings: dict[str, Any]) -> dict[str, Any]:
+    """The LoRA that both libraries put on every projection."""
+    rank = settings["lora_rank"]
+    return {"r": rank, "lora_alpha": rank, "target_modules": PROJECTIONS}
+
+
+def random_model(settings: dict[str, Any], folder: Path) -> Path:
     """Save a Qwen3 model with random weights, and the tokenizer, for either library to load."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -180,6 +179,7 @@ def random_model(settings: dict[str, Any], folder: Path) -> None:
     )
     Qwen3ForCausalLM(config).to(dtype()).save_pretrained(folder)
     words.save_pretrained(folder)
+    return folder
 
 
 def questions(settings: dict[str, Any], words: Any) -> list[str]:
@@ -268,13 +268,17 @@ def grpo(settings: dict[str, Any], folder: Path, model: Any, words: Any, **more:
 # --- one part, in a process of its own -----------------------------------------------------------
 
 
+def scratch_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="rftkit-gpu-")
+
+
 def measure(part: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Run a part; -> its numbers, rounded, with the peak memory of this process."""
     import torch
 
     from rftkit.environment import peak_memory_mb
 
-    with tempfile.TemporaryDirectory(prefix="rftkit-gpu-") as folder:
+    with scratch_folder() as folder:
         found = PARTS[part][0](settings, Path(folder))
     steady = found["step_seconds"][1:]  # the first one warms up caches and compilers
     step = statistics.median(steady)
@@ -298,7 +302,7 @@ def run_child(part: str, settings: dict[str, Any], limit: float) -> dict[str, An
     missing = [name for name in PARTS[part][1] if importlib.util.find_spec(name) is None]
     if missing:
         return {"not_run": f"not installed: {', '.join(missing)}"}
-    with tempfile.TemporaryDirectory(prefix="rftkit-gpu-") as folder:
+    with scratch_folder() as folder:
         result = Path(folder) / "result.json"
         words = [sys.executable, __file__, "--part", part, "--settings", json.dumps(settings)]
         try:

@@ -15,10 +15,13 @@ PROFILES = ("smoke", "full")
 
 
 class UserError(ValueError):
-    """Something the user can mend. The command line prints it without a traceback, exit 1.
+    """Something the user can mend. The command line prints it without a traceback
+    and ends with `exit_code`.
 
     Write it as `place: what is there, expected what: what to do next`.
     """
+
+    exit_code = 1
 
 
 def choose_device() -> tuple[str, str, str]:

@@ -149,6 +149,22 @@ class SystemResult:
         return record
 
 
+def paired_record(
+    a: SystemResult, b: SystemResult, metric: str, clusters: Sequence[Any], greedy: bool = False
+) -> dict[str, Any]:
+    """The entry of report.json's `paired`: a - b on the same rows, sampled or greedy."""
+    left, right = (x.greedy if greedy else x.values for x in (a, b))
+    found = paired_difference(left[metric], right[metric], clusters).to_json()
+    return {
+        "a": a.name,
+        "b": b.name,
+        "metric": f"greedy {metric}" if greedy else metric,
+        "difference": found["mean"],
+        "low": found["low"],
+        "high": found["high"],
+    }
+
+
 def evaluate(
     policy: Policy,
     task: Task,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rftkit.demo import SYSTEMS, as_samples, overlap, report_text
+from rftkit.demo import SYSTEMS, as_samples, overlap, overlap_sentence, report_text
 from rftkit.evaluation import measure
 from rftkit.task import load_task
 
@@ -117,6 +117,17 @@ def test_report_text_says_what_was_added_and_what_was_not(demo):
     text = report_text(report)
     assert "What RFT added" in text and "What it did not add: knowledge" in text
     assert "overlap row" in text and "17.7" in text
+    top = {system["name"]: system["top1"]["mean"] for system in report["systems"]}
+    assert overlap_sentence(top["overlap"], top["RFT mini"]) in text
+
+
+@pytest.mark.parametrize(
+    ("found", "place"), [(0.407, "below RFT"), (0.6, "above RFT"), (0.4641, "level with RFT")]
+)
+def test_where_the_overlap_row_stands_is_not_derived_from_the_numbers(found, place):
+    said = overlap_sentence(found, 0.464)
+    assert place in said and "no rival" in said
+    assert [word for word in ("below", "above", "level") if word in said] == [place.split()[0]]
 
 
 def test_real_cases_are_counted_by_reason_and_put_to_every_system(demo):

@@ -43,18 +43,30 @@ def raised(report):
         (["brca1"], 0.1),
         ("BRCA1", 0.0),  # a text is not a list: its letters are no genes
         ({"0": "BRCA1"}, 0.0),
+        # Each repeat costs a quarter of the tenth, wherever it stands.
+        (["BRCA1", "A", "A", "B", "C"], 0.975),
+        (["A", "BRCA1", "BRCA1"], 0.705),
+        (["A", "B", "C", "B", "A"], 0.05),
+        (["BRCA1"] * 5, 0.9),
+        (["A"] * 5, 0.0),
+        (["A", "B", "C", "D", "E", "A"], 0.1),  # a sixth place is worth nothing, and costs none
+        (["AB", "A", "B", "BA"], 0.1),  # a name within another is not a repeat
+        ([1, "1", 1.0], 0.075),  # as texts: "1", "1", "1.0"
     ],
 )
 def test_gene_grader_scores_a_list_by_what_is_there(genes, reward):
     got, parts = gene_rank().grade(ITEM, json.dumps({"genes": genes}))
     assert got == pytest.approx(reward, abs=1e-12)
-    assert set(parts) == {"first", "second", "third", "fourth", "fifth", "format"}
+    places = {"first", "second", "third", "fourth", "fifth"}
+    assert set(parts) == places | {"format"} | {f"{place}_again" for place in places - {"first"}}
 
 
 def test_short_list_is_a_fault_of_the_missing_places_only():
     report = gene_rank().report(ITEM, '{"genes": ["A", "BRCA1"]}')
     assert raised(report.to_json()) == ["sample_parse_error"]
-    assert [line.split(":")[0] for line in report.explanations] == ["third", "fourth", "fifth"]
+    missing = ["third", "fourth", "fifth"]
+    missing += [f"{place}_again" for place in missing]
+    assert [line.split(":")[0] for line in report.explanations] == missing
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", '{"genes": ["BRCA1"]', "NaN", "[" * 100_000])
@@ -212,6 +224,10 @@ def test_reference_check_passes_fails_and_admits_what_it_did_not_check():
     assert [(f["row_id"], f["reward"]) for f in failed.failures] == [("a", 0.73), ("b", 0.73)]
     assert "row a" in str(failed)
 
+    with pytest.raises(UserError, match="reference check: failed on .* rows, whose reference"):
+        failed.require()
+    reference_check(gene_rank(), template, rows).require()
+    reference_check(gene_rank(), None, rows).require()
     torn = reference_check(gene_rank(), template, [*rows, {"row_id": "c"}])
     assert [f["row_id"] for f in torn.failures] == ["c"]
     assert "reference_gene" in torn.failures[0]["reason"]

@@ -1,7 +1,10 @@
 """Native graders: what they score, and that their exported JSON scores the same."""
 
+import importlib.util
 import json
 import math
+import threading
+from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from rftkit.data.errors import UserError
 from rftkit.graders import (
+    DECAYS,
     SHELF,
     Grader,
     PythonResult,
@@ -16,6 +20,7 @@ from rftkit.graders import (
     format_match,
     grader,
     json_schema_match,
+    math_match,
     ndcg,
     numeric_match,
     rank_grader,
@@ -23,12 +28,17 @@ from rftkit.graders import (
 )
 
 
+@cache
+def defined(source):
+    space: dict = {}
+    exec(compile(source, "grader", "exec"), space)
+    return space["grade"]
+
+
 def run_unprotected(source, sample, item):
     """For the kit's own exported texts, in these tests: no isolation."""
     try:
-        space: dict = {}
-        exec(compile(source, "grader", "exec"), space)
-        return PythonResult(value=space["grade"](sample, item))
+        return PythonResult(value=defined(source)(sample, item))
     except Exception as error:
         return PythonResult(runtime_error=f"{type(error).__name__}: {error}")
 
@@ -65,9 +75,8 @@ SCHEMA = {
     "required": ["genes"],
 }
 NATIVE = {
-    "rank": rank_grader(),
-    "binary": rank_grader((1,)),
-    "two guesses": rank_grader((1, 0.5)),
+    **{f"rank, {scale}": rank_grader(scale) for scale in DECAYS},
+    "gene_rank": SHELF["gene_rank"].make(),
     "level": rank_grader((1, 0.5, 0.5, 0)),
     "long": rank_grader([1 / (place + 1) for place in range(12)]),
     "bare list": rank_grader(output_key=""),
@@ -97,7 +106,7 @@ def test_exported_json_scores_the_same(item, output):
             assert LOADED[name].grade(item, output)[0] == native.grade(item, output)[0], name
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(items, outputs)
 def test_exported_python_scores_the_same(item, output):
     for name in PYTHON_ONLY:
@@ -121,6 +130,34 @@ def test_rank_is_worth_what_decay_says():
     assert grade(rank_grader(), {"genes": ["Y", "X", "X"]}, reference_gene="X") == 0.7
     assert grade(reciprocal_rank(), {"genes": ["Y", "Y", "X"]}, reference_gene="X") == 1 / 3
     assert grade(reciprocal_rank(cutoff=2), {"genes": ["Y", "Y", "X"]}, reference_gene="X") == 0
+
+
+def test_a_scale_is_another_than_its_name_says():
+    lists = [{"genes": ["-"] * place + ["X"]} for place in range(11)]
+
+    def worths(decay):
+        return [grade(rank_grader(decay), genes, reference_gene="X") for genes in lists]
+
+    assert worths("binary") == [1] + [0] * 10
+    assert worths("two_guesses") == [1, 0.5] + [0] * 9
+    assert worths("demo") == worths((1, 0.7, 0.5, 0.3, 0.1)) == [1, 0.7, 0.5, 0.3, 0.1] + [0] * 6
+    assert worths("reciprocal") == pytest.approx([1 / place for place in range(1, 11)] + [0])
+    one_right = [grade(ndcg(), genes, relevance=["X"]) for genes in lists]
+    assert worths("ndcg") == pytest.approx(one_right)
+    with pytest.raises(UserError, match="'steep', expected numbers or one of .*reciprocal"):
+        rank_grader("steep")
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from("ABCDEF"), min_size=1, max_size=8))
+def test_the_gene_graders_form_is_another_than_the_share_of_new_names(genes):
+    """A second way to say it: of the places two to five, how many repeat an earlier one."""
+    shown = genes[:5]
+    place = genes.index("A") if "A" in genes else 9
+    form = 1 - (len(shown) - len(set(shown))) / 4
+    expected = 0.9 * [1, 0.7, 0.5, 0.3, 0.1, 0, 0, 0, 0, 0][place] + 0.1 * form
+    got = grade(NATIVE["gene_rank"], {"genes": genes}, reference_gene="A")
+    assert got == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("decay", [(), (0.5, 1), (1, -1), (float("nan"),), (float("inf"), 1)])
@@ -171,6 +208,54 @@ def test_schema_and_format_see_the_shape():
     for bad in (five[:4], [*five, "F"], ["A"] * 5, ["A", "B", "C", "D", " "], "ABCDE", [1, 2, 3]):
         assert grade(format_match(), {"genes": bad}) == 0
     assert grade(format_match(length=None), {"genes": ["A"]}) == 1
+
+
+MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
+
+
+def test_math_match_without_math_verify_is_a_traceback(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"rftkit\[math\]"):
+        math_match()
+
+
+@pytest.mark.skipif(not MATH_VERIFY, reason="math-verify is not installed (extra math)")
+@pytest.mark.parametrize(
+    ("output", "answer", "hit"),
+    [
+        ("It is $0.5$.", "1/2", 1), ("\\boxed{3\\sqrt{2}}", "\\sqrt{18}", 1), ("42", 42, 1),
+        ("so 43", 42, 0), ("$x^2+2x+1$", "(x+1)^2", 1), ("$\\frac{2}{4}$", "$\\frac{1}{2}$", 1),
+        ("no idea", 1, 0), ("", 1, 0),
+    ],
+)  # fmt: skip
+def test_math_match_compares_letters_and_not_values(output, answer, hit):
+    native = math_match()
+    assert grade(native, output, answer=answer) == hit
+    loaded = Grader.load(native.to_json(), python_runner=run_unprotected)
+    assert loaded.grade({"answer": answer}, output)[0] == hit
+    if hit:
+        assert grade(math_match("x"), {"x": output}, answer=answer) == 1
+
+
+@pytest.mark.skipif(not MATH_VERIFY, reason="math-verify is not installed (extra math)")
+def test_math_match_in_a_thread_scores_zero_without_a_word():
+    raised = []
+
+    def in_thread():
+        with pytest.raises(UserError, match="main thread"):
+            math_match().grade({"answer": 1}, "1")
+        raised.append(True)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert raised == [True]
+
+
+def test_a_decorated_function_does_not_say_that_it_runs_in_this_process():
+    made = grader(lambda sample, item: 1.0, name="mine")
+    assert any("'mine' runs in this process" in note for note in made.notes)
+    assert rank_grader().notes == []
 
 
 def test_decorated_function_is_a_grader():

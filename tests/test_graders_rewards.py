@@ -88,6 +88,7 @@ def test_every_sub_grade_and_fault_is_logged_as_its_own_series():
         "sub_rewards/fourth": 0.0,
         "sub_rewards/fifth": 0.0,
         "sub_rewards/format": 0.5,
+        **{f"sub_rewards/{place}_again": 0.0 for place in ("second", "third", "fourth", "fifth")},
         "grader/sample_faults": 0.5,
         "grader/lost": 0.0,
         "grader_errors/sample_parse_error": 0.5,

@@ -30,6 +30,22 @@ def test_the_results_table_is_the_recorded_one(demo_seeds, record):
     assert shown.strip() == demo_seeds.readme_tables(record)
 
 
+@pytest.mark.parametrize(
+    ("overlap", "said"),
+    [
+        ([0.4, 0.4], "below RFT mini in every seed"),
+        ([0.6, 0.6], "above RFT mini in every seed"),
+        ([0.6, 0.4], "above RFT mini in 1 of 2 seeds"),
+    ],
+)
+def test_the_place_of_the_overlap_row_is_not_read_from_the_record(demo_seeds, overlap, said):
+    runs = [
+        {"systems": [{"name": name, "top1": {"mean": value}} for name, value in row]}
+        for row in ([("overlap", value), ("RFT mini", 0.5)] for value in overlap)
+    ]
+    assert said in demo_seeds.overlap_place(runs)
+
+
 def test_the_record_is_of_the_shipped_data_and_weights(demo_seeds, record):
     from rftkit.task import load_task
 

@@ -15,30 +15,20 @@ from rftkit.data.rows import sha256_of, write_rows
 from rftkit.data.writing import write_json, write_text
 from rftkit.embedded.world import WORLD_SEED, World, build_world, cases, row
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE
-from rftkit.graders.shelf import gene_rank
+from rftkit.genes.task_record import ranking_task
 
 ROWS = {"train": 128, "validation": 240, "test": 540}
 
-TASK = {
-    "name": "gene_ranking",
-    "question": "Which genes may explain this patient's symptoms? Rank five, most likely first.",
-    "grader": gene_rank().to_json(),
-    "answer_template": '{"genes": ["{{item.reference_gene}}"]}',
-    "worse_answers": [
-        '{"genes": ["NOTAGENE", "{{item.reference_gene}}"]}',
-        '{"genes": ["NOTAGENE", "NEITHER", "NORTHIS", "{{item.reference_gene}}"]}',
-        '{"genes": ["NOTAGENE"]}',
-    ],
-    "group_by": "reference_gene",
-    "patterns": {
+TASK = ranking_task(
+    "gene_ranking",
+    "Which genes may explain this patient's symptoms? Rank five, most likely first.",
+    patterns={
         "diagnose first": r"^Diagnose first\.",
         "lead sign first": r"^Lead sign first\.",
         "common first": r"^Common first\.",
         "onset first": r"^Onset first\.",
     },
-    "metrics": ["top1", "top5", "mrr"],
-    "headline": "top1",
-}
+)
 
 
 def make_rows(world: World, split: str, number: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from rftkit.genes.simulate import (
     Simulator,
     simulate,
 )
-from rftkit.graders.shelf import gene_rank
+from rftkit.genes.task_record import ranking_task
 
 NAME = "gene_ranking_realistic"
 COMMAND = f"python -m rftkit.genes.simulate --out datasets/{NAME}"
@@ -34,22 +34,11 @@ PUBLISHED = {"overlap": (15.3, 28.0, 35.0), "likelihood": (16.2, 31.2, 37.8)}
 
 def task_record() -> dict[str, Any]:
     """task.json's object."""
-    return {
-        "name": NAME,
-        "question": "Which gene explains this patient's features? Rank five, most likely first.",
-        "grader": gene_rank().to_json(),
-        "answer_template": '{"genes": ["{{item.reference_gene}}"]}',
-        "worse_answers": [
-            '{"genes": ["NOTAGENE", "{{item.reference_gene}}"]}',
-            '{"genes": ["NOTAGENE", "NEITHER", "NORTHIS", "{{item.reference_gene}}"]}',
-            '{"genes": ["NOTAGENE"]}',
-            "I cannot tell.",
-        ],
-        "group_by": "reference_gene",
-        "patterns": {},
-        "metrics": ["top1", "top5", "mrr"],
-        "headline": "top1",
-    }
+    return ranking_task(
+        NAME,
+        "Which gene explains this patient's features? Rank five, most likely first.",
+        more_worse_answers=["I cannot tell."],
+    )
 
 
 def data_card(sides: Mapping[str, Sequence[Case]], n_genes: int, folder: Path) -> str:

@@ -12,7 +12,10 @@ multi.py       several graders and a formula
 core.py        Grader: load, run, grade
 rewards.py     a grader as a TRL reward function
 reference.py   the reference answer must score the maximum
-native.py      graders in plain Python, and @grader        shelf.py  the pre-built ones
+functions.py   Python functions as graders: @grader, and what native.py is made of
+native.py      rank, exact, number, schema, format         shelf.py  the pre-built ones
+strategies.py  how a model would cheat
+attacks.py     what each strategy earns beside honest answers; ordered answers in order
 command_line.py  what stands behind the commands grade, validate-grader, graders
 """
 
@@ -37,15 +40,21 @@ _HOMES = {
     "reward_function": "rewards",
     "ReferenceResult": "reference",
     "reference_check": "reference",
-    "grader": "native",
+    "grader": "functions",
+    "DECAYS": "native",
     "rank_grader": "native",
     "reciprocal_rank": "native",
     "ndcg": "native",
     "exact_match": "native",
     "numeric_match": "native",
+    "math_match": "native",
     "json_schema_match": "native",
     "format_match": "native",
     "SHELF": "shelf",
+    "attack": "attacks",
+    "calibrate": "attacks",
+    "STRATEGIES": "strategies",
+    "Strategy": "strategies",
 }
 __all__ = list(_HOMES)
 

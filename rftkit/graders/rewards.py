@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from rftkit.data.records import Sample
 from rftkit.graders.context import sample_from_completion
 from rftkit.graders.report import Grade, GraderFailure
 
@@ -25,6 +26,8 @@ def reward_function(
     *,
     max_lost_share: float = MAX_LOST_SHARE,
     end_token_ids: Collection[int] | None = None,
+    item_column: str | None = None,
+    observer: Callable[[list[Sample | dict], list[Grade]], None] | None = None,
 ) -> Callable[..., list[float | None]]:
     """TRL's signature over a grader: `completions, **columns -> list[float | None]`.
 
@@ -34,6 +37,9 @@ def reward_function(
                     GraderFailure (training turns it into a checkpoint and a stop)
     end_token_ids   with it, an answer whose token ids do not end in one of these was cut at the
                     limit and scores 0; without it, only thinking that never closed shows a cut
+    item_column     the column that holds each whole item as JSON, where rows differ in their
+                    fields or types; the other columns are then not read
+    observer        hears the samples and their grades of every call, before the rewards return
 
     Each completion is graded once. A sample's fault gives 0, the grader's own fault None (TRL
     leaves it out of the group). Logged through TRL's `log_metric`, as means over the call:
@@ -53,7 +59,10 @@ def reward_function(
     ) -> list[float | None]:
         count = len(completions)
         cut = _find_cut(columns.get("completion_ids"), end_token_ids, count)
-        items = _items_of(columns, count)
+        if item_column is None:
+            items = _items_of(columns, count)
+        else:
+            items = [json.loads(item) for item in columns[item_column]]
         samples = [
             sample_from_completion(
                 completion,
@@ -63,6 +72,8 @@ def reward_function(
             for index, completion in enumerate(completions)
         ]
         grades = grader.evaluate_many(items, samples)
+        if observer is not None:
+            observer(samples, grades)
         _log(grades, columns.get("log_metric"), columns.get("log_extra"))
         _stop_if_failing(grader.name, grades, max_lost_share)
         return [grade.reward for grade in grades]

@@ -17,27 +17,36 @@ class ShelfItem(NamedTuple):
 
 
 def gene_rank() -> Grader:
-    """The gene task's grader: nine tenths for the place of the right gene, one for a list.
+    """The gene task's grader: nine tenths for the place of the right gene, one for the form.
 
-    `max` and not a sum: the same gene named five times earns no more than once.
+    `max` and not a sum: the right gene named five times earns no more than once. The form is a
+    list that names something, and each place that repeats an earlier one costs a quarter of it.
+    (A repeat is looked for with `like`, in the earlier names between bars, so a name that itself
+    holds a bar may be taken for one.)
     """
-    ranked = native.rank_grader().to_json()["graders"]
-    form = {
-        "type": "string_check",
-        "name": "format",
-        "input": "{{sample.output_json.genes[0]}}",
-        "reference": "",
-        "operation": "ne",
-    }
-    places = "max(first, 0.7 * second, 0.5 * third, 0.3 * fourth, 0.1 * fifth)"
-    return build(
-        {
-            "type": "multi",
-            "name": "gene_rank",
-            "graders": {**ranked, "format": form},
-            "calculate_output": f"0.9 * {places} + 0.1 * format",
-        }
+    spec = native.rank_grader().to_json()
+    genes = [part["input"] for part in spec["graders"].values()]
+    form = {"format": _check("format", genes[0], "ne", "")}
+    for index, place in enumerate(list(spec["graders"])[1:], start=1):
+        earlier = "".join(f"|{gene}" for gene in genes[:index]) + "|"
+        again = f"{place}_again"
+        form[again] = _check(again, earlier, "like", f"|{genes[index]}|")
+    repeats = " + ".join(list(form)[1:])
+    formula = (
+        f"0.9 * {spec['calculate_output']} + 0.1 * format * (1 - ({repeats}) / {len(form) - 1})"
     )
+    graders = {**spec["graders"], **form}
+    return build({**spec, "name": "gene_rank", "graders": graders, "calculate_output": formula})
+
+
+def _check(name: str, text: str, operation: str, reference: str) -> dict[str, Any]:
+    return {
+        "type": "string_check",
+        "name": name,
+        "input": text,
+        "reference": reference,
+        "operation": operation,
+    }
 
 
 def _contains() -> Grader:
@@ -80,15 +89,15 @@ def _schema() -> Grader:
 
 SHELF: dict[str, ShelfItem] = {
     "gene_rank": ShelfItem(
-        "place of the right gene in the list, and a tenth for format", gene_rank
+        "place of the right gene in the list, and a tenth for a list of different genes", gene_rank
     ),
     "rank": ShelfItem("1, 0.7, 0.5, 0.3, 0.1 for the right answer's place", native.rank_grader),
     "top1": ShelfItem(
-        "1 if the right answer stands first", lambda: native.rank_grader((1,), name="top1")
+        "1 if the right answer stands first", lambda: native.rank_grader("binary", name="top1")
     ),
     "two_guesses": ShelfItem(
         "1 for the first guess, 0.5 for the second",
-        lambda: native.rank_grader((1, 0.5), name="two_guesses"),
+        lambda: native.rank_grader("two_guesses", name="two_guesses"),
     ),
     "reciprocal_rank": ShelfItem("1 / place of the right answer", native.reciprocal_rank),
     "ndcg": ShelfItem("a ranking against several right answers (python)", native.ndcg),

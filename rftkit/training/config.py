@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,34 +12,48 @@ from rftkit.data.errors import UserError
 from rftkit.data.rows import read_rows
 from rftkit.task import Task, load_task, task_from_json
 
+REPORTS = ("none", "tensorboard", "trackio")
+# What may differ when a run goes on: none of these changes what is learned.
+FREE_FIELDS = ("gate", "report_to", "save_every")
+
 
 @dataclass
 class RunConfig:
-    """Everything that fixes a run. You state prompts and answers; batch sizes are derived.
+    """Everything that fixes a run. You state prompts and answers; plan.py derives batches.
 
-    model                  "embedded:mini", a folder, or a hub name
-    engine                 auto | transformers | unsloth
-    task                   a task folder, or a name under datasets/; or else the next six:
-    train_file, validation_file, grader, answer_template, group_by, patterns
-    method                 "grpo" (answers are sampled and graded) or "sft" (completions are given)
-    prompts_per_step       rows a step
-    answers_per_prompt     completions a row: the group whose scores are compared (GRPO)
-    steps                  at most; sft: at most, as epochs may end it earlier
-    learning_rate          of the LoRA weights, constant after three steps of warm-up
-    beta                   weight of the KL term that ties the model to its base
-    temperature            of the sampled answers
-    max_completion_tokens  longer answers are cut and usually score 0
-    lora_rank              r; alpha is the same, so the adapter's scale is 1
-    init_adapter           a folder with an adapter to start from
-    eval_every             steps between two looks at the held-out rows; 0 never looks
-    patience               stop after so many looks without a better one; 0 never stops early
-    eval_rows              held-out rows a look (the first of the file)
-    eval_samples           answers a held-out row
-    keep_start             may the untrained adapter be the best? (True: never hand back worse)
-    completion_template    sft: what the model should say, answer_template by default
-    epochs                 sft: passes over the rows; 0 counts steps alone
-    gate                   "on" or "off": the signal gate before step 1
-    seed                   of everything that is drawn
+    field (unit)                   default          meaning
+    model                          embedded:mini    or a folder, or a hub name
+    engine                         auto             auto | transformers | unsloth
+    task                           none             a task folder, or a name under datasets/
+    train_file … patterns          none             instead of a task: the fields of task.json, and
+                                                    validation_file for the held-out rows
+    method                         grpo             grpo: answers are sampled and graded; sft:
+                                                    completions are given
+    prompts_per_step (rows)        8
+    answers_per_prompt (answers)   8                the group whose scores are compared (grpo)
+    steps (optimiser steps)        70               at most; sft: `epochs` may end it earlier
+    learning_rate                  0.001            of the LoRA weights, constant after 3 steps
+    beta                           0.04             weight of the KL term that ties to the start
+    temperature                    1.0              of the sampled answers
+    max_completion_tokens (tokens) 64               longer answers are cut and usually score 0
+    lora_rank                      4                alpha is the same, so the adapter's scale is 1
+    init_adapter                   none             a folder (adapter or run) to start from
+    micro_batch (answers)          none             answers a forward and backward pass; none: as
+                                                    many as the memory holds. Divides the batch.
+    eval_every (steps)             5                between two looks at held-out rows; 0 never
+    patience (looks)               4                stop after so many without a better; 0 never
+    eval_rows (rows)               240              held-out rows a look (the first of the file)
+    eval_samples (answers)         2                a held-out row
+    keep_start                     true             may the untrained adapter be the best?
+    save_every (steps)             5                between two checkpoints: what a kill can cost
+    watchdog_steps (steps)         10               so many in a row without a live group, or under
+                                                    entropy_floor, stop the run; 0 never
+    entropy_floor (nats a token)   0.01             below it the answers no longer differ
+    completion_template            none             sft: what to say; answer_template by default
+    epochs (passes)                0                sft: over the rows; 0 counts steps alone
+    gate                           on               on | off: the signal gate before step 1 (grpo)
+    report_to                      none             none | tensorboard | trackio
+    seed                           0                of everything that is drawn
     """
 
     model: str = "embedded:mini"
@@ -60,14 +75,19 @@ class RunConfig:
     max_completion_tokens: int = 64
     lora_rank: int = 4
     init_adapter: str | None = None
+    micro_batch: int | None = None
     eval_every: int = 5
     patience: int = 4
     eval_rows: int = 240
     eval_samples: int = 2
     keep_start: bool = True
+    save_every: int = 5
+    watchdog_steps: int = 10
+    entropy_floor: float = 0.01
     completion_template: str | None = None
     epochs: int = 0
     gate: str = "on"
+    report_to: str = "none"
     seed: int = 0
 
     def problems(self) -> list[str]:
@@ -81,11 +101,17 @@ class RunConfig:
         need(self.method in ("grpo", "sft"), "method", '"grpo" or "sft"')
         need(self.engine in ("auto", "transformers", "unsloth"), "engine", "auto, transformers, …")
         need(self.gate in ("on", "off"), "gate", '"on" or "off"')
+        need(self.report_to in REPORTS, "report_to", ", ".join(REPORTS))
+        for name in ("model", "task", "train_file", "validation_file", "answer_template",
+                     "group_by", "init_adapter", "completion_template"):  # fmt: skip
+            value, may_be_none = getattr(self, name), name != "model"
+            good = (value is None and may_be_none) or (isinstance(value, str) and value != "")
+            need(good, name, "a text")
         for name in ("prompts_per_step", "steps", "max_completion_tokens", "lora_rank"):
             need(is_whole(getattr(self, name), 1), name, "a whole number from 1")
-        for name in ("eval_every", "patience", "epochs", "seed"):
+        for name in ("eval_every", "patience", "epochs", "seed", "watchdog_steps"):
             need(is_whole(getattr(self, name), 0), name, "a whole number from 0")
-        for name in ("eval_rows", "eval_samples"):
+        for name in ("eval_rows", "eval_samples", "save_every"):
             need(is_whole(getattr(self, name), 1), name, "a whole number from 1")
         need(
             is_whole(self.answers_per_prompt, 2),
@@ -94,12 +120,32 @@ class RunConfig:
         )
         for name in ("learning_rate", "temperature"):
             need(is_number(getattr(self, name), above=0), name, "a number above 0")
-        need(is_number(self.beta, least=0), "beta", "a number from 0")
+        for name in ("beta", "entropy_floor"):
+            need(is_number(getattr(self, name), least=0), name, "a number from 0")
         need(isinstance(self.keep_start, bool), "keep_start", "true or false")
+        need(are_patterns(self.patterns), "patterns", '{"name": "regular expression"}')
+        if self.micro_batch is not None:
+            whole = is_whole(self.micro_batch, 1)
+            if (
+                whole
+                and is_whole(self.prompts_per_step, 1)
+                and is_whole(self.answers_per_prompt, 2)
+            ):
+                whole = self.batch % self.micro_batch == 0
+            need(whole, "micro_batch", "a whole number that divides the answers of a step")
+        for name in ("train_file", "validation_file", "init_adapter"):
+            place = getattr(self, name)
+            if isinstance(place, str) and place:
+                need(Path(place).exists(), name, "a file or folder that exists")
         if self.task is None:
             for name in ("train_file", "grader"):
                 need(getattr(self, name) is not None, name, "a value, or `task` instead")
         return found
+
+    @property
+    def batch(self) -> int:
+        """Completions that one optimiser step learns from (sft: one a row)."""
+        return self.prompts_per_step * (self.answers_per_prompt if self.method == "grpo" else 1)
 
     def check(self) -> None:
         found = self.problems()
@@ -108,6 +154,15 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """The fields in which the two would train differently: "steps: 70 there, 40 here"."""
+        here, there = self.to_json(), other.to_json()
+        return [
+            f"{name}: {there[name]!r} there, {here[name]!r} here"
+            for name in here
+            if name not in FREE_FIELDS and here[name] != there[name]
+        ]
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> RunConfig:
@@ -129,6 +184,14 @@ def is_number(value: Any, above: float | None = None, least: float | None = None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return (above is None or value > above) and (least is None or value >= least)
+
+
+def are_patterns(value: Any) -> bool:
+    """{"name": "regular expression"}, and every expression compiles."""
+    try:
+        return isinstance(value, dict) and all(re.compile(v) for v in value.values())
+    except (re.error, TypeError):
+        return False
 
 
 def config_task(config: RunConfig) -> Task:

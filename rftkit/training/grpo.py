@@ -7,70 +7,82 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from rftkit.data.records import Sample, SamplingConfig
-from rftkit.data.rows import answer_fields
+from rftkit.data.rows import answer_fields, row_ids
 from rftkit.evaluation import pattern_shares
-from rftkit.graders import GraderFailure
-from rftkit.graders.rewards import MAX_LOST_SHARE
-from rftkit.policy import LocalPolicy, decode, merged_adapter
+from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
-from rftkit.training.watch import rounded, step_callback, trainer_settings
+from rftkit.training.heldout import rounded
+from rftkit.training.plan import run_order
+from rftkit.training.steps import Session, run_trainer, trainer_settings
+from rftkit.training.watchdogs import TrainingStopped, garbage_in_first_batch, save_batch
 
 
-def run_grpo(policy, task, rows, config, recorder, watch) -> dict[str, Any]:
-    """GRPO through TRL's trainer; -> {"samples": completions drawn}."""
+def run_grpo(session: Session) -> None:
+    """GRPO through TRL's trainer, one session of it."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    task.grader.check_ready()  # a formula or a field that is not there stops here, not at step 1
-    task.grader.check_rows(rows)
-    batch = config.prompts_per_step * config.answers_per_prompt
+    policy, config, plan = session.policy, session.config, session.plan
+    session.task.grader.check_ready()  # a formula or field that is not there stops here, not later
+    session.task.grader.check_rows(session.rows)
     arguments = GRPOConfig(
-        **trainer_settings(config, recorder.out),
-        per_device_train_batch_size=batch,
+        **trainer_settings(config, plan, session.out),
         num_generations=config.answers_per_prompt,
         max_completion_length=config.max_completion_tokens,
         temperature=config.temperature,
         beta=config.beta,
+        shuffle_dataset=False,  # run_order has drawn the order of the whole run
     )
-    reward = StepReward(task)
-    # The prompt is what the model reads; the answer fields go to the grader alone.
-    table = Dataset.from_list(
-        [
-            {"prompt": row["messages"], "item": json.dumps(answer_fields(row), ensure_ascii=False)}
-            for row in rows
-        ]
-    )
+    reward = StepReward(session.task, session)
     own_sampler = {} if policy.engine == "unsloth" else {"rollout_func": rollouts(policy, config)}
+    if own_sampler:
+        own_sampler["rollout_func"] = timed(own_sampler["rollout_func"], session, "sampling")
     trainer = GRPOTrainer(
         model=policy.model,
         processing_class=policy.tokenizer,
         reward_funcs=reward,
-        train_dataset=table,
+        train_dataset=prompt_table(session.rows, plan.steps, config),
         args=arguments,
-        callbacks=[step_callback(policy, config, recorder, watch, reward)],
         **own_sampler,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    steps = trainer.state.global_step
-    return {"samples": steps * batch}
+    run_trainer(session, trainer, reward)
+
+
+def prompt_table(rows: list[dict[str, Any]], steps: int, config: RunConfig) -> Any:
+    """A line for every prompt of the whole run, in its order: what the model reads, and beside it
+    the answer fields, which go to the grader alone."""
+    from datasets import Dataset
+
+    table = Dataset.from_list(
+        [
+            {
+                "prompt": row["messages"],
+                "item": json.dumps(answer_fields(row), ensure_ascii=False),
+                "row_id": row_id,
+            }
+            for row, row_id in zip(rows, row_ids(rows))
+        ]
+    )
+    return table.select(run_order(len(rows), steps, config.prompts_per_step, config.seed))
 
 
 def rollouts(policy: LocalPolicy, config: RunConfig) -> Callable:
-    """policy.py's sampler as TRL's `rollout_func`: the same answers, several times quicker for a
+    """policy's sampler as TRL's `rollout_func`: the same answers, several times quicker for a
     tiny model, whose time goes into Python between two tokens."""
 
     def draw(prompts: list, trainer: Any) -> dict[str, list]:
         group = config.answers_per_prompt
         texts = [policy.render(p) for p in prompts[::group]]
         ids = policy.tokenizer(texts, add_special_tokens=False).input_ids
+        # The seed depends on the step alone: a run that goes on draws what it would have drawn.
         seed = config.seed * 100_003 + trainer.state.global_step + 1
         settings = SamplingConfig(
             temperature=config.temperature, max_new_tokens=config.max_completion_tokens, seed=seed
@@ -91,31 +103,102 @@ def rollouts(policy: LocalPolicy, config: RunConfig) -> Callable:
     return draw
 
 
-class StepReward:
-    """The reward function that TRL calls once a step, and what it saw there."""
+def timed(function: Callable, session: Session, name: str) -> Callable:
+    """The same function; its seconds are added to the step's clock under `name`."""
 
-    def __init__(self, task: Task):
-        self.task = task
-        self.__name__ = task.grader.name
+    def call(*arguments: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **named)
+        finally:
+            spent = time.perf_counter() - began
+            session.clock[name] = session.clock.get(name, 0.0) + spent
+
+    return call
+
+
+class StepReward:
+    """The reward function that TRL calls once a step, and what it saw there.
+
+    It hands on to the grader's own reward function (`Grader.as_reward_functions`), so each answer
+    is graded once and TRL's log has its series; the samples are kept for ours.
+    """
+
+    def __init__(self, task: Task, session: Session | None = None):
+        """session   of a run: looks at the first batch, tells an answer that was cut"""
+        self.task, self.session = task, session
         self.samples: list[Sample] = []
+        self.checked = session is None or session.resume_from is not None
+        self.ends: set[int] | None = None
+        if session is not None:
+            self.ends = end_tokens(session.policy.model, session.policy.tokenizer)
+        (self.reward,) = task.grader.as_reward_functions(
+            item_column="item", observer=self.keep, end_token_ids=self.ends
+        )
+        self.__name__ = self.reward.__name__
 
     def __call__(self, prompts, completions, item, **columns) -> list[float | None]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        self.samples = [Sample.from_text(text, model="policy") for text in texts]
-        for fields_of_row, sample in zip(item, self.samples):
-            self.task.grade_sample(json.loads(fields_of_row), sample)
-        lost = [sample for sample in self.samples if sample.grade is None]
-        if len(lost) > MAX_LOST_SHARE * len(self.samples):
-            reasons = sorted({error for sample in lost for error in sample.errors})
-            raise GraderFailure(self.__name__, len(lost), len(self.samples), reasons)
-        return [sample.grade for sample in self.samples]
+        began = time.perf_counter()
+        try:
+            return self.reward(completions, prompts, item=item, **columns)
+        finally:
+            ids = columns.get("completion_ids") or []
+            names = columns.get("row_id") or []
+            for number, sample in enumerate(self.samples):
+                sample.completion_tokens = len(ids[number]) if ids else 0
+                sample.row_id = names[number] if names else ""
+                sample.index = number % self.session.config.answers_per_prompt if ids else 0
+            if self.session is not None:
+                self.session.clock["grading"] = time.perf_counter() - began
+            if not self.checked and ids:
+                self.check_first_batch(prompts, ids)
+
+    def keep(self, samples: list, grades: list) -> None:
+        """Hears the samples and their grades from the grader's reward function."""
+        self.samples = []
+        for sample, grade in zip(samples, grades):
+            if isinstance(sample, dict):  # an answer with tool calls
+                sample = Sample(reasoning=sample["reasoning"], output_text=sample["output_text"])
+            sample.model = "policy"
+            sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
+            sample.errors = grade.errors
+            self.samples.append(sample)
+
+    def check_first_batch(self, prompts: list, ids: list) -> None:
+        self.checked = True
+        policy = self.session.policy
+        texts = [policy.render(prompt) for prompt in prompts]
+        found = garbage_in_first_batch(policy.tokenizer, texts, ids, self.ends)
+        if found:
+            batch = save_batch(self.session.out, 1, "garbage", self.samples)
+            raise TrainingStopped(
+                "garbage in the first batch",
+                f"step 1: {'; '.join(found)}. No weight has changed; the batch stands in {batch}: "
+                "mend the model's chat template or tokenizer, or the limit",
+            )
+
+    def group_spread(self) -> float:
+        """Mean over the prompts of the standard deviation of their answers' grades."""
+        size = self.session.config.answers_per_prompt if self.session else len(self.samples)
+        grades = [s.grade for s in self.samples]
+        groups = [grades[i : i + size] for i in range(0, len(grades), size)]
+        known = [[g for g in group if g is not None] for group in groups]
+        spreads = [statistics.pstdev(group) for group in known if group]
+        return round(statistics.mean(spreads), 4) if spreads else 0.0
 
     def summary(self) -> dict[str, Any]:
-        """Mean of each sub-grader and the share of each thinking pattern, over the last step."""
+        """Of the last step: mean of each sub-grader, share of each thinking pattern, mean spread
+        (standard deviation) within a group, and the share of answers with each grading error."""
         names = sorted({name for s in self.samples for name in s.sub_grades})
         means = {
             name: sum(s.sub_grades.get(name) or 0.0 for s in self.samples) / len(self.samples)
             for name in names
         }
         shares = pattern_shares(self.task, [self.samples])
-        return {"sub_rewards": rounded(means), "patterns": rounded(shares)}
+        errors = Counter(error for sample in self.samples for error in sample.errors)
+        return {
+            "sub_rewards": rounded(means),
+            "patterns": rounded(shares),
+            "group_spread": self.group_spread(),
+            "errors": rounded({name: n / len(self.samples) for name, n in errors.items()}),
+        }

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import random
-from typing import Any
-
 from rftkit.data.errors import UserError
 from rftkit.graders import fill_template
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
-from rftkit.training.watch import step_callback, trainer_settings
+from rftkit.training.plan import run_order
+from rftkit.training.steps import Session, run_trainer, trainer_settings
 
 
-def run_sft(policy, task, rows, config, recorder, watch) -> dict[str, Any]:
-    """SFT through TRL's trainer: the loss on the completion alone; -> {"samples": 0}."""
+def run_sft(session: Session) -> None:
+    """SFT through TRL's trainer, one session of it: the loss on the completion alone."""
     from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    examples = [sft_example(policy, task, row, config) for row in rows]
-    random.Random(config.seed).shuffle(examples)
-    batch = min(config.prompts_per_step, len(examples))
-    settings = trainer_settings(config, recorder.out)
-    if config.epochs:
-        settings["max_steps"] = min(config.steps, config.epochs * math.ceil(len(examples) / batch))
-    arguments = SFTConfig(**settings, per_device_train_batch_size=batch, max_length=None)
+    policy, task, config, plan = session.policy, session.task, session.config, session.plan
+    table = Dataset.from_list([sft_example(policy, task, row, config) for row in session.rows])
+    order = run_order(len(session.rows), plan.steps, config.prompts_per_step, config.seed)
     trainer = SFTTrainer(
         model=policy.model,
         processing_class=policy.tokenizer,
-        train_dataset=Dataset.from_list(examples),
-        args=arguments,
-        callbacks=[step_callback(policy, config, recorder, watch)],
+        train_dataset=table.select(order),
+        args=SFTConfig(
+            **trainer_settings(config, plan, session.out),
+            max_length=None,
+            train_sampling_strategy="sequential",  # run_order has drawn the order of the whole run
+        ),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return {"samples": 0}
+    run_trainer(session, trainer)
 
 
 def sft_example(policy, task: Task, row: dict, config: RunConfig) -> dict[str, list[int]]:

@@ -1,0 +1,142 @@
+"""A run folder: is there a run in it, may this one go on, what does a finished one hold.
+
+RUN/  config.json       the RunConfig             data.json       what rows and grader it trained on
+      plan.json         the derived batch sizes   gate.json       the verdict before step 1
+      log.jsonl  events.jsonl  samples.jsonl      record.py
+      checkpoints/      to go on from, and the best three adapters
+      adapter/          the best adapter          training.json   written last: the run is finished
+      alarms/           batches of steps that went wrong
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rftkit.data.errors import UserError
+from rftkit.data.writing import write_json
+from rftkit.task import Task
+from rftkit.training.config import RunConfig
+
+NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
+OWN_FILES = (
+    "config.json", "data.json", "plan.json", "gate.json", "log.jsonl", "events.jsonl",
+    "samples.jsonl", "training.json",
+)  # fmt: skip
+OWN_FOLDERS = ("checkpoints", "adapter", "alarms")
+
+
+def data_identity(
+    rows: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], task: Task
+) -> dict[str, Any]:
+    """What a run is trained on, as sizes and checksums: data.json."""
+    return {
+        "training rows": [len(rows), checksum(rows)],
+        "held-out rows": [len(held_out), checksum(held_out)],
+        "grader": [1, checksum([task.grader_spec])],
+    }
+
+
+def checksum(records: Sequence[Any]) -> str:
+    found = hashlib.sha256()
+    for record in records:
+        found.update(json.dumps(record, sort_keys=True, default=str).encode() + b"\n")
+    return found.hexdigest()[:16]
+
+
+def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> str:
+    """NEW, UNFINISHED (it goes on) or FINISHED; a new one has its config.json and data.json.
+
+    existing   "resume" or "replace" what is there
+
+    Raises UserError where a run with another config or other data stands there, naming the fields.
+    """
+    if existing not in ("resume", "replace"):
+        raise UserError(f'existing: "{existing}", expected resume or replace')
+    out.mkdir(parents=True, exist_ok=True)
+    found = UNFINISHED if is_begun(out) else NEW
+    if existing == "resume" and found != NEW:
+        differing = differences(out, config, data)
+        if differing:
+            raise UserError(
+                f"{out}: another run stands here ({'; '.join(differing)}), expected the same "
+                "config and data to go on: name another folder, or remove this one"
+            )
+        found = FINISHED if (out / "training.json").exists() else UNFINISHED
+    else:
+        clear(out)
+        found = NEW
+    write_json(out / "config.json", config.to_json())
+    write_json(out / "data.json", data)
+    return found
+
+
+def is_begun(out: Path) -> bool:
+    """Was a step of training logged or saved here? A folder without one holds nothing to lose."""
+    log = out / "log.jsonl"
+    begun = (log.exists() and log.stat().st_size > 0) or any(out.glob("checkpoints/step-*"))
+    return (out / "config.json").exists() and (begun or (out / "training.json").exists())
+
+
+def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]:
+    """What differs between the run in `out` and the one that is asked for, by name."""
+    found = config.differences(read_config(out))
+    try:
+        known = json.loads((out / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [*found, "data.json: missing, so its rows are not known"]
+    for name, [count, digest] in data.items():
+        if known.get(name) != [count, digest]:
+            before = (known.get(name) or ["none"])[0]
+            what = f"{before} there, {count} here" if before != count else "others of that number"
+            found.append(f"{name}: {what}")
+    return found
+
+
+def read_config(out: Path) -> RunConfig:
+    """The config of a run folder; fields that it does not know yet have their default."""
+    try:
+        record = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        known = {f.name for f in fields(RunConfig)}
+        return RunConfig(**{key: value for key, value in record.items() if key in known})
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{out / 'config.json'}: cannot be read ({error}), expected a RunConfig: is {out} a "
+            "run folder?"
+        ) from None
+
+
+def clear(out: Path) -> None:
+    """Remove what a run writes, and nothing else that may stand in the folder."""
+    for name in OWN_FILES:
+        (out / name).unlink(missing_ok=True)
+    for name in OWN_FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+@contextmanager
+def sole_user(out: Path):
+    """One process a run folder. The lock is the system's: it ends with the process, however."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{out}: another process trains here, expected none: wait for it, or name another "
+                "folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield

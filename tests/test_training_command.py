@@ -1,0 +1,226 @@
+"""`rftkit train` and `rftkit runs`, the plan, what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from rftkit.cli import app
+from rftkit.data import UserError
+from rftkit.task import load_task
+from rftkit.training import Interrupted, RunConfig, make_plan, train
+from rftkit.training.command_line import list_runs, read_run_config, runs_table
+from rftkit.training.plan import ModelShape, run_order
+from rftkit.training.record import Recorder, read_lines
+
+TINY = dict(
+    task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=1,
+    eval_rows=4, eval_samples=1, max_completion_tokens=40, gate="off", save_every=1,
+)  # fmt: skip
+SMALL = ModelShape(2, 64, 4, 1000, 4, 1e6)
+
+
+def command(*arguments):
+    """(exit code, what was printed, the error that main() would print)"""
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    return done.exit_code, done.output, done.exception
+
+
+def write(path, **record):
+    path.write_text(json.dumps(record))
+    return path
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_a_dry_run_trains(tmp_path):
+    file = write(tmp_path / "c.json", **TINY | {"prompts_per_step": 6, "answers_per_prompt": 5})
+    code, said, _ = command("train", file, "--out", tmp_path / "run", "--dry-run", "--json")
+    plan = json.loads(said)
+    assert code == 0 and not (tmp_path / "run").exists()
+    assert plan["batch"] == plan["generation_batch"] == 30 and plan["completions"] == 60
+    assert plan["rows"] == len(load_task("gene_ranking").rows("train")) and plan["looks"] == 3
+    assert plan["micro_batch"] * plan["accumulation"] == 30 and plan["reasons"]
+    code, said, _ = command("train", file, "--out", tmp_path / "run", "--dry-run")
+    assert code == 0 and "6 prompts x 5 answers = 30 completions" in said and "because" in said
+
+
+def test_train_then_again_then_with_another_config(tmp_path):
+    file, out = write(tmp_path / "c.json", **TINY), tmp_path / "run"
+    code, said, _ = command("train", file, "--out", out)
+    assert code == 0 and "kept step" in said and "held-out top1" in said
+    steps = len(read_lines(out / "log.jsonl"))
+    code, said, _ = command("train", file, "--out", out, "--json")
+    assert code == 0 and json.loads(said[said.index("{\n") :])["training"]["steps"] == steps == 2
+    other = write(tmp_path / "other.json", **TINY | {"learning_rate": 0.5, "steps": 3})
+    code, _, error = command("train", other, "--out", out)
+    assert code == 1 and isinstance(error, UserError)
+    assert "learning_rate: 0.001 there, 0.5 here" in str(error) and "steps: 2 there" in str(error)
+    assert read_lines(out / "log.jsonl")[-1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"method": {"type": "reinforcement"}}, "arrive with `rftkit.job`"),
+        ({"method": "ppo", "steps": 0, "task": "gene_ranking"}, "steps: 0"),
+        ({"stepz": 3}, "unknown stepz"),
+        ({"task": "gene_ranking", "micro_batch": 7}, "micro_batch: 7"),
+        ({"task": "gene_ranking", "report_to": "paper"}, "report_to: 'paper'"),
+        ({"task": "gene_ranking", "patterns": {"a": "("}}, "patterns"),
+        ({"train_file": "nowhere.jsonl", "grader": {}}, "train_file: 'nowhere.jsonl'"),
+        ({"task": "gene_ranking", "save_every": 0, "entropy_floor": -1}, "entropy_floor: -1"),
+    ],
+)
+def test_a_wrong_config_is_trained(tmp_path, record, expected):
+    code, _, error = command("train", write(tmp_path / "c.json", **record), "--out", tmp_path / "r")
+    assert code == 1 and isinstance(error, UserError) and expected in str(error)
+    assert not (tmp_path / "r").exists()
+
+
+def test_files_beside_the_config_are_not_found(tmp_path, monkeypatch):
+    task = load_task("gene_ranking")
+    lines = (task.folder / "train.jsonl").read_text().splitlines()[:4]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    write(tmp_path / "grader.json", **task.grader_spec)
+    file = write(tmp_path / "c.json", train_file="rows.jsonl", grader="grader.json")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = read_run_config(file, model="embedded:large")
+    assert config.train_file == str(tmp_path / "rows.jsonl") and config.model == "embedded:large"
+    assert config.grader == task.grader_spec
+
+
+def test_other_rows_go_on_with_an_old_run(tmp_path):
+    task = load_task("gene_ranking")
+    rows, config = task.rows("train")[:6], RunConfig(**TINY | {"eval_every": 0})
+    train(config, tmp_path, task=task, rows=rows)
+    with pytest.raises(UserError, match="training rows: 6 there, 5 here"):
+        train(config, tmp_path, task=task, rows=rows[:5])
+    with pytest.raises(UserError, match="training rows: others of that number"):
+        train(config, tmp_path, task=task, rows=rows[::-1])
+    done = train(config, tmp_path, task=task, rows=rows[:5], existing="replace")
+    assert done.training["examples"] == 5
+    free = replace(config, save_every=9, gate="on", report_to="none")
+    assert train(free, tmp_path, task=task, rows=rows[:5]).training["examples"] == 5
+
+
+def test_ctrl_c_loses_the_step(tmp_path):
+    """Asked after step 1 of 3: the checkpoint of step 1 is there, and the run goes on from it."""
+    import os
+    import signal
+
+    config = RunConfig(**TINY | {"steps": 3, "save_every": 50})
+    handler = signal.getsignal(signal.SIGINT)
+
+    def press(record):
+        if record["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 1; a checkpoint is saved"):
+        train(config, tmp_path, [press])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert (tmp_path / "checkpoints" / "step-000001" / "complete.json").exists()
+    heard = []
+    done = train(config, tmp_path, [heard.append])
+    assert [r["step"] for r in heard] == [2, 3] and [r["step"] for r in done.log] == [1, 2, 3]
+
+
+def test_a_second_round_starts_from_nothing(tmp_path):
+    first = train(RunConfig(**TINY | {"learning_rate": 0.02, "keep_start": False}), tmp_path / "1")
+    again = RunConfig(**TINY | {"init_adapter": str(tmp_path / "1"), "seed": 5})
+    second = train(again, tmp_path / "2")
+    assert second.start["mean"] == first.best["mean"]
+    start = tmp_path / "2" / "checkpoints" / "best" / "step-000000" / "adapter_model.safetensors"
+    assert start.read_bytes() == (first.out / "adapter" / start.name).read_bytes()
+    with pytest.raises(UserError, match="has rank 4, expected lora_rank 8: set lora_rank to 4"):
+        train(replace(again, lora_rank=8), tmp_path / "3")
+    with pytest.raises(UserError, match="was made for embedded:mini, expected embedded:large"):
+        train(replace(again, model="embedded:large"), tmp_path / "3")
+    found = list_runs(tmp_path)
+    assert [r["name"] for r in found["runs"]] == ["1", "2"]
+    assert {"seed", "init_adapter", "learning_rate", "keep_start"} == set(found["differing"])
+    assert found["runs"][0]["best"]["mean"] == first.best["mean"]
+    table = runs_table(found)
+    assert len(table) == 4 and f"top1 {first.best['mean']:.3f}" in table[2]
+    code, said, _ = command("runs", tmp_path, "--json")
+    assert code == 0 and json.loads(said)["differing"] == found["differing"]
+    assert command("runs", tmp_path / "1" / "adapter")[1].endswith("no runs\n")
+
+
+def test_accumulated_passes_are_another_step(tmp_path):
+    """The same batch in one pass and in four: the same gradient, up to rounding."""
+    whole = train(RunConfig(**TINY | {"steps": 1, "eval_every": 0}), tmp_path / "1").log[0]
+    config = RunConfig(**TINY | {"steps": 1, "eval_every": 0, "micro_batch": 2})
+    parts = train(config, tmp_path / "2").log[0]
+    assert json.loads((tmp_path / "2" / "plan.json").read_text())["accumulation"] == 4
+    assert parts["reward_mean"] == whole["reward_mean"]
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_fit_is_read_at_once():
+    config, rows = RunConfig(task="x"), [{}] * 10
+    room = make_plan(config, rows, [], SMALL, 100, 1e12)
+    assert room.micro_batch == 64 and room.accumulation == 1 and room.looks == 0
+    tight = make_plan(config, rows, [], SMALL, 100, 1.5e7)
+    assert tight.micro_batch in (1, 2, 4, 8, 16) and tight.micro_batch * tight.accumulation == 64
+    assert "gradients of" in tight.reasons[0] and tight.passes == 56.0
+    none = make_plan(config, rows, [], SMALL, 100, 1.0)
+    assert none.micro_batch == 1 and "may not fit" in none.reasons[0]
+    asked = make_plan(replace(config, micro_batch=16), rows, [], SMALL, 100, 1.0)
+    assert asked.micro_batch == 16 and "you asked for it" in asked.reasons[0]
+    longer = make_plan(replace(config, max_completion_tokens=640), rows, [], SMALL, 100, 1e8)
+    assert longer.micro_batch < make_plan(config, rows, [], SMALL, 100, 1e8).micro_batch
+
+
+def test_epochs_are_counted_in_steps_wrongly():
+    config = RunConfig(task="x", method="sft", prompts_per_step=16, epochs=3, steps=1000)
+    plan = make_plan(config, [{}] * 40, [{}] * 9)
+    assert plan.steps == 8 and plan.batch == 16 and plan.completions == 0  # 3 * 40 / 16 = 7.5
+    assert plan.looks == 1 + 2 and make_plan(config, [{}] * 40, []).looks == 0
+
+
+def test_some_rows_are_seen_more_often_than_others():
+    order = run_order(rows=10, steps=15, prompts_per_step=4, seed=3)
+    assert len(order) == 60 and sorted(order) == sorted(list(range(10)) * 6)
+    assert sorted(order[:10]) == list(range(10)) and order[:10] != order[10:20]
+    assert order == run_order(10, 15, 4, 3) != run_order(10, 15, 4, 4)
+    assert order[:20] == run_order(10, 5, 4, 3)  # a shorter run meets the same rows
+    assert len(run_order(3, 2, 8, 0)) == 16  # fewer rows than prompts a step
+
+
+# --- the record --------------------------------------------------------------------------------
+
+
+def test_an_event_is_not_openais(tmp_path):
+    recorder = Recorder(tmp_path, [], steps=20)
+    look = {"metric": "top1", "mean": 0.5, "grade": 0.68, "parse_error": 0.0}
+    record = {"step": 10, "reward_mean": 0.42, "validation": look}
+    record["alarms"] = [{"name": "entropy collapse", "cause": "flat", "stops": True}]
+    recorder.step(record)
+    first, second = read_lines(tmp_path / "events.jsonl")
+    assert first["object"] == "fine_tuning.job.event" and first["type"] == "metrics"
+    assert first["message"] == (
+        "Step 10/20, train mean reward=0.42, full validation mean reward=0.68, full validation "
+        "mean parse error=0.00"
+    )
+    assert second["level"] == "warn" and second["message"] == "Step 10/20: flat"
+    assert set(first) == {"object", "id", "created_at", "level", "type", "message", "data"}
+
+
+def test_a_torn_line_is_read(tmp_path):
+    recorder = Recorder(tmp_path, [], steps=3)
+    recorder.step({"step": 1})
+    positions = recorder.positions()
+    recorder.step({"step": 2})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "sec')
+    assert [r["step"] for r in read_lines(tmp_path / "log.jsonl")] == [1, 2]
+    again = Recorder(tmp_path, [], 3, positions, seconds=100.0)
+    assert [r["step"] for r in again.log] == [1] and again.seconds >= 100
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
