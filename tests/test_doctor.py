@@ -89,6 +89,7 @@ def later(value, start=0.5):
 # what is planted -> (the plant, the finding that it must get)
 FAULTS = {
     "a NaN gradient": (change_at(31, grad_norm=math.nan, loss=math.nan), "not_finite"),
+    "a NaN as our log writes it": (change_at(31, grad_norm=None, loss=None), "not_finite"),
     "an infinite KL": (change_at(31, kl=math.inf), "not_finite"),
     "no grade in one step": (change_at(31, reward_mean=None), "grader_failures"),
     "a sub-grader that is down": (
@@ -309,6 +310,14 @@ def test_an_sft_log_is_judged_by_rewards_that_it_has_not():
         record["grad_norm"] *= 100  # usual for SFT
     found = examine_log(Log("", records))
     assert names(found) == set() and found.notes == []
+
+
+def test_a_step_that_the_watchdog_skipped_is_passed_over():
+    records = healthy()
+    records[8]["alarms"] = [{"name": "not finite", "cause": "a gradient", "stops": False}]
+    records[9]["alarms"] = [{"name": "all groups dead", "cause": "…", "stops": True}]
+    [finding] = examine_log(Log("", records)).findings
+    assert (finding.name, finding.steps) == ("not_finite", [9])
 
 
 def test_answers_without_a_grade_in_a_run_folder_are_not_counted(tmp_path):
