@@ -89,6 +89,7 @@ def later(value, start=0.5):
 # what is planted -> (the plant, the finding that it must get)
 FAULTS = {
     "a NaN gradient": (change_at(31, grad_norm=math.nan, loss=math.nan), "not_finite"),
+    "a NaN as our log writes it": (change_at(31, grad_norm=None, loss=None), "not_finite"),
     "an infinite KL": (change_at(31, kl=math.inf), "not_finite"),
     "no grade in one step": (change_at(31, reward_mean=None), "grader_failures"),
     "a sub-grader that is down": (
@@ -109,7 +110,7 @@ FAULTS = {
         change_all(dead_groups=lambda record, done: float(record["step"] % 2)),
         "dead_groups",
     ),
-    "a loss of zero, no gradient": (change_all(loss=0.0, grad_norm=0.0), "loss_zero"),
+    "a loss of zero, no gradient": (change_all(loss=0.0, grad_norm=0.0, kl=0.0), "loss_zero"),
     "a loss of zero, a KL": (change_all(loss=0.0, kl=0.05), "loss_zero"),
     "a hacked grader": (hack, "reward_up_task_down"),
     "a reward that falls": (
@@ -129,6 +130,7 @@ FAULTS = {
     "an entropy of nothing": (change_all(**later(0.004)("entropy")), "entropy_collapse"),
     "an entropy that is low": (change_all(**later(0.03)("entropy")), "entropy_collapse"),
     "a KL that runs away": (change_all(kl=lambda record, done: 6 * done**3), "kl_blow_up"),
+    "a KL that stays far": (change_all(**later(0.8)("kl")), "kl_blow_up"),
     "a KL that ends far away": (change_at(STEPS, kl=9.0), "kl_blow_up"),
     "a gradient spike": (change_at(31, grad_norm=40.0), "gradient_spike"),
     "a gradient that is always large": (change_all(grad_norm=15.0), "gradient_spike"),
@@ -267,13 +269,55 @@ def test_a_run_that_kept_its_best_is_called_past_its_peak(tmp_path):
     assert names(examine_log(Log("", records))) == set()
 
 
-def test_an_sft_log_is_judged_by_rewards_that_it_has_not():
+def test_noise_is_called_a_trend():
+    for seed in range(30):
+        luck, records = random.Random(seed), healthy(seed)
+        for record in records:
+            record["reward_mean"] = 0.4 + luck.gauss(0, 0.12)
+            if "validation" in record:  # the last looks of a run that stops by patience
+                record["validation"] = look(0.4 - 0.0004 * record["step"], 0.05)
+        assert (seed, names(examine_log(Log("", records)))) == (seed, set())
+    # Nor is a rising reward an alarm, where the held-out looks stand still.
+    for record in records:
+        record["reward_mean"] = 0.3 + 0.005 * record["step"]
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_a_gradient_within_the_healthy_range_is_a_spike():
     records = healthy()
+    records[30]["grad_norm"] = 0.9  # thirty times the usual, and still small
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_dead_groups_are_also_called_a_gradient_that_vanishes():
+    records = healthy()
+    for record in records[:20]:
+        record |= {"dead_groups": 1.0, "grad_norm": 0.0}
+    assert names(examine_log(Log("", records))) == {"dead_groups"}
+
+
+def test_a_loss_that_does_not_arrive_is_also_called_normal():
+    records = healthy()
+    change_all(loss=0.0, kl=0.05)(records)
+    found = examine_log(Log("", records))
+    assert names(found) == {"loss_zero"} and found.notes == []
+
+
+def test_an_sft_log_is_judged_by_rewards_that_it_has_not():
+    records = healthy(looks=False)
     for record in records:
         record |= dict.fromkeys(("reward_mean", "reward_std", "dead_groups", "kl", "sub_rewards"))
         record["grad_norm"] *= 100  # usual for SFT
     found = examine_log(Log("", records))
     assert names(found) == set() and found.notes == []
+
+
+def test_a_step_that_the_watchdog_skipped_is_passed_over():
+    records = healthy()
+    records[8]["alarms"] = [{"name": "not finite", "cause": "a gradient", "stops": False}]
+    records[9]["alarms"] = [{"name": "all groups dead", "cause": "…", "stops": True}]
+    [finding] = examine_log(Log("", records)).findings
+    assert (finding.name, finding.steps) == ("not_finite", [9])
 
 
 def test_answers_without_a_grade_in_a_run_folder_are_not_counted(tmp_path):

@@ -70,6 +70,77 @@ def find_faults(rows):
 """,
         },
     ),
+    "advantages": Exercise(
+        "04_grpo_by_hand",
+        ("setup",),
+        {
+            "the whole batch is one group": """
+def advantages(rewards_P_G, scale=True):
+    found = rewards_P_G - rewards_P_G.mean()
+    return found / (rewards_P_G.std() + 1e-4) if scale else found
+""",
+            "the spread divides by G": """
+def advantages(rewards_P_G, scale=True):
+    found = rewards_P_G - rewards_P_G.mean(dim=1, keepdim=True)
+    spread = rewards_P_G.std(dim=1, keepdim=True, unbiased=False)
+    return found / (spread + 1e-4) if scale else found
+""",
+            "a dead group is 0 / 0": """
+def advantages(rewards_P_G, scale=True):
+    found = rewards_P_G - rewards_P_G.mean(dim=1, keepdim=True)
+    return found / (found.abs().sum(dim=1, keepdim=True)) if scale else found
+""",
+            "the spread always divides": """
+def advantages(rewards_P_G, scale=True):
+    return solution(rewards_P_G)
+""",
+        },
+    ),
+    "clip": Exercise(
+        "04_grpo_by_hand",
+        ("setup",),
+        {
+            "the clip holds on both sides": """
+def objective(ratio, advantage, low=0.2, high=0.28):
+    return ratio.clamp(1 - low, 1 + high) * advantage
+""",
+            "no clip": """
+def objective(ratio, advantage, low=0.2, high=0.28):
+    return ratio * advantage
+""",
+            "the larger of the two": """
+def objective(ratio, advantage, low=0.2, high=0.28):
+    return torch.max(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+""",
+            "as high as low": """
+def objective(ratio, advantage, low=0.2, high=0.28):
+    return solution(ratio, advantage, low, low)
+""",
+            "a loss, not an objective": """
+def objective(ratio, advantage, low=0.2, high=0.28):
+    return -solution(ratio, advantage, low, high)
+""",
+        },
+    ),
+    "dead": Exercise(
+        "04_grpo_by_hand",
+        ("setup",),
+        {
+            "each draw is put back": """
+def dead_share(grades, group):
+    return sum((grades.count(g) / len(grades)) ** group for g in set(grades))
+""",
+            "only right answers count": """
+def dead_share(grades, group):
+    from math import comb
+    return comb(sum(g == 1 for g in grades), group) / comb(len(grades), group)
+""",
+            "right or wrong are the only grades": """
+def dead_share(grades, group):
+    return solution([g > 0.9 for g in grades], group)
+""",
+        },
+    ),
     "stop": Exercise(
         "05_train_lora_grpo",
         (),

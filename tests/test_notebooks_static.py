@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_rules import NOTEBOOKS, RULES, Notebook
 from project_files import ROOT, address, badge_target, pins
-from run_notebooks import normalise
+from run_notebooks import fewer_colours, normalise
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -132,6 +132,32 @@ def test_normalising_leaves_what_changes_from_run_to_run(tmp_path):
     assert notebook.cells[1].outputs[0].execution_count == 1
     text = path.read_text()
     assert "3.11.7" not in text and "ann's" not in text and "2026-11-21" not in text
+
+
+def test_a_picture_is_kept_as_large_as_drawn_or_loses_its_look():
+    import base64
+    import io
+
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageChops, ImageStat
+
+    figure = Figure(figsize=(6, 3), dpi=80)
+    axes = figure.subplots()
+    for line in range(6):
+        axes.fill_between([0, 1], [line, 0], [line + 1, 1], alpha=0.2)
+        axes.plot([0, 1], [line, 1], label=f"line {line}")
+    axes.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    before = base64.b64encode(drawn.getvalue()).decode()
+    after = fewer_colours(before)
+    assert len(after) < len(before) / 2
+    assert fewer_colours(after) == after
+    one, two = (
+        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in (before, after)
+    )
+    assert one.size == two.size
+    assert max(ImageStat.Stat(ImageChops.difference(one, two)).mean) < 1  # of 255
 
 
 def test_the_badge_is_not_derived_from_pyproject():

@@ -45,13 +45,18 @@ Found = Iterator[tuple[list[int], str]]
 
 
 def not_finite(log: Log) -> Found:
-    names = ("loss", "grad_norm", "kl", "entropy", "reward_std")
-    bad = [
-        (record["step"], name)
-        for record in log.records
-        for name in names
-        if is_number(record.get(name)) and not math.isfinite(record[name])
-    ]
+    """NaN or infinite, or None where the other steps have a number: JSON has no NaN."""
+    names = ("loss", "grad_norm", "kl", "entropy")
+    usual = {name for name in names if log.points(name)}
+    bad = []
+    for record in log.records:
+        for name in names:
+            value = record.get(name, 0.0)
+            if value is None and name in usual or is_number(value) and not math.isfinite(value):
+                bad.append((record["step"], name))
+        # What our watchdog saw in the gradients of a step that it skipped.
+        alarms = record.get("alarms") or []
+        bad += [(record["step"], "an alarm") for a in alarms if a.get("name") == "not finite"]
     if bad:
         first = ", ".join(name for step, name in bad if step == bad[0][0])
         evidence = f"NaN or infinite, first at step {bad[0][0]}: {first}"
