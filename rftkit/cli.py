@@ -363,6 +363,9 @@ def signal_command(
         Path | None,
         typer.Option(metavar="DIR", help="Keep signal.json and all samples here."),
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=32, metavar="N", help="Draw at most so many answers.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Before training: is there anything to learn from? go, fix or undecided, with the reasons.
@@ -404,6 +407,7 @@ def signal_command(
             max_completion_tokens=run.max_completion_tokens,
             temperature=run.temperature,
             completions=run.steps * run.prompts_per_step * run.answers_per_prompt,
+            most=samples,
             seed=run.seed,
             progress=reporter.advance,
         )

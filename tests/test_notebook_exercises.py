@@ -141,6 +141,84 @@ def dead_share(grades, group):
 """,
         },
     ),
+    "estimate": Exercise(
+        "03_signal",
+        ("setup",),
+        {
+            "answers are put back": """
+def chance(n, right, k):
+    return 1 - (1 - right / n) ** k
+""",
+            "the first k of all are looked at": """
+def chance(n, right, k):
+    return float(right > 0)
+""",
+            "exactly one right answer counts": """
+import math
+
+
+def chance(n, right, k):
+    return right * math.comb(n - right, k - 1) / math.comb(n, k)
+""",
+        },
+    ),
+    "group": Exercise(
+        "03_signal",
+        ("setup",),
+        {
+            "a group that is all right counts as alive": """
+def group_size(solved, live):
+    k = 2
+    while 1 - (1 - solved) ** k < live:
+        k += 1
+    return k
+""",
+            "one answer too many": """
+def group_size(solved, live):
+    return solution(solved, live) + 1
+""",
+            "one answer counts as a group": """
+def group_size(solved, live):
+    return max(1, solution(solved, live) - 1)
+""",
+        },
+    ),
+    "verify": Exercise(
+        "03_signal",
+        ("setup", "config", "gate-call", "scripted", "reports"),
+        {
+            "likeness to the summary": """
+def verifiable():
+    fields = solution()
+    fields["grader"] = {
+        "type": "text_similarity",
+        "name": "likeness",
+        "evaluation_metric": "rouge_l",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.summary}}",
+    }
+    return fields
+""",
+            "another number is asked for": """
+def verifiable():
+    fields = solution()
+    fields["grader"]["reference"] = "{{item.patients}}"
+    return fields
+""",
+            "no answer is known to be right": """
+def verifiable():
+    fields = solution()
+    del fields["answer_template"]
+    return fields
+""",
+            "any answer that holds something is right": """
+def verifiable():
+    fields = solution()
+    fields["grader"].update(operation="ne", reference="")
+    return fields
+""",
+        },
+    ),
     "stop": Exercise(
         "05_train_lora_grpo",
         (),

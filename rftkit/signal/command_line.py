@@ -57,13 +57,14 @@ def number_lines(signal: Signal) -> list[tuple[str, str]]:
             (f"groups of {signal.group} without spread", str(signal.dead_groups)),
             ("  among readable answers", str(signal.dead_ability)),
         ]
-        lines += [(f"  dead: {kind}", f"{share:.0%}") for kind, share in signal.dead_kinds.items()]
+        kinds = [(kind, share) for kind, share in signal.dead_kinds.items() if share >= 0.005]
+        lines += [(f"  dead: {kind}", f"{share:.0%}") for kind, share in kinds]
     if signal.format_share is not None:
         form = signal.format_share
         lines.append(("spread that is form, ability", f"{form:.0%}, {1 - form:.0%}"))
     for name, part in signal.sub_graders.items():
-        value = f"mean {part['mean']:.3f}, spread {part['spread']:.3f}, moves in "
-        lines.append((f"sub-grader {name}", f"{value}{part['moving']:.0%} of the rows"))
+        value = f"mean {part['mean']:.2f}, spread {part['spread']:.2f}, moves in "
+        lines.append((f"sub-grader {name}", f"{value}{part['moving']:.0%} of rows"))
     read = ", ".join(f"{stage} {share:.1%}" for stage, share in signal.stages.items())
     lines.append(("answers", read))
     lengths = {k: v for k, v in signal.lengths.items() if k not in ("limit", "probe")}

@@ -47,6 +47,7 @@ def measure_signal(
     max_completion_tokens: int = 64,
     temperature: float = 1.0,
     completions: int = 0,
+    most: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Signal:
@@ -57,6 +58,7 @@ def measure_signal(
     answers                a group: what training compares with one another, at least 2
     max_completion_tokens, temperature   as in training
     completions            of the whole run: 5 % of them may be spent here, or 256 samples
+    most                   draw at most so many, where less should be spent than that
     progress               hears how many answers each batch finished
 
     Never draws more than sample_budget(completions). First at most 256 samples; where the
@@ -73,6 +75,8 @@ def measure_signal(
         )
     rows, ids = list(rows), row_ids(rows)
     budget = sample_budget(completions)
+    if most is not None:
+        budget = min(budget, max(most, 2 * PROBES))
     if why := why_not_verifiable(task, rows):
         return refuse(why, policy.name, seed, budget, len(rows))
     task.grader.check_rows(rows)
@@ -91,7 +95,10 @@ def measure_signal(
         chosen = order[len(drawn.rows) : count]
         draw(policy, [rows[i] for i in chosen], [ids[i] for i in chosen], drawn, each, settings,
              progress)  # fmt: skip
-        signal = Signal("", "", policy=policy.name, seed=seed, group=answers, budget=budget)
+        signal = Signal(
+            "", "", policy=policy.name, seed=seed, budget=budget, group=answers,
+            temperature=temperature,
+        )  # fmt: skip
         take_numbers(signal, task, drawn, reference, max_completion_tokens)
         signal = decide(signal, reference, look, task, rows)
         affordable = (budget - signal.samples - PROBES * (not drawn.probe)) // each

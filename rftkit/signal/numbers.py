@@ -39,7 +39,7 @@ def take_numbers(
 ) -> None:
     """Grade what was drawn, and fill every number of the signal.
 
-    limit   the tokens that the answers had
+    limit   the tokens that the answers were given
     """
     task.grade(drawn.rows, drawn.groups)
     for group, row_id in zip(drawn.groups, drawn.ids):
@@ -110,6 +110,7 @@ def reward_numbers(
         for values, flags in zip(rewards, readable)
     ]
     signal.dead_ability = share_interval(able, clusters)
+    signal.repeated = float(np.mean([repeat_chance(group) for group in groups]))
     kinds: Counter = Counter()
     for group, hits, chance in zip(groups, right, able):
         kinds[dead_kind(group, hits)] += chance / len(groups)
@@ -162,12 +163,20 @@ def length_quantiles(samples: list[Sample]) -> dict[str, float]:
 
 
 def dead_kind(group: list[Sample], right: list[bool]) -> str:
-    """Why a group without spread has none: "always right", "repeated", "never right", "alike"."""
+    """Why a group without spread has none: "always right", "repeated" (two
+    answers are more often the same text than not), "never right", "alike"."""
     if all(right):
         return "always right"
-    if len({(sample.reasoning, sample.output_text) for sample in group}) == 1:
+    if repeat_chance(group) >= 0.5:
         return "repeated"
     return "alike" if any(right) else "never right"
+
+
+def repeat_chance(group: list[Sample]) -> float:
+    """The chance that two answers of a row are the same text, thinking included."""
+    counts = Counter((sample.reasoning, sample.output_text) for sample in group).values()
+    pairs = len(group) * (len(group) - 1)
+    return sum(count * (count - 1) for count in counts) / pairs
 
 
 def sub_grader_numbers(groups: Groups) -> dict[str, dict[str, float | None]]:

@@ -55,6 +55,7 @@ class Signal:
     questions     hard? verifiable? labels scarce?
     policy, seed  what was measured
     rows, answers, samples, budget   rows drawn, answers a row, answers in all, and their limit
+    temperature   of the drawn answers
     group         k: the answers that training compares with one another
     more_samples  about how many more would settle an "undecided"; None otherwise
     pass_at       {k: chance that one of k answers is right}
@@ -71,7 +72,8 @@ class Signal:
     lost_grades   share of answers that the grader itself failed on
     distinct_rewards   how many different rewards the answers earned that were not cut
     dead_kinds    {why a dead group is dead: share of all groups}: "always right", "never right",
-                  "repeated" (all answers are one text), "alike"
+                  "repeated" (the answers are mostly one text), "alike"
+    repeated      chance that two answers of a row are the same text, thinking included
     never, always row ids without one right answer, and with all right
     patterns      {thinking pattern: {share, reward}}
     reference     the reference check's status, and mean rewards of right and of swapped answers
@@ -91,6 +93,7 @@ class Signal:
     samples: int = 0
     budget: int = 0
     group: int = 0
+    temperature: float = 1.0
     more_samples: int | None = None
     pass_at: dict[int, Interval] = field(default_factory=dict)
     reward: Interval | None = None
@@ -106,6 +109,7 @@ class Signal:
     lost_grades: float = 0.0
     distinct_rewards: int = 0
     dead_kinds: dict[str, float] = field(default_factory=dict)
+    repeated: float = 0.0
     never: list[str] = field(default_factory=list)
     always: list[str] = field(default_factory=list)
     patterns: dict[str, dict[str, float | None]] = field(default_factory=dict)

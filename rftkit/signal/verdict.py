@@ -20,6 +20,7 @@ from rftkit.task import Task
 # Quoted: Axolotl, docs/training_stability (zero-spread groups under 0.8, clipped under 0.3).
 MOST_DEAD, MOST_CUT = 0.8, 0.3
 MOST_UNREADABLE = 0.5  # ours: beyond half, most of what the model hears is about form
+LOW_TEMPERATURE = 0.5  # ours: below it most answers are the likeliest one and its neighbours
 MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
 
 # Causes before what follows from them: each name, and what to turn.
@@ -43,7 +44,8 @@ FINDINGS = {
     "task too easy": "rows: harder ones, or a grader that asks for more; or be content and stop",
     "task impossible": "easier rows first, partial credit in the grader, an SFT warm start "
     "(init_adapter) or a stronger model; more answers_per_prompt helps where some are right",
-    "answers repeat": "temperature: at 1.0 answers differ; an adapter may have collapsed",
+    "too little exploration": "temperature: 1.0 lets answers differ; or init_adapter: an adapter "
+    "may have lost its variety",
     "no spread": "more answers_per_prompt, partial credit in the grader, or rows of middling "
     "difficulty (neither always nor never solved)",
     "format alone": "teach the form first (an example in the prompt, a short SFT), or give it less "
@@ -231,11 +233,14 @@ def judge_grader(judge: Judge, reference: Reference) -> None:
     if reference.check.status == "failed":
         failures = reference.check.failures
         first = failures[0]
+        scored = "nothing" if first["reward"] is None else f"{first['reward']:.2f}"
+        # A part that found nothing explains a reward of 0; beside a higher one it is no reason.
+        why = f" ({first['reason'][:120]})" if first["reason"] and not first["reward"] else ""
         judge.add(
             "reference cannot score",
             f"on {len(failures)} of {reference.check.rows} rows the right answer does not score "
             f"{reference.maximum:g}: row {first['row_id']}, {str(first['answer'])[:80]!r} scored "
-            f"{first['reward']}" + (f" ({first['reason'][:120]})" if first["reason"] else ""),
+            f"{scored}{why}",
         )
 
 
@@ -261,9 +266,16 @@ def judge_spread(judge: Judge) -> None:
     name = {
         "always right": "task too easy",
         "never right": "task impossible",
-        "repeated": "answers repeat",
+        "repeated": "too little exploration",
         "alike": "no spread",
     }[kind]
+    if name != "task too easy" and signal.temperature < LOW_TEMPERATURE:
+        name = "too little exploration"  # what the model could do has not been seen
+    if name == "too little exploration":
+        dead += (
+            f"; two answers to a row are the same text in {signal.repeated:.0%} of the cases, at "
+            f"temperature {signal.temperature:g}"
+        )
     if name == "task impossible":
         dead += f"; {len(signal.never)} of {signal.rows} rows are never solved"
     judge.hold(name, signal.dead_ability, MOST_DEAD, dead)
