@@ -29,12 +29,17 @@ def list_of(*genes):
 def test_the_view_says_another_grade_than_the_grader(task, row):
     right = row["reference_gene"]
     answer = f"<think>Diagnose first.</think>{list_of('A', right)}"
-    others = {"better": list_of(right), "level": list_of("B", right), "worse": list_of("A")}
+    others = {
+        "better": list_of(right),
+        "level": list_of("B", right),
+        "worse": list_of("A"),
+        "worst": "no JSON",
+    }
     view = look_at(task.grader, row, answer, others)
     reward, parts = task.grader.grade(row, answer)
     assert (view.reward, view.sub_rewards) == (reward, parts) and view.problem == ""
     assert view.others == {k: task.grader.grade(row, text)[0] for k, text in others.items()}
-    assert (view.place, view.of) == (2, 4)
+    assert (view.place, view.of) == (2, 5)
     assert view.formula == task.grader_spec["calculate_output"]
     assert view.parse_stage == "json" and any("third" in line for line in view.explanations)
     for edited in (task.grader_spec, json.dumps(task.grader_spec)):
