@@ -22,6 +22,7 @@ from rftkit.data.records import Sample
 from rftkit.data.rows import row_ids
 from rftkit.graders import Grader
 from rftkit.graders.context import shorten
+from rftkit.graders.strategies import prompt_of
 from rftkit.graders.templates import fill_template
 from rftkit.task import Task
 
@@ -246,8 +247,7 @@ def _build_lab(
         show()
 
     def take_row(_: Any = None) -> None:
-        texts = [m.get("content") for m in rows[row.value].get("messages") or []]
-        text = "\n".join(text for text in texts if isinstance(text, str))
+        text = prompt_of(rows[row.value])
         fields = {k: v for k, v in rows[row.value].items() if k != "messages"}
         prompt.value = f"<p>{html.escape(text)}</p><p><small>{html.escape(shorten(fields, 300))}"
         choice.options = list(offered())
