@@ -81,10 +81,7 @@ def test_a_judges_reply_is_a_traceback(reply, spec):
 
 
 @quick
-@given(
-    json_values
-    | st.sampled_from([10**400, 2j, b"x", {1}, ..., float, math.nan, -math.inf])
-)
+@given(json_values | st.sampled_from([10**400, 2j, b"x", {1}, ..., float, math.nan, -math.inf]))
 def test_what_a_python_grader_returns_is_a_traceback(value):
     spec = {"type": "python", "source": "def grade(sample, item):\n    return 1"}
     made = Grader.load(spec, python_runner=lambda *_: PythonResult(value=value))
