@@ -120,6 +120,18 @@ def test_a_table_says_other_numbers_than_the_grader():
     assert means == sorted(means, reverse=True)
 
 
+def test_a_few_rows_answers_are_all_that_can_be_guessed():
+    made = rank_grader(reference="gene")
+    assert red(made, rows=ROWS[:3]) == {"every answer"}  # three genes, listed: one of them is right
+    pool = [*(f"GENE{i}" for i in range(100)), *GENES]
+    few, many = (attack(made, ROWS[:3], TEMPLATE, WORSE, pool=p) for p in (None, pool))
+    by_name = {result.name: json.loads(result.example)["genes"] for result in many.results
+               if result.name in ("every answer", "popular answer")}  # fmt: skip
+    assert many.red == [] and few.red
+    assert sorted(by_name["every answer"]) == sorted(set(pool))
+    assert by_name["popular answer"][0] in GENES[:3]
+
+
 def test_a_blind_strategy_is_told_the_answer():
     """What blind strategies say must not change with the row's own answer."""
     blind = {"popular answer", "popular, many times", "every answer", "echo", "echo in form",
@@ -143,6 +155,7 @@ def test_a_blind_strategy_is_told_the_answer():
         ('{"n": "{{item.answer}}", "why": "sums"}', (["n"], "answer")),
         ('[{{item.answer}}, "b"]', ([0], "answer")),
         ("The answer is {{item.answer}}.", ([], "answer")),
+        ('{"unit": 1, "n": {{item.answer}}}', (["n"], "answer")),
         ('{"text": "It is {{item.answer}}"}', None),
         ("no field", None),
     ],

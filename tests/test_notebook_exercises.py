@@ -219,6 +219,82 @@ def verifiable():
 """,
         },
     ),
+    "emotion": Exercise(
+        "02_grader_design",
+        ("setup", "config"),
+        {
+            "the same guess twice pays 1.5": """
+def two_guesses(sample, item):
+    guesses = sample["output_json"]["emotions"][:2]
+    hits = [guess.lower() == item["emotion"].lower() for guess in guesses]
+    return sum(hit * value for hit, value in zip(hits, (1.0, 0.5)))
+""",
+            "a third guess pays": """
+def two_guesses(sample, item):
+    guesses = [guess.lower() for guess in sample["output_json"]["emotions"]]
+    right = item["emotion"].lower()
+    return 0.0 if right not in guesses else 1.0 if guesses[0] == right else 0.5
+""",
+            "case matters": """
+def two_guesses(sample, item):
+    for guess, value in zip(sample["output_json"]["emotions"], (1.0, 0.5)):
+        if guess == item["emotion"]:
+            return value
+    return 0.0
+""",
+        },
+    ),
+    "cheat": Exercise(
+        "02_grader_design",
+        ("setup", "config", "load"),
+        {
+            "five genes of all": """
+def cheat(genes):
+    return json.dumps({"genes": genes[:5]})
+""",
+            "all genes, of which five are read": """
+def cheat(genes):
+    return json.dumps({"genes": genes})
+""",
+            "only the genes of this task": """
+def cheat(genes):
+    return json.dumps({"genes": [" ".join(every_gene)]})
+""",
+        },
+    ),
+    "json": Exercise(
+        "02_grader_design",
+        ("setup", "config"),
+        {
+            "the same guess twice pays 1.5": """
+def emotion_json():
+    spec = solution()
+    spec["calculate_output"] = (
+        "first_holds * first_is_held + 0.5 * second_holds * second_is_held"
+    )
+    return spec
+""",
+            "a guess of all emotions wins": """
+def emotion_json():
+    spec = solution()
+    spec["calculate_output"] = "max(first_holds, 0.5 * second_holds)"
+    return spec
+""",
+            "an empty guess wins": """
+def emotion_json():
+    spec = solution()
+    spec["calculate_output"] = "max(first_is_held, 0.5 * second_is_held)"
+    return spec
+""",
+            "case matters": """
+def emotion_json():
+    spec = solution()
+    for grader in spec["graders"].values():
+        grader["operation"] = "eq"
+    return spec
+""",
+        },
+    ),
     "stop": Exercise(
         "05_train_lora_grpo",
         (),

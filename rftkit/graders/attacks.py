@@ -154,6 +154,7 @@ def attack(
     answer_template: Any,
     worse_answers: Sequence[Any] = (),
     *,
+    pool: Sequence[Any] | None = None,
     strategies: Sequence[Strategy] = STRATEGIES,
     seed: int = 0,
 ) -> AttackReport:
@@ -162,6 +163,8 @@ def attack(
     answer_template  how a row's answer fields become the best output (task.json's)
     worse_answers    templates of worse outputs, better ones first; the middle one of all is the
                      honest middle, the last the honest worst
+    pool             answers that the task knows, where `rows` are few: listing the six answers of
+                     six rows is no cheat. By default the rows' own
     strategies       by default all of STRATEGIES
     Under a grader that gives an honest middle nothing (right or wrong, no partial credit) a lucky
     guess already beats the middle, and is red: `share` says on how many rows.
@@ -188,7 +191,7 @@ def attack(
             f"attack: grader {grader.name!r} has no grade for honest answers "
             f"({'; '.join(reasons) or 'no reason given'}): mend that first"
         )
-    material = _gather(rows, levels, answer_template, seed)
+    material = _gather(rows, levels, answer_template, pool or (), seed)
     results = []
     for strategy in strategies:
         answers = {number: strategy.answer(one) for number, one in enumerate(material)}
@@ -265,14 +268,18 @@ def _honest_rewards(
 
 
 def _gather(
-    rows: Sequence[dict[str, Any]], levels: list[list[str]], template: Any, seed: int
+    rows: Sequence[dict[str, Any]],
+    levels: list[list[str]],
+    template: Any,
+    known: Sequence[Any],
+    seed: int,
 ) -> list[Material]:
     """What the strategies may use, row by row."""
     text = template if isinstance(template, str) else render_value(template)
     found = ITEM_FIELD.search(text)
     path, answer_field = answer_place(text) or ([], found.group(1) if found else None)
     right = [render_value(row[answer_field]) if answer_field else "" for row in rows]
-    counts: dict[str, int] = {}
+    counts = {render_value(answer): 0 for answer in known}
     for answer in right:
         counts[answer] = counts.get(answer, 0) + 1
     pool = sorted(counts, key=lambda answer: (-counts[answer], answer))

@@ -55,9 +55,7 @@ class Material:
 
     @property
     def prompt(self) -> str:
-        messages = self.row.get("messages") or []
-        texts = [m.get("content") for m in messages if isinstance(m, dict)]
-        return "\n".join(text for text in texts if isinstance(text, str))
+        return prompt_of(self.row)
 
     def output(self, answers: Sequence[str], form: str | None = None) -> str:
         """An output of the task's form that gives these answers: a list where the task has one,
@@ -78,6 +76,14 @@ class Material:
         for step in self.path[:-1] if isinstance(self.path[-1], int) else self.path:
             value = value[step]
         return [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
+
+
+def prompt_of(row: dict[str, Any]) -> str:
+    """The texts of a row's messages; "" where there are none that can be read."""
+    messages = row.get("messages")
+    messages = messages if isinstance(messages, list) else []
+    contents = [m.get("content") for m in messages if isinstance(m, dict)]
+    return "\n".join(content for content in contents if isinstance(content, str))
 
 
 def put_in_text(text: str, old: str, form: str) -> str:

@@ -320,10 +320,10 @@ def _find_mark(
     """Depth first: the first text that is one mark and nothing else."""
     if isinstance(value, str):
         return (path, marks[value.strip(" ")]) if value.strip(" ") in marks else None
-    entries = value.items() if isinstance(value, dict) else enumerate(value)
-    if isinstance(value, dict | list):
-        for key, entry in entries:
-            found = _find_mark(entry, marks, [*path, key])
-            if found:
-                return found
+    if not isinstance(value, dict | list):
+        return None
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        found = _find_mark(entry, marks, [*path, key])
+        if found:
+            return found
     return None
