@@ -173,19 +173,19 @@ def test_a_failing_grader_costs_more_than_its_batch(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_ends_in_a_traceback(tmp_path):
-    """A real ENOSPC: from step 3 on, log.jsonl is a device that is always full."""
-    log = tmp_path / "log.jsonl"
+    """A real ENOSPC: from step 4 on, log.jsonl is a device that is always full."""
+    log, config = tmp_path / "log.jsonl", RunConfig(**TINY | {"save_every": 2})
 
     def fill(record):
-        if record["step"] == 2:
+        if record["step"] == 3:
             log.rename(tmp_path / "log.before")
             log.symlink_to("/dev/full")
 
-    with pytest.raises(TrainingStopped, match="no space left.*step-000001 stands"):
-        train(RunConfig(**TINY), tmp_path, [fill])
+    with pytest.raises(TrainingStopped, match="no space left.*step-000002 stands"):
+        train(config, tmp_path, [fill])
     assert not (tmp_path / "checkpoints" / ".writing").exists()
     (tmp_path / "log.before").replace(log)
-    done = train(RunConfig(**TINY), tmp_path)
+    done = train(config, tmp_path)
     assert [r["step"] for r in done.log] == [1, 2, 3, 4]
 
 
