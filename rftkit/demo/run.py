@@ -224,9 +224,7 @@ class Demo:
                     f"mean reward {record['reward_mean']:.2f}"
                 )
 
-        run = train(
-            config, out, [heard], self.task, rows, self.validation_rows, existing="replace"
-        )
+        run = train(config, out, [heard], self.task, rows, self.validation_rows, existing="replace")
         self.runs[name] = run
         best = run.best
         self.reporter.say(
