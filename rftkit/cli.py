@@ -6,53 +6,71 @@ Exit codes: 0 good, 1 findings or invalid input, 2 wrong usage, 3 the gate says 
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from rftkit import __version__
+from rftkit.console import (
+    FINDINGS,
+    FIX_FIRST,
+    GOOD,
+    INTERRUPTED,
+    ConsoleReporter,
+    JsonFlag,
+    complaints,
+    console,
+    print_json,
+    print_markdown_table,
+)
 from rftkit.data import CheckReport, check_file
 from rftkit.data.errors import UserError
 from rftkit.data.faults import plural
+from rftkit.doctor.command_line import doctor_command
 
 app = typer.Typer(
     name="rftkit",
-    help="Learn and run Reinforcement Fine-Tuning (RFT): data, graders, training, evaluation.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False, soft_wrap=True)
-complaints = Console(stderr=True, highlight=False, soft_wrap=True)
-
-GOOD, FINDINGS, WRONG_USAGE, FIX_FIRST, INTERRUPTED = 0, 1, 2, 3, 130
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-def print_json(record: Any) -> None:
-    """One JSON object on standard output, and nothing else there."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+def print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"rftkit {__version__}", markup=False)
+        raise typer.Exit(GOOD)
 
 
 @app.callback()
-def about() -> None:
-    """Learn and run Reinforcement Fine-Tuning (RFT): data, graders, training, evaluation."""
+def about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    """Learn and run Reinforcement Fine-Tuning (RFT): data, graders, training, evaluation.
+
+    New here? One command plays the whole of RFT through on this machine, in minutes:
+
+        rftkit demo
+
+    Then your own data, from rows to a grade:
+
+        rftkit check train.jsonl --validation validation.jsonl
+
+        rftkit graders gene_rank > grader.json
+
+        rftkit grade --grader grader.json --sample '{"genes": ["SCN1A"]}' --item row.json
+
+    `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 good, 1 findings or
+    invalid input, 2 wrong usage, 3 fix first, 130 interrupted.
+    """
 
 
 @app.command()
@@ -117,20 +135,33 @@ def print_check(report: CheckReport) -> None:
     console.print(f"{rows}: {verdict}", markup=False, style=color)
 
 
-GraderOption = Annotated[str, typer.Option("--grader", help="File with a grader's JSON.")]
+GraderOption = Annotated[str, typer.Option("--grader", metavar="FILE", help="A grader's JSON.")]
 
 
 @app.command("grade")
 def grade_command(
     grader: GraderOption,
-    sample: Annotated[str, typer.Option(help="What the model said: a text, or @FILE.")],
-    item: Annotated[str | None, typer.Option(help="The row: a file with one JSON object.")] = None,
+    sample: Annotated[str, typer.Option(metavar="TEXT", help="What the model said, or @FILE.")],
+    item: Annotated[
+        str | None, typer.Option(metavar="ROW", help="The row: one JSON object, or its file.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """One grade as a report, in the shape of OpenAI's graders/run.
+    """Grade one answer: the score, each part of it, and what went wrong.
 
-    Example: `rftkit grade --grader grader.json --sample '{"genes": ["A"]}' --item row.json`
-    """
+    The item is the row that the answer is compared with: its answer fields, which the model never
+    saw. What is printed has the shape of OpenAI's graders/run.
+
+    Example, the right answer in first place and then in second:
+
+        rftkit graders two_guesses > grader.json
+
+        rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "A"}'
+
+        rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "B"}'
+
+    The "reward" is 1 and then 0.5. Exit code 0: graded. 1: the grader itself could not run.
+    """  # noqa: E501  (a command to copy stands on one line)
     from rftkit.graders.command_line import grade_one
 
     report = grade_one(grader, sample, item)
@@ -144,12 +175,14 @@ def grade_command(
 
 @app.command("validate-grader")
 def validate_grader_command(
-    file: Annotated[str, typer.Argument(help="File with a grader's JSON.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="File with a grader's JSON.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Check a grader's JSON: every fault with its place, exit 1; what was tolerated, exit 0.
+    """Check a grader's JSON: every fault with its place, what stands there, what is allowed.
 
-    Example: `rftkit validate-grader grader.json`
+    Example: `rftkit graders gene_rank > grader.json`, then `rftkit validate-grader grader.json`
+
+    Exit code 0: valid; what was tolerated is noted. 1: faults, or no JSON.
     """
     from rftkit.graders.command_line import validate_file
 
@@ -169,12 +202,16 @@ def validate_grader_command(
 
 @app.command("graders")
 def graders_command(
-    name: Annotated[str | None, typer.Argument(help="Print this one's JSON.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this one's JSON.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """The shelf of pre-built graders; with a NAME, that grader's JSON.
+    """The shelf of pre-built graders; with a NAME, that grader's JSON, a start for your own.
 
-    Example: `rftkit graders gene_rank > grader.json`
+    A grader turns an answer into a score from 0 to 1. Those marked (python) need a sandbox to run.
+
+    Example: `rftkit graders` lists them, `rftkit graders gene_rank > grader.json` takes one.
     """
     from rftkit.graders.command_line import list_shelf, shelf_json
 
@@ -202,7 +239,9 @@ def cases_command(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also rank the genes without a model (10 s).")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the split and of the candidates' order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of the split and of the candidates' order.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Published cases (GA4GH phenopackets) -> train, validation and test rows, split by gene.
@@ -305,18 +344,83 @@ def runs_command(
         console.print(f"{folder}: no runs", markup=False)
 
 
+@app.command("signal")
+def signal_command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's RunConfig (JSON).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep signal.json and all samples here."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Before training: is there anything to learn from? go, fix or undecided, with the reasons.
+
+    Draws a few answers of the policy that will be trained (at most 5 % of the run's completions,
+    or 256) and looks at what training would see: pass@k, groups without spread, answers that are
+    cut or cannot be read, and whether the grader knows right from wrong at all.
+
+    Example, with run.json holding {"model": "embedded:mini", "task": "gene_ranking"}:
+
+        rftkit signal run.json --out runs/signal
+
+    Exit code 0: go, or undecided (it says how many more samples would settle it). 3: fix; each
+    finding names its evidence and the knob to turn. 1: the config or the rows are invalid.
+    """
+    from rftkit.policy import load_policy
+    from rftkit.signal import measure_signal
+    from rftkit.signal.command_line import print_signal
+    from rftkit.training.command_line import read_run_config
+    from rftkit.training.config import config_rows, config_task
+
+    run = read_run_config(config)
+    if run.method != "grpo":
+        raise UserError(
+            f'{config}: method "{run.method}", expected "grpo": only a run that samples its own '
+            "answers has a signal to measure"
+        )
+    task = config_task(run)
+    rows, _ = config_rows(run, task)
+    with ConsoleReporter() as reporter:
+        reporter.stage("loading")
+        policy = load_policy(run.model, run.engine, run.init_adapter)
+        reporter.stage("drawing answers")
+        signal = measure_signal(
+            policy,
+            task,
+            rows,
+            answers=run.answers_per_prompt,
+            max_completion_tokens=run.max_completion_tokens,
+            temperature=run.temperature,
+            completions=run.steps * run.prompts_per_step * run.answers_per_prompt,
+            seed=run.seed,
+            progress=reporter.advance,
+        )
+    if out is not None:
+        signal.save(out)
+    if as_json:
+        print_json(signal.to_json())
+    else:
+        print_signal(signal, console)
+    raise typer.Exit(FIX_FIRST if signal.verdict == "fix" else GOOD)
+
+
 @app.command("demo")
 def demo_command(
     profile: Annotated[
-        str, typer.Option(help="full, or smoke: the same steps, smaller, in about a minute.")
+        str,
+        typer.Option(metavar="NAME", help="full, or smoke: the same steps, smaller, in a minute."),
     ] = "full",
-    samples: Annotated[int, typer.Option(min=1, help="Answers a case at T = 1.")] = 2,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Answers a case at T = 1.")] = 2,
     cases: Annotated[
         Path | None,
-        typer.Option(help="Real cases too: phenopackets, or rows that `rftkit cases` wrote."),
+        typer.Option(
+            metavar="FILE", help="Real cases too: phenopackets, or rows that `rftkit cases` wrote."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of training and sampling.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of training and sampling.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the run.")] = Path(
+        "runs/demo"
+    ),
     as_json: JsonFlag = False,
 ) -> None:
     """The whole of RFT once, on two CPU cores: train, compare, report.
@@ -353,11 +457,17 @@ def demo_command(
     )
 
 
+app.command("doctor")(doctor_command)
+
+
 @app.command("environment")
 def environment_command(as_json: JsonFlag = False) -> None:
-    """What this machine is, and what follows: device, dtype, profile, versions.
+    """What this machine is, and what follows: device, precision, profile, versions.
 
-    Example: `rftkit environment --json`
+    Paste its output into a question or a report: numbers depend on it. The profile is what the
+    notebooks run in: full, or smoke (the same steps, smaller) with RFTKIT_PROFILE=smoke.
+
+    Example: `rftkit environment`, or `rftkit environment --json` for a record.
     """
     from rftkit.environment import report
 
@@ -365,54 +475,14 @@ def environment_command(as_json: JsonFlag = False) -> None:
     if as_json:
         print_json(found)
         return
-    for key, value in found.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if key == "versions" else value
-        console.print(f"{key}: {text}", markup=False)
-
-
-def print_markdown_table(lines: list[str]) -> None:
-    """A Markdown table as a Rich one that fits 80 columns: .123 for 0.123."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    table = Table(*rows[0], header_style="bold", box=None, padding=(0, 1, 0, 0))
-    for row in rows[2:]:
-        table.add_row(*(escape(re.sub(r"\b0\.(?=\d)", ".", cell)) for cell in row))
-    console.print(table)
-    console.print()
-
-
-class ConsoleReporter:
-    """A bar with an ETA on standard error, lines above it as things happen."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-        )
-        self.progress = Progress(*columns, console=complaints, transient=True)
-        self.bar = self.progress.add_task("starting", total=None)
-
-    def __enter__(self) -> ConsoleReporter:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *caught: Any) -> None:
-        self.progress.stop()
-
-    def say(self, text: str = "") -> None:
-        complaints.print(text, markup=False)
-
-    def plan(self, work: float) -> None:
-        self.progress.update(self.bar, total=work)
-
-    def stage(self, name: str) -> None:
-        self.progress.update(self.bar, description=name)
-
-    def advance(self, work: float) -> None:
-        self.progress.advance(self.bar, work)
+    lines = {
+        "machine": found["machine"],
+        "device": f"{found['device']} in {found['dtype']} ({found['reason']})",
+        "profile": f"{found['profile']} (RFTKIT_PROFILE sets it: full or smoke)",
+        "versions": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+    }
+    for key, text in lines.items():
+        console.print(f"{key:9} {text}", markup=False)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Pictures of a run and of a comparison; each returns a matplotlib Figure.
 
-Colours follow one rule everywhere: grey is a baseline, blue a base model, orange what RFT made.
+Colours follow one rule everywhere: grey is a baseline, blue a base model, orange what RFT made;
+where graders are attacked, blue is an honest answer and red a cheat that pays.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GREY, BLUE, ORANGE, GREEN = "#8c8c8c", "#3b6fb6", "#d9722e", "#4c9a5b"
+    from rftkit.graders.attacks import AttackReport
+
+GREY, BLUE, ORANGE, GREEN, RED = "#8c8c8c", "#3b6fb6", "#d9722e", "#4c9a5b", "#c0392b"
 DPI = 80
 
 
@@ -136,3 +139,30 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     beside = path.with_name(f".{path.name}.writing.png")
     figure.savefig(beside, dpi=DPI)
     beside.replace(path)
+
+
+def attack_figure(report: AttackReport) -> Figure:
+    """What each cheating strategy earns: grey, or red where it pays more than it should; blue
+    lines at the honest best, middle and worst answer."""
+    from matplotlib.figure import Figure
+
+    results = [r for r in report.results if r.mean is not None][::-1]
+    figure = Figure(figsize=(7, 0.2 * len(results) + 1.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    colours = [RED if r.red else GREY for r in results]
+    axes.barh(range(len(results)), [r.mean for r in results], color=colours, height=0.7)
+    axes.set_yticks(range(len(results)), [r.name for r in results], fontsize=8)
+    for label, colour in zip(axes.get_yticklabels(), colours):
+        label.set_color(RED if colour == RED else "black")
+    top = len(results) - 0.4
+    named: dict[float, list[str]] = {}  # honest answers that earn the same share a line
+    for name, mean in report.honest.items():
+        named.setdefault(round(mean, 2), []).append(name)
+    for mean, names in named.items():
+        axes.vlines(mean, -0.6, top, color=BLUE, lw=1.2, ls="--")
+        axes.text(mean, top, ", ".join(names), color=BLUE, fontsize=8, ha="center", va="bottom")
+    axes.set_ylim(-0.6, top + 0.8)
+    axes.set_xlim(min(0, *(r.mean for r in results)), None)
+    axes.set_xlabel(f"mean reward on {report.rows} rows; dashed: honest answers")
+    return figure

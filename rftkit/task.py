@@ -23,9 +23,9 @@ from rftkit.data.files import dataset
 from rftkit.data.records import Sample
 from rftkit.data.rows import read_rows, row_ids
 from rftkit.graders import Grader
+from rftkit.graders.templates import answer_place
 
 SPLITS = ("train", "validation", "test")
-PLACEHOLDER = re.compile(r"\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}")
 
 
 @dataclass
@@ -71,11 +71,7 @@ class Task:
                 f"task {self.name}: no answer_template, expected one for metrics that look for the "
                 'right answer: add it, or measure "grade" alone'
             )
-        try:
-            found = find_placeholder(json.loads(self.answer_template), [])
-        except ValueError:
-            match = PLACEHOLDER.search(self.answer_template)
-            found = ([], match.group(1)) if match else None
+        found = answer_place(self.answer_template)
         if found is None:
             raise UserError(
                 f"task {self.name}: answer_template {self.answer_template!r} names no "
@@ -136,20 +132,6 @@ class Task:
             "metrics": self.metrics,
             "headline": self.headline,
         }
-
-
-def find_placeholder(value: Any, path: list[str | int]) -> tuple[list[str | int], str] | None:
-    """Depth first: the path of the first string that is one `{{item.FIELD}}`, and the field."""
-    if isinstance(value, str):
-        match = PLACEHOLDER.fullmatch(value.strip())
-        return (path, match.group(1)) if match else None
-    entries = value.items() if isinstance(value, dict) else enumerate(value)
-    if isinstance(value, dict | list):
-        for key, entry in entries:
-            found = find_placeholder(entry, [*path, key])
-            if found:
-                return found
-    return None
 
 
 def load_task(name: str | Path) -> Task:

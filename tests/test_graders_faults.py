@@ -224,6 +224,10 @@ def test_reference_check_passes_fails_and_admits_what_it_did_not_check():
     assert [(f["row_id"], f["reward"]) for f in failed.failures] == [("a", 0.73), ("b", 0.73)]
     assert "row a" in str(failed)
 
+    with pytest.raises(UserError, match="reference check: failed on .* rows, whose reference"):
+        failed.require()
+    reference_check(gene_rank(), template, rows).require()
+    reference_check(gene_rank(), None, rows).require()
     torn = reference_check(gene_rank(), template, [*rows, {"row_id": "c"}])
     assert [f["row_id"] for f in torn.failures] == ["c"]
     assert "reference_gene" in torn.failures[0]["reason"]

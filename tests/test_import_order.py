@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The order of the whole package: a part is a module or a folder of rftkit/.
 ORDER = (
-    "environment data sandbox graders task genes embedded policy evaluation signal training doctor "
-    "job distill plots dashboard widgets checks demo cli"
+    "environment console data sandbox graders task genes embedded policy evaluation signal "
+    "training doctor job distill plots dashboard widgets checks demo cli"
 ).split()
 
 MODULES = sorted((ROOT / "rftkit").rglob("*.py"))

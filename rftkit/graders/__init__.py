@@ -14,7 +14,8 @@ rewards.py     a grader as a TRL reward function
 reference.py   the reference answer must score the maximum
 functions.py   Python functions as graders: @grader, and what native.py is made of
 native.py      rank, exact, number, schema, format         shelf.py  the pre-built ones
-attacks.py     cheating strategies, and what each earns beside honest answers
+strategies.py  how a model would cheat
+attacks.py     what each strategy earns beside honest answers; ordered answers in order
 command_line.py  what stands behind the commands grade, validate-grader, graders
 """
 
@@ -50,6 +51,10 @@ _HOMES = {
     "json_schema_match": "native",
     "format_match": "native",
     "SHELF": "shelf",
+    "attack": "attacks",
+    "calibrate": "attacks",
+    "STRATEGIES": "strategies",
+    "Strategy": "strategies",
 }
 __all__ = list(_HOMES)
 

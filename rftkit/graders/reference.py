@@ -49,6 +49,12 @@ class ReferenceResult:
             f"answer does not score {self.maximum:g}: mend the grader or the rows\n{shown}"
         )
 
+    def require(self) -> None:
+        """Raise UserError with the failing rows: what a training run does before step 1. "Not
+        checked" passes; whoever needs more looks at `passed`."""
+        if self.status == "failed":
+            raise UserError(str(self))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "status": self.status,

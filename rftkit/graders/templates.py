@@ -26,6 +26,7 @@ from rftkit.graders.report import grader_fault, sample_fault
 
 # Innermost braces: in '{"a": {{item.n}}}' the last brace belongs to the JSON, not to the template.
 _PLACEHOLDER = re.compile(r"\{\{([^{}]*)\}\}")
+ITEM_FIELD = re.compile(r"\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}")
 _STEP = re.compile(
     r"""\.(?P<key>[^\s.\[\]{}"']+)|\[(?P<index>\d{1,9})\]|\["(?P<double>[^"]*)"\]|\['(?P<single>[^']*)'\]"""
 )
@@ -290,3 +291,39 @@ def _compile_for_item(text: str) -> Template:
                 f"template says what the row's own fields look like as a model's output"
             )
     return template
+
+
+def answer_place(template: str) -> tuple[list[str | int], str] | None:
+    """(where the right answer stands in the output, the row's field it comes from), or None.
+
+    template  an answer template as text: '{"genes": ["{{item.gene}}"]}' -> (["genes", 0], "gene")
+    The path's last entry is a number where the answer is an entry of a list. A template that is
+    not JSON has the empty path. Of several fields the first counts.
+
+    >>> answer_place("Answer: {{item.answer}}"), answer_place('{"n": {{item.n}}}')
+    (([], 'answer'), (['n'], 'n'))
+    """
+    fields = [match.group(1) for match in ITEM_FIELD.finditer(template)]
+    marks = {f"\x00{field}\x00": field for field in fields}
+    filled = ITEM_FIELD.sub(lambda match: f"\x00{match.group(1)}\x00", template)
+    for quoted in (filled, re.sub("\x00(\\w+)\x00", r'"\g<0>"', filled)):
+        try:
+            return _find_mark(json.loads(quoted, strict=False), marks, [])
+        except (ValueError, RecursionError):
+            continue
+    return ([], fields[0]) if fields else None
+
+
+def _find_mark(
+    value: Any, marks: dict[str, str], path: list[str | int]
+) -> tuple[list[str | int], str] | None:
+    """Depth first: the first text that is one mark and nothing else."""
+    if isinstance(value, str):
+        return (path, marks[value.strip(" ")]) if value.strip(" ") in marks else None
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    if isinstance(value, dict | list):
+        for key, entry in entries:
+            found = _find_mark(entry, marks, [*path, key])
+            if found:
+                return found
+    return None

@@ -1,0 +1,178 @@
+"""What can be seen without a single sample: does the grader know right from wrong, and could it?
+
+The right answer of a row must score the maximum; the right answer of ANOTHER row, which has the
+same form, must score less. And something in the grader must compare the answer with the row.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rftkit.data.errors import UserError
+from rftkit.data.records import Sample
+from rftkit.graders import ReferenceResult, reference_check
+from rftkit.graders.templates import fill_template
+from rftkit.task import Task
+
+CHECKS = ("string_check", "python", "function")  # right or wrong, by a rule
+OPINIONS = ("score_model", "label_model")  # right or wrong, as another model sees it
+FREE_TEXT = 12  # words: from here on one reference stands for many equally good answers
+SAME = 0.05  # of the maximum: right and swapped answers this close are not told apart
+
+
+@dataclass
+class Reference:
+    """What the grader says about answers that are known to be right, and known to be wrong.
+
+    check         the reference check over the rows
+    right         mean reward of the rows' own reference answers; None where none can be written
+    swapped       mean reward of other rows' reference answers; None where all rows have the same
+    worse         mean reward of each of the task's worse_answers
+    maximum       the best grade there is
+    """
+
+    check: ReferenceResult
+    right: float | None = None
+    swapped: float | None = None
+    worse: list[float] = field(default_factory=list)
+    maximum: float = 1.0
+
+    @property
+    def inverted(self) -> bool:
+        """Do answers that are known to be worse score more than the right ones?"""
+        if self.right is None:
+            return False
+        wrong = [*self.worse] + ([] if self.swapped is None else [self.swapped])
+        return any(reward > self.right + 1e-9 for reward in wrong)
+
+    @property
+    def blind(self) -> bool:
+        """Does another row's answer earn what the row's own does?"""
+        if self.right is None or self.swapped is None:
+            return False
+        return abs(self.right - self.swapped) < SAME * self.maximum
+
+    @property
+    def sound(self) -> bool:
+        """Right answers score the maximum, swapped ones less: "best grade" means "right"."""
+        return self.check.passed and not self.blind and not self.inverted
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "status": self.check.status,
+            "right": self.right,
+            "swapped": self.swapped,
+            "worse": self.worse,
+            "failures": len(self.check.failures),
+        }
+
+
+def check_reference(task: Task, rows: Sequence[dict[str, Any]], drawn: list[int]) -> Reference:
+    """Grade answers that are known to be right or wrong.
+
+    drawn   numbers of the rows that the gate draws: graders that ask a model or start a sandbox
+            are checked on these alone, the others on all rows
+    """
+    grader, template = task.grader, task.answer_template
+    some = [rows[i] for i in drawn]
+    checked = some if grader.workers > 1 else list(rows)
+    result = Reference(reference_check(grader, template, checked), maximum=grader.maximum)
+    answers = [reference_answer(task, row) for row in some]
+    if result.check.status == "not checked" or None in answers:
+        return result
+    result.right = mean_reward(task, some, answers)
+    partners = [other_answer(answers, i) for i in range(len(answers))]
+    if None not in partners:
+        result.swapped = mean_reward(task, some, partners)
+    for worse in task.worse_answers:
+        result.worse.append(mean_reward(task, some, [fill_template(worse, r) for r in some]))
+    return result
+
+
+def reference_answer(task: Task, row: dict[str, Any]) -> str | None:
+    """The row's right answer as a model would write it; None where it cannot be written."""
+    if task.answer_template is None:
+        return None
+    try:
+        return fill_template(task.answer_template, row)
+    except UserError:
+        return None
+
+
+def other_answer(answers: Sequence[str], number: int) -> str | None:
+    """The next answer in the list that differs from this one's; None where all are the same."""
+    turned = [*answers[number + 1 :], *answers[:number]]
+    return next((answer for answer in turned if answer != answers[number]), None)
+
+
+def mean_reward(task: Task, rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> float:
+    """Mean reward of these texts; an answer whose grade is lost counts as 0."""
+    samples = [Sample(output_text=answer) for answer in answers]
+    grades = task.grader.evaluate_many(list(rows), samples)
+    return statistics.fmean(grade.reward or 0.0 for grade in grades)
+
+
+# --- is the answer verifiable at all? ------------------------------------------------------------
+
+
+def grader_parts(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The graders that a grader's JSON consists of."""
+    return list(spec["graders"].values()) if spec["type"] == "multi" else [spec]
+
+
+def reads_row(part: dict[str, Any]) -> bool:
+    """Does this grader look at the row (the item), and not at the sample alone?"""
+    texts = {key: value for key, value in part.items() if key not in ("name", "type")}
+    return "item" in str(texts)
+
+
+def why_not_verifiable(task: Task, rows: Sequence[dict[str, Any]]) -> str | None:
+    """Why no program can say that an answer to this task is right; None where one can.
+
+    A rule that reads the row can (string_check, python). Likeness to a reference can where the
+    reference is short: a name. Likeness to a long text only measures wording, and an opinion that
+    no known answer can be held against proves nothing.
+    """
+    kinds = [part["type"] for part in grader_parts(task.grader_spec) if reads_row(part)]
+    if any(kind in CHECKS for kind in kinds):
+        return None
+    if "text_similarity" in kinds:
+        words = reference_words(task, rows)
+        if words is not None and words >= FREE_TEXT:
+            return (
+                f"answers are graded by likeness to one reference of {words} words (median): a "
+                "good answer in other words scores low, and one that copies the style of the "
+                "references scores high"
+            )
+        return None
+    if not kinds:
+        return "no part of the grader reads the row: it cannot know what the right answer is"
+    if task.answer_template is None:
+        return (
+            f"the grade is the opinion of another model ({', '.join(sorted(set(kinds)))}), and "
+            "without an answer_template no answer is known to be right that it could be tested on"
+        )
+    return None
+
+
+def reference_words(task: Task, rows: Sequence[dict[str, Any]]) -> int | None:
+    """The median number of words of what answers are compared with."""
+    lengths = []
+    for row in rows:
+        texts = [reference_answer(task, row)]
+        if texts[0] is None:
+            parts = grader_parts(task.grader_spec)
+            texts = [fill_quietly(part.get("reference"), row) for part in parts]
+        lengths.append(max((len(text.split()) for text in texts if text), default=0))
+    return int(statistics.median(lengths)) if lengths else None
+
+
+def fill_quietly(template: Any, row: dict[str, Any]) -> str | None:
+    """A grader's `reference` for a row; None where it is none or cannot be filled."""
+    try:
+        return fill_template(template, row) if isinstance(template, str) else None
+    except UserError:
+        return None

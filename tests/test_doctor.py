@@ -1,0 +1,461 @@
+"""The run doctor: healthy logs stay without a finding, each planted fault gets its own.
+
+Logs are made here, in both formats. The public runs at the end are rebuilt from the figures that
+their authors published, not from their files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+from typer.testing import CliRunner
+
+from rftkit.cli import app
+from rftkit.data.errors import UserError
+from rftkit.doctor import examine, examine_log, read_log
+from rftkit.doctor.command_line import step_ranges
+from rftkit.doctor.knobs import KNOBS
+from rftkit.doctor.logs import NAMES, Log
+from rftkit.doctor.rules import RULES
+
+STEPS = 60
+
+
+def healthy(seed=0, steps=STEPS, looks=True):
+    """A run that learns: reward .2 -> .6 with the noise of 64 answers, a held-out look each 10."""
+    luck, records = random.Random(seed), []
+    for step in range(1, steps + 1):
+        done = step / steps
+        record = {
+            "step": step,
+            "seconds": 1.5 * step,
+            "reward_mean": 0.2 + 0.4 * done + luck.gauss(0, 0.06),
+            "reward_std": 0.3 + luck.gauss(0, 0.04),
+            "sub_rewards": {"first": 0.05 + 0.4 * done + luck.gauss(0, 0.05), "format": 0.99},
+            "dead_groups": luck.choice([0.5, 0.375, 0.25, 0.125, 0.0]) * (1 - 0.7 * done),
+            "completion_tokens": 21 + 8 * done + luck.gauss(0, 1),
+            "truncated": luck.choice([0, 0, 0, 1 / 64]),
+            "entropy": 1.3 - 0.8 * done + luck.gauss(0, 0.05),
+            "kl": 0.08 * done * abs(luck.gauss(1, 0.3)),
+            "grad_norm": 0.03 * math.exp(luck.gauss(0, 0.5)),
+            "loss": luck.gauss(-0.02, 0.03),
+            "patterns": {"diagnose first": done},
+        }
+        if looks and step % 10 == 0:
+            value = 0.1 + 0.4 * done + luck.gauss(0, 0.01)
+            record["validation"] = look(value, 0.06)
+        records.append(record)
+    return records
+
+
+def look(mean, half):
+    return {"metric": "top1", "mean": mean, "low": mean - half, "high": mean + half, "n": 240}
+
+
+def change_all(**values):
+    """A fault as a change of every record; a callable gets (record, share of the run done)."""
+
+    def plant(records):
+        for record in records:
+            done = record["step"] / records[-1]["step"]
+            for name, value in values.items():
+                record[name] = value(record, done) if callable(value) else value
+
+    return plant
+
+
+def change_at(step, **values):
+    def plant(records):
+        next(r for r in records if r["step"] == step).update(values)
+
+    return plant
+
+
+def hack(records):
+    """The reward goes on rising; held out, the peak was at step 20."""
+    for record in records:
+        if record["step"] % 10 == 0:
+            record["validation"] = look(0.35 - 0.005 * abs(record["step"] - 20), 0.04)
+
+
+def later(value, start=0.5):
+    """The healthy value first, the planted one after `start` of the run."""
+    return lambda name: {name: lambda record, done: value if done > start else record[name]}
+
+
+# what is planted -> (the plant, the finding that it must get)
+FAULTS = {
+    "a NaN gradient": (change_at(31, grad_norm=math.nan, loss=math.nan), "not_finite"),
+    "an infinite KL": (change_at(31, kl=math.inf), "not_finite"),
+    "no grade in one step": (change_at(31, reward_mean=None), "grader_failures"),
+    "a sub-grader that is down": (
+        change_all(sub_rewards={"judge": None, "format": 0.9}),
+        "grader_failures",
+    ),
+    "a constant reward": (
+        change_all(reward_mean=0.1, reward_std=0.0, dead_groups=1.0),
+        "no_reward_spread",
+    ),
+    "no spread in the second half": (
+        change_all(**later(0.0)("reward_std")),
+        "no_reward_spread",
+    ),
+    "nine groups in ten dead": (change_all(dead_groups=0.9), "dead_groups"),
+    "dead from the middle on": (change_all(**later(0.875)("dead_groups")), "dead_groups"),
+    "every second step wholly dead": (
+        change_all(dead_groups=lambda record, done: float(record["step"] % 2)),
+        "dead_groups",
+    ),
+    "a loss of zero, no gradient": (change_all(loss=0.0, grad_norm=0.0), "loss_zero"),
+    "a loss of zero, a KL": (change_all(loss=0.0, kl=0.05), "loss_zero"),
+    "a hacked grader": (hack, "reward_up_task_down"),
+    "a reward that falls": (
+        change_all(reward_mean=lambda record, done: 0.6 - 0.3 * done),
+        "reward_falls",
+    ),
+    "a reward that stays low": (
+        change_all(reward_mean=lambda record, done: 0.04 + 0.02 * (record["step"] % 3)),
+        "reward_stays_low",
+    ),
+    "a gain in format alone": (
+        change_all(sub_rewards=lambda record, done: {"exact": 0.0, "format": done}),
+        "format_alone",
+    ),
+    "every second answer cut": (change_all(truncated=0.5), "truncation"),
+    "all answers cut at the end": (change_all(**later(1.0, 0.8)("truncated")), "truncation"),
+    "an entropy of nothing": (change_all(**later(0.004)("entropy")), "entropy_collapse"),
+    "an entropy that is low": (change_all(**later(0.03)("entropy")), "entropy_collapse"),
+    "a KL that runs away": (change_all(kl=lambda record, done: 6 * done**3), "kl_blow_up"),
+    "a KL that ends far away": (change_at(STEPS, kl=9.0), "kl_blow_up"),
+    "a gradient spike": (change_at(31, grad_norm=40.0), "gradient_spike"),
+    "a gradient that is always large": (change_all(grad_norm=15.0), "gradient_spike"),
+    "a gradient of nearly nothing": (change_all(grad_norm=2e-5), "gradient_vanishes"),
+    "answers that explode": (
+        change_all(completion_tokens=lambda record, done: 20 + 200 * done),
+        "length_explosion",
+    ),
+    "answers that collapse": (
+        change_all(completion_tokens=lambda record, done: 200 - 185 * done),
+        "length_collapse",
+    ),
+    "a clip that binds": (change_all(clip_ratio=0.25), "clip_binds"),
+    "a step twice": (lambda records: records.insert(9, dict(records[4])), "steps_out_of_order"),
+}
+
+
+def names(found):
+    return {finding.name for finding in found.findings}
+
+
+def write_log(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def write_state(path, records):
+    """The same run as TRL logs it: other names, held-out looks as entries of their own."""
+    history = []
+    for record in records:
+        entry = {"step": record["step"], "epoch": 0.1, "learning_rate": 1e-6}
+        for ours, theirs in NAMES.items():
+            if ours in record:
+                entry[theirs[0]] = record[ours]
+        for name, value in record["sub_rewards"].items():
+            entry |= {f"rewards/{name}/mean": value, f"rewards/{name}/std": 0.1}
+        history.append(entry)
+        if "validation" in record:
+            history.append(
+                {
+                    "step": record["step"],
+                    "eval_loss": 0.1,
+                    "eval_runtime": 3.0,
+                    "eval_reward": 0.9,
+                    "eval_accuracy": record["validation"]["mean"],
+                }
+            )
+    history.append({"step": records[-1]["step"], "train_runtime": 60.0, "train_loss": 0.0})
+    path.write_text(json.dumps({"global_step": STEPS, "log_history": history}))
+    return path
+
+
+WRITERS = {"log.jsonl": write_log, "trainer_state.json": write_state}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_healthy_log_gets_a_finding(tmp_path, name):
+    for seed in range(30):
+        found = examine(WRITERS[name](tmp_path / name, healthy(seed)))
+        assert (seed, names(found), found.notes) == (seed, set(), [])
+    assert found.steps == STEPS
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 20, 100])
+def test_a_short_healthy_log_gets_a_finding(steps):
+    for seed in range(20):
+        assert names(examine_log(Log("", healthy(seed, steps)))) == set()
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        (fault, name)
+        for fault, (_, expected) in FAULTS.items()
+        for name in WRITERS
+        # TRL writes a step's held-out look as a second entry of the step: none comes "again".
+        if (expected, name) != ("steps_out_of_order", "trainer_state.json")
+    ],
+)
+def test_a_planted_fault_is_not_found(tmp_path, fault, name):
+    plant, expected = FAULTS[fault]
+    records = healthy()
+    plant(records)
+    found = examine(WRITERS[name](tmp_path / name, records))
+    assert expected in names(found)
+    finding = next(f for f in found.findings if f.name == expected)
+    assert finding.steps == sorted(finding.steps) and finding.evidence and finding.knob
+    assert set(finding.steps) <= set(range(1, STEPS + 1))
+
+
+def test_a_fault_is_not_tried_or_has_no_words():
+    tried = {expected for _, expected in FAULTS.values()}
+    assert set(RULES) == set(KNOBS) == tried | {"past_the_peak", "nothing_held_out"}
+
+
+def test_a_finding_names_other_steps_than_the_faults():
+    records = healthy()
+    for record in records[19:27]:
+        record["truncated"] = 0.6
+    records[4]["grad_norm"] = 30.0
+    found = {f.name: f.steps for f in examine_log(Log("", records)).findings}
+    assert found == {"truncation": list(range(20, 28)), "gradient_spike": [5]}
+
+
+def test_one_bad_step_is_a_finding():
+    records = healthy()
+    records[30] |= {"truncated": 1.0, "dead_groups": 1.0, "entropy": 0.0, "kl": 3.0, "loss": 0.0}
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_answers_that_grow_with_a_gain_are_called_an_explosion():
+    records = healthy()
+    change_all(completion_tokens=lambda record, done: 100 + 200 * done)(records)
+    assert names(examine_log(Log("", records))) == set()
+    change_all(validation=None, reward_mean=0.3)(records)
+    assert names(examine_log(Log("", records))) == {"length_explosion"}
+
+
+def test_a_loss_of_zero_beside_a_gradient_is_a_finding():
+    """GRPO with one update a batch: the value is zero, the gradient is not."""
+    records = healthy()
+    change_all(loss=0.0, kl=None)(records)
+    found = examine_log(Log("", records))
+    assert names(found) == set() and "normal for GRPO" in found.notes[0]
+
+
+def test_a_run_that_kept_its_best_is_called_past_its_peak(tmp_path):
+    records = healthy()
+    records[-1]["validation"] = look(0.2, 0.05)
+    change_all(reward_mean=0.4)(records)
+    assert names(examine(write_log(tmp_path / "log.jsonl", records))) == {"past_the_peak"}
+    (tmp_path / "training.json").write_text("{}")
+    assert names(examine(tmp_path)) == set()
+    # A fall within the interval of the best look is noise.
+    records[-1]["validation"] = look(records[-11]["validation"]["mean"] - 0.03, 0.05)
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_an_sft_log_is_judged_by_rewards_that_it_has_not():
+    records = healthy()
+    for record in records:
+        record |= dict.fromkeys(("reward_mean", "reward_std", "dead_groups", "kl", "sub_rewards"))
+        record["grad_norm"] *= 100  # usual for SFT
+    found = examine_log(Log("", records))
+    assert names(found) == set() and found.notes == []
+
+
+def test_answers_without_a_grade_in_a_run_folder_are_not_counted(tmp_path):
+    write_log(tmp_path / "log.jsonl", healthy())
+    graded = [{"step": s, "grade": 0.5} for s in range(1, 61) for _ in range(20)]
+    write_log(tmp_path / "samples.jsonl", graded)
+    assert names(examine(tmp_path)) == set()
+    graded[7 * 20]["grade"] = None  # one of twenty: 5 %, the limit
+    write_log(tmp_path / "samples.jsonl", graded)
+    assert names(examine(tmp_path)) == set()
+    graded[7 * 20 + 1]["grade"] = None
+    write_log(tmp_path / "samples.jsonl", graded)
+    [finding] = examine(tmp_path).findings
+    assert (finding.name, finding.steps) == ("grader_failures", [8])
+    assert "10%" in finding.evidence
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("log.jsonl", None, "cannot be read"),
+        ("log.jsonl", "", "empty, expected one object a step"),
+        ("log.jsonl", "\n \n", "empty"),
+        ("log.jsonl", '{"step": 1, "loss": 0.1}\n{"step": 2, "lo', "log.jsonl:2: not whole JSON"),
+        ("log.jsonl", '{"step": 1}\n[1, 2]\n', 'log.jsonl:2: without a whole number "step"'),
+        ("log.jsonl", '{"loss": 1}\n', 'log.jsonl:1: without a whole number "step"'),
+        ("log.jsonl", '{"step": true}\n', 'log.jsonl:1: without a whole number "step"'),
+        ("log.jsonl", b"\xff\xfe\x00", "cannot be read"),
+        ("trainer_state.json", '{"log_history": [{"st', "not whole JSON"),
+        ("trainer_state.json", '{"epoch": 1}', "without a list log_history"),
+        ("trainer_state.json", '{"log_history": [1]}', "without a list log_history"),
+        ("trainer_state.json", '{"log_history": []}', "holds no step"),
+        ("trainer_state.json", "[]", "without a list log_history"),
+    ],
+)
+def test_a_missing_or_torn_file_is_a_traceback_or_a_clean_bill(tmp_path, name, text, expected):
+    path = tmp_path / name
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=expected):
+        examine(path)
+
+
+def test_a_folder_is_not_searched_for_its_log(tmp_path):
+    with pytest.raises(UserError, match="no log in this folder"):
+        read_log(tmp_path)
+    for step in (9, 100, 20):  # the newest checkpoint, not the last by name
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        write_state(folder / "trainer_state.json", healthy(steps=step))
+    assert len(read_log(tmp_path).records) == 100
+    write_log(tmp_path / "log.jsonl", healthy(steps=5))
+    assert len(read_log(tmp_path).records) == 5
+
+
+def test_trainers_names_are_read_wrongly(tmp_path):
+    records = healthy()
+    read = read_log(write_state(tmp_path / "trainer_state.json", records))
+    for name in set(NAMES) - {"clip_ratio", "lost"}:
+        assert read.points(name) == [(r["step"], r[name]) for r in records]
+    assert [s for s, _ in read.looks()] == [10, 20, 30, 40, 50, 60]
+    # the task's metric, not the reward and not a time
+    assert read.looks()[0][1] == {"metric": "accuracy", "mean": records[9]["validation"]["mean"]}
+    assert read.records[0]["sub_rewards"].keys() == {"first", "format"}
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_prints_other_things_than_its_help_says(tmp_path):
+    run = CliRunner().invoke
+    path = write_log(tmp_path / "log.jsonl", healthy())
+    assert run(app, ["doctor", str(path)]).exit_code == 0
+    records = healthy()
+    change_all(truncated=0.5)(records)
+    change_at(31, grad_norm=math.nan)(records)
+    write_log(path, records)
+    answer = run(app, ["doctor", str(path), "--json"])
+    assert answer.exit_code == 1
+    found = json.loads(answer.stdout)
+    assert [f["name"] for f in found["findings"]] == ["not_finite", "truncation"]
+    assert found["findings"][0]["steps"] == [31]
+    assert {"name", "steps", "evidence", "knob"} <= found["findings"][0].keys()
+    text = run(app, ["doctor", str(path)]).stdout
+    for part in ("2 findings", "1. not finite (step 31)", "2. truncation (steps 1-60)", "turn  "):
+        assert part in text
+    assert max(map(len, text.replace(str(path), "").splitlines())) <= 96
+
+
+def test_a_long_list_of_steps_is_printed_in_full():
+    assert step_ranges([1, 2, 3, 7]) == "steps 1-3, 7"
+    assert step_ranges(list(range(1, 40, 2))) == "steps 1, 3, 5, 7, 9, 11 and 14 more stretches"
+
+
+# --- public runs, rebuilt from the figures that were published ---------------------------------
+
+
+def unsloth_qwen3():
+    """Unsloth's notebook "Qwen3 (4B) GRPO", its stored outputs: T4, 100 steps of 1 prompt with 4
+    answers; 47 % of the steps without any spread; mean reward -1.31 at the start, -3.17 at the end.
+    """
+    luck, history = random.Random(0), []
+    dead = set(luck.sample(range(1, 101), 47))
+    for step in range(1, 101):
+        level = -1.31 if step <= 50 else -3.17
+        history.append(
+            {
+                "step": step,
+                "loss": 0.001,
+                "reward": level + luck.gauss(0, 0.6),
+                "reward_std": 0.0 if step in dead else 1.5,
+                "kl": 0.01,
+                "grad_norm": 0.0 if step in dead else 0.3,
+            }
+        )
+    return history
+
+
+def unsloth_llama():
+    """Unsloth's notebook "Advanced Llama 3.2 (3B) GRPO": T4, 500 steps of 4 prompts, no dead
+    step, mean reward 0.39 -> 7.39; like all twelve of its kind without any evaluation."""
+    luck = random.Random(0)
+    return [
+        {
+            "step": step,
+            "loss": 0.01,
+            "reward": 0.39 + 7.0 * step / 500 + luck.gauss(0, 1),
+            "reward_std": 2.0,
+            "kl": 0.02,
+            "grad_norm": 0.3,
+        }
+        for step in range(1, 501)
+    ]
+
+
+def rasbt_reasoning():
+    """S. Raschka, reasoning-from-scratch, chapter 6: Qwen3-0.6B on MATH-500, right 15.2 % before,
+    47.4 % at step 50, 44.0 % at step 100."""
+    history = [{"step": s, "loss": 0.01, "reward": 0.15 + 0.003 * s} for s in range(1, 101)]
+    looks = [{"step": s, "eval_accuracy": v} for s, v in ((1, 0.152), (50, 0.474), (100, 0.44))]
+    return history + looks
+
+
+def small_gsm8k():
+    """A 1.5B model on GSM8K: strict match 1.7 -> 48.7 %, lenient match 38.3 -> 55.0 %."""
+    return [
+        {
+            "step": step,
+            "loss": 0.01,
+            "reward": 0.017 + 0.47 * step / 100,
+            "rewards/strict_match/mean": 0.017 + 0.47 * step / 100,
+            "rewards/lenient_match/mean": 0.383 + 0.167 * step / 100,
+        }
+        for step in range(1, 101)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (unsloth_qwen3, {"dead_groups", "reward_falls", "reward_stays_low"}),
+        (unsloth_llama, {"nothing_held_out"}),
+        (rasbt_reasoning, {"past_the_peak", "reward_up_task_down"}),
+        (small_gsm8k, {"format_alone"}),
+    ],
+)
+def test_what_is_wrong_with_a_public_run_is_not_said(tmp_path, run, expected):
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({"log_history": run()}))
+    assert names(examine(path)) == expected
+
+
+def test_the_evidence_is_other_than_the_published_figures(tmp_path):
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({"log_history": unsloth_qwen3()}))
+    found = {finding.name: finding for finding in examine(path).findings}
+    assert "47 of 100 steps (47%)" in found["dead_groups"].evidence
+    assert len(found["dead_groups"].steps) >= 47
+    path.write_text(json.dumps({"log_history": rasbt_reasoning()}))
+    found = {finding.name: finding for finding in examine(path).findings}
+    assert "0.474 at step 50" in found["past_the_peak"].evidence
+    assert "0.440 at step 100" in found["past_the_peak"].evidence
