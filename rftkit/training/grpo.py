@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rftkit.data.records import Sample, SamplingConfig
-from rftkit.data.rows import answer_fields, row_ids
+from rftkit.data.rows import row_ids
 from rftkit.evaluation import pattern_shares
 from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
 from rftkit.signal.template import look_at_template
@@ -61,14 +61,14 @@ def run_grpo(session: Session) -> None:
 
 def prompt_table(rows: list[dict[str, Any]], steps: int, config: RunConfig) -> Any:
     """A line for every prompt of the whole run, in its order: what the model reads, and beside it
-    the answer fields, which go to the grader alone."""
+    the whole row, which goes to the grader alone."""
     from datasets import Dataset
 
     table = Dataset.from_list(
         [
             {
                 "prompt": row["messages"],
-                "item": json.dumps(answer_fields(row), ensure_ascii=False),
+                "item": json.dumps(row, ensure_ascii=False),
                 "row_id": row_id,
             }
             for row, row_id in zip(rows, row_ids(rows))
