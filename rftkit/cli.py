@@ -319,6 +319,9 @@ def train_command(
         return
     with ConsoleReporter() as reporter:
         run, record = run_train(config, out, reporter, force)
+    from rftkit.dashboard import save_run_picture
+
+    record["picture"] = str(save_run_picture(out))
     if as_json:
         print_json(record)
     else:

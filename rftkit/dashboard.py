@@ -12,12 +12,15 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.data.records import Sample
-from rftkit.plots import BLUE, DPI, GREY, ORANGE
+from rftkit.plots import BLUE, DPI, GREY, ORANGE, save_figure
+from rftkit.training.record import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -302,3 +305,13 @@ def jupyter_display() -> Callable[[str], None]:
             handle.update(HTML(text))
 
     return show
+
+
+def save_run_picture(out: str | Path) -> Path:
+    """RUN/curve.png, from RUN's log and summary alone; -> its path."""
+    out = Path(out)
+    summary = out / "training.json"
+    start = json.loads(summary.read_text(encoding="utf-8"))["start"] if summary.exists() else {}
+    place = out / "curve.png"
+    save_figure(dashboard_figure(read_lines(out / "log.jsonl"), start), place)
+    return place

@@ -1,6 +1,7 @@
 """The live view: everything that it says comes from the log."""
 
 import base64
+import json
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from rftkit.dashboard import (
     dashboard_state,
     headline,
     in_jupyter,
+    save_run_picture,
     seconds_left,
 )
 from rftkit.data import Sample
@@ -81,6 +83,14 @@ def test_pictures_need_more_than_the_log():
     sft = [{"step": s, "seconds": s, "reward_mean": None, "loss": 1.0 / s} for s in (1, 2)]
     assert dashboard_figure(sft).axes[0].get_title() == "loss"
     dashboard_figure([])
+
+
+def test_a_run_folder_is_not_drawn(tmp_path):
+    lines = [json.dumps(record) for record in made_log()]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    assert save_run_picture(tmp_path).read_bytes()[:4] == b"\x89PNG"
+    (tmp_path / "training.json").write_text(json.dumps({"start": look(0.2)}))
+    assert save_run_picture(tmp_path) == tmp_path / "curve.png"
 
 
 def test_html_lets_an_answer_write_html():

@@ -51,6 +51,7 @@ def test_train_then_again_then_with_another_config(tmp_path):
     file, out = write(tmp_path / "c.json", **TINY), tmp_path / "run"
     code, said, _ = command("train", file, "--out", out)
     assert code == 0 and "kept step" in said and "held-out top1" in said
+    assert (out / "curve.png").exists()
     steps = len(read_lines(out / "log.jsonl"))
     code, said, _ = command("train", file, "--out", out, "--json")
     assert code == 0 and json.loads(said[said.index("{\n") :])["training"]["steps"] == steps == 2

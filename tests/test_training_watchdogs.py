@@ -1,6 +1,7 @@
 """Planted faults in real runs: each stops or skips as it is written, and says why."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -113,15 +114,22 @@ def test_collapse_is_called_too_early_or_never():
 # --- the first batch ---------------------------------------------------------------------------
 
 
-def test_a_broken_chat_template_is_trained_on(tmp_path):
-    """A template that ends the assistant's turn itself: the model has nothing left to say."""
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda template: template + "<|end|>", "prompts end with <|end|>"),
+        (lambda template: template.replace("message.content", "'Hello.'"), "does not hold"),
+    ],
+)
+def test_a_broken_chat_template_is_trained_on(tmp_path, change, expected):
+    """One ends the assistant's turn itself, one loses the question. The tiny model answers all the
+    same, and its answers can be read: it would train on."""
     model = tmp_path / "model"
     shutil.copytree(embedded_model("mini"), model)
-    policy = load_policy("embedded:mini")
-    end = policy.tokenizer.eos_token
     template = (model / "chat_template.jinja").read_text()
-    (model / "chat_template.jinja").write_text(template + end)
-    with pytest.raises(TrainingStopped, match="step 1: .*No weight has changed") as stop:
+    (model / "chat_template.jinja").write_text(change(template))
+    expected = f"step 1: .*{re.escape(expected)}.*No weight has changed"
+    with pytest.raises(TrainingStopped, match=expected) as stop:
         train(RunConfig(**TINY | {"model": str(model)}), tmp_path / "run")
     assert stop.value.cause == "garbage in the first batch"
     assert (tmp_path / "run" / "log.jsonl").read_text() == ""
@@ -142,6 +150,7 @@ def test_garbage_is_not_told_apart():
     assert "ended at once" in found([[end]] * 4)
     assert "never ended by themselves" in found([word] * 4)
     assert "is empty after the chat template" in found([word + [end]] * 4, [" "] * 4)
+    assert "2 prompts end with" in found([word + [end]] * 4, ["a", "a<|end|>\n", "a<|end|>", "a"])
     if pad is not None and pad != end:
         assert tokenizer.pad_token in found([word + [pad] + word + [end]] * 4)
 
@@ -173,19 +182,19 @@ def test_a_failing_grader_costs_more_than_its_batch(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_ends_in_a_traceback(tmp_path):
-    """A real ENOSPC: from step 3 on, log.jsonl is a device that is always full."""
-    log = tmp_path / "log.jsonl"
+    """A real ENOSPC: from step 4 on, log.jsonl is a device that is always full."""
+    log, config = tmp_path / "log.jsonl", RunConfig(**TINY | {"save_every": 2})
 
     def fill(record):
-        if record["step"] == 2:
+        if record["step"] == 3:
             log.rename(tmp_path / "log.before")
             log.symlink_to("/dev/full")
 
-    with pytest.raises(TrainingStopped, match="no space left.*step-000001 stands"):
-        train(RunConfig(**TINY), tmp_path, [fill])
+    with pytest.raises(TrainingStopped, match="no space left.*step-000002 stands"):
+        train(config, tmp_path, [fill])
     assert not (tmp_path / "checkpoints" / ".writing").exists()
     (tmp_path / "log.before").replace(log)
-    done = train(RunConfig(**TINY), tmp_path)
+    done = train(config, tmp_path)
     assert [r["step"] for r in done.log] == [1, 2, 3, 4]
 
 

@@ -21,7 +21,7 @@ Then what the rest stands on:
    plan.py         batches derived, with reasons      record.py       the log and who hears it
    watchdogs.py    what must not go on unseen         gate.py         before step 1 (signal.py)
    checkpoints.py  whole or not there                 folder.py       what a run folder holds
-   command_line.py `rftkit train`, `rftkit runs`
+   command_line.py `rftkit train`, `rftkit runs`   reward_model.py  a trained grader
 
 Left out here: findings over a log (doctor.py), the live view (dashboard.py).
 """

@@ -39,8 +39,16 @@ def data_identity(
     return {
         "training rows": [len(rows), checksum(rows)],
         "held-out rows": [len(held_out), checksum(held_out)],
-        "grader": [1, checksum([task.grader_spec])],
+        "grader": [1, checksum([grader_identity(task)])],
     }
+
+
+def grader_identity(task: Task) -> Any:
+    """The grader's JSON; of one that is a function of this process, its name."""
+    try:
+        return task.grader.to_json()
+    except (UserError, ValueError, TypeError, OSError):
+        return task.grader.name
 
 
 def checksum(records: Sequence[Any]) -> str:
@@ -70,7 +78,8 @@ def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: st
             )
         found = FINISHED if (out / "training.json").exists() else UNFINISHED
     else:
-        clear(out)
+        again = existing == "resume" and (out / "gate.json").exists()
+        clear(out, but=["gate.json"] if again and not differences(out, config, data) else [])
         found = NEW
     write_json(out / "config.json", config.to_json())
     write_json(out / "data.json", data)
@@ -112,10 +121,11 @@ def read_config(out: Path) -> RunConfig:
         ) from None
 
 
-def clear(out: Path) -> None:
+def clear(out: Path, but: Sequence[str] = ()) -> None:
     """Remove what a run writes, and nothing else that may stand in the folder."""
     for name in OWN_FILES:
-        (out / name).unlink(missing_ok=True)
+        if name not in but:
+            (out / name).unlink(missing_ok=True)
     for name in OWN_FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
 

@@ -44,8 +44,30 @@ def pass_gate(
     An observer with a method `gate(signal)` is shown the whole signal, its samples among it.
     """
     place = out / "gate.json"
-    if place.exists():  # this run was here before; open_folder clears what another one left
-        return json.loads(place.read_text(encoding="utf-8"))
+    if place.exists():  # of this very config and data: open_folder clears what others left
+        verdict = json.loads(place.read_text(encoding="utf-8"))
+    else:
+        verdict = measure_gate(policy, task, rows, config, observers)
+    verdict["forced"] = force and verdict["verdict"] == "fix"
+    write_json(place, verdict)
+    if verdict["verdict"] == "fix" and not force:
+        turns = "; ".join(f"{found['name']}: {found['knob']}" for found in verdict["findings"])
+        raise GateSaysFix(
+            f"{out}: the signal gate says fix, nothing was trained: {verdict['reason']} ({turns}) "
+            f"The evidence stands in {place}; --force trains all the same",
+            verdict,
+        )
+    return verdict
+
+
+def measure_gate(
+    policy: LocalPolicy,
+    task: Task,
+    rows: list[dict[str, Any]],
+    config: RunConfig,
+    observers: Sequence[Observer],
+) -> dict[str, Any]:
+    """Sample, judge, show it to the observers that want to see it."""
     from rftkit.signal import measure_signal
 
     policy.model.eval()
@@ -59,16 +81,7 @@ def pass_gate(
         completions=config.steps * config.batch,
         seed=config.seed,
     )
-    verdict = signal.to_json() | {"forced": force and signal.verdict == "fix"}
-    write_json(place, verdict)
     for observer in observers:
         if hasattr(observer, "gate"):
             observer.gate(signal)
-    if signal.verdict == "fix" and not force:
-        turns = "; ".join(f"{finding.name}: {finding.knob}" for finding in signal.findings)
-        raise GateSaysFix(
-            f"{out}: the signal gate says fix, nothing was trained: {signal.reason} ({turns}) "
-            f"The evidence stands in {place}; --force trains all the same",
-            verdict,
-        )
-    return verdict
+    return signal.to_json()

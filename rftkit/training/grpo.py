@@ -14,15 +14,18 @@ from collections.abc import Callable
 from typing import Any
 
 from rftkit.data.records import Sample, SamplingConfig
-from rftkit.data.rows import answer_fields, row_ids
+from rftkit.data.rows import row_ids
 from rftkit.evaluation import pattern_shares
 from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
+from rftkit.signal.template import look_at_template
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
 from rftkit.training.heldout import rounded
 from rftkit.training.plan import run_order
 from rftkit.training.steps import Session, run_trainer, trainer_settings
 from rftkit.training.watchdogs import TrainingStopped, garbage_in_first_batch, save_batch
+
+TEMPLATE_ROWS = 8
 
 
 def run_grpo(session: Session) -> None:
@@ -58,14 +61,14 @@ def run_grpo(session: Session) -> None:
 
 def prompt_table(rows: list[dict[str, Any]], steps: int, config: RunConfig) -> Any:
     """A line for every prompt of the whole run, in its order: what the model reads, and beside it
-    the answer fields, which go to the grader alone."""
+    the whole row, which goes to the grader alone."""
     from datasets import Dataset
 
     table = Dataset.from_list(
         [
             {
                 "prompt": row["messages"],
-                "item": json.dumps(answer_fields(row), ensure_ascii=False),
+                "item": json.dumps(row, ensure_ascii=False),
                 "row_id": row_id,
             }
             for row, row_id in zip(rows, row_ids(rows))
@@ -167,9 +170,11 @@ class StepReward:
     def check_first_batch(self, prompts: list, ids: list) -> None:
         self.checked = True
         policy = self.session.policy
+        look = look_at_template(policy, self.session.rows[:TEMPLATE_ROWS])
         texts = [policy.render(prompt) for prompt in prompts]
-        found = garbage_in_first_batch(policy.tokenizer, texts, ids, self.ends)
+        found = look.faults + garbage_in_first_batch(policy.tokenizer, texts, ids, self.ends)
         if found:
+            found += look.odd + [look.no_end] * bool(look.no_end)  # odd alone may be meant so
             batch = save_batch(self.session.out, 1, "garbage", self.samples)
             raise TrainingStopped(
                 "garbage in the first batch",

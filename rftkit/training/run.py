@@ -78,21 +78,20 @@ def train(
         raise UserError("training rows: none, expected one at least: see `rftkit check`")
     held_out = held_out or []
     assert_disjoint(rows, held_out, task)
-    with sole_user(out):
-        found = open_folder(out, config, data_identity(rows, held_out, task), existing)
-        if found == FINISHED:
-            say(f"{out}: this run is finished; its adapter is loaded")
-            return load_run(out, config)
-        with Interrupts(say) as interrupts:
+    try:
+        with sole_user(out), Interrupts(say) as interrupts:
+            found = open_folder(out, config, data_identity(rows, held_out, task), existing)
+            if found == FINISHED:
+                say(f"{out}: this run is finished; its adapter is loaded")
+                return load_run(out, config)
             session = open_session(
                 config, out, observers, task, rows, held_out, found == UNFINISHED, say, interrupts
             )
-            try:
-                return run_session(session, force)
-            except Exception as error:
-                if is_full_disk(error, out):
-                    raise full_disk(session) from error
-                raise
+            return run_session(session, force)
+    except Exception as error:
+        if is_full_disk(error, out):
+            raise full_disk(out) from error
+        raise
 
 
 def open_session(
@@ -201,12 +200,12 @@ def stop_reason(session: Session) -> str:
     return "steps"
 
 
-def full_disk(session: Session) -> TrainingStopped:
-    last = session.checkpoints.newest()
+def full_disk(out: Path) -> TrainingStopped:
+    last = Checkpoints(out).newest()
     kept = f"the checkpoint {last.name} stands" if last else "no checkpoint was written yet"
     return TrainingStopped(
         "disk full",
-        f"{session.out}: no space left on the disk, expected some MB a checkpoint; {kept}: free "
+        f"{out}: no space left on the disk, expected some MB a checkpoint; {kept}: free "
         "some space and start the run again",
     )
 

@@ -125,18 +125,23 @@ def garbage_in_first_batch(
         found.append(f"{doubled} prompts begin with {begin} twice: the template adds it again")
     if any(not text.strip() for text in prompts):
         found.append("a prompt is empty after the chat template: the template drops the messages")
+    names = tuple(tokenizer.convert_ids_to_tokens(sorted(ends)))
+    closed = sum(text.rstrip().endswith(names) for text in prompts)
+    if closed:
+        found.append(
+            f"{closed} prompts end with {' or '.join(names)}: the chat template does not open the "
+            "assistant's turn, or ends it itself"
+        )
     total = len(completions)
     empty = sum(not [t for t in ids if t not in ends] for ids in completions)
     if empty > GARBAGE_SHARE * total:
         found.append(
-            f"{empty} of {total} answers are empty, ended at once: the chat template already ends "
-            "the assistant's turn (add_generation_prompt missing?)"
+            f"{empty} of {total} answers are empty, ended at once: to the model its turn is over"
         )
     cut = sum(not ids or ids[-1] not in ends for ids in completions)
     if cut > CUT_SHARE * total:
-        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
         found.append(
-            f"{cut} of {total} answers never ended by themselves (end token: {names}): the end "
+            f"{cut} of {total} answers never ended by themselves (end token: {names[0]}): the end "
             "token is not the one the model learned, or max_completion_tokens is far too short"
         )
     # Other control tokens may be the model's own way of marking its thinking.
