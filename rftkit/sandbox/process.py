@@ -22,6 +22,7 @@ from rftkit.sandbox.limits import Limits
 from rftkit.sandbox.scratch import remove
 
 ROOT = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
+KILL_SECONDS = 10
 START_SECONDS = 60  # an interpreter's start on a very busy machine; the source has its own time
 _ENTRY = "import sys; sys.path.append({root!r}); from rftkit.sandbox.{module} import main; main()"
 # Not ours: what a numerical library should know, and nothing else.
@@ -32,6 +33,9 @@ ENVIRONMENT = {
         f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")
     },
 }
+
+
+_ending: list[subprocess.Popen] = []  # guards that still clean up
 
 
 class Lost(Exception):
@@ -85,6 +89,7 @@ class Sandboxed:
         self.limits, self.usable = limits, True
         told = settings(source, limits)
         self._scratch = told["scratch"]
+        _ending[:] = [process for process in _ending if process.poll() is None]
         try:
             self._process = subprocess.Popen(
                 command("guard"),
@@ -141,19 +146,18 @@ class Sandboxed:
         return Answer(cause, status, left, texts)
 
     def close(self) -> None:
-        """End it: the guard sees the closed pipe, kills what runs and removes the folder."""
+        """End it: the guard sees the closed pipe and kills what runs, which is waited for, then
+        removes the folder, which is not: emptying it can take longer than filling it did."""
         if not self.usable:
             return
         self.usable = False
         self._process.stdin.close()
-        self._process.stdout.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
+        if not self._has_ended(KILL_SECONDS):
             self._process.kill()
-            self._process.wait()
-        if os.path.exists(self._scratch):  # somebody killed the guard
+        self._process.stdout.close()
+        if self._process.poll() not in (None, 0):  # a guard that was killed leaves the folder
             remove(self._scratch)
+        _ending.append(self._process)
 
     @property
     def alive(self) -> bool:
@@ -194,6 +198,17 @@ class Sandboxed:
                 raise Lost("it ended without an answer")
             data += part
         return data
+
+    def _has_ended(self, seconds: float) -> bool:
+        """Have all processes inside let go of the pipe of replies, dead as they are?"""
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                self._wait(self._out, select.POLLIN, deadline)
+                if not os.read(self._out, 1 << 16):
+                    return True
+        except TooLong:
+            return False
 
     def _wait(self, file: int, event: int, deadline: float) -> None:
         poll = select.poll()
