@@ -153,7 +153,7 @@ def attack_figure(report: AttackReport) -> Figure:
     from matplotlib.figure import Figure
 
     results = [r for r in report.results if r.mean is not None][::-1]
-    figure = Figure(figsize=(7, 0.2 * len(results) + 1.2), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(6, 0.18 * len(results) + 1.1), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     colours = [RED if r.red else GREY for r in results]
