@@ -18,7 +18,16 @@ from typer.testing import CliRunner
 from rftkit import cli, sandbox
 from rftkit.graders import Grader
 from rftkit.graders.report import GraderFailure
-from rftkit.sandbox import Limits, machine, paths, process, python_runner, run_program, syscalls
+from rftkit.sandbox import (
+    Limits,
+    machine,
+    paths,
+    process,
+    python_runner,
+    run_program,
+    scratch,
+    syscalls,
+)
 from rftkit.sandbox.runner import Runner
 
 ECHO = "def grade(sample, item):\n    return item['number']\n"
@@ -384,6 +393,26 @@ def test_installed_datasets_are_readable(tmp_path):
     real_trees, _ = paths.readable_paths()
     own = os.path.dirname(os.path.realpath(sandbox.__file__))
     assert not [tree for tree in real_trees if own.startswith(tree + os.sep)]
+
+
+def test_folder_outlives_what_was_done_in_it(tmp_path):
+    """Nested deeper than Python can recurse, closed to everybody, a link out of it."""
+    (tmp_path / "kept").write_text("")
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    os.symlink(tmp_path / "kept", folder / "link")
+    os.symlink(tmp_path, folder / "folder-link")
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(os.open("file", os.O_CREAT, 0, dir_fd=here))
+    os.close(here)
+    os.chmod(folder / "d", 0)
+    scratch.remove(str(folder))
+    assert os.listdir(tmp_path) == ["kept"]
 
 
 def decide(program: bytes, machine_name: str, number: int, arguments=()) -> int:

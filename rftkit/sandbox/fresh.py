@@ -18,41 +18,45 @@ from typing import IO
 from rftkit.sandbox import child, frames
 from rftkit.sandbox.limits import Limits, limit_process
 from rftkit.sandbox.process import ENVIRONMENT, Answer, Lost, TooLong, command, settings
-from rftkit.sandbox.scratch import bytes_in
+from rftkit.sandbox.scratch import bytes_in, remove
 
 
 def ask(source: str, request: bytes, limits: Limits) -> Answer:
     """Run one request in a new interpreter. TooLong and Lost as from a warm parent."""
-    with tempfile.TemporaryDirectory(
-        prefix="rftkit-sandbox-", ignore_cleanup_errors=True
-    ) as scratch:
-        try:
-            process = subprocess.Popen(
-                command("fresh"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=scratch,
-                env=ENVIRONMENT | _needed_by_windows() | {"HOME": scratch, "TMPDIR": scratch},
-                start_new_session=os.name == "posix",
-            )
-        except OSError as error:
-            raise Lost(f"no process could be started ({error})") from None
-        texts, is_late = _talk(process, [_first_message(source, limits), request], limits)
-        if is_late:
-            raise TooLong
-        most = limits.reply + frames.REPLY_OVERHEAD
-        too_large = sum(map(len, texts)) > most
-        if request[:1] == frames.GRADE:
-            texts = [texts[0], b"", b""]  # what is on standard error is Python's own complaint
-        else:
-            texts = [b"", *texts]
-        return Answer(
-            frames.REPLY_TOO_LARGE if too_large else frames.DONE,
-            process.returncode,
-            bytes_in(scratch, limits.disk),
-            texts,
+    scratch = tempfile.mkdtemp(prefix="rftkit-sandbox-")
+    try:
+        return _ask_in(scratch, source, request, limits)
+    finally:
+        remove(scratch)
+
+
+def _ask_in(scratch: str, source: str, request: bytes, limits: Limits) -> Answer:
+    try:
+        process = subprocess.Popen(
+            command("fresh"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=scratch,
+            env=ENVIRONMENT | _needed_by_windows() | {"HOME": scratch, "TMPDIR": scratch},
+            start_new_session=os.name == "posix",
         )
+    except OSError as error:
+        raise Lost(f"no process could be started ({error})") from None
+    texts, is_late = _talk(process, [_first_message(source, limits), request], limits)
+    if is_late:
+        raise TooLong
+    too_large = sum(map(len, texts)) > limits.reply + frames.REPLY_OVERHEAD
+    if request[:1] == frames.GRADE:
+        texts = [texts[0], b"", b""]  # what is on standard error is Python's own complaint
+    else:
+        texts = [b"", *texts]
+    return Answer(
+        frames.REPLY_TOO_LARGE if too_large else frames.DONE,
+        process.returncode,
+        bytes_in(scratch, limits.disk),
+        texts,
+    )
 
 
 def main() -> None:
