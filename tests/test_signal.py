@@ -145,6 +145,7 @@ FAULTS = {
     "end token missing": lambda: (guesses(tokens=100_000), sums()),
     "unreadable answers": lambda: (Scripted(garbled), sums()),
     "task too easy": lambda: (guesses(share=0.99), sums()),
+    "task too easy, groups alive": lambda: (guesses(share=0.96), sums()),
     "task impossible": lambda: (guesses(share=0), sums()),
     "too little exploration": lambda: (Scripted(lambda *_: said(7)), sums()),
     "task impossible, form moves": lambda: (
@@ -314,6 +315,29 @@ def test_format_and_ability_are_mixed_up():
     assert signal.sub_graders["right"] == {"mean": 0.0, "spread": 0.0, "moving": 0.0}
 
 
+def test_unreadable_answers_are_no_part_of_a_group():
+    """Two of twenty can be read: a group of two holds both in one case of 190."""
+
+    def answer(messages, index, luck):
+        return said(true_sum(messages) + index) if index < 2 else "I do not know"
+
+    signal = gate(Scripted(answer), sums(count=12), answers=2)
+    assert signal.answers == 20
+    assert signal.dead_ability.mean == pytest.approx(1 - 1 / 190)
+
+
+def test_a_row_without_an_id_is_called_by_its_place_among_those_drawn():
+    task, rows = sums(count=60)
+    for row in rows:
+        del row["row_id"]
+    signal = gate(guesses(), (task, rows))
+    asked = [group[0].row_id for group in signal.drawn]
+    assert asked != [str(i + 1) for i in range(30)]
+    for group in signal.drawn:
+        truth = 100 + int(group[0].row_id) - 1
+        assert all(abs(int(sample.output_json["sum"]) - truth) < 10 for sample in group)
+
+
 def test_stages_of_reading_are_lost():
     texts = ["", "<think>for ever", "<think></think>", "text", "[1]", '{"sun": "1"}']
     stages = ["empty", "unclosed thinking", "empty", "not JSON"] + ["answer missing"] * 2
@@ -421,7 +445,11 @@ def test_a_record_does_not_come_back(tmp_path):
     for fault in ("task impossible", "limit too short", "no verifiable answer"):
         signal = gate(*FAULTS[fault]())
         record = json.loads(json.dumps(signal.to_json(), allow_nan=False))
-        assert Signal.from_json(record | {"later": 1}).to_json() == record
+        again = Signal.from_json(record | {"later": 1})
+        assert again.to_json() == record and again.names() == signal.names()
+        if signal.reward is not None:
+            assert again.dead_ability.mean == pytest.approx(signal.dead_ability.mean, abs=1e-4)
+            assert again.pass_at[8].high == pytest.approx(signal.pass_at[8].high, abs=1e-4)
     signal = gate(guesses(), sums())
     signal.save(tmp_path)
     assert json.loads((tmp_path / "signal.json").read_text()) == signal.to_json()
