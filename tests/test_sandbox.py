@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -126,7 +127,8 @@ def only_worker(runner):
 def test_sandbox_killed_from_outside_is_taken_for_a_zero(small):
     source = "import time\ndef grade(sample, item):\n    time.sleep(30)\n"
     grader = Grader.load({"type": "python", "source": source}, python_runner=small)
-    threading.Timer(0.5, lambda: kill_guards(small)).start()
+    others = started_here()
+    threading.Timer(0.5, kill_guards, [others]).start()
     report = grader.run({"number": 1}, "x")
     assert report["reward"] is None
     assert report["metadata"]["errors"]["python_grader_server_error"] is True
@@ -134,9 +136,11 @@ def test_sandbox_killed_from_outside_is_taken_for_a_zero(small):
     assert small(ECHO, {}, {"number": 3}).value == 3.0
 
 
-def kill_guards(runner):
-    """Kill the processes that this one started, as an operator might."""
-    for number in started_here():
+def kill_guards(spared):
+    """Kill the guards that this process started since, as an operator might; waits for one."""
+    while not (found := [number for number in started_here() if number not in spared]):
+        time.sleep(0.01)
+    for number in found:
         os.kill(number, signal.SIGKILL)
 
 
