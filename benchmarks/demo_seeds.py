@@ -104,17 +104,25 @@ def overlap_place(runs: list[dict]) -> str:
     """Where the row that reads the annotation stands beside RFT mini, seed by seed."""
     top = [{s["name"]: s["top1"]["mean"] for s in r["systems"]} for r in runs]
     above = sum(t["overlap"] > t["RFT mini"] for t in top)
+    where = "On these simulated cases overlap stands"
     if above in (0, len(runs)):
-        return f"Overlap stands {'above' if above else 'below'} RFT mini in every seed."
-    return f"Overlap stands above RFT mini in {above} of {len(runs)} seeds."
+        return f"{where} {'above' if above else 'below'} RFT mini in every seed."
+    return f"{where} above RFT mini in {above} of {len(runs)} seeds."
 
 
 def real_sentence(real: dict) -> str:
     lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
-    splits = ", ".join(f"{count} of {name} genes" for name, count in real["splits"].items())
+    splits = ", ".join(f"{count} cases of {name} genes" for name, count in real["splits"].items())
+    alone = real["test_genes_alone"]
+    unseen = "; ".join(
+        f"{name} {interval(alone['top1'][name])}"
+        for name in ("RFT mini", "mini base", "overlap")
+        if name in alone["top1"]
+    )
     return (
         f"Real published cases told in the world's 200 terms (seed 0, `--cases`): {real['kept']} "
-        f"of {real['read']} kept, {real['genes']} genes ({splits}); lost: {lost}."
+        f"of {real['read']} kept, {real['genes']} genes ({splits}); lost: {lost}. On the "
+        f"{alone['n']} cases of test genes alone, top1: {unseen}."
     )
 
 

@@ -14,7 +14,13 @@ SYSTEMS = (
     "rejection-sampling SFT mini",
     "RFT mini",
 )
-RIVALS = ("large base", "SFT mini", "rejection-sampling SFT mini", "mini base")
+RIVALS = (
+    "large base",
+    "SFT mini",
+    "rejection-sampling SFT mini",
+    "mini base, told the plan",
+    "mini base",
+)
 REFERENCE_LINES = [
     {"name": "OpenAI: o1-mini 17.7 %", "value": 0.177},
     {"name": "OpenAI: o1 25 %", "value": 0.25},
