@@ -490,8 +490,9 @@ def test_the_demo_task_does_not_go(mini, genes):
 
 
 TEMPLATES = {
-    "another model's": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
-    "\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "another model's": "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}"
+    "<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
     "without the question": "{% for m in messages %}<|user|>{{ m.text }}{% endfor %}<|assistant|>",
     "not a template": "{% for m in messages %}",
 }
@@ -517,9 +518,9 @@ def test_a_missing_end_token_is_not_named(mini, genes, monkeypatch):
 
 
 def test_a_low_temperature_is_not_named(mini, genes):
-    signal = gate(mini, genes, temperature=0.05)
+    signal = gate(mini, genes, temperature=0.01)
     assert signal.verdict == "fix" and signal.names() == ["too little exploration"]
-    assert "temperature 0.05" in signal.findings[0].evidence
+    assert "temperature 0.01" in signal.findings[0].evidence
 
 
 def test_a_short_limit_is_not_named(mini, genes):
@@ -578,3 +579,17 @@ def test_a_mistake_shows_a_traceback(run, tmp_path, text, expected):
         config.write_text(text)
     code, out, err = run("signal", config)
     assert code == 1 and out == "" and err.startswith("error ") and expected in err
+
+
+def test_a_spread_among_wrong_answers_alone_is_taken_for_signal():
+    tidy = check(reference="yes", path="{{sample.output_json.tidy}}")
+    grader = formula("0.9 * right + 0.1 * tidy", right=GOOD, tidy=tidy)
+    task, rows = sums(grader, template='{"sum": "{{item.answer}}", "tidy": "yes"}')
+
+    def wrong(messages, index, luck):
+        return f'<think>Guess.</think>{{"sum": "0", "tidy": "{luck.choice(["yes", "no"])}"}}'
+
+    signal = measure_signal(Scripted(wrong), task, rows)
+    assert signal.dead_groups.mean < 0.2  # tidy and untidy answers earn different rewards
+    assert signal.dead_ability.mean == 1  # and none of them says anything about sums
+    assert signal.verdict == "fix"

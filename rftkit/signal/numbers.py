@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,8 +106,9 @@ def reward_numbers(
     parts = np.array([spread_parts(v, flags) for v, flags in zip(rewards, readable)]).sum(0)
     signal.format_share = float(parts[0] / parts.sum()) if parts.sum() > 1e-12 else None
     signal.dead_groups = share_interval([dead_chance(values, k) for values in rewards], clusters)
+    floor = wrong_reward(reference)
     able = [
-        dead_chance([v for v, good in zip(values, flags) if good], k, flags.count(False))
+        dead_chance([max(v, floor) for v, ok in zip(values, flags) if ok], k, flags.count(False))
         for values, flags in zip(rewards, readable)
     ]
     signal.dead_ability = share_interval(able, clusters)
@@ -117,6 +119,14 @@ def reward_numbers(
     signal.dead_kinds = dict(kinds.most_common())
     signal.sub_graders = sub_grader_numbers(groups)
     signal.patterns = pattern_numbers(task, groups)
+
+
+def wrong_reward(reference: Reference) -> float:
+    """What a well-formed wrong answer earns. A spread below it is form, as between a list that
+    names a gene twice and one that does not: it would be learned, and nothing about the task."""
+    if reference.swapped is None or not reference.sound:
+        return -math.inf
+    return reference.swapped
 
 
 def row_shares(groups: Groups, wanted: Callable[[Sample], bool], clusters: list[str]) -> Interval:

@@ -62,7 +62,7 @@ class Signal:
     reward        of an answer; spread: standard deviation within a row, mean over rows
     sub_graders   {name: {mean, spread, moving}}; moving: share of rows in which it differs
     dead_groups   share of groups of k without spread; dead_ability: looking at readable answers
-                  alone
+                  alone, and not at what is worth less than a well-formed wrong one
     format_share  share of the spread that readable against unreadable explains; None: no spread
     stages        {how far an answer could be read: share}
     lengths       tokens {p50, p90, p95, p99, most} of the drawn answers, the limit they had, and
