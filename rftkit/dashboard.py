@@ -13,6 +13,7 @@ import base64
 import html
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,6 +224,12 @@ def dashboard_html(state: dict[str, Any], figure: Figure) -> str:
     return "".join(parts)
 
 
+def dashboard_text(page: str) -> str:
+    """What dashboard_html says, for a reader who sees no HTML: one line a block, no picture."""
+    lines = re.sub(r"</div>|<br>", "\n", page)
+    return html.unescape(re.sub(r"<[^>]*>", "", lines)).strip()
+
+
 # --- the observer ------------------------------------------------------------------------------
 
 
@@ -292,17 +299,18 @@ def in_jupyter() -> bool:
 
 
 def jupyter_display() -> Callable[[str], None]:
-    """One output that every call replaces."""
-    from IPython.display import HTML, display
+    """One output that every call replaces: HTML, and its words for what shows no HTML."""
+    from IPython.display import display
 
     handle = None
 
-    def show(text: str) -> None:
+    def show(page: str) -> None:
         nonlocal handle
+        both = {"text/html": page, "text/plain": dashboard_text(page)}
         if handle is None:
-            handle = display(HTML(text), display_id=True)
+            handle = display(both, raw=True, display_id=True)
         else:
-            handle.update(HTML(text))
+            handle.update(both, raw=True)
 
     return show
 
