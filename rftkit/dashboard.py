@@ -132,7 +132,8 @@ def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int =
     draw_series(panels[5], log, "entropy", "entropy, nats a token", BLUE)
     cut = [(r["step"], r["truncated"]) for r in log if r.get("truncated")]
     if cut:
-        note = f"cut at the limit: {cut[-1][1]:.0%}"
+        step, share = cut[-1]  # the last step with one, which may lie behind
+        note = f"cut at the limit: {share:.0%} at step {step}"
         panels[3].text(0.02, 0.04, note, transform=panels[3].transAxes, fontsize=8, color=RED)
     last = max([steps, 1, *(r["step"] for r in log)])
     for panel in panels:

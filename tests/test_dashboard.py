@@ -81,6 +81,9 @@ def test_pictures_need_more_than_the_log():
     alarmed[6]["alarms"] = [{"name": "n", "cause": "c"}]
     lines = len(dashboard_figure(alarmed).axes[5].lines)
     assert lines == len(dashboard_figure(made_log()).axes[5].lines) + 1
+    alarmed[3]["truncated"] = 0.125
+    [note] = dashboard_figure(alarmed).axes[3].texts
+    assert note.get_text() == "cut at the limit: 12% at step 4"
     sft = [{"step": s, "seconds": s, "reward_mean": None, "loss": 1.0 / s} for s in (1, 2)]
     assert dashboard_figure(sft).axes[0].get_title() == "loss"
     dashboard_figure([])
