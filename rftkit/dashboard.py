@@ -13,6 +13,7 @@ import base64
 import html
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,7 +132,8 @@ def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int =
     draw_series(panels[5], log, "entropy", "entropy, nats a token", BLUE)
     cut = [(r["step"], r["truncated"]) for r in log if r.get("truncated")]
     if cut:
-        note = f"cut at the limit: {cut[-1][1]:.0%}"
+        step, share = cut[-1]  # the last step with one, which may lie behind
+        note = f"cut at the limit: {share:.0%} at step {step}"
         panels[3].text(0.02, 0.04, note, transform=panels[3].transAxes, fontsize=8, color=RED)
     last = max([steps, 1, *(r["step"] for r in log)])
     for panel in panels:
@@ -223,6 +225,12 @@ def dashboard_html(state: dict[str, Any], figure: Figure) -> str:
     return "".join(parts)
 
 
+def dashboard_text(page: str) -> str:
+    """What dashboard_html says, for a reader who sees no HTML: one line a block, no picture."""
+    lines = re.sub(r"</div>|<br>", "\n", page)
+    return html.unescape(re.sub(r"<[^>]*>", "", lines)).strip()
+
+
 # --- the observer ------------------------------------------------------------------------------
 
 
@@ -292,17 +300,18 @@ def in_jupyter() -> bool:
 
 
 def jupyter_display() -> Callable[[str], None]:
-    """One output that every call replaces."""
-    from IPython.display import HTML, display
+    """One output that every call replaces: HTML, and its words for what shows no HTML."""
+    from IPython.display import display
 
     handle = None
 
-    def show(text: str) -> None:
+    def show(page: str) -> None:
         nonlocal handle
+        both = {"text/html": page, "text/plain": dashboard_text(page)}
         if handle is None:
-            handle = display(HTML(text), display_id=True)
+            handle = display(both, raw=True, display_id=True)
         else:
-            handle.update(HTML(text))
+            handle.update(both, raw=True)
 
     return show
 

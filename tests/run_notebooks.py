@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 LONGEST_CELL = 3600  # seconds
+INLINE_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 
 
 def run(path: Path) -> None:
@@ -66,6 +68,10 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
                 output.execution_count = count
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = fewer_colours(output.data["image/png"])
+            if "text/html" in output.get("data", {}):
+                output.data["text/html"] = INLINE_PNG.sub(
+                    lambda found: fewer_colours(found.group()), output.data["text/html"]
+                )
 
 
 def fewer_colours(png: str, colours: int = 96) -> str:

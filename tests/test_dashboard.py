@@ -12,6 +12,7 @@ from rftkit.dashboard import (
     dashboard_figure,
     dashboard_html,
     dashboard_state,
+    dashboard_text,
     headline,
     in_jupyter,
     save_run_picture,
@@ -80,6 +81,9 @@ def test_pictures_need_more_than_the_log():
     alarmed[6]["alarms"] = [{"name": "n", "cause": "c"}]
     lines = len(dashboard_figure(alarmed).axes[5].lines)
     assert lines == len(dashboard_figure(made_log()).axes[5].lines) + 1
+    alarmed[3]["truncated"] = 0.125
+    [note] = dashboard_figure(alarmed).axes[3].texts
+    assert note.get_text() == "cut at the limit: 12% at step 4"
     sft = [{"step": s, "seconds": s, "reward_mean": None, "loss": 1.0 / s} for s in (1, 2)]
     assert dashboard_figure(sft).axes[0].get_title() == "loss"
     dashboard_figure([])
@@ -101,6 +105,16 @@ def test_html_lets_an_answer_write_html():
     assert "&lt;b&gt;" in page and "<b>&" not in page and "a &lt; b" in page
     data = page.split("base64,")[1].split('"')[0]
     assert base64.b64decode(data)[:4] == b"\x89PNG"
+
+
+def test_a_reader_without_html_sees_an_objects_address():
+    """What Jupyter gets beside the HTML: the same words, no tags, no picture."""
+    state = dashboard_state(made_log(), 20, None, ANSWERS)
+    text = dashboard_text(dashboard_html(state, dashboard_figure(made_log())))
+    lines = text.splitlines()
+    assert lines[0] == headline(state) and "base64" not in text and "div" not in text
+    assert lines[1] == "best of the newest answers, grade 0.90"
+    assert lines[2] == 'Weigh. → {"genes": ["<b>"]}'
 
 
 def test_drawing_slows_the_run_down():

@@ -326,6 +326,37 @@ def when_to_stop(means, patience):
 """,
         },
     ),
+    "alarm": Exercise(
+        "05_train_lora_grpo",
+        ("setup",),
+        {
+            "luck is taken for a change": """
+def parted(metric_then, metric_now, grade_then, grade_now):
+    return metric_now.mean() < metric_then.mean() and grade_now.mean() > grade_then.mean()
+""",
+            "the looks are not compared row by row": """
+def parted(metric_then, metric_now, grade_then, grade_now):
+    def rise(then, now):
+        error = np.sqrt((then.var(ddof=1) + now.var(ddof=1)) / len(then))
+        return (now.mean() - then.mean()) / error
+    return rise(metric_then, metric_now) < -2 and rise(grade_then, grade_now) > 2
+""",
+            "the reward is not asked": """
+def parted(metric_then, metric_now, grade_then, grade_now):
+    return solution(metric_then, metric_now, 1 - metric_then, 1 - metric_now)
+""",
+            "the task is not asked": """
+def parted(metric_then, metric_now, grade_then, grade_now):
+    return solution(1 - grade_then, 1 - grade_now, grade_then, grade_now)
+""",
+            "the spread is taken for the error of the mean": """
+def parted(metric_then, metric_now, grade_then, grade_now):
+    def rise(then, now):
+        return (now - then).mean() / ((now - then).std(ddof=1) + 1e-9)
+    return rise(metric_then, metric_now) < -2 and rise(grade_then, grade_now) > 2
+""",
+        },
+    ),
     "paired": Exercise(
         "06_evaluate",
         ("setup",),

@@ -146,6 +146,13 @@ def test_a_second_round_starts_from_nothing(tmp_path):
     assert found["runs"][0]["best"]["mean"] == first.best["mean"]
     table = runs_table(found)
     assert len(table) == 4 and f"top1 {first.best['mean']:.3f}" in table[2]
+    found["runs"][0]["alarms"] = ["reward and task part"]
+    found["runs"][0]["config"]["grader"] = {"type": "multi", "name": "paid by place"}
+    found["differing"].append("grader")
+    found["runs"][1]["config"]["grader"] = None
+    alarmed = runs_table(found)[2]
+    assert "| reward and task part |" in alarmed and "| paid by place |" in alarmed
+    found["differing"].remove("grader")
     code, said, _ = command("runs", tmp_path, "--json")
     assert code == 0 and json.loads(said)["differing"] == found["differing"]
     assert command("runs", tmp_path / "1" / "adapter")[1].endswith("no runs\n")

@@ -190,7 +190,7 @@ def read_summary(place: Path) -> dict[str, Any]:
 
 def runs_table(found: dict[str, Any]) -> list[str]:
     """The runs as a Markdown table: the held-out metric first, then what differs."""
-    header = ["run", "held out", "at step", "steps", "ended by", *found["differing"]]
+    header = ["run", "held out", "at step", "steps", "ended by", "alarms", *found["differing"]]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for run in found["runs"]:
         best = run["best"]
@@ -199,12 +199,15 @@ def runs_table(found: dict[str, Any]) -> list[str]:
             metric = f"{best['metric']} {best['mean']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
         ended = run["stopped"] or run["state"]
         cells = [run["name"], metric, str(best.get("step", "")), str(run["steps"]), ended]
+        cells.append(", ".join(run["alarms"]) or "none")
         cells += [short(run["config"][name]) for name in found["differing"]]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def short(value: Any) -> str:
+    """A setting as a table's cell; of a grader its name."""
+    value = value.get("name", value) if isinstance(value, dict) else value
     text = value if isinstance(value, str) else json.dumps(value)
     text = text.replace("|", "/")
     return text if len(text) <= 28 else text[:27] + "…"
