@@ -161,7 +161,7 @@ def draw_reward(axes: Any, log: Log) -> None:
         alpha=0.25,
         lw=0,
     )
-    axes.plot(x, mean, color=GREY, lw=1.3)
+    axes.plot(x, mean, color=GREY, lw=1.3, marker=marker(x))
     axes.set_ylim(bottom=0)
 
 
@@ -188,8 +188,10 @@ def draw_patterns(axes: Any, log: Log, looks: Log) -> None:
         where = "training"
         points = [(r["step"], r["patterns"]) for r in log if r.get("patterns")]
     axes.set_title(f"thinking patterns, share of {where} answers", fontsize=9)
+    x = [step for step, _ in points]
     for name in points[0][1] if points else []:
-        axes.plot([s for s, _ in points], [p.get(name, 0) for _, p in points], lw=1.3, label=name)
+        shares = [patterns.get(name, 0) for _, patterns in points]
+        axes.plot(x, shares, lw=1.3, marker=marker(x), label=name)
     axes.set_ylim(0, 1.02)
     if points:
         axes.legend(fontsize=7, frameon=False)
@@ -200,8 +202,14 @@ def draw_series(
 ) -> None:
     axes.set_title(title, fontsize=9)
     points = [(r["step"], r[field]) for r in log if r.get(field) is not None]
-    axes.plot([x for x, _ in points], [y for _, y in points], color=colour, lw=1.3)
+    x, y = [step for step, _ in points], [value for _, value in points]
+    axes.plot(x, y, color=colour, lw=1.3, marker=marker(x))
     axes.set_ylim(*(limits or (0, None)))
+
+
+def marker(x: Sequence[int]) -> str | None:
+    """A line through one point is invisible: the first steps are dots."""
+    return "." if len(x) < 10 else None
 
 
 def dashboard_html(state: dict[str, Any], figure: Figure) -> str:
