@@ -131,8 +131,10 @@ def weights_of(grader: str) -> dict[str, float]:
         formula = _spec(grader).get("calculate_output")
     except UserError:
         return {}
-    found = WEIGHT.findall(formula) if isinstance(formula, str) else []
-    return {name: float(number) for number, _, name in reversed(found)}
+    weights: dict[str, float] = {}
+    for number, _, name in WEIGHT.findall(formula) if isinstance(formula, str) else []:
+        weights.setdefault(name, float(number))
+    return weights
 
 
 def with_weight(grader: str, name: str, value: float) -> str:
@@ -275,8 +277,10 @@ def _build_lab(
         return answers_for(task, rows[row.value], own)
 
     def show(_: Any = None) -> None:
-        others = {name: text for name, text in offered().items() if name != choice.value}
-        shown.value = view_html(look_at(editor.value, rows[row.value], answer.value, others))
+        answers = offered()
+        if answers.get(choice.value) == answer.value:  # as it was chosen, not typed
+            del answers[choice.value]
+        shown.value = view_html(look_at(editor.value, rows[row.value], answer.value, answers))
 
     def take_answer(_: Any = None) -> None:
         answer.value = offered().get(choice.value, answer.value)

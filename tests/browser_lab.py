@@ -26,7 +26,7 @@ from project_files import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 START_SECONDS = 180  # JupyterLab on a busy machine
-CELL_SECONDS = 900  # all cells of a notebook in the smoke profile
+CELL_SECONDS = 1800  # all cells of a notebook in the smoke profile, on a busy machine
 WIDGET_SECONDS = 120  # a widget's answer from a busy kernel
 ERROR = '.jp-Notebook [data-mime-type="application/vnd.jupyter.error"]'
 WINDOW = {"width": 1400, "height": 1300}
