@@ -173,9 +173,9 @@ def draw_looks(axes: Any, looks: Log) -> None:
     x = [look["step"] for look in looks]
     low, high = [look["low"] for look in looks], [look["high"] for look in looks]
     axes.fill_between(x, low, high, color=ORANGE, alpha=0.2, lw=0)
-    axes.plot(x, [look["mean"] for look in looks], color=ORANGE, marker="o", ms=3)
+    axes.plot(x, [look["mean"] for look in looks], color=ORANGE, marker="o", ms=3, clip_on=False)
     best = max(looks, key=lambda look: look["mean"])
-    axes.plot(best["step"], best["mean"], "o", ms=9, mfc="none", mec=ORANGE)
+    axes.plot(best["step"], best["mean"], "o", ms=9, mfc="none", mec=ORANGE, clip_on=False)
     axes.set_title(f"held-out {best['metric']}, 95 % interval, best ringed", fontsize=9)
     axes.set_ylim(0, max(1.05 * max(high), 0.05))
 
@@ -191,7 +191,7 @@ def draw_patterns(axes: Any, log: Log, looks: Log) -> None:
     x = [step for step, _ in points]
     for name in points[0][1] if points else []:
         shares = [patterns.get(name, 0) for _, patterns in points]
-        axes.plot(x, shares, lw=1.3, marker=marker(x), label=name)
+        axes.plot(x, shares, lw=1.3, marker=marker(x), label=name, clip_on=False)
     axes.set_ylim(0, 1.02)
     if points:
         axes.legend(fontsize=7, frameon=False)

@@ -239,8 +239,24 @@ class NotebookPage:
         """A screenshot of the window, or of a part that is scrolled to first."""
         place = self.pictures / f"{Path(self.name).stem}-{name}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
+        if what:
+            self.settle(what)
         (what or self.page).screenshot(path=place)
         return place
 
+    def settle(self, what: object) -> None:
+        """Scroll there and wait until it stays: cells above get their true height only now."""
+        boxes: list[dict] = []
+
+        def stays() -> bool:
+            what.scroll_into_view_if_needed()
+            boxes.append(what.bounding_box())
+            return len(boxes) > 5 and all(box == boxes[-1] for box in boxes[-5:])
+
+        until(stays, WIDGET_SECONDS, f"{self.name}: a part that stays where it is")
+
     def close(self) -> None:
+        """With its kernel, whose memory the next notebook may need."""
+        self.menu("Kernel", "Shut Down Kernel")
+        self.page.locator("#jp-main-statusbar").get_by_text("No Kernel").wait_for()
         self.page.close()
