@@ -8,7 +8,7 @@
 # V=1                  show everything that pip says
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab prove notebooks wheelhouse
+.PHONY: help demo test test-browser lab prove notebooks wheelhouse
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -23,6 +23,7 @@ endif
 KEY := $(shell { cat pyproject.toml constraints.txt; pwd; } | cksum | tr -dc 0-9)
 FOR_DEMO := $(VENV)/demo-$(KEY).stamp
 FOR_DEV := $(VENV)/dev-$(KEY).stamp
+FOR_BROWSER := $(VENV)/browser-$(KEY).stamp
 
 PINNED_TORCH := $(shell grep '^torch==' constraints.txt)
 PINNED_UNSLOTH := $(shell grep -E '^unsloth(_zoo)?==' constraints.txt)
@@ -50,7 +51,7 @@ export RFTKIT_PHENOPACKETS ?= $(abspath $(REAL_CASES))
 endif
 
 help:  ## these lines
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@sed -n 's/^# \([A-Z]*=.*\)/  \1/p' Makefile
 
 demo: $(FOR_DEMO)  ## the main job: RFT on the embedded model, an honest table, in minutes on a CPU
@@ -61,13 +62,17 @@ test: $(FOR_DEV)  ## lint, the package tests, every notebook in the smoke profil
 	$(RUN) -m ruff format --check .
 	$(QUIETLY) RFTKIT_PROFILE=smoke $(RUN) -m pytest tests $(NOTEBOOKS) $(NBVAL) $(ARGS)
 
+test-browser: $(FOR_BROWSER)  ## three notebooks and the dashboard in JupyterLab and Chromium
+	$(QUIETLY) $(RUN) -m pytest -m browser -rs --timeout=3600 tests/test_browser.py $(ARGS)
+	@echo "rftkit: screenshots in runs/browser/: look at them"
+
 lab: $(FOR_DEV)  ## JupyterLab on the notebooks
 	$(RUN) -m jupyterlab $(NOTEBOOKS) $(ARGS)
 
 notebooks: $(FOR_DEV)  ## restart and run all, full profile; the only way outputs are written
 	$(QUIETLY) RFTKIT_PROFILE=full $(RUN) tests/run_notebooks.py $(or $(ARGS),notebooks/*.ipynb)
 
-prove: $(FOR_DEV)  ## slow proofs and the demo at full size, three seeds (an hour or more)
+prove: $(FOR_BROWSER)  ## slow proofs and the demo at full size, three seeds (an hour or more)
 	$(QUIETLY) $(RUN) -m pytest -m prove --timeout=7200 tests $(ARGS)
 	for seed in 0 1 2; do \
 	  $(VENV)/bin/rftkit demo --profile full --seed $$seed --out runs/prove-$$seed || exit; done
@@ -76,7 +81,7 @@ wheelhouse: $(FOR_DEV)  ## all pinned wheels of this platform, for a workshop wi
 	@echo "rftkit: filling wheelhouse/ (wheels for this platform and this Python)"
 	@rm -rf build
 	@$(WHEEL) --no-deps $(TORCH_FROM) $(PINNED_TORCH) $(OR_SAY)
-	@$(WHEEL) --find-links wheelhouse -c constraints.txt ".[dev]" setuptools $(OR_SAY)
+	@$(WHEEL) --find-links wheelhouse -c constraints.txt ".[dev,browser]" setuptools $(OR_SAY)
 	@$(WHEEL) --no-deps $(PINNED_UNSLOTH) $(OR_SAY)
 	@cp constraints.txt wheelhouse/
 	@du -sh wheelhouse
@@ -107,4 +112,10 @@ $(FOR_DEV): $(FOR_DEMO)
 	@echo "rftkit: installing the test tools and Unsloth's two wheels"
 	@$(INSTALL) --no-warn-conflicts $(FROM) -c constraints.txt -e ".[dev]" $(OR_SAY)
 	@$(INSTALL) --no-deps $(FROM) $(PINNED_UNSLOTH) $(OR_SAY)
+	@touch $@
+
+# The browser itself is the system's: no Python package brings one, and none is downloaded.
+$(FOR_BROWSER): $(FOR_DEV)
+	@echo "rftkit: installing Playwright, which drives the Chromium of this machine"
+	@$(INSTALL) --no-warn-conflicts $(FROM) -c constraints.txt -e ".[browser]" $(OR_SAY)
 	@touch $@

@@ -163,7 +163,7 @@ def draw_reward(axes: Any, log: Log) -> None:
         alpha=0.25,
         lw=0,
     )
-    axes.plot(x, mean, color=GREY, lw=1.3)
+    axes.plot(x, mean, color=GREY, lw=1.3, marker=marker(x))
     axes.set_ylim(bottom=0)
 
 
@@ -175,9 +175,9 @@ def draw_looks(axes: Any, looks: Log) -> None:
     x = [look["step"] for look in looks]
     low, high = [look["low"] for look in looks], [look["high"] for look in looks]
     axes.fill_between(x, low, high, color=ORANGE, alpha=0.2, lw=0)
-    axes.plot(x, [look["mean"] for look in looks], color=ORANGE, marker="o", ms=3)
+    axes.plot(x, [look["mean"] for look in looks], color=ORANGE, marker="o", ms=3, clip_on=False)
     best = max(looks, key=lambda look: look["mean"])
-    axes.plot(best["step"], best["mean"], "o", ms=9, mfc="none", mec=ORANGE)
+    axes.plot(best["step"], best["mean"], "o", ms=9, mfc="none", mec=ORANGE, clip_on=False)
     axes.set_title(f"held-out {best['metric']}, 95 % interval, best ringed", fontsize=9)
     axes.set_ylim(0, max(1.05 * max(high), 0.05))
 
@@ -190,8 +190,10 @@ def draw_patterns(axes: Any, log: Log, looks: Log) -> None:
         where = "training"
         points = [(r["step"], r["patterns"]) for r in log if r.get("patterns")]
     axes.set_title(f"thinking patterns, share of {where} answers", fontsize=9)
+    x = [step for step, _ in points]
     for name in points[0][1] if points else []:
-        axes.plot([s for s, _ in points], [p.get(name, 0) for _, p in points], lw=1.3, label=name)
+        shares = [patterns.get(name, 0) for _, patterns in points]
+        axes.plot(x, shares, lw=1.3, marker=marker(x), label=name, clip_on=False)
     axes.set_ylim(0, 1.02)
     if points:
         axes.legend(fontsize=7, frameon=False)
@@ -202,8 +204,14 @@ def draw_series(
 ) -> None:
     axes.set_title(title, fontsize=9)
     points = [(r["step"], r[field]) for r in log if r.get(field) is not None]
-    axes.plot([x for x, _ in points], [y for _, y in points], color=colour, lw=1.3)
+    x, y = [step for step, _ in points], [value for _, value in points]
+    axes.plot(x, y, color=colour, lw=1.3, marker=marker(x))
     axes.set_ylim(*(limits or (0, None)))
+
+
+def marker(x: Sequence[int]) -> str | None:
+    """A line through one point is invisible: the first steps are dots."""
+    return "." if len(x) < 10 else None
 
 
 def dashboard_html(state: dict[str, Any], figure: Figure) -> str:

@@ -2,6 +2,7 @@
 
     grader_lab(task, rows, samples)     choose a row and an answer, edit the grader, see the grade
     look_at(grader, row, answer, …)     the same as a record, without any widget
+    weights_of, with_weight             the numbers of a formula that the lab's slider moves
 
 Where there is no widget front end (a notebook run by a program, a terminal), the same view is
 printed as text.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +29,7 @@ from rftkit.graders.templates import fill_template
 from rftkit.task import Task
 
 BAR = 20  # characters of a text bar
+WEIGHT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)(\s*\*\s*)([A-Za-z_]\w*)")  # 0.7 * second
 
 
 @dataclass
@@ -118,6 +121,38 @@ def _spec(grader: dict[str, Any] | str) -> dict[str, Any]:
     return spec
 
 
+def weights_of(grader: str) -> dict[str, float]:
+    """{name: number} for each `number * name` in the formula of grader JSON, the first of a name.
+
+    `0.9 * max(first, 0.7 * second)` has {"max": 0.9, "second": 0.7}. Empty where the text is no
+    grader JSON, as while somebody is editing it, or has no formula.
+    """
+    try:
+        formula = _spec(grader).get("calculate_output")
+    except UserError:
+        return {}
+    weights: dict[str, float] = {}
+    for number, _, name in WEIGHT.findall(formula) if isinstance(formula, str) else []:
+        weights.setdefault(name, float(number))
+    return weights
+
+
+def with_weight(grader: str, name: str, value: float) -> str:
+    """The grader JSON with that number in its formula: what moving the lab's slider writes."""
+    if name not in weights_of(grader):
+        known = ", ".join(weights_of(grader)) or "none"
+        raise UserError(f"grader: no number stands before * {name}, expected one of: {known}")
+    spec = _spec(grader)
+    formula = spec["calculate_output"]
+    match = next(found for found in WEIGHT.finditer(formula) if found[3] == name)
+    spec["calculate_output"] = formula[: match.start(1)] + f"{value:g}" + formula[match.end(1) :]
+    return _text(spec)
+
+
+def _text(spec: dict[str, Any]) -> str:
+    return json.dumps(spec, indent=1, ensure_ascii=False)
+
+
 def answers_for(task: Task, row: dict[str, Any], samples: Sequence[Sample] = ()) -> dict[str, str]:
     """{name: answer} that the lab offers for a row: the honest ones of the task, then samples."""
     templates = {"honest best": task.answer_template} if task.answer_template else {}
@@ -196,6 +231,7 @@ def grader_lab(
     widget: bool | None = None,
 ) -> Any:
     """The grader lab: choose a row and an answer (or type one), edit the grader, see the grade.
+    A slider moves one number of the grader's formula.
 
     rows     rows of the task
     samples  for each row, answers of a model
@@ -228,10 +264,12 @@ def _build_lab(
     choice = w.Dropdown(description="answer")
     answer = w.Textarea(description="typed", layout=w.Layout(width="98%", height="5em"))
     editor = w.Textarea(
-        value=json.dumps(task.grader_spec, indent=1, ensure_ascii=False),
+        value=_text(task.grader_spec),
         description="grader",
         layout=w.Layout(width="98%", height="16em"),
     )
+    weight = w.Dropdown(description="number", layout=w.Layout(width="16em"))
+    slider = w.FloatSlider(min=0, max=1, step=0.05, layout=w.Layout(width="24em"))
     prompt, shown = w.HTML(layout=wide), w.HTML(layout=wide)
 
     def offered() -> dict[str, str]:
@@ -239,8 +277,10 @@ def _build_lab(
         return answers_for(task, rows[row.value], own)
 
     def show(_: Any = None) -> None:
-        others = {name: text for name, text in offered().items() if name != choice.value}
-        shown.value = view_html(look_at(editor.value, rows[row.value], answer.value, others))
+        answers = offered()
+        if answers.get(choice.value) == answer.value:  # as it was chosen, not typed
+            del answers[choice.value]
+        shown.value = view_html(look_at(editor.value, rows[row.value], answer.value, answers))
 
     def take_answer(_: Any = None) -> None:
         answer.value = offered().get(choice.value, answer.value)
@@ -254,9 +294,31 @@ def _build_lab(
         choice.value = next(iter(offered()), None)
         take_answer()
 
+    def take_editor(_: Any = None) -> None:
+        """Offer the numbers that stand in the formula now; the chosen one stays chosen."""
+        weights, chosen = weights_of(editor.value), weight.value
+        weight.options = [(f"… * {name}", name) for name in weights]
+        weight.value = chosen if chosen in weights else next(iter(weights), None)
+        take_weight()
+        show()
+
+    def take_weight(_: Any = None) -> None:
+        weights = weights_of(editor.value)
+        slider.disabled = weight.value not in weights
+        if not slider.disabled:
+            slider.max = max(1, slider.max, weights[weight.value])
+            slider.value = weights[weight.value]
+
+    def move(_: Any = None) -> None:
+        if weights_of(editor.value).get(weight.value, slider.value) != slider.value:
+            editor.value = with_weight(editor.value, weight.value, slider.value)
+
     row.observe(take_row, "value")
+    weight.observe(take_weight, "value")
+    slider.observe(move, "value")
     choice.observe(take_answer, "value")
     answer.observe(show, "value")
-    editor.observe(show, "value")
+    editor.observe(take_editor, "value")
     take_row()
-    return w.VBox([w.HBox([row, choice]), prompt, answer, editor, shown])
+    take_editor()
+    return w.VBox([w.HBox([row, choice]), prompt, answer, editor, w.HBox([weight, slider]), shown])

@@ -4,6 +4,7 @@ import base64
 import json
 import time
 
+import numpy as np
 import pytest
 
 from rftkit.dashboard import (
@@ -87,6 +88,29 @@ def test_pictures_need_more_than_the_log():
     sft = [{"step": s, "seconds": s, "reward_mean": None, "loss": 1.0 / s} for s in (1, 2)]
     assert dashboard_figure(sft).axes[0].get_title() == "loss"
     dashboard_figure([])
+
+
+def dark_pixels(axes):
+    """How much ink the lines of a panel leave, its frame and letters apart."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for artist in (*axes.spines.values(), axes.xaxis, axes.yaxis, axes.title, *axes.texts):
+        artist.set_visible(False)
+    if axes.get_legend():
+        axes.get_legend().set_visible(False)
+    canvas = FigureCanvasAgg(axes.figure)
+    canvas.draw()
+    box = axes.get_window_extent()
+    height = canvas.get_width_height()[1]
+    rows = slice(int(height - box.y1), int(height - box.y0))
+    inside = np.asarray(canvas.buffer_rgba())[rows, int(box.x0) : int(box.x1), :3]
+    return int((inside < 250).any(axis=-1).sum())
+
+
+def test_after_one_step_the_panels_are_empty():
+    figure = dashboard_figure(made_log(1), look(0.2), 20)
+    ink = [dark_pixels(axes) for axes in figure.axes]
+    assert all(pixels > 5 for pixels in ink), ink
 
 
 def test_a_run_folder_is_not_drawn(tmp_path):

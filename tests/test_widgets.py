@@ -9,7 +9,15 @@ from rftkit.data import Sample
 from rftkit.data.errors import UserError
 from rftkit.graders import grader
 from rftkit.task import load_task
-from rftkit.widgets import answers_for, grader_lab, look_at, view_html, view_text
+from rftkit.widgets import (
+    answers_for,
+    grader_lab,
+    look_at,
+    view_html,
+    view_text,
+    weights_of,
+    with_weight,
+)
 
 
 @pytest.fixture
@@ -129,14 +137,16 @@ def test_a_change_in_the_widget_changes_nothing(task):
     rows = task.rows("train")[:2]
     samples = [[Sample(output_text=list_of("A"))], [Sample(output_text="no JSON")]]
     lab = grader_lab(task, rows, samples, widget=True)
-    choose, prompt, answer, editor, shown = lab.children
+    choose, prompt, answer, editor, _, shown = lab.children
     row, choice = choose.children
     assert "Symptoms present" in prompt.value and answer.value == list_of(rows[0]["reference_gene"])
     assert "reward      1.00" in shown.value
     choice.value = "sample 1"
     assert answer.value == list_of("A") and "reward      0.10" in shown.value
+    assert "of 5" in shown.value and "sample 1" not in shown.value
     answer.value = list_of("A", rows[0]["reference_gene"])
     assert "reward      0.73" in shown.value
+    assert "of 6" in shown.value and "sample 1" in shown.value, "a typed answer hides another"
     editor.value = editor.value.replace("0.7 * second", "0.2 * second")
     assert "reward      0.28" in shown.value
     editor.value = "{"
@@ -146,3 +156,45 @@ def test_a_change_in_the_widget_changes_nothing(task):
     assert answer.value == list_of(rows[1]["reference_gene"]) and "reward      1.00" in shown.value
     choice.value = "sample 1"
     assert "read as: text" in shown.value
+
+
+def formula_of(text):
+    return json.loads(text)["calculate_output"]
+
+
+def test_a_number_of_the_formula_is_not_found_or_another_one_is_changed():
+    formula = "0.9 * max(first, 0.7 * second, .5*third) + 0.1 * format - 2 * second / x2 * y"
+    text = json.dumps({"type": "multi", "calculate_output": formula})
+    assert list(weights_of(text).items()) == [
+        ("max", 0.9), ("second", 0.7), ("third", 0.5), ("format", 0.1),
+    ]  # fmt: skip
+    assert formula_of(with_weight(text, "second", 0.25)) == formula.replace("0.7", "0.25")
+    assert formula_of(with_weight(text, "third", 1.0)) == formula.replace(".5*", "1*")
+    with pytest.raises(UserError, match="first.*expected one of: .*max"):
+        with_weight(text, "first", 0.5)
+    for other in ("{", "[]", "{}", '{"calculate_output": 1}'):
+        assert weights_of(other) == {}
+
+
+def test_the_slider_does_not_move_the_grade_or_moves_an_edited_formula_back(task):
+    rows = task.rows("train")[:1]
+    lab = grader_lab(task, rows, widget=True)
+    choose, _, answer, editor, numbers, shown = lab.children
+    weight, slider = numbers.children
+    answer.value = list_of("A", rows[0]["reference_gene"])
+    assert "reward      0.73" in shown.value
+    before = editor.value
+    weight.value = "second"
+    assert slider.value == 0.7 and editor.value == before
+    slider.value = 0.2
+    assert editor.value == before.replace("0.7 * second", "0.2 * second")
+    assert "reward      0.28" in shown.value
+    with pytest.warns(UserWarning, match="outside 0 to 1"):
+        editor.value = before.replace("0.7 * second", "3 * second")
+    assert (weight.value, slider.value) == ("second", 3.0) and "3 * second" in editor.value
+    editor.value = "{"
+    assert slider.disabled and "no grade" in shown.value
+    slider.value = 0.5
+    assert editor.value == "{"
+    editor.value = before
+    assert not slider.disabled and editor.value == before
