@@ -239,8 +239,11 @@ def measure_cost(steps: int, threads: int, sizes: dict[str, Sequence[int]]) -> d
                     for way, child in children.items():
                         reports[way].append(child.step())
             for way, found in reports.items():
+                said = {round(report["tokens"], 6) for report in found}
+                if said != {tokens}:
+                    raise WayFailed(f"{way}: answers of {said} tokens, expected {tokens} each")
                 point = {"way": way, "model": model, "answers_per_prompt": group}
-                points.append(point | summary(found))
+                points.append(point | summary(found) | {"completion_tokens": tokens})
             print(f"{model}, {group} answers of {tokens} tokens", file=sys.stderr, flush=True)
     parameters = {m: count_parameters(m) for m in ("embedded:mini", "embedded:large")}
     middle_point = dict(zip(("answers_per_prompt", "completion_tokens"), middle))
