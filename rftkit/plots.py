@@ -147,6 +147,47 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     beside.replace(path)
 
 
+def cost_figure(cost: dict[str, Any], clock: str = "seconds_a_step") -> Figure:
+    """What a GRPO step costs: by answers a prompt, by their length, by the model's size; orange is
+    rftkit, grey TRL's own trainer with the same settings.
+
+    cost    the part "cost" that benchmarks/step_time.py records
+    clock   "seconds_a_step", or "cpu_seconds_a_step" of a machine that did other work meanwhile
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), dpi=DPI, layout="constrained")
+    middle, parameters = cost["middle"], cost["parameters"]
+    sides = {"answers_per_prompt": "answers a prompt", "completion_tokens": "tokens an answer"}
+    panels = figure.subplots(1, 3, sharey=True)
+    models = sorted(parameters, key=parameters.get)
+    for way, colour in (("trl", GREY), ("rftkit", ORANGE)):
+        points = [p for p in cost["points"] if p["way"] == way]
+        for axes, (field, other) in zip(panels, zip(sides, reversed(sides))):
+            for model, style in zip(models, ("-", "--")):
+                row = [p for p in points if p["model"] == model and p[other] == middle[other]]
+                row.sort(key=lambda p: p[field])
+                label = f"{way}, {model.removeprefix('embedded:')}"
+                axes.plot([p[field] for p in row], [p[clock] for p in row], style, color=colour,
+                          marker="o", ms=4, label=label)  # fmt: skip
+        row = [p for p in points if all(p[field] == middle[field] for field in sides)]
+        row.sort(key=lambda p: parameters[p["model"]])
+        x = [parameters[p["model"]] / 1e6 for p in row]
+        panels[2].plot(x, [p[clock] for p in row], color=colour, marker="o", ms=4, label=way)
+    for axes, label in zip(panels, [*sides.values(), "parameters, millions"]):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(0)
+        axes.set_ylim(0)
+        axes.set_xlabel(label)
+    for axes, (field, other) in zip(panels, zip(sides, reversed(sides))):
+        axes.set_title(f"{middle[other]} {sides[other]}", fontsize=9)
+        axes.set_xticks(sorted({p[field] for p in cost["points"]}))
+    panels[2].set_title(" of ".join(str(middle[field]) for field in sides) + " tokens", fontsize=9)
+    panels[0].set_ylabel("seconds a step" if clock == "seconds_a_step" else "processor s a step")
+    panels[0].legend(fontsize=7)
+    return figure
+
+
 def attack_figure(report: AttackReport) -> Figure:
     """What each cheating strategy earns: grey, or red where it pays more than it should; blue
     lines at the honest best, middle and worst answer."""

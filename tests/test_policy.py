@@ -65,6 +65,25 @@ def test_greedy_agrees_with_transformers_generate(mini, prompts):
     assert [s[0].output_text for s in ours] == [Sample.from_text(t).output_text for t in theirs]
 
 
+def test_the_ready_made_mask_changes_no_answer(mini, prompts, monkeypatch):
+    """Prompts of several lengths: padding must stay unseen, to the last bit as with the model's
+    own mask."""
+    from rftkit.policy import decoding
+
+    config, shapes = SamplingConfig(max_new_tokens=40, seed=8), []
+    made = decoding.attended
+
+    def looked(model, mask):
+        shapes.append(made(model, mask).dim())
+        return made(model, mask)
+
+    monkeypatch.setattr(decoding, "attended", looked)
+    ready = texts(mini.sample(prompts, 4, config))
+    monkeypatch.setattr(decoding, "attended", lambda model, mask: mask)
+    assert ready == texts(mini.sample(prompts, 4, config))
+    assert 4 in shapes, "no prompt was padded: nothing was compared"
+
+
 def test_sampling_follows_the_models_distribution(mini, prompts):
     """Frequencies of the first tokens against the softmax itself, within four standard errors."""
     import torch

@@ -55,8 +55,11 @@ def decode(
             cache.batch_repeat_interleave(n)
             logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
         position, rows = mask.sum(-1, keepdim=True), list(range(len(tokens)))
+        width = longest
+        mask = torch.cat([mask, mask.new_ones(len(mask), config.max_new_tokens)], 1)
+        seen = attended(model, mask)
         for step in range(config.max_new_tokens):
-            drawn = choose(logits, config, None if luck is None else luck[rows, step])
+            drawn = choose(logits, config, None if luck is None else luck[:, step])
             for row, token in zip(rows, drawn.tolist()):
                 if not finished[row]:
                     tokens[row].append(token)
@@ -64,20 +67,35 @@ def decode(
             going = [i for i, row in enumerate(rows) if not finished[row]]
             if not going or step + 1 == config.max_new_tokens:
                 break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             if len(going) <= 0.8 * len(rows):  # finished rows leave, not at every single one
                 rows, index = [rows[i] for i in going], torch.tensor(going, device=device)
                 cache.batch_select_indices(index)
                 drawn, mask, position = drawn[index], mask[index], position[index]
+                luck, seen = luck if luck is None else luck[index], attended(model, mask)
+            width += 1
             out = model(
                 input_ids=drawn[:, None],
-                attention_mask=mask,
+                attention_mask=seen[..., :width],
                 position_ids=position,
                 past_key_values=cache,
                 use_cache=True,
             )
             cache, logits, position = out.past_key_values, out.logits[:, -1], position + 1
     return [(row, "stop" if end else "length") for row, end in zip(tokens, finished)]
+
+
+def attended(model: Any, mask: torch.Tensor) -> torch.Tensor:
+    """What one new token may look at: mask (rows, width), or (rows, 1, 1, width) as booleans.
+
+    From the first the model makes the second anew at every token, which for a tiny model is a
+    tenth of the work. Where it would make something else (a sliding window, another attention, or
+    nothing because no prompt is padded) it is left to do so.
+    """
+    settings = model.config.get_text_config()
+    plain = set(getattr(settings, "layer_types", None) or [None]) == {"full_attention"}
+    if plain and settings._attn_implementation == "sdpa" and not mask.all():
+        return mask.bool()[:, None, None, :]
+    return mask
 
 
 def uniform_numbers(numbers: list[int], n: int, config: SamplingConfig) -> torch.Tensor:

@@ -50,12 +50,12 @@ class LocalPolicy(Policy):
         # Prompts of like length side by side: less padding.
         order = sorted(range(len(prompts)), key=lambda p: len(encoded[p]))
         width = max(1, self.batch_size // n)
-        with merged_adapter(self.model):
+        with merged_adapter(self.model) as model:
             for start in range(0, len(order), width):
                 chosen = order[start : start + width]
                 began = time.perf_counter()
                 completions = decode(
-                    self.model, self.tokenizer, [encoded[p] for p in chosen], n, config, chosen
+                    model, self.tokenizer, [encoded[p] for p in chosen], n, config, chosen
                 )
                 seconds = (time.perf_counter() - began) / (len(chosen) * n)
                 for i, (tokens, reason) in enumerate(completions):
@@ -79,8 +79,9 @@ class LocalPolicy(Policy):
 
 
 @contextlib.contextmanager
-def merged_adapter(model: Any) -> Iterator[None]:
-    """For the time of sampling, a small model's adapter is added into its weights.
+def merged_adapter(model: Any) -> Iterator[Any]:
+    """For the time of sampling, a small model's adapter is added into its weights; gives the model
+    to sample: the base, now that the adapter is in it.
 
     An adapter doubles the number of modules a token passes, which is most of a tiny model's time.
     Afterwards the very same base weights are put back (subtracting would leave rounding behind).
@@ -88,7 +89,7 @@ def merged_adapter(model: Any) -> Iterator[None]:
     """
     small = hasattr(model, "merge_adapter") and sum(p.numel() for p in model.parameters()) < SMALL
     if not small or any(getattr(m, "merged", False) for m in model.modules()):
-        yield
+        yield model
         return
     kept = {
         name: parameter.detach().clone()
@@ -97,7 +98,7 @@ def merged_adapter(model: Any) -> Iterator[None]:
     }
     model.merge_adapter()
     try:
-        yield
+        yield model.get_base_model()
     finally:
         model.unmerge_adapter()
         import torch

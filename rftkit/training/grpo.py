@@ -56,6 +56,10 @@ def run_grpo(session: Session) -> None:
         args=arguments,
         **own_sampler,
     )
+    if not config.init_adapter and "ref" in policy.model.peft_config:
+        # TRL keeps a copy of the adapter as the reference. Of one that has learned nothing it adds
+        # zeros to the base; without the copy TRL takes the base alone: the same numbers, sooner.
+        policy.model.delete_adapter("ref")
     run_trainer(session, trainer, reward)
 
 
@@ -92,10 +96,8 @@ def rollouts(policy: LocalPolicy, config: RunConfig) -> Callable:
         )
         training = policy.model.training
         policy.model.eval()
-        with merged_adapter(policy.model):
-            drawn = decode(
-                policy.model, policy.tokenizer, ids, group, settings, list(range(len(ids)))
-            )
+        with merged_adapter(policy.model) as model:
+            drawn = decode(model, policy.tokenizer, ids, group, settings, list(range(len(ids))))
         policy.model.train(training)
         return {
             "prompt_ids": [i for i in ids for _ in range(group)],
