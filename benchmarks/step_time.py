@@ -40,6 +40,7 @@ from rftkit.training import RunConfig
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "datasets" / "recorded_runs" / "step_time.json"
 OTHERS = [way for way in WAYS if way != "rftkit"]
+COST_SIZES = {"answers_per_prompt": (4, 8, 16), "completion_tokens": (16, 32, 64)}
 PARTS = ("sampling", "grading", "reference", "forward", "backward", "optimizer", "records",
          "checkpoint")  # fmt: skip
 # Imported once, before the ways part: they share the memory and start in no time.
@@ -172,11 +173,12 @@ def measure_curves(seeds: int, steps: int, threads: int) -> dict[str, Any]:
 
     The rows of a step are the same in all of them, so the difference to rftkit's is paired.
     """
-    rewards: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    ways = [way for way in WAYS if way != "trl_one_pass"]  # trl_defaults in other passes
+    rewards: dict[str, list[list[float]]] = {way: [] for way in ways}
     for seed in range(seeds):
         config = settings(steps, seed=seed, learning_rate=3e-3, beta=0.01)
-        with started(config, list(WAYS), threads) as (children, first):
-            for way in WAYS:
+        with started(config, ways, threads) as (children, first):
+            for way in ways:
                 rewards[way].append([first[way]["reward"]])
             for _ in range(steps - 1):
                 for child in children.values():
@@ -191,17 +193,18 @@ def measure_curves(seeds: int, steps: int, threads: int) -> dict[str, Any]:
         way: [[round(r, 4) for r in run] for run in runs] for way, runs in rewards.items()
     }
     found["quarters"] = {
-        way: [bootstrap(*values_of(rewards[way], q)).to_json() for q in quarters] for way in WAYS
+        way: [bootstrap(*values_of(rewards[way], q)).to_json() for q in quarters] for way in ways
     }
     found["last_half_rftkit_minus"] = {}
-    for way in OTHERS:
+    others = [way for way in ways if way != "rftkit"]
+    for way in others:
         half = range(steps - 2 * width, steps)
         ours, clusters = values_of(rewards["rftkit"], half)
         difference = paired_difference(ours, values_of(rewards[way], half)[0], clusters)
         found["last_half_rftkit_minus"][way] = difference.to_json()
     found["intervals_overlap"] = all(
         a["low"] <= b["high"] and b["low"] <= a["high"]
-        for way in OTHERS
+        for way in others
         for a, b in zip(found["quarters"]["rftkit"], found["quarters"][way])
     )
     return found
@@ -314,8 +317,7 @@ def main(arguments: list[str]) -> int:
     try:
         if given.cost:
             part, steps = "cost", given.steps or 3
-            sizes = {"answers_per_prompt": (4, 8, 16), "completion_tokens": (16, 32, 64)}
-            found = measure_cost(steps, given.threads, sizes)
+            found = measure_cost(steps, given.threads, COST_SIZES)
             said = found
         elif given.curves:
             part, steps = "curves", given.steps or 24
@@ -335,8 +337,13 @@ def main(arguments: list[str]) -> int:
     except WayFailed as failure:
         print(failure, file=sys.stderr)
         return 1
+    asked = {"--cost": given.cost, "--curves": given.curves}
+    sizes = {"rounds": given.rounds, "prompts": given.prompts, "answers": given.answers}
+    words = [word for word, on in asked.items() if on] + [f"--steps {steps}"]
+    words += [f"--{n} {v}" for n, v in sizes.items() if part == "ratios"]
+    words += [f"--seeds {given.seeds}"] * given.curves + [f"--threads {given.threads}"]
     label = {
-        "command": " ".join(["python benchmarks/step_time.py", *arguments]),
+        "command": " ".join(["python benchmarks/step_time.py", *words]),
         "machine": machine(),
         "date": date.today().isoformat(),
         "threads": given.threads,

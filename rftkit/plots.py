@@ -182,9 +182,9 @@ def cost_figure(cost: dict[str, Any], clock: str = "seconds_a_step") -> Figure:
     for axes, (field, other) in zip(panels, zip(sides, reversed(sides))):
         axes.set_title(f"{middle[other]} {sides[other]}", fontsize=9)
         axes.set_xticks(sorted({p[field] for p in cost["points"]}))
-    panels[2].set_title(" of ".join(str(middle[field]) for field in sides) + " tokens", fontsize=9)
+    panels[2].set_title("{} answers of {} tokens".format(*map(middle.get, sides)), fontsize=9)
     panels[0].set_ylabel("seconds a step" if clock == "seconds_a_step" else "processor s a step")
-    panels[0].legend(fontsize=7)
+    panels[0].legend(fontsize=7, handlelength=3)
     return figure
 
 
