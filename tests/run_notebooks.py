@@ -70,7 +70,7 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
                 output.data["image/png"] = fewer_colours(output.data["image/png"])
             if "text/html" in output.get("data", {}):
                 output.data["text/html"] = INLINE_PNG.sub(
-                    lambda found: fewer_colours(found.group()), output.data["text/html"]
+                    lambda found: fewer_colours(found.group(), 192), output.data["text/html"]
                 )
 
 
