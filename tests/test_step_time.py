@@ -71,7 +71,7 @@ def test_the_floor_does_the_same_arithmetic_on_the_same_answers(tmp_path):
     ways = load_ways()
     config = RunConfig(
         task="gene_ranking", engine="transformers", prompts_per_step=4, answers_per_prompt=8,
-        steps=8, eval_every=0, gate="off", seed=1,
+        steps=8, learning_rate=1e-3, eval_every=0, gate="off", seed=1,
     )  # fmt: skip
     tokenizer = load_model(model_folder(config.model)[0], "transformers")[1]
 

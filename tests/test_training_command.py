@@ -58,7 +58,7 @@ def test_train_then_again_then_with_another_config(tmp_path):
     other = write(tmp_path / "other.json", **TINY | {"learning_rate": 0.5, "steps": 3})
     code, _, error = command("train", other, "--out", out)
     assert code == 1 and isinstance(error, UserError)
-    assert "learning_rate: 0.001 there, 0.5 here" in str(error) and "steps: 2 there" in str(error)
+    assert "learning_rate: None there, 0.5 here" in str(error) and "steps: 2 there" in str(error)
     assert read_lines(out / "log.jsonl")[-1]["step"] == 2
 
 
@@ -184,6 +184,24 @@ def test_a_batch_that_does_not_fit_is_read_at_once():
     assert asked.micro_batch == 16 and "you asked for it" in asked.reasons[0]
     longer = make_plan(replace(config, max_completion_tokens=640), rows, [], SMALL, 100, 1e8)
     assert longer.micro_batch < make_plan(config, rows, [], SMALL, 100, 1e8).micro_batch
+
+
+def test_a_usual_model_gets_the_learning_rate_of_a_tiny_one():
+    config, rows = RunConfig(task="x"), [{}] * 10
+    wide = replace(SMALL, hidden=1024)
+    rates = {
+        (shape.hidden, method): make_plan(
+            replace(config, method=method), rows, [], shape
+        ).learning_rate
+        for shape in (SMALL, wide)
+        for method in ("grpo", "sft")
+    }
+    assert rates[1024, "grpo"] < rates[1024, "sft"] <= rates[SMALL.hidden, "sft"] / 5
+    assert rates[1024, "grpo"] <= rates[SMALL.hidden, "grpo"] / 100
+    named = make_plan(replace(config, model="someone/model"), rows, [])  # its width is not known
+    assert named.learning_rate == rates[1024, "grpo"] and "quoted" in named.reasons[1]
+    own = make_plan(replace(config, learning_rate=0.5), rows, [], wide)
+    assert own.learning_rate == 0.5 and "you asked for it" in own.reasons[1]
 
 
 def test_epochs_are_counted_in_steps_wrongly():

@@ -32,7 +32,8 @@ class RunConfig:
     prompts_per_step (rows)        8
     answers_per_prompt (answers)   8                the group whose scores are compared (grpo)
     steps (optimiser steps)        70               at most; sft: `epochs` may end it earlier
-    learning_rate                  0.001            of the LoRA weights, constant after 3 steps
+    learning_rate                  none             of the LoRA weights, constant after 3 steps;
+                                                    none: by the model's width (plan.py says why)
     beta                           0.04             weight of the KL term that ties to the start
     temperature                    1.0              of the sampled answers
     max_completion_tokens (tokens) 64               longer answers are cut and usually score 0
@@ -69,7 +70,7 @@ class RunConfig:
     prompts_per_step: int = 8
     answers_per_prompt: int = 8
     steps: int = 70
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     beta: float = 0.04
     temperature: float = 1.0
     max_completion_tokens: int = 64
@@ -118,8 +119,10 @@ class RunConfig:
             "answers_per_prompt",
             "a whole number from 2: one answer has nothing to be compared with",
         )
-        for name in ("learning_rate", "temperature"):
-            need(is_number(getattr(self, name), above=0), name, "a number above 0")
+        automatic = self.learning_rate is None
+        need(automatic or is_number(self.learning_rate, above=0), "learning_rate",
+             "a number above 0, or none for an automatic one")  # fmt: skip
+        need(is_number(self.temperature, above=0), "temperature", "a number above 0")
         for name in ("beta", "entropy_floor"):
             need(is_number(getattr(self, name), least=0), name, "a number from 0")
         need(isinstance(self.keep_start, bool), "keep_start", "true or false")

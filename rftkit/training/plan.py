@@ -18,6 +18,11 @@ from rftkit.training.config import RunConfig
 
 MEMORY_SHARE = 0.4  # of the free memory, for what grows with the batch
 PROMPTS_MEASURED = 256
+TINY_WIDTH = 512  # hidden numbers a token; the embedded models have 128 and 256
+# Measured on the embedded mini's validation genes: docs/embedded_models.md.
+TINY_RATES = {"grpo": 2e-3, "sft": 1e-3}
+# Quoted: Unsloth's LoRA hyperparameters guide, where to start with models of usual size.
+USUAL_RATES = {"grpo": 5e-6, "sft": 2e-4}
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Plan:
     passes           how often each row is seen, on average
     looks            at the held-out rows, that before step 1 among them; look_answers: drawn each
     checkpoints      written at most
+    learning_rate    of the LoRA weights, after three steps
     reasons          one sentence an automatic choice
     """
 
@@ -49,6 +55,7 @@ class Plan:
     looks: int
     look_answers: int
     checkpoints: int
+    learning_rate: float
     reasons: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +120,8 @@ def make_plan(
             steps = whole
             reasons.append(f"{steps} steps: {config.epochs} passes over {len(rows)} rows")
     micro, why = choose_micro_batch(config, shape, prompt_tokens, free_bytes)
-    reasons.append(why)
+    rate, reason = choose_learning_rate(config, shape)
+    reasons += [why, reason]
     seen = min(len(held_out), config.eval_rows)
     looks = 1 + -(-steps // config.eval_every) if seen and config.eval_every else 0
     return Plan(
@@ -132,8 +140,26 @@ def make_plan(
         looks=looks,
         look_answers=seen * config.eval_samples if looks else 0,
         checkpoints=-(-steps // config.save_every),
+        learning_rate=rate,
         reasons=reasons,
     )
+
+
+def choose_learning_rate(config: RunConfig, shape: ModelShape | None) -> tuple[float, str]:
+    """(learning rate, why). The wider a model, the smaller the step that changes what it says.
+
+    Where the width is not known, only the embedded models count as tiny: too small a step wastes
+    a run, too large a one destroys what the model could do.
+    """
+    if config.learning_rate is not None:
+        return config.learning_rate, f"learning_rate {config.learning_rate:g}: you asked for it"
+    tiny = shape.hidden < TINY_WIDTH if shape else config.model.startswith("embedded:")
+    rate = (TINY_RATES if tiny else USUAL_RATES)[config.method]
+    kind = "a tiny model: measured on the embedded mini" if tiny else (
+        f"LoRA with {config.method} on a model of usual size: quoted from Unsloth's guide"
+    )  # fmt: skip
+    width = f" (hidden {shape.hidden})" if shape else ""
+    return rate, f"learning_rate {rate:g}{width}, for {kind}; three times that if nothing moves"
 
 
 def choose_micro_batch(

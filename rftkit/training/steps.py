@@ -233,7 +233,7 @@ def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]
         max_steps=plan.steps,
         per_device_train_batch_size=plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,
-        learning_rate=config.learning_rate,
+        learning_rate=plan.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=3,
         seed=config.seed,
