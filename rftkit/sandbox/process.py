@@ -5,6 +5,7 @@ One thread at a time may use a Sandboxed. Everything that comes back is bytes of
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import secrets
@@ -23,6 +24,7 @@ from rftkit.sandbox.scratch import remove
 
 ROOT = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
 KILL_SECONDS = 10
+EXIT_SECONDS = 5  # for all guards together, when our process ends
 START_SECONDS = 60  # an interpreter's start on a very busy machine; the source has its own time
 _ENTRY = "import sys; sys.path.append({root!r}); from rftkit.sandbox.{module} import main; main()"
 # Not ours: what a numerical library should know, and nothing else.
@@ -36,6 +38,17 @@ ENVIRONMENT = {
 
 
 _ending: list[subprocess.Popen] = []  # guards that still clean up
+
+
+@atexit.register  # before any runner registers its own end, so it comes after all of them
+def _wait_for_guards() -> None:
+    """Let them remove their folders; one that needs longer goes on without us."""
+    deadline = time.monotonic() + EXIT_SECONDS
+    for process in _ending:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.returncode = 0  # let go of: its end is no concern of ours any more
 
 
 class Lost(Exception):
