@@ -37,10 +37,15 @@ Log = Sequence[dict[str, Any]]
 
 
 def dashboard_state(
-    log: Log, steps: int = 0, start: dict[str, Any] | None = None, answers: Sequence[Sample] = ()
+    log: Log,
+    steps: int = 0,
+    start: dict[str, Any] | None = None,
+    answers: Sequence[Sample] = (),
+    ended: str | None = None,
 ) -> dict[str, Any]:
     """All that the dashboard says, as one dict.
 
+    ended                                                    what ended the run, None while it runs
     step, steps, left_seconds (None before the first step)   where the run is
     reward, spread, dead_groups, length, entropy             of the last step
     look, best                                               the last and the best held-out look
@@ -51,6 +56,7 @@ def dashboard_state(
     looks = looks_of(log, start)
     graded = [a for a in answers if a.grade is not None]
     return {
+        "ended": ended,
         "step": last.get("step", 0),
         "steps": steps or last.get("step", 0),
         "left_seconds": seconds_left(log, steps),
@@ -95,7 +101,9 @@ def shown(answer: Sample) -> dict[str, Any]:
 def headline(state: dict[str, Any]) -> str:
     """One line: the step, the time left, the reward, the held-out metric."""
     said = [f"step {state['step']}/{state['steps']}"]
-    if state["left_seconds"] is not None:
+    if state["ended"]:
+        said[0] += f", ended by {state['ended']}"
+    elif state["left_seconds"] is not None:
         said[0] += f", {clock(state['left_seconds'])} left"
     if state["reward"] is not None:
         said.append(f"reward {state['reward']:.2f}")
@@ -260,11 +268,12 @@ class TrainingDashboard:
         self.log: list[dict[str, Any]] = []
         self.newest: list[Sample] = []
         self.start: dict[str, Any] | None = None
-        self.steps = 0
+        self.steps, self.ended = 0, None
         self.drawn_at, self.drawing_took = float("-inf"), 0.0
 
     def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
         self.log, self.steps, self.start = list(log), plan.steps, start or None
+        self.ended = None
         if self.show is None:
             for reason in plan.reasons:
                 self.say(reason)
@@ -283,17 +292,19 @@ class TrainingDashboard:
             self.draw()
 
     def end(self, run: Any) -> None:
+        self.ended = run.training["stopped"]
         self.draw()
 
     def state(self) -> dict[str, Any]:
-        return dashboard_state(self.log, self.steps, self.start, self.newest)
+        return dashboard_state(self.log, self.steps, self.start, self.newest, self.ended)
 
     def draw(self) -> None:
         """Replace what is shown. A slow drawing is done more seldom, so that it costs little."""
         if self.show is None:
             return
         began = time.perf_counter()
-        self.show(dashboard_html(self.state(), dashboard_figure(self.log, self.start, self.steps)))
+        steps = 0 if self.ended else self.steps  # at the end no room is kept for more
+        self.show(dashboard_html(self.state(), dashboard_figure(self.log, self.start, steps)))
         self.drawn_at = time.perf_counter()
         self.drawing_took = self.drawn_at - began
 

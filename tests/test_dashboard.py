@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ ANSWERS = [
     Sample(row_id="r2", reasoning="Weigh.", output_text='{"genes": ["<b>"]}', grade=0.9),
     Sample(row_id="r3", output_text="never graded"),
 ]
-PLAN = Plan("grpo", 8, 4, 2, 4, 8, 8, 1, 8, 20, 160, 5.0, 5, 8, 4, ["because of this"])
+PLAN = Plan("grpo", 8, 4, 2, 4, 8, 8, 1, 8, 20, 160, 5.0, 5, 8, 4, 1e-3, ["because of this"])
+ENDED = SimpleNamespace(training={"stopped": "patience"})
 
 
 def test_state_says_something_that_the_log_does_not():
@@ -155,8 +157,9 @@ def test_drawing_slows_the_run_down():
         dashboard(record)
         dashboard.answers(record, ANSWERS)
     assert len(shown) == 1 and "step 1/20" in shown[0]
-    dashboard.end(None)
+    dashboard.end(ENDED)
     assert len(shown) == 2 and "step 5/20" in shown[1] and "grade 0.90" in shown[1]
+    assert "ended by patience" in shown[1] and " left" not in shown[1], "it seems to be running"
 
 
 def test_without_jupyter_there_is_silence():
@@ -169,6 +172,6 @@ def test_without_jupyter_there_is_silence():
     for record in log[4:]:
         dashboard(record)
         dashboard.answers(record, [])
-    dashboard.end(None)
+    dashboard.end(ENDED)
     assert said[0] == "because of this" and said[1].startswith("step 5/20")
     assert said[3] == "  alarm: entropy collapse. flat" and len(said) == 5
