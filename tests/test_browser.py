@@ -138,6 +138,8 @@ def test_a_notebook_stops_or_draws_nothing_in_a_browser(open_notebook, start):
     assert sizes and all(width > 100 for width, _ in sizes)
     for number in range(drawn.count()):
         page.picture(f"figure-{number + 1}", drawn.nth(number))
+    boards = [alt for _, alt in sizes if alt.startswith("step ")]
+    assert len(boards) == {"03": 0, "05": 1}[start], f"the live views that stand there: {boards}"
     page.picture("end")
     assert page.errors == []
     page.close()
