@@ -180,6 +180,27 @@ def test_weak_isolation_is_taken_silently(monkeypatch, capsys):
     assert capsys.readouterr() == ("", said)  # once, and not where --json prints
 
 
+def test_a_run_cannot_waive_isolation_or_a_task_waives_it_by_itself(monkeypatch, tmp_path):
+    from rftkit.sandbox import Report, runner
+    from rftkit.task import load_task
+    from rftkit.training import RunConfig
+    from rftkit.training.config import config_task
+
+    weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
+    monkeypatch.setattr(runner.machine, "report", lambda: weak)
+    task = {"name": "t", "question": "", "grader": PYTHON}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    config = {"task": str(tmp_path)}
+    with pytest.raises(UserError, match="refused here"):
+        config_task(RunConfig(**config)).grader.check_ready()
+    waived = RunConfig(**config, allow_weak_isolation=True)
+    assert config_task(waived).grader.grade({}, "x")[0] == 1.0
+    assert waived.differences(RunConfig(**config)) == [], "a run goes on with it or without"
+    (tmp_path / "task.json").write_text(json.dumps(task | {"allow_weak_isolation": True}))
+    with pytest.raises(UserError, match="unknown allow_weak_isolation"):
+        load_task(tmp_path)
+
+
 def test_python_grader_that_cannot_load_blames_the_samples():
     source = "import not_installed_here\ndef grade(sample, item):\n    return 1.0"
     loaded = Grader.load({"type": "python", "source": source}, allow_weak_isolation=True)

@@ -53,6 +53,9 @@ def evaluate_command(
         int | None,
         typer.Option(min=1, metavar="N", help="Answers side by side; fewer need less memory."),
     ] = None,
+    allow_weak_isolation: Annotated[
+        bool, typer.Option("--allow-weak-isolation", help="Of a python grader that you have read.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate models on the same rows, prompts and seeds: a table with intervals.
@@ -92,6 +95,7 @@ def evaluate_command(
             max_tokens,
             batch_size,
             reporter,
+            allow_weak_isolation,
         )
     if as_json:
         print_json(report)

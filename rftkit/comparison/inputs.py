@@ -49,6 +49,7 @@ def read_inputs(
     metrics: Sequence[str] = (),
     task: str | Path | None = None,
     group_by: str | None = None,
+    allow_weak_isolation: bool = False,
 ) -> Inputs:
     """Read and check what is evaluated.
 
@@ -58,6 +59,7 @@ def read_inputs(
     task      a task folder or name, by default the one in whose folder the rows stand: it says
               where the answer stands, what intervals are clustered by, which thinking patterns
     group_by  instead of the task's
+    allow_weak_isolation  of python graders, see Grader.load
 
     Raises UserError for anything missing, unreadable, or unfit for these rows.
     """
@@ -82,6 +84,7 @@ def read_inputs(
     if group_by is not None:
         changes["group_by"] = group_by
     found = replace(found, **changes)
+    found.allow_weak_isolation = allow_weak_isolation
     loaded = read_rows(place)
     check_fit(place, loaded, found)
     clusters = f"by {found.group_by}" if found.group_by else "by row (--group-by names a key)"

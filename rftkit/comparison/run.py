@@ -47,6 +47,7 @@ def compare_models(
     max_tokens: int | None = None,
     batch_size: int | None = None,
     reporter: Reporter | None = None,
+    allow_weak_isolation: bool = False,
 ) -> dict[str, Any]:
     """Evaluate every model and write report.json, report.md, table.png, samples.jsonl to `out`.
 
@@ -61,7 +62,7 @@ def compare_models(
     """
     began = time.perf_counter()
     out = Path(out)
-    inputs = read_inputs(rows, grader, metrics, task, group_by)
+    inputs = read_inputs(rows, grader, metrics, task, group_by, allow_weak_isolation)
     check_models(models, samples, out)
     config = SamplingConfig(max_new_tokens=max_tokens or longest_answer(models), seed=seed)
     out.mkdir(parents=True, exist_ok=True)

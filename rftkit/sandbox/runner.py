@@ -134,8 +134,8 @@ def require_isolation(allow_weak_isolation: bool) -> None:
         raise UserError(
             f"sandbox: this machine cannot keep a program from {missing} ({found.reason}), "
             f"expected Linux with Landlock and seccomp before other people's code or a model's "
-            f"runs: use such a machine, or pass allow_weak_isolation=True for a text that you "
-            f"have read"
+            f"runs: use such a machine, or pass allow_weak_isolation=True (a RunConfig's field, an "
+            f"option of `rftkit grade` and `rftkit evaluate`) for a text that you have read"
         )
     _say_weak(missing)
 

@@ -14,7 +14,7 @@ from rftkit.task import Task, load_task, task_from_json
 
 REPORTS = ("none", "tensorboard", "trackio")
 # What may differ when a run goes on: none of these changes what is learned.
-FREE_FIELDS = ("gate", "report_to", "save_every")
+FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation")
 
 
 @dataclass
@@ -54,6 +54,9 @@ class RunConfig:
     epochs (passes)                0                sft: over the rows; 0 counts steps alone
     gate                           on               on | off: the signal gate before step 1 (grpo)
     report_to                      none             none | tensorboard | trackio
+    allow_weak_isolation           false            run python graders where this machine cannot
+                                                    keep them from files and network: only texts
+                                                    that you have read
     seed                           0                of everything that is drawn
     """
 
@@ -89,6 +92,7 @@ class RunConfig:
     epochs: int = 0
     gate: str = "on"
     report_to: str = "none"
+    allow_weak_isolation: bool = False
     seed: int = 0
 
     def problems(self) -> list[str]:
@@ -125,7 +129,8 @@ class RunConfig:
         need(is_number(self.temperature, above=0), "temperature", "a number above 0")
         for name in ("beta", "entropy_floor"):
             need(is_number(getattr(self, name), least=0), name, "a number from 0")
-        need(isinstance(self.keep_start, bool), "keep_start", "true or false")
+        for name in ("keep_start", "allow_weak_isolation"):
+            need(isinstance(getattr(self, name), bool), name, "true or false")
         need(are_patterns(self.patterns), "patterns", '{"name": "regular expression"}')
         if self.micro_batch is not None:
             whole = is_whole(self.micro_batch, 1)
@@ -199,8 +204,12 @@ def are_patterns(value: Any) -> bool:
 
 def config_task(config: RunConfig) -> Task:
     """The task a config names, or the one that its own fields make up."""
-    if config.task is not None:
-        return load_task(config.task)
+    task = load_task(config.task) if config.task is not None else own_task(config)
+    task.allow_weak_isolation = config.allow_weak_isolation
+    return task
+
+
+def own_task(config: RunConfig) -> Task:
     return task_from_json(
         {
             "name": Path(config.train_file).stem,
