@@ -72,7 +72,7 @@ lab: $(FOR_DEV)  ## JupyterLab on the notebooks
 notebooks: $(FOR_DEV)  ## restart and run all, full profile; the only way outputs are written
 	$(QUIETLY) RFTKIT_PROFILE=full $(RUN) tests/run_notebooks.py $(or $(ARGS),notebooks/*.ipynb)
 
-prove: $(FOR_BROWSER)  ## slow proofs and the demo at full size, three seeds (an hour or more)
+prove: $(FOR_BROWSER)  ## slow proofs, the browser, three full demos (a quarter of an hour on two idle cores)
 	$(QUIETLY) $(RUN) -m pytest -m prove --timeout=7200 tests $(ARGS)
 	for seed in 0 1 2; do \
 	  $(VENV)/bin/rftkit demo --profile full --seed $$seed --out runs/prove-$$seed || exit; done

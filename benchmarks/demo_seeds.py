@@ -1,8 +1,8 @@
-"""The demo for several seeds -> datasets/recorded_runs/demo.json and the README's results table.
+"""The demo for several seeds -> datasets/recorded_runs/demo.json; from it the README's results.
 
-    python benchmarks/demo_seeds.py                 # seeds 0, 1, 2, full profile: about 15 minutes
+    python benchmarks/demo_seeds.py                 # seeds 0, 1, 2, full profile: six minutes
     python benchmarks/demo_seeds.py --cases FILE    # and real cases, with seed 0
-    python benchmarks/demo_seeds.py --readme        # only write the README's table anew
+    python benchmarks/demo_seeds.py --readme        # only the README's table and picture
 
 A seed that was already recorded with the same data and weights is not run again, so a run that was
 interrupted goes on.
@@ -11,18 +11,25 @@ interrupted goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rftkit.data.writing import write_json, write_text
 from rftkit.demo import SYSTEMS, checksums
 from rftkit.environment import machine, versions
 from rftkit.task import load_task
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "datasets" / "recorded_runs" / "demo.json"
+PICTURE, PICTURE_DPI = ROOT / "docs" / "results.png", 110
+BEST_PATTERN = "diagnose first"
 COMMAND = "python benchmarks/demo_seeds.py"
 BEGIN, END = "<!-- results: written by benchmarks/demo_seeds.py -->", "<!-- end of results -->"
 
@@ -126,7 +133,57 @@ def real_sentence(real: dict) -> str:
     )
 
 
+def results_figure(record: dict) -> Figure:
+    """The README's picture: every system of every seed, and RFT's way there over its steps."""
+    from matplotlib.figure import Figure
+
+    from rftkit.plots import BLUE, GREY, ORANGE, colour_of
+
+    figure = Figure(figsize=(9.5, 3.4), dpi=PICTURE_DPI, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    runs = record["runs"]
+    for place, name in enumerate(reversed(SYSTEMS)):
+        for number, run in enumerate(runs):
+            value = next(s for s in run["systems"] if s["name"] == name)["top1"]
+            y = place + 0.22 * (1 - number)
+            left.plot([value["low"], value["high"]], [y, y], color=colour_of(name), lw=1.5)
+            left.plot(value["mean"], y, "o", color=colour_of(name), ms=4)
+    left.set_yticks(range(len(SYSTEMS)), reversed(SYSTEMS))
+    left.set_xlim(0, 1)
+    left.set_xlabel("top1 at T = 1 on genes never trained on, 95 %")
+    left.set_title(f"{runs[0]['n_cases']} cases, seeds {seeds_of(runs)}", fontsize=10)
+    for number, run in enumerate(runs):
+        looks = [(0, run["training"]["start"])]
+        looks += [(r["step"], r["validation"]) for r in run["log"] if "validation" in r]
+        steps = [step for step, _ in looks]
+        right.plot(steps, [look["mean"] for _, look in looks], "o-", ms=3, color=ORANGE,
+                   label=None if number else "right in first place")  # fmt: skip
+        shares = [look["patterns"][BEST_PATTERN] for _, look in looks]
+        right.plot(steps, shares, ":", color=BLUE, label=None if number else "diagnoses first")
+    right.axhline(runs[0]["training"]["start"]["mean"], color=GREY, lw=1, ls="--", label="base")
+    right.set_ylim(0, 1.02)
+    right.set_xlabel("RFT step (64 answers each)")
+    right.set_ylabel("share of held-out answers")
+    right.set_title("the plan that works is found and reinforced", fontsize=10)
+    right.legend(fontsize=8, frameon=False, loc=(0.58, 0.28))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def seeds_of(runs: list[dict]) -> str:
+    return ", ".join(str(run["seed"]) for run in runs)
+
+
+def fingerprint(record: dict) -> str:
+    """What a picture of this record bears in its metadata."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def write_readme(record: dict) -> None:
+    """The tables into README.md, and the picture that stands above them."""
+    drawn_from = {"Description": fingerprint(record)}
+    results_figure(record).savefig(PICTURE, dpi=PICTURE_DPI, metadata=drawn_from)
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)

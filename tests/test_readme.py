@@ -30,6 +30,15 @@ def test_the_results_table_is_the_recorded_one(demo_seeds, record):
     assert shown.strip() == demo_seeds.readme_tables(record)
 
 
+def test_the_results_picture_is_of_another_record(demo_seeds, record):
+    from PIL import Image
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"({demo_seeds.PICTURE.relative_to(ROOT).as_posix()})" in text
+    with Image.open(demo_seeds.PICTURE) as picture:
+        assert picture.text["Description"] == demo_seeds.fingerprint(record)
+
+
 @pytest.mark.parametrize(
     ("overlap", "said"),
     [
