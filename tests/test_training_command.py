@@ -168,6 +168,44 @@ def test_accumulated_passes_are_another_step(tmp_path):
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
 
 
+# --- report_to --------------------------------------------------------------------------------
+
+
+def test_a_missing_reporting_package_is_a_traceback(monkeypatch):
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: None)
+    config = RunConfig(task="gene_ranking", report_to="tensorboard")
+    assert config.problems() == [
+        "report_to: 'tensorboard', expected an installed package: "
+        "pip install tensorboard or tensorboardX"
+    ]
+    monkeypatch.setattr(
+        "rftkit.training.config.find_spec", lambda name: name == "tensorboardX" or None
+    )
+    assert config.problems() == []
+
+
+def test_held_out_looks_do_not_reach_the_reports(monkeypatch, tmp_path):
+    """A stand-in for TensorBoard hears TRL's series once a step, and each look."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    heard = []
+
+    class Reports(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest):
+            heard.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
+    run = train(RunConfig(**TINY | {"report_to": "tensorboard"}), tmp_path / "run")
+    looks = [(step, logs) for step, logs in heard if "held_out/top1" in logs]
+    told = {r["step"]: r["validation"]["mean"] for r in run.log if "validation" in r}
+    assert {step: logs["held_out/top1"] for step, logs in looks} == told and told
+    rewards = [step for step, logs in heard if "reward" in logs]
+    assert rewards == [1, 2], "a step's series were sent twice"
+
+
 # --- the plan ----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from rftkit.data.errors import UserError
 from rftkit.data.rows import read_rows
 from rftkit.task import Task, load_task, task_from_json
 
-REPORTS = ("none", "tensorboard", "trackio")
+REPORTS = {  # report_to -> packages of which one must be installed
+    "none": [],
+    "tensorboard": ["tensorboard", "tensorboardX"],
+    "trackio": ["trackio"],
+}
 # What may differ when a run goes on: none of these changes what is learned.
 FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation")
 
@@ -53,7 +58,8 @@ class RunConfig:
     completion_template            none             sft: what to say; answer_template by default
     epochs (passes)                0                sft: over the rows; 0 counts steps alone
     gate                           on               on | off: the signal gate before step 1 (grpo)
-    report_to                      none             none | tensorboard | trackio
+    report_to                      none             none | tensorboard (RUN/tensorboard) | trackio;
+                                                    the package is yours to install
     allow_weak_isolation           false            run python graders where this machine cannot
                                                     keep them from files and network: only texts
                                                     that you have read
@@ -107,6 +113,9 @@ class RunConfig:
         need(self.engine in ("auto", "transformers", "unsloth"), "engine", "auto, transformers, …")
         need(self.gate in ("on", "off"), "gate", '"on" or "off"')
         need(self.report_to in REPORTS, "report_to", ", ".join(REPORTS))
+        packages = REPORTS.get(self.report_to, [])
+        there = not packages or any(find_spec(name) for name in packages)
+        need(there, "report_to", f"an installed package: pip install {' or '.join(packages)}")
         for name in ("model", "task", "train_file", "validation_file", "answer_template",
                      "group_by", "init_adapter", "completion_template"):  # fmt: skip
             value, may_be_none = getattr(self, name), name != "model"

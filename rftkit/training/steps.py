@@ -140,6 +140,8 @@ def step_callback(session: Session, trainer: Any, reward: Any) -> Any:
                 record["alarms"] = alarms
             record["timings"] = self.timings(record)
             session.recorder.step(record, samples)
+            if config.report_to != "none" and "validation" in record:
+                report_look(trainer, record["validation"])
             self.finish(state, control, alarms, last)
 
         def timings(self, record: dict[str, Any]) -> dict[str, float]:
@@ -172,6 +174,15 @@ def step_callback(session: Session, trainer: Any, reward: Any) -> Any:
                 )
 
     return Step()
+
+
+def report_look(trainer: Any, look: dict[str, Any]) -> None:
+    """A look at held-out rows, to TensorBoard or trackio: TRL sends them its own series alone."""
+    from transformers import Trainer
+
+    values = {look["metric"]: look["mean"], "grade": look["grade"], **look["patterns"]}
+    # Not the trainer's own `log`, which would send the step's means a second time.
+    Trainer.log(trainer, {f"held_out/{name}": value for name, value in values.items()})
 
 
 def random_states() -> Callable[[], None]:
