@@ -19,6 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+if '"unsloth"' in Path(sys.argv[1]).read_text():
+    import unsloth  # noqa: F401  it patches TRL, so it comes first
+
 import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: F401  imported once, here

@@ -145,3 +145,13 @@ def test_twenty_kills_leave_a_trace(tmp_path):
     killed = sum(end == -9 for end in ends)
     assert killed >= 15, (seed, ends)
     assert_same_run(whole, run)
+
+
+@pytest.mark.prove
+def test_a_killed_unsloth_run_draws_other_answers(tmp_path):
+    """Unsloth answers through TRL's own generation: its luck is the generators' state."""
+    config = TINY | {"engine": "unsloth"}
+    whole, _, _ = drive(tmp_path, config, [], "whole")
+    run, ends, _ = drive(tmp_path, config, [{"lines": 2}, {"at": "marker", "call": 1}], "killed")
+    assert ends == [-9, -9, 0]
+    assert_same_run(whole, run)
