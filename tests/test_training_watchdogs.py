@@ -155,6 +155,36 @@ def test_garbage_is_not_told_apart():
         assert tokenizer.pad_token in found([word + [pad] + word + [end]] * 4)
 
 
+@pytest.mark.parametrize("role", ["pad_token", "bos_token"])
+def test_an_end_that_is_also_another_control_token_is_garbage(role):
+    """Many models pad with their end token, and some begin with it."""
+    tokenizer = load_policy("embedded:mini").tokenizer
+    setattr(tokenizer, role, tokenizer.eos_token)
+    word = tokenizer("Seizure", add_special_tokens=False).input_ids
+    answers = [word + [tokenizer.eos_token_id]] * 4
+    ends = {tokenizer.eos_token_id}
+    assert garbage_in_first_batch(tokenizer, ["a question"] * 4, answers, ends) == []
+
+
+def test_a_doubled_begin_token_is_not_seen():
+    tokenizer = load_policy("embedded:mini").tokenizer
+    tokenizer.bos_token = "<|start|>"
+    word = tokenizer("Seizure", add_special_tokens=False).input_ids
+    answers = [word + [tokenizer.eos_token_id]] * 2
+    prompts = ["<|start|><|start|>a question", "<|start|>a question"]
+    ends = {tokenizer.eos_token_id}
+    (found,) = garbage_in_first_batch(tokenizer, prompts, answers, ends)
+    assert found.startswith("1 prompts begin with <|start|> twice")
+
+
+def test_dead_or_flat_steps_that_are_not_in_a_row_are_added_up():
+    dogs = Watchdogs(watchdog_steps=3, entropy_floor=0.1)
+    dead, alive = {"dead_groups": 1, "entropy": 0.05}, {"dead_groups": 0.5, "entropy": 0.3}
+    assert [dogs.read(record) for record in (dead, dead, alive, dead, dead)] == [[]] * 5
+    names = [alarm["name"] for alarm in dogs.read(dead)]
+    assert names == ["all groups dead", "entropy collapse"]
+
+
 # --- graders and disks that fail ---------------------------------------------------------------
 
 
