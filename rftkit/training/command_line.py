@@ -110,7 +110,8 @@ class Progress:
     def gate(self, signal: Any) -> None:
         self.reporter.say(f"signal gate: {signal.verdict}: {signal.reason}")
         for finding in signal.findings:
-            self.reporter.say(f"  {finding.name}: {finding.evidence} Turn: {finding.knob}")
+            self.reporter.say(f"  {finding.name}: {finding.evidence}")
+            self.reporter.say(f"    -> {finding.knob}")
 
     def __call__(self, record: dict[str, Any]) -> None:
         self.look = record.get("validation", self.look)
@@ -208,6 +209,6 @@ def runs_table(found: dict[str, Any]) -> list[str]:
 def short(value: Any) -> str:
     """A setting as a table's cell; of a grader its name."""
     value = value.get("name", value) if isinstance(value, dict) else value
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     text = text.replace("|", "/")
     return text if len(text) <= 28 else text[:27] + "…"

@@ -43,20 +43,20 @@ def pass_gate(
 
     An observer with a method `gate(signal)` is shown the whole signal, its samples among it.
     """
-    place = out / "gate.json"
+    place, told = out / "gate.json", False
     if place.exists():  # of this very config and data: open_folder clears what others left
         verdict = json.loads(place.read_text(encoding="utf-8"))
     else:
         verdict = measure_gate(policy, task, rows, config, observers)
+        told = any(hasattr(observer, "gate") for observer in observers)
     verdict["forced"] = force and verdict["verdict"] == "fix"
     write_json(place, verdict)
     if verdict["verdict"] == "fix" and not force:
-        turns = "; ".join(f"{found['name']}: {found['knob']}" for found in verdict["findings"])
-        raise GateSaysFix(
-            f"{out}: the signal gate says fix, nothing was trained: {verdict['reason']} ({turns}) "
-            f"The evidence stands in {place}; --force trains all the same",
-            verdict,
-        )
+        lines = [f"{out}: the signal gate says fix, nothing was trained"]
+        for found in [] if told else verdict["findings"]:
+            lines += [f"  {found['name']}: {found['evidence']}", f"    -> {found['knob']}"]
+        lines.append(f"The answers behind it: {place}; --force trains all the same")
+        raise GateSaysFix("\n".join(lines), verdict)
     return verdict
 
 
