@@ -1,5 +1,6 @@
 """Planted faults in real runs: each stops or skips as it is written, and says why."""
 
+import errno
 import json
 import re
 import shutil
@@ -65,6 +66,16 @@ def test_nan_for_ever_trains_on(monkeypatch, tmp_path):
     with pytest.raises(TrainingStopped, match="3 times in a row") as stop:
         train(RunConfig(**TINY), tmp_path)
     assert stop.value.cause == "not finite" and not (tmp_path / "training.json").exists()
+
+
+def test_a_run_that_goes_on_after_a_stop_is_stopped_by_the_next_nan(monkeypatch, tmp_path):
+    spoil_gradients(monkeypatch, {2, 3, 4, 5})
+    config = RunConfig(**TINY | {"steps": 6})
+    with pytest.raises(TrainingStopped):
+        train(config, tmp_path)
+    done = train(config, tmp_path)  # the fifth gradient is the first of this session
+    assert [r["step"] for r in done.log] == [1, 2, 3, 4, 5, 6]
+    assert [alarm["step"] for alarm in done.alarms] == [2, 3, 4, 5]
 
 
 def test_an_infinite_gradient_is_taken_for_a_number():
@@ -231,6 +242,7 @@ def test_a_full_disk_ends_in_a_traceback(tmp_path):
 def test_other_errors_are_called_a_full_disk(tmp_path):
     assert is_full_disk(OSError(28, "No space left on device"), tmp_path)
     assert is_full_disk(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert is_full_disk(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path)
     assert not is_full_disk(OSError(13, "Permission denied"), tmp_path)
     assert not is_full_disk(RuntimeError("PytorchStreamWriter failed"), tmp_path)
 
