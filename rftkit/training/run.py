@@ -183,9 +183,13 @@ def run_session(session: Session, force: bool = False) -> Run:
 
 
 def is_over(session: Session) -> bool:
-    """Was the run killed after its last checkpoint and before its summary was written?"""
+    """Was the run killed after its last checkpoint and before its summary was written?
+
+    A run that NaN stopped is not over: it was left unfinished, to go on once the cause is mended.
+    """
     log, watch = session.recorder.log, session.held_out
-    stopped = [a for a in (log[-1].get("alarms", []) if log else []) if a.get("stops")]
+    alarms = log[-1].get("alarms", []) if log else []
+    stopped = [a for a in alarms if a.get("stops") and a["name"] != "not finite"]
     session.stopped = next(iter(stopped), None)
     no_better = watch is not None and watch.no_longer_improves
     return bool(log) and (len(log) >= session.plan.steps or no_better or bool(stopped))
