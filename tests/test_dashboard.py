@@ -162,6 +162,22 @@ def test_drawing_slows_the_run_down():
     assert "ended by patience" in shown[1] and " left" not in shown[1], "it seems to be running"
 
 
+def test_an_ended_run_keeps_room_for_steps_that_never_come(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "rftkit.dashboard.dashboard_figure",
+        lambda log, start, steps: drawn.append(steps) or dashboard_figure(log, start, steps),
+    )
+    dashboard = TrainingDashboard(show=lambda page: None)
+    dashboard.begin(PLAN, [], look(0.2))
+    for record in made_log(5):
+        dashboard(record)
+    dashboard.draw()
+    dashboard.end(ENDED)
+    assert drawn == [PLAN.steps, 0]
+    assert dashboard_figure(made_log(5), look(0.2), 0).axes[0].get_xlim() == (0, 5)
+
+
 def test_without_jupyter_there_is_silence():
     assert not in_jupyter()
     said = []

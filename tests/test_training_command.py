@@ -220,6 +220,9 @@ def test_a_batch_that_does_not_fit_is_read_at_once():
     assert none.micro_batch == 1 and "may not fit" in none.reasons[0]
     asked = make_plan(replace(config, micro_batch=16), rows, [], SMALL, 100, 1.0)
     assert asked.micro_batch == 16 and "you asked for it" in asked.reasons[0]
+    wordy = replace(SMALL, vocabulary=100_000)
+    assert make_plan(config, rows, [], wordy, 100, 1e8).micro_batch < 64, "its logits fit"
+    assert make_plan(config, rows, [], SMALL, 100, 1e8).micro_batch == 64
     longer = make_plan(replace(config, max_completion_tokens=640), rows, [], SMALL, 100, 1e8)
     assert longer.micro_batch < make_plan(config, rows, [], SMALL, 100, 1e8).micro_batch
 
@@ -247,6 +250,9 @@ def test_epochs_are_counted_in_steps_wrongly():
     plan = make_plan(config, [{}] * 40, [{}] * 9)
     assert plan.steps == 8 and plan.batch == 16 and plan.completions == 0  # 3 * 40 / 16 = 7.5
     assert plan.looks == 1 + 2 and make_plan(config, [{}] * 40, []).looks == 0
+    assert plan.held_out_rows == 9 and plan.look_answers == 18
+    fewer = make_plan(replace(config, eval_rows=5), [{}] * 40, [{}] * 9)
+    assert fewer.held_out_rows == 5 and fewer.look_answers == 10
 
 
 def test_some_rows_are_seen_more_often_than_others():
