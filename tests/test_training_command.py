@@ -221,8 +221,8 @@ def test_a_batch_that_does_not_fit_is_read_at_once():
     asked = make_plan(replace(config, micro_batch=16), rows, [], SMALL, 100, 1.0)
     assert asked.micro_batch == 16 and "you asked for it" in asked.reasons[0]
     wordy = replace(SMALL, vocabulary=100_000)
-    assert make_plan(config, rows, [], wordy, 100, 1e8).micro_batch < 64, "its logits fit"
-    assert make_plan(config, rows, [], SMALL, 100, 1e8).micro_batch == 64
+    assert make_plan(config, rows, [], wordy, 100, 3e9).micro_batch < 64, "its logits fit"
+    assert make_plan(config, rows, [], SMALL, 100, 3e9).micro_batch == 64
     longer = make_plan(replace(config, max_completion_tokens=640), rows, [], SMALL, 100, 1e8)
     assert longer.micro_batch < make_plan(config, rows, [], SMALL, 100, 1e8).micro_batch
 
