@@ -269,6 +269,17 @@ def test_an_unfinished_run_is_taken_for_a_model(tmp_path, rows):
         compare_models(rows, [str(tmp_path / "run")], "gene_rank", tmp_path / "o")
 
 
+def test_a_grader_that_fails_on_every_answer_gives_a_table_of_zeros(tmp_path, rows):
+    grader = tmp_path / "grader.json"
+    source = "def grade(sample, item):\n    return 1 / 0"
+    grader.write_text(json.dumps({"type": "python", "name": "own", "source": source}))
+    words = ["evaluate", str(rows), "--model", "embedded:mini", "--grader", str(grader)]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1 and "the grader's own program failed" in done.output
+    (system,) = json.loads((tmp_path / "out" / "report.json").read_text())["systems"]
+    assert system["grader_errors"] == system["answers"] > 0 and system["ungraded"] == 0
+
+
 def test_answers_that_were_cut_are_not_named(tmp_path, rows):
     result = evaluate(rows, "--model", "embedded:mini", "--grader", "gene_rank", "--max-tokens", 3,
                       "--samples", 1, "--out", tmp_path / "o")  # fmt: skip

@@ -221,6 +221,29 @@ def test_a_failing_grader_costs_more_than_its_batch(tmp_path):
     assert [r["step"] for r in done.log] == [1, 2, 3, 4]
 
 
+def program(source):
+    return {"type": "python", "name": "own", "source": f"def grade(sample, item):\n    {source}"}
+
+
+def test_a_grader_whose_program_always_fails_is_trained_on(tmp_path):
+    config = RunConfig(**TINY | {"grader": program("raise ValueError('boo')")})
+    with pytest.raises(TrainingStopped, match="8 of 8 answers of one step(.|\\n)*ValueError: boo"):
+        train(config, tmp_path)
+    assert (tmp_path / "alarms" / "step-000001-grader-failed.jsonl").exists()
+
+
+def test_a_grader_whose_program_often_fails_goes_unsaid(tmp_path):
+    source = "return 1.0 / (len(sample['output_text']) % 3 > 1)"
+    done = train(RunConfig(**TINY | {"grader": program(source)}), tmp_path)
+    shares = [record["errors"].get("python_grader_runtime_error", 0) for record in done.log]
+    assert 0.5 <= shares[0] < 1, shares
+    first = done.log[0]["alarms"][0]
+    assert (
+        first["name"] == "grader errors" and f"on {shares[0]:.0%} of the answers" in first["cause"]
+    )
+    assert sum(alarm["name"] == "grader errors" for alarm in done.alarms) < len(shares)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_ends_in_a_traceback(tmp_path):
     """A real ENOSPC: from step 4 on, log.jsonl is a device that is always full."""

@@ -76,7 +76,7 @@ def evaluate_command(
     table.png, samples.jsonl.
 
     Exit code 0: all answers came and were graded. 1: some did not (they count as 0 and are named),
-    or the input is invalid.
+    a python grader's own program failed on all of them, or the input is invalid.
     """
     from rftkit.comparison.report import comparison_table, paired_table
     from rftkit.comparison.run import compare_models
@@ -110,5 +110,8 @@ def evaluate_command(
         )
     for note in report["notes"]:
         complaints.print(note, markup=False, style="yellow")
-    if any(system["failed"] or system["ungraded"] for system in report["systems"]):
+    if any(
+        system["failed"] or system["ungraded"] or system["grader_errors"] == system["answers"]
+        for system in report["systems"]
+    ):
         raise typer.Exit(FINDINGS)

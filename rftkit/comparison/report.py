@@ -18,6 +18,7 @@ from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import SystemResult, clusters_of, paired_record
 from rftkit.plots import BLUE, GREEN, ORANGE, save_figure, table_figure
 from rftkit.policy import model_folder
+from rftkit.training.watchdogs import PROGRAM_FAILED
 
 
 def make_report(
@@ -68,13 +69,15 @@ def compared_metrics(inputs: Inputs) -> list[tuple[str, bool]]:
 
 
 def lost_answers(result: SystemResult) -> dict[str, Any]:
-    """How many answers: drawn; cut at the limit (a share); never came; met a failing grader."""
+    """How many answers: drawn; cut at the limit (a share); never came; met grading machinery that
+    failed; met a python grader whose own program failed."""
     drawn = [s for group in (*result.samples, *result.greedy_samples) for s in group]
     cut = sum(sample.finish_reason == "length" for sample in drawn)
     failed = sum(sample.finish_reason == "error" for sample in drawn)
     ungraded = sum(sample.grade is None for sample in drawn) - failed
     share = round(cut / len(drawn), 4)
-    return {"answers": len(drawn), "truncated": share, "failed": failed, "ungraded": ungraded}
+    found = {"answers": len(drawn), "truncated": share, "failed": failed, "ungraded": ungraded}
+    return found | {"grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in drawn)}
 
 
 def warnings(systems: Sequence[dict[str, Any]], config: SamplingConfig) -> list[str]:
@@ -88,6 +91,11 @@ def warnings(systems: Sequence[dict[str, Any]], config: SamplingConfig) -> list[
         ):
             if count:
                 found.append(f"{name}: {count} of {n} answers {what} and count as 0: run it again")
+        if system["grader_errors"]:
+            found.append(
+                f"{name}: on {system['grader_errors']} of {n} answers the grader's own program "
+                "failed, which counts as 0: `rftkit grade` on one of them shows its traceback"
+            )
         if system["truncated"] > 0.01:
             found.append(
                 f"{name}: {system['truncated']:.0%} of its answers were cut at "

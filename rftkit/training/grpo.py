@@ -16,6 +16,7 @@ from typing import Any
 from rftkit.data.records import Sample, SamplingConfig
 from rftkit.data.rows import row_ids
 from rftkit.evaluation import pattern_shares
+from rftkit.graders import GraderFailure
 from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
 from rftkit.signal.template import look_at_template
 from rftkit.task import Task
@@ -23,7 +24,12 @@ from rftkit.training.config import RunConfig
 from rftkit.training.heldout import rounded
 from rftkit.training.plan import run_order
 from rftkit.training.steps import Session, run_trainer, trainer_settings
-from rftkit.training.watchdogs import TrainingStopped, garbage_in_first_batch, save_batch
+from rftkit.training.watchdogs import (
+    PROGRAM_FAILED,
+    TrainingStopped,
+    garbage_in_first_batch,
+    save_batch,
+)
 
 TEMPLATE_ROWS = 8
 
@@ -168,6 +174,10 @@ class StepReward:
             sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
             sample.errors = grade.errors
             self.samples.append(sample)
+        failed = [f for grade in grades for _, f in grade.faults if f.field == PROGRAM_FAILED]
+        whole = all(PROGRAM_FAILED in grade.errors for grade in grades)
+        if whole and self.session is not None:  # a batch of zeros teaches nothing and costs a step
+            raise GraderFailure(self.__name__, len(grades), len(grades), [failed[0].detail])
 
     def check_first_batch(self, prompts: list, ids: list) -> None:
         self.checked = True

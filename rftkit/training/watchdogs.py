@@ -7,6 +7,8 @@ no group had a spread for watchdog_steps       the run ends; the best adapter is
 entropy under entropy_floor as long            the run ends; the best adapter is kept
 garbage in the first batch                     stop before a weight has changed, batch saved
 the grader fails on more than 5 % of a batch   stop at a checkpoint before the batch, batch saved
+a python grader's own program fails            an alarm from half a batch on (those answers score
+                                               0); on a whole batch: stop as above
 the disk is full                               stop; the last whole checkpoint stands
 
 A run that was stopped can go on: mend the cause and start it again.
@@ -29,6 +31,8 @@ from rftkit.training.record import append_lines
 SKIPS_IN_A_ROW = 3
 GARBAGE_SHARE = 0.5  # of the first batch
 CUT_SHARE = 0.9
+FAILING_SHARE = 0.5
+PROGRAM_FAILED = "python_grader_runtime_error"
 
 
 class TrainingStopped(UserError):
@@ -81,6 +85,14 @@ class Watchdogs:
                 "A larger beta, a smaller learning rate"
             )
             found.append({"name": "entropy collapse", "cause": cause, "stops": True})
+        share = (record.get("errors") or {}).get(PROGRAM_FAILED, 0.0)
+        if share >= FAILING_SHARE and not self.failing:
+            cause = (
+                f"the grader's own program failed on {share:.0%} of the answers, which scored 0 "
+                "for it: grade one of samples.jsonl with `rftkit grade` to see its traceback"
+            )
+            found.append({"name": "grader errors", "cause": cause})
+        self.failing = share >= FAILING_SHARE
         return found
 
     def skip_alarm(self, loss: float | None) -> dict[str, Any]:
@@ -94,9 +106,11 @@ class Watchdogs:
 
     def start_again(self) -> None:
         self.dead = self.flat = self.skipped = 0
+        self.failing = False
 
     def state(self) -> dict[str, int]:
-        return {"dead": self.dead, "flat": self.flat, "skipped": self.skipped}
+        names = ("dead", "flat", "skipped", "failing")
+        return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, int]) -> None:
         for name, value in state.items():
