@@ -353,7 +353,10 @@ def runs_command(
     found = list_runs(folder)
     if as_json:
         print_json(found)
-    elif found["runs"]:
+        return
+    for problem in found["unreadable"]:
+        complaints.print(f"left out: {problem}", markup=False, style="yellow")
+    if found["runs"]:
         print_markdown_table(runs_table(found))
     else:
         console.print(f"{folder}: no runs", markup=False)

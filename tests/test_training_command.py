@@ -1,16 +1,20 @@
 """`rftkit train` and `rftkit runs`, the plan, what is refused."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from rftkit.cli import app
-from rftkit.data import UserError
+from rftkit.data import SamplingConfig, UserError
+from rftkit.policy.decoding import uniform_numbers
 from rftkit.task import load_task
 from rftkit.training import Interrupted, RunConfig, make_plan, train
 from rftkit.training.command_line import list_runs, read_run_config, runs_table
+from rftkit.training.config import config_rows, config_task
 from rftkit.training.plan import ModelShape, run_order
 from rftkit.training.record import Recorder, read_lines
 
@@ -166,6 +170,96 @@ def test_accumulated_passes_are_another_step(tmp_path):
     assert json.loads((tmp_path / "2" / "plan.json").read_text())["accumulation"] == 4
     assert parts["reward_mean"] == whole["reward_mean"]
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+ROWS = str(load_task("gene_ranking").folder / "train.jsonl")
+
+
+def test_a_grader_or_rows_beside_a_task_are_ignored(tmp_path):
+    task = load_task("gene_ranking")
+    mine = {"type": "string_check", "name": "mine", "input": "{{sample.output_text}}",
+            "operation": "ne", "reference": ""}  # fmt: skip
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join((task.folder / "validation.jsonl").read_text().splitlines(True)[:3]))
+    config = RunConfig(task="gene_ranking", grader=mine, patterns={"why": "because"})
+    found = config_task(config)
+    assert found.grader.name == "mine" and found.patterns == {"why": "because"}
+    assert found.answer_template == task.answer_template and found.group_by == task.group_by
+    rows, held_out = config_rows(replace(config, validation_file=str(few)), found)
+    assert rows == task.rows("train") and held_out == task.rows("validation")[:3]
+    bad = write(tmp_path / "bad.json", task="gene_ranking", grader={})
+    code, _, error = command("train", bad, "--out", tmp_path / "run", "--dry-run")
+    assert code == 1 and isinstance(error, UserError) and '"type" is missing' in str(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"seed": 2**32}, "seed: 4294967296, expected a number below 2.32"),
+        ({"validation_file": ROWS}, "stand in both training and held-out rows"),
+        ({"stepz": 3, "steps": -1}, "unknown stepz.*steps: -1, expected a whole number from 1"),
+    ],
+)
+def test_a_mistake_ends_in_a_traceback(tmp_path, fields, said):
+    code, _, error = command(
+        "train", write(tmp_path / "c.json", **TINY | fields), "--out", tmp_path / "run"
+    )
+    assert code == 1 and isinstance(error, UserError), error
+    assert re.search(said, str(error)), error
+
+
+@pytest.mark.parametrize("place", ["a file", "under a file"])
+def test_a_place_that_cannot_be_a_folder_ends_in_a_traceback(tmp_path, place):
+    file = write(tmp_path / "c.json", **TINY)
+    out = {"a file": file, "under a file": file / "run"}[place]
+    code, _, error = command("train", file, "--out", out)
+    assert code == 1 and isinstance(error, UserError), error
+    assert str(error).startswith(f"{out}: cannot be a run's folder")
+
+
+def test_the_largest_seed_overflows():
+    numbers = uniform_numbers(
+        [0, 1], 2, SamplingConfig(seed=(2**32 - 1) * 100_003, max_new_tokens=3)
+    )
+    assert numbers.shape == (4, 3) and len({float(n) for n in numbers.flatten()}) == 12
+
+
+def test_a_finished_run_lacks_its_report(tmp_path):
+    """report.json has the fields of every report in the kit, and says what the log says."""
+    run = train(RunConfig(**TINY | {"learning_rate": 0.02, "keep_start": False}), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    start, kept = report["systems"]
+    assert start["name"] == "before training" and kept["name"] == f"kept, step {run.best['step']}"
+    assert kept["top1"] == {key: run.best[key] for key in ("mean", "low", "high")}
+    (pair,) = report["paired"]
+    assert pair["difference"] == pytest.approx(
+        kept["top1"]["mean"] - start["top1"]["mean"], abs=1e-3
+    )
+    assert pair["low"] <= pair["difference"] <= pair["high"] and pair["metric"] == "top1"
+    assert report["training"]["steps"] == 2 and report["n_cases"] == kept["n"] == TINY["eval_rows"]
+    assert report["training"]["answer_groups_shared_with_eval"] == 0 and report["seed"] == 0
+    assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader"}
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert f"| {kept['name']} | {kept['top1']['mean']:.3f} [" in text and "flatters" in text
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    with pytest.raises(UserError, match="no adapter_model.safetensors, expected that of a finish"):
+        train(RunConfig(**TINY | {"learning_rate": 0.02, "keep_start": False}), tmp_path / "run")
+
+
+def test_one_broken_run_hides_the_others(tmp_path):
+    train(RunConfig(**TINY | {"steps": 1, "eval_every": 0}), tmp_path / "good")
+    for name, text in (("broken", "garbage"), ("stopped", '{"task": "gene_ranking"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+        (tmp_path / name / "alarms").mkdir()
+    found = list_runs(tmp_path)
+    assert [run["name"] for run in found["runs"]] == ["good", "stopped"]
+    assert found["runs"][1]["state"] == "unfinished" and found["runs"][1]["steps"] == 0
+    assert len(found["unreadable"]) == 1 and "broken" in found["unreadable"][0]
+    code, said, _ = command("runs", tmp_path)
+    assert code == 0 and "left out: " in said and "good" in said
 
 
 # --- report_to --------------------------------------------------------------------------------

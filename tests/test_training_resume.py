@@ -105,6 +105,20 @@ def test_a_damaged_checkpoint_is_loaded(whole, tmp_path):
     assert_same_run(whole, run)
 
 
+def test_a_log_that_lost_lines_goes_on_without_them(whole, tmp_path):
+    """Shortened under its checkpoints: an earlier one is taken, and the lost steps made again."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "training.json").unlink()
+    log = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "log.jsonl").write_bytes(b"".join(log[:5]))
+    _, ends, said = drive(tmp_path, TINY, [], "run")
+    assert ends == [0] and "goes on from step 5" in said
+    assert_same_run(whole, run)
+
+
 def test_a_finished_run_is_trained_again(whole, tmp_path):
     from rftkit.training import RunConfig, train
 

@@ -105,9 +105,8 @@ def uniform_numbers(numbers: list[int], n: int, config: SamplingConfig) -> torch
     made = []
     for number in numbers:
         for index in range(n):
-            generator = torch.Generator().manual_seed(
-                (config.seed * 1_000_003 + number) * 4_099 + index
-            )
+            mixed = (config.seed * 1_000_003 + number) * 4_099 + index
+            generator = torch.Generator().manual_seed(mixed % 2**63)
             made.append(torch.rand(config.max_new_tokens, generator=generator))
     return torch.stack(made)
 

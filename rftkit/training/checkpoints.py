@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,19 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"))
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint; what is torn is passed over."""
-        for place in reversed(self.all()):
-            if is_whole_checkpoint(place):
-                return place
-        return None
+        """The newest whole checkpoint to go on from; what is torn is passed over."""
+        return next((place for place in self.whole() if self.logs_reach(place)), None)
+
+    def whole(self) -> Iterator[Path]:
+        """The whole checkpoints, newest first."""
+        return (place for place in reversed(self.all()) if is_whole_checkpoint(place))
+
+    def logs_reach(self, place: Path) -> bool:
+        """Are the run's files as long as they were at this checkpoint? Where somebody or a disk
+        has shortened one, an earlier checkpoint is taken, and the lost steps are made again."""
+        positions = read_state(place).get("positions", {})
+        files = {name: self.folder.parent / name for name in positions}
+        return all(f.exists() and f.stat().st_size >= positions[n] for n, f in files.items())
 
     def after(self, place: Path | None) -> None:
         """Remove what is newer than `place`: torn folders that a run going on would meet again."""

@@ -12,6 +12,7 @@ from rftkit.training.config import RunConfig, config_rows, config_task
 from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.run import Run, train
 
+STOPPED_EARLY = ("alarms", "gate.json")  # what a run leaves that ended before its first step
 PATHS = ("task", "train_file", "validation_file", "init_adapter", "grader")
 
 
@@ -67,6 +68,8 @@ def plan_of(config: RunConfig) -> Plan:
     """What `--dry-run` shows: nothing is trained, no weights are loaded."""
     task = config_task(config)
     rows, held_out = config_rows(config, task)
+    if config.method == "grpo":
+        task.grader.check_ready()
     return make_plan(config, rows, held_out, **measure_model(config, rows))
 
 
@@ -143,7 +146,8 @@ def step_text(record: dict[str, Any], look: dict[str, Any] | None) -> str:
 
 
 def list_runs(folder: Path) -> dict[str, Any]:
-    """Every run under `folder`: {"runs": [...], "differing": [field names]}.
+    """Every run under `folder`: {"runs": [...], "differing": [field names],
+    "unreadable": [what is wrong with the config of those left out]}.
 
     A run has its name, state (finished or unfinished), steps, seconds, the held-out metric at the
     start and at its best, why it stopped, its alarms, and the fields of its config that differ
@@ -154,8 +158,15 @@ def list_runs(folder: Path) -> dict[str, Any]:
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected one that holds run folders")
-    places = sorted(path.parent for path in folder.rglob("config.json") if is_begun(path.parent))
-    configs = [read_config(place) for place in places]
+    places, configs, unreadable = [], [], []
+    for place in sorted(path.parent for path in folder.rglob("config.json")):
+        if not (is_begun(place) or any((place / name).exists() for name in STOPPED_EARLY)):
+            continue
+        try:
+            configs.append(read_config(place))
+            places.append(place)
+        except UserError as error:
+            unreadable.append(str(error))
     names = [f.name for f in fields(RunConfig)]
     values = [[json.dumps(getattr(c, n), sort_keys=True) for c in configs] for n in names]
     differing = [name for name, found in zip(names, values) if len(set(found)) > 1]
@@ -179,7 +190,7 @@ def list_runs(folder: Path) -> dict[str, Any]:
                 "config": {name: getattr(config, name) for name in differing},
             }
         )
-    return {"runs": runs, "differing": differing}
+    return {"runs": runs, "differing": differing, "unreadable": unreadable}
 
 
 def read_summary(place: Path) -> dict[str, Any]:
@@ -208,7 +219,8 @@ def runs_table(found: dict[str, Any]) -> list[str]:
 
 def short(value: Any) -> str:
     """A setting as a table's cell; of a grader its name."""
-    value = value.get("name", value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        value = value.get("name") or value.get("type") or value
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     text = text.replace("|", "/")
     return text if len(text) <= 28 else text[:27] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class RunConfig:
     model                          embedded:mini    or a folder, or a hub name
     engine                         auto             auto | transformers | unsloth
     task                           none             a task folder, or a name under datasets/
-    train_file … patterns          none             instead of a task: the fields of task.json, and
+    train_file … patterns          none             instead of a task, or in place of what the task
+                                                    says: the fields of task.json, and
                                                     validation_file for the held-out rows
     method                         grpo             grpo: answers are sampled and graded; sft:
                                                     completions are given
@@ -125,6 +126,8 @@ class RunConfig:
             need(is_whole(getattr(self, name), 1), name, "a whole number from 1")
         for name in ("eval_every", "patience", "epochs", "seed", "watchdog_steps"):
             need(is_whole(getattr(self, name), 0), name, "a whole number from 0")
+        if is_whole(self.seed, 0):
+            need(self.seed < 2**32, "seed", "a number below 2^32, as random generators take them")
         for name in ("eval_rows", "eval_samples", "save_every"):
             need(is_whole(getattr(self, name), 1), name, "a whole number from 1")
         need(
@@ -185,12 +188,14 @@ class RunConfig:
     def from_json(cls, record: dict[str, Any]) -> RunConfig:
         known = {f.name for f in fields(cls)}
         unknown = sorted(record.keys() - known)
+        config = cls(**{name: value for name, value in record.items() if name in known})
         if unknown:
+            others = "".join(f"; {problem}" for problem in config.problems())
             raise UserError(
                 f"RunConfig: unknown {', '.join(unknown)}, expected fields among "
-                f"{', '.join(sorted(known))}: check the spelling"
+                f"{', '.join(sorted(known))}: check the spelling{others}"
             )
-        return cls(**record)
+        return config
 
 
 def is_whole(value: Any, least: int) -> bool:
@@ -212,8 +217,17 @@ def are_patterns(value: Any) -> bool:
 
 
 def config_task(config: RunConfig) -> Task:
-    """The task a config names, or the one that its own fields make up."""
-    task = load_task(config.task) if config.task is not None else own_task(config)
+    """The task that a config names, with the config's own fields in place of the task's; or, where
+    it names none, the one that its own fields make up."""
+    if config.task is not None:
+        task = load_task(config.task)
+        own = {name: getattr(config, name) for name in ("answer_template", "group_by", "patterns")}
+        changes = {name: value for name, value in own.items() if value}
+        if config.grader is not None:
+            changes["grader_spec"] = own_task(config).grader_spec
+        task = replace(task, **changes)
+    else:
+        task = own_task(config)
     task.allow_weak_isolation = config.allow_weak_isolation
     return task
 
@@ -221,7 +235,7 @@ def config_task(config: RunConfig) -> Task:
 def own_task(config: RunConfig) -> Task:
     return task_from_json(
         {
-            "name": Path(config.train_file).stem,
+            "name": Path(config.train_file or "run").stem,
             "question": "",
             "grader": config.grader,
             "answer_template": config.answer_template,
@@ -234,8 +248,11 @@ def own_task(config: RunConfig) -> Task:
 
 
 def config_rows(config: RunConfig, task: Task) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows)."""
-    if config.task is not None:
-        return task.rows("train"), task.rows("validation")
-    held_out = read_rows(config.validation_file) if config.validation_file else []
-    return read_rows(config.train_file), held_out
+    """(training rows, held-out rows): from the config's files, else from the task's folder."""
+    named = config.task is not None
+    sides = {"train": config.train_file, "validation": config.validation_file}
+    rows, held_out = (
+        read_rows(file) if file else task.rows(side) if named else []
+        for side, file in sides.items()
+    )
+    return rows, held_out

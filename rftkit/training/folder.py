@@ -4,7 +4,8 @@ RUN/  config.json       the RunConfig             data.json       what rows and 
       plan.json         the derived batch sizes   gate.json       the verdict before step 1
       log.jsonl  events.jsonl  samples.jsonl      record.py
       checkpoints/      to go on from, and the best three adapters
-      adapter/          the best adapter          training.json   written last: the run is finished
+      adapter/          the best adapter          report.json, report.md   what it came to
+      training.json     written last: the run is finished
       alarms/           batches of steps that went wrong
 """
 
@@ -27,7 +28,7 @@ from rftkit.training.config import RunConfig
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
 OWN_FILES = (
     "config.json", "data.json", "plan.json", "gate.json", "log.jsonl", "events.jsonl",
-    "samples.jsonl", "training.json",
+    "samples.jsonl", "training.json", "report.json", "report.md",
 )  # fmt: skip
 OWN_FOLDERS = ("checkpoints", "adapter", "alarms")
 
@@ -84,6 +85,17 @@ def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: st
     write_json(out / "config.json", config.to_json())
     write_json(out / "data.json", data)
     return found
+
+
+def make_folder(out: Path) -> None:
+    """The run's folder; UserError where there can be none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be a run's folder ({error.strerror}), expected a place where one can "
+            "be made: name another with --out"
+        ) from None
 
 
 def is_begun(out: Path) -> bool:

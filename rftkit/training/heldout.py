@@ -47,6 +47,7 @@ class HeldOut:
         self.seconds = 0.0
         # One number a held-out row, of the best look: what the alarm compares with.
         self.best_values: dict[str, list[float]] = {}
+        self.start_values: dict[str, list[float]] = {}  # the same before step 1
         self.alarms: list[dict[str, Any]] = []
 
     def look(
@@ -77,7 +78,7 @@ class HeldOut:
         record["seconds"] = round(time.perf_counter() - began, 3)
         self.seconds += record["seconds"]
         if step == 0:
-            self.start = record
+            self.start, self.start_values = record, now
         return record
 
     def sample(self, policy: LocalPolicy) -> list[list[Sample]]:
@@ -171,7 +172,8 @@ class HeldOut:
     # --- what a checkpoint keeps ---------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        names = ("start", "best", "kept", "looks_since_best", "seconds", "best_values")
+        names = ("start", "best", "kept", "looks_since_best", "seconds", "best_values",
+                 "start_values")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -16,11 +16,19 @@ from rftkit.policy import LocalPolicy, load_model, model_folder
 from rftkit.task import Task
 from rftkit.training.checkpoints import Checkpoints, load_adapter_weights, save_adapter
 from rftkit.training.config import RunConfig, config_rows, config_task
-from rftkit.training.folder import FINISHED, UNFINISHED, data_identity, open_folder, sole_user
+from rftkit.training.folder import (
+    FINISHED,
+    UNFINISHED,
+    data_identity,
+    make_folder,
+    open_folder,
+    sole_user,
+)
 from rftkit.training.gate import pass_gate
 from rftkit.training.heldout import HeldOut
 from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.record import Observer, Recorder, read_lines
+from rftkit.training.report import run_report, write_report
 from rftkit.training.steps import Interrupts, Session, resumed_state
 from rftkit.training.watchdogs import TrainingStopped, Watchdogs, is_full_disk
 
@@ -64,7 +72,7 @@ def train(
     say             hears a sentence when something is decided
     force           train though the signal gate says fix
 
-    Raises UserError for a config that cannot run, ValueError where a held-out group is trained on,
+    Raises UserError for a config that cannot run or a held-out group that is trained on,
     GateSaysFix, TrainingStopped where a watchdog stops the run, and Interrupted (which is a
     KeyboardInterrupt) after Ctrl-C.
     """
@@ -78,6 +86,7 @@ def train(
         raise UserError("training rows: none, expected one at least: see `rftkit check`")
     held_out = held_out or []
     assert_disjoint(rows, held_out, task)
+    make_folder(out)
     try:
         with sole_user(out), Interrupts(say) as interrupts:
             found = open_folder(out, config, data_identity(rows, held_out, task), existing)
@@ -173,6 +182,8 @@ def run_session(session: Session, force: bool = False) -> Run:
     start, best = (watch.start, watch.best) if watch else ({}, {})
     record = {"config": config.to_json(), "training": training, "start": start, "best": best}
     record["best_checkpoints"] = watch.kept if watch else []
+    data = json.loads((out / "data.json").read_text(encoding="utf-8"))
+    write_report(out, run_report(out, config, data, training, watch))
     write_json(out / "training.json", record | {"versions": versions(), "seed": config.seed})
     policy.model.eval()
     run = Run(policy, session.recorder.log, start, best, training, out)
@@ -205,7 +216,7 @@ def stop_reason(session: Session) -> str:
 
 
 def full_disk(out: Path) -> TrainingStopped:
-    last = Checkpoints(out).newest()
+    last = next(Checkpoints(out).whole(), None)
     kept = f"the checkpoint {last.name} stands" if last else "no checkpoint was written yet"
     return TrainingStopped(
         "disk full",
@@ -226,6 +237,11 @@ def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
         raise UserError(
             f"{out}: no training.json, expected a finished run: `rftkit train` goes on with it"
         ) from None
+    if not (out / "adapter" / "adapter_model.safetensors").exists():
+        raise UserError(
+            f"{out / 'adapter'}: no adapter_model.safetensors, expected that of a finished run: "
+            f"copy one of {out / 'checkpoints' / 'best'} there, or train anew into another folder"
+        )
     base, _ = model_folder(config.model)
     model, tokenizer, engine, reason = load_model(base, config.engine)
     policy = LocalPolicy(with_lora(model, config, engine), tokenizer, config.model, engine, reason)
@@ -241,7 +257,7 @@ def assert_disjoint(rows: list[dict], held_out: list[dict], task: Task) -> None:
         return
     shared = set(clusters_of(rows, task)) & set(clusters_of(held_out, task))
     if shared:
-        raise ValueError(
+        raise UserError(
             f"{len(shared)} values of {task.group_by} stand in both training and held-out rows "
             f"(first: {sorted(shared)[0]}), expected none: split by {task.group_by}"
         )
