@@ -357,6 +357,111 @@ def parted(metric_then, metric_now, grade_then, grade_now):
 """,
         },
     ),
+    "pairs": Exercise(
+        "12_reward_model",
+        ("setup",),
+        {
+            "ties are pairs": """
+def share_right(guesses, grades):
+    pairs = [
+        (guesses[i] - guesses[j]) * (grades[i] - grades[j]) > 0
+        for i in range(len(grades)) for j in range(i)
+    ]
+    return sum(pairs) / len(pairs) if any(a != grades[0] for a in grades) else float("nan")
+""",
+            "no opinion is right": """
+def share_right(guesses, grades):
+    pairs = [
+        (guesses[i] - guesses[j]) * (grades[i] - grades[j]) >= 0
+        for i in range(len(grades)) for j in range(i) if grades[i] != grades[j]
+    ]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+""",
+            "no opinion is half right": """
+def share_right(guesses, grades):
+    pairs = [
+        (np.sign((guesses[i] - guesses[j]) * (grades[i] - grades[j])) + 1) / 2
+        for i in range(len(grades)) for j in range(i) if grades[i] != grades[j]
+    ]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+""",
+            "only neighbours are compared": """
+def share_right(guesses, grades):
+    pairs = [
+        (guesses[i] - guesses[i - 1]) * (grades[i] - grades[i - 1]) > 0
+        for i in range(1, len(grades)) if grades[i] != grades[i - 1]
+    ]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+""",
+            "no pair is a share of 0": """
+def share_right(guesses, grades):
+    return np.nan_to_num(solution(guesses, grades))
+""",
+            "the worse answer is guessed higher": """
+def share_right(guesses, grades):
+    return solution([-guess for guess in guesses], grades)
+""",
+        },
+    ),
+    "drift": Exercise(
+        "12_reward_model",
+        ("setup",),
+        {
+            "any difference counts": """
+def drifted(stretches):
+    for number, (guesses, grades) in enumerate(stretches):
+        if guesses.mean() > grades.mean() + 1e-9:
+            return number
+    return None
+""",
+            "below the truth counts": """
+def drifted(stretches):
+    for number, (guesses, grades) in enumerate(stretches):
+        apart = guesses - grades
+        if abs(apart.mean()) > 2 * apart.std(ddof=1) / np.sqrt(len(apart)):
+            return number
+    return None
+""",
+            "the spread is taken for the error of the mean": """
+def drifted(stretches):
+    for number, (guesses, grades) in enumerate(stretches):
+        apart = guesses - grades
+        if apart.mean() > 2 * apart.std(ddof=1):
+            return number
+    return None
+""",
+            "not answer by answer": """
+def drifted(stretches):
+    for number, (guesses, grades) in enumerate(stretches):
+        error = np.sqrt((guesses.var(ddof=1) + grades.var(ddof=1)) / len(grades))
+        if guesses.mean() - grades.mean() > 2 * error:
+            return number
+    return None
+""",
+            "the last stretch, not the first": """
+def drifted(stretches):
+    found = [n for n, stretch in enumerate(stretches) if solution([stretch]) is not None]
+    return found[-1] if found else None
+""",
+            "stretches are counted from 1": """
+def drifted(stretches):
+    found = solution(stretches)
+    return None if found is None else found + 1
+""",
+            "one standard error is enough": """
+def drifted(stretches):
+    for number, (guesses, grades) in enumerate(stretches):
+        apart = guesses - grades
+        if apart.mean() > 0.9 * apart.std(ddof=1) / np.sqrt(len(apart)):
+            return number
+    return None
+""",
+            "never": """
+def drifted(stretches):
+    return None
+""",
+        },
+    ),
     "paired": Exercise(
         "06_evaluate",
         ("setup",),

@@ -1,11 +1,12 @@
 """A reward model: fitted to graded answers, it ranks new ones, and trains a policy."""
 
 import pytest
+import torch
 
 from rftkit.data import Sample, UserError
 from rftkit.policy import load_policy
 from rftkit.task import load_task
-from rftkit.training import RunConfig, train
+from rftkit.training import RunConfig, reward_model, train
 from rftkit.training.reward_model import RewardModel, agreement, fit_reward_model
 
 GOOD, BAD = '{"genes": ["A"]}', "I do not know."
@@ -65,3 +66,85 @@ def test_a_policy_cannot_be_trained_against_it(fitted, tmp_path):
     assert 0 < done.log[0]["reward_mean"] < 1 and done.log[0]["group_spread"] > 0
     assert done.log[0]["errors"] == {} and done.log[0]["dead_groups"] == 0
     assert done.log[0]["validation"]["metric"] == "top1"
+
+
+def test_the_features_are_of_other_tokens_than_the_answers():
+    """By hand, each text alone: no padding, the states from the end of the question on."""
+    policy = load_policy("embedded:mini")
+    rows = load_task("gene_ranking").rows("validation")[:3]
+    outputs = [GOOD, BAD * 5, '{"genes": ["SCN1A", "INSR", "PTEN", "TBP", "FXN"]}']
+    found = reward_model.read_answers(policy, rows, outputs)
+    for row, text, feature in zip(rows, outputs, found):
+        question = policy.tokenizer(policy.render(row["messages"]), add_special_tokens=False)
+        whole = policy.render(row["messages"]) + text + policy.tokenizer.eos_token
+        ids = policy.tokenizer(whole, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            states = policy.model(ids, output_hidden_states=True).hidden_states[-1][0]
+        expected = states[len(question.input_ids) :].mean(0)
+        torch.testing.assert_close(feature, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """fit and score on features of our own: an output text is its number in the table."""
+
+    def use(features):
+        pick = lambda policy, rows, outputs: features[[int(o) for o in outputs]]  # noqa: E731
+        monkeypatch.setattr(reward_model, "read_answers", pick)
+
+    return use
+
+
+def one_a_row(grades):
+    return [[Sample(output_text=str(n), grade=g)] for n, g in enumerate(grades)]
+
+
+def far_from_zero(count):
+    """(features, grades): large numbers that differ little, four answers of five good."""
+    torch.manual_seed(0)
+    features = 100 + 0.01 * torch.randn(count, 6)
+    order = features[:, 0].argsort()
+    grades = torch.ones(count)
+    grades[order[: count // 5]] = 0.0
+    return features, grades.tolist()
+
+
+def test_features_are_not_centred_or_the_bias_is_forgotten(made_up):
+    """At the optimum, with a bias that no ridge holds, the mean guess is the mean grade."""
+    features, grades = far_from_zero(100)
+    made_up(features)
+    fitted = fit_reward_model(None, [{}] * 100, one_a_row(grades))
+    guesses = torch.tensor(fitted.score([{}] * 100, [str(n) for n in range(100)]))
+    assert guesses.mean().item() == pytest.approx(0.8, abs=1e-3)
+    known = torch.tensor(grades)
+    assert guesses[known == 1].mean() - guesses[known == 0].mean() > 0.5
+    # And what the guesses still miss along each feature is what the ridge holds back.
+    inputs = (features - features.mean(0)) / features.std(0)
+    missed = inputs.T @ (known - guesses) / 100
+    torch.testing.assert_close(missed, 2 * reward_model.RIDGE * fitted.head[:-1], atol=1e-3, rtol=0)
+
+
+def test_grades_beyond_0_and_1_are_fitted_as_they_are(made_up):
+    features, grades = far_from_zero(40)
+    made_up(features)
+    beyond = [1.5 if grade else -0.5 for grade in grades]
+    within = fit_reward_model(None, [{}] * 40, one_a_row(grades))
+    clamped = fit_reward_model(None, [{}] * 40, one_a_row(beyond))
+    torch.testing.assert_close(clamped.head, within.head)
+
+
+def test_agreement_counts_ties_or_takes_a_draw_for_right():
+    class Scripted:
+        def score(self, rows, outputs):
+            return [float(text) for text in outputs]
+
+    def group(*pairs):
+        return [Sample(output_text=str(guess), grade=grade) for guess, grade in pairs]
+
+    known = group((0.9, 1.0), (0.4, 0.5), (0.8, 0.5), (0.7, None))  # the two of 0.5 are no pair
+    assert agreement(Scripted(), [{}], [known]) == 1.0
+    assert agreement(Scripted(), [{}], [group((0.3, 1.0), (0.3, 0.0))]) == 0.0  # no opinion
+    mixed = [group((0.9, 1.0), (0.1, 0.0)), group((0.1, 1.0), (0.9, 0.0), (0.9, 0.0))]
+    assert agreement(Scripted(), [{}] * 2, mixed) == pytest.approx(1 / 3)  # pairs, not rows
+    nothing = agreement(Scripted(), [{}], [group((0.3, 1.0), (0.4, 1.0))])
+    assert nothing != nothing
