@@ -21,6 +21,7 @@ from rftkit.policy import load_policy
 from rftkit.signal import Signal, dead_chance, measure_signal, pass_at_k, sample_budget
 from rftkit.signal.estimators import more_rows, share_interval, spread_parts
 from rftkit.signal.measure import LEAST_BUDGET, first_draw
+from rftkit.signal.task_checks import grader_parts, reads_row
 from rftkit.task import load_task, task_from_json
 
 # --- a small world: sums, and policies that answer them ------------------------------------------
@@ -423,6 +424,44 @@ def test_what_cannot_be_verified_is_trained_on(grader, template, verifiable):
     policy = guesses()
     signal = gate(policy, sums(grader, template=template))
     assert ("no verifiable answer" not in signal.names()) is verifiable
+
+
+def python(*lines):
+    return {"type": "python", "name": "own", "source": "\n    ".join(lines)}
+
+
+@pytest.mark.parametrize(
+    ("grader", "reads"),
+    [
+        (python("def grade(sample, row):", "return float(row['answer'] in str(sample))"), True),
+        (python("def grade(a, b, /):", "return max((lambda: len(b))(), 1)"), True),
+        (python("def grade(s, item):", "return float(len(locals()))"), True),
+        (python("grade = make('row')"), True),  # nothing is known, so nothing is held against it
+        (python("def grade(sample, row"), True),
+        (python("def grade(sample, item):", "return len(sample['output_text']) / 9"), False),
+        (python("def grade(item, row):", "return item['output_json']['sum']"), False),
+        (python("def grade(sample, row):", "return 1.0  # the item is not looked at"), False),
+        (check("{{item.answer}}"), True),
+    ],
+)
+def test_a_grader_whose_row_has_another_name_is_called_not_verifiable(grader, reads):
+    assert reads_row(grader) is reads
+    multi = {"type": "multi", "name": "m", "calculate_output": "own"}
+    for graders in ({"own": grader}, [grader]):
+        assert [reads_row(part) for part in grader_parts(multi | {"graders": graders})] == [reads]
+
+
+@pytest.mark.parametrize(
+    ("grader", "expected"),
+    [({}, "grader"), ({"type": "no such"}, "no such"), ("{", "grader"), (3, "expected a dict")],
+)
+def test_a_faulty_grader_shows_a_traceback(grader, expected):
+    policy = guesses()
+    with pytest.raises(UserError, match=expected):
+        task, rows = sums()
+        task.grader_spec = grader
+        measure_signal(policy, task, rows)
+    assert policy.drawn == 0
 
 
 def test_a_dead_endpoint_is_graded():
