@@ -104,10 +104,11 @@ def measure_signal(
         take_numbers(signal, task, drawn, reference, max_completion_tokens)
         signal = decide(signal, reference, look, task, rows)
         affordable = (budget - signal.samples - PROBES * (not drawn.probe)) // each
-        wanted = -(-(signal.more_samples or 0) // each)
-        if min(wanted, affordable, len(rows) - count) < 1:
+        if signal.verdict != "undecided" or min(affordable, len(rows) - count) < 1:
             break
-        count = min(count + wanted, count + affordable, len(rows))
+        if not signal.missing_rows:
+            break  # not a matter of numbers
+        count = min(count + signal.missing_rows, count + affordable, len(rows))
     return signal
 
 
