@@ -11,12 +11,15 @@ import math
 import random
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rftkit.cli import app
 from rftkit.data.errors import UserError
-from rftkit.doctor import examine, examine_log, read_log
-from rftkit.doctor.command_line import step_ranges
+from rftkit.data.files import dataset
+from rftkit.doctor import examine, examine_log, read_log, rules
+from rftkit.doctor.command_line import as_text, step_ranges
 from rftkit.doctor.knobs import KNOBS
 from rftkit.doctor.logs import NAMES, Log
 from rftkit.doctor.rules import RULES
@@ -96,6 +99,10 @@ FAULTS = {
         change_all(sub_rewards={"judge": None, "format": 0.9}),
         "grader_failures",
     ),
+    "a grader whose program fails": (
+        change_all(errors={"python_grader_runtime_error": 0.9}),
+        "grader_errors",
+    ),
     "a constant reward": (
         change_all(reward_mean=0.1, reward_std=0.0, dead_groups=1.0),
         "no_reward_spread",
@@ -168,6 +175,8 @@ def write_state(path, records):
         for name, value in record["sub_rewards"].items():
             entry |= {f"rewards/{name}/mean": value, f"rewards/{name}/std": 0.1}
         history.append(entry)
+        for name, share in record.get("errors", {}).items():
+            entry[f"grader_errors/{name}"] = share
         if "validation" in record:
             history.append(
                 {
@@ -301,6 +310,178 @@ def test_a_loss_that_does_not_arrive_is_also_called_normal():
     change_all(loss=0.0, kl=0.05)(records)
     found = examine_log(Log("", records))
     assert names(found) == {"loss_zero"} and found.notes == []
+
+
+@pytest.mark.parametrize("gradient", ["missing", None, math.nan, "0"])
+def test_a_gradient_that_was_not_logged_is_called_none(gradient):
+    records = healthy()
+    change_all(loss=0.0, kl=None, grad_norm=gradient)(records)
+    for record in records if gradient == "missing" else []:
+        del record["grad_norm"]
+    assert "loss_zero" not in names(examine_log(Log("", records)))
+    records[40]["grad_norm"] = 0.0  # one that was logged counts
+    assert "loss_zero" in names(examine_log(Log("", records)))
+
+
+def test_a_grader_that_crashes_is_called_a_constant_reward(tmp_path):
+    records = healthy()
+    change_all(
+        reward_mean=0.0, reward_std=0.0, dead_groups=1.0, grad_norm=0.0, loss=0.0, kl=0.0,
+        errors={"python_grader_runtime_error": 0.9, "sample_parse_error": 0.1},
+    )(records)  # fmt: skip
+    for name in WRITERS:
+        [finding] = [
+            f for f in examine(WRITERS[name](tmp_path / name, records)).findings
+            if f.name not in ("gradient_vanishes", "reward_up_task_down")
+        ]  # fmt: skip
+        assert finding.name == "grader_errors" and finding.steps == list(range(1, STEPS + 1))
+        assert "python_grader_runtime_error on 90% of the answers" in finding.evidence
+        assert "explains" in finding.evidence and "no reward spread" in finding.evidence
+        assert "rftkit grade" in finding.knob and "traceback" in finding.knob
+
+
+def test_grading_errors_hide_a_constant_reward_of_other_steps():
+    records = healthy()
+    for record in records[:20]:
+        record["errors"] = {"python_grader_runtime_error": 0.9}
+    for record in records[30:]:
+        record |= {"reward_std": 0.0, "dead_groups": 1.0}
+    found = {f.name: f for f in examine_log(Log("", records)).findings}
+    assert {"grader_errors", "no_reward_spread", "dead_groups"} <= found.keys()
+    assert found["grader_errors"].steps == list(range(1, 21))
+    assert "explains" not in found["grader_errors"].evidence
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        {"sample_parse_error": 0.9},  # the answers' own fault
+        {"truncated_observation_error": 1.0},
+        {"python_grader_runtime_error": 0.3},
+        {},
+        {"python_grader_runtime_error": "0.9"},
+        ["python_grader_runtime_error"],
+    ],
+)
+def test_an_answers_own_fault_is_called_the_graders(errors):
+    records = healthy()
+    change_all(errors=errors)(records)
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_the_demos_own_runs_get_a_finding_about_entropy():
+    """Why entropy has no upper limit: these runs start above the guide's red flag of 1.0."""
+    runs = json.loads((dataset("recorded_runs") / "demo.json").read_text())["runs"]
+    assert max(record["entropy"] for run in runs for record in run["log"]) > 1.0
+    for run in runs:
+        first, last = run["log"][0]["entropy"], run["log"][-1]["entropy"]
+        found = examine_log(Log("", run["log"]))
+        assert first > 0.5 and last < first
+        assert not [name for name in names(found) if "entropy" in name]
+
+
+def test_the_help_hides_the_limits():
+    text = " ".join(CliRunner().invoke(app, ["doctor", "--help"]).stdout.replace("│", " ").split())
+    for part in ("entropy", f"{rules.ENTROPY_LOW}", f"{rules.GRADIENT_LARGE:g}", "no upper limit"):
+        assert part in text
+
+
+# --- what no trainer should write, and files hold all the same ---------------------------------
+
+NUMBERS = sorted(set(NAMES) - {"lost"})
+STRANGE = [None, True, "0.5", "", [], [1], {}, {"mean": 1}, 10**400, -(10**400), 1e308, math.nan,
+           math.inf, ["not finite"], {"low": None}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"validation": {"mean": 0.3, "low": None, "high": None}},
+        {"validation": {"mean": 0.3, "low": "0.2", "high": 0.4}},
+        {"validation": {"mean": 0.3, "low": 0.2}},
+        {"validation": {"mean": 10**400, "metric": ["top1"]}},
+        {"validation": ["top1", 0.3]},
+        {"sub_rewards": [0.5, 0.5]},
+        {"sub_rewards": "0.5"},
+        {"alarms": ["not finite"]},
+        {"alarms": "not finite"},
+        {"alarms": [{"name": ["not finite"]}]},
+        {"loss": 10**400},
+        {"reward_mean": 10**400},
+        {"completion_tokens": 1e308},
+        {"reward_mean": 1e308},
+        {"errors": "python_grader_runtime_error"},
+    ],
+)
+def test_a_strange_field_is_a_traceback(tmp_path, values):
+    for odd in (0, 1):  # in every step, and in every second one
+        records = healthy()
+        for record in records[:: 1 + odd]:
+            record |= values
+        found = examine(write_log(tmp_path / "log.jsonl", records))
+        as_text(found)
+        json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_half_an_interval_is_taken_for_one():
+    records = healthy()
+    records[-1]["validation"] = {"metric": "top1", "mean": 0.3, "low": None, "high": 0.9}
+    assert "past_the_peak" in names(examine_log(Log("", records)))
+    assert examine_log(Log("", records)).findings[0].evidence.endswith("top1 0.300 at step 60")
+
+
+texts = st.sampled_from(["", "not finite", "python_grader_runtime_error", "strict", "lenient"])
+texts |= st.text(st.characters(), max_size=3)  # halves of surrogate pairs among them
+numbers = st.floats() | st.integers() | st.integers(-3, 3) | st.sampled_from(STRANGE)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+a_look = st.fixed_dictionaries(
+    {"mean": numbers}, optional={"low": values, "high": values, "metric": values}
+)
+alarms = st.lists(st.fixed_dictionaries({"name": values}) | values, max_size=2)
+a_record = st.fixed_dictionaries(
+    {"step": st.integers(-2, 400) | st.integers()},
+    optional={
+        **{name: numbers | values for name in NUMBERS},
+        "validation": a_look | values,
+        "sub_rewards": st.dictionaries(texts, numbers, max_size=3) | values,
+        "errors": st.dictionaries(texts, numbers, max_size=3) | values,
+        "alarms": alarms | values,
+        "lost": values,
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(a_record, min_size=1, max_size=8), st.integers(1, 8), st.booleans())
+def test_a_random_log_is_a_traceback(tmp_path_factory, records, times, ours):
+    """Each record several times over, so that stretches and trends come about."""
+    folder = tmp_path_factory.getbasetemp()
+    many = [dict(record) for record in records for _ in range(times)]
+    if len(many) % 2:  # steps in order, in every second log
+        for number, record in enumerate(many, 1):
+            record["step"] = number
+    path = folder / ("log.jsonl" if ours else "trainer_state.json")
+    if ours:
+        write_log(path, many)
+    else:
+        history = [
+            {"step": record["step"]}
+            | {NAMES[name][0]: value for name, value in record.items() if name in NAMES}
+            | {f"eval_{key}": record[key] for key in ("validation", "alarms") if key in record}
+            | {"rewards/a/mean": record.get("lost"), "grader_errors/b": record.get("errors")}
+            for record in many
+        ]
+        path.write_text(json.dumps({"log_history": history}))
+    try:
+        found = examine(path)
+    except UserError:
+        return
+    as_text(found).encode()
+    json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False).encode()
 
 
 def test_an_sft_log_is_judged_by_rewards_that_it_has_not():

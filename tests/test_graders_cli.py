@@ -1,14 +1,20 @@
 """The commands grade, validate-grader and graders."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from rftkit import cli
 from rftkit.graders import SHELF
+from rftkit.graders.python import IMAGE_LIBRARIES
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -89,6 +95,49 @@ def test_validate_grader_gives_every_reason(run, files):
     bad.write_text("{")
     assert run("validate-grader", bad)[0] == 1
     assert "not JSON" in json.loads(run("validate-grader", bad, "--json")[1])["problems"][0]
+
+
+@pytest.mark.parametrize("text", ['{"type": "string_check",\n', "[1", '{"a": 1, "a": 2}', "NaN"])
+@pytest.mark.parametrize("shown", ["d.json", "./d.json"])
+def test_a_torn_file_is_named_twice(run, tmp_path, monkeypatch, text, shown):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.json").write_text(text)
+    code, out, err = run("validate-grader", shown)
+    assert code == 1 and out == "" and err.startswith(f"{shown}: ")
+    assert err.count("d.json") == 1, err
+    assert ("line 2" in err) is ("\n" in text)
+
+
+def test_a_missing_library_is_named_without_what_to_install(run, tmp_path, monkeypatch):
+    here = {"re", "json"}
+    monkeypatch.setattr("rftkit.graders.python._is_installed", lambda name: name in here)
+    source = "import json, re, cv2, mine\nfrom sklearn import metrics\nimport yaml, PIL.Image\n"
+    spec = {"type": "python", "name": "own"}
+    place = tmp_path / "own.json"
+
+    def note():
+        text = source + "def grade(sample, item):\n    return 1.0\n"
+        place.write_text(json.dumps(spec | {"source": text}))
+        code, out, _ = run("validate-grader", place, "--json")
+        assert code == 0
+        return "; ".join(json.loads(out)["notes"])
+
+    assert "pip install 'rftkit[grader-image]' (scikit-learn, pyyaml)" in note()
+    assert "pip install mine opencv-python-headless pillow (PIL, cv2, mine)" in note()
+    source = "import mine\n"
+    assert "pip install mine" in note() and "grader-image" not in note()
+    source = "import sklearn\n"
+    assert "'rftkit[grader-image]'" in note() and "scikit-learn" in note()
+    here |= {"sklearn"}
+    assert "pip" not in note()
+
+
+def test_the_extra_lacks_a_library_that_it_is_advised_for():
+    """What rftkit itself needs comes with any of its extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["grader-image"]
+    given = {re.match(r"[\w-]+", text).group().lower() for text in wanted}
+    assert set(IMAGE_LIBRARIES.values()) <= given
 
 
 def test_shelf_lists_and_prints(run):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rftkit.data import Sample
 from rftkit.graders import Grader, GraderFailure, exact_match, grader, rank_grader
 from rftkit.graders.shelf import gene_rank
 
@@ -49,6 +50,28 @@ def test_thinking_that_the_prompt_opened_is_not_output():
     assert reward(prompts=prompts, completions=completions, answer=["4", "4", "2+2=4"]) == [1, 1, 0]
 
 
+@pytest.mark.parametrize("opened", ["text", "messages", "tools", "prompt"])
+def test_a_thought_that_never_closes_is_paid_for_its_empty_output(opened):
+    """An empty output is "not equal" to anything: without the cut it would earn the maximum."""
+    spec = {
+        "type": "string_check", "name": "n", "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}", "operation": "ne",
+    }  # fmt: skip
+    log, heard, prompts = Log(), [], ["Q", "Q"]
+    (reward,) = Grader.load(spec).as_reward_functions(observer=lambda s, g: heard.extend(g))
+    thought, whole = "<think>foo", "<think>foo</think>5"
+    if opened == "prompt":
+        prompts, thought, whole = ["Q<think>"] * 2, "foo", "foo</think>5"
+    elif opened != "text":
+        calls = {"tool_calls": [{"type": "function"}]} if opened == "tools" else {}
+        thought, whole = ([{"role": "assistant", "content": c} | calls] for c in (thought, whole))
+    columns = {"completions": [thought, whole], "prompts": prompts, "answer": ["4", "4"]}
+    assert reward(**columns, **log.arguments()) == [0.0, 1.0]
+    assert log.metrics["grader_errors/truncated_observation_error"] == 0.5
+    assert log.metrics["grader/sample_faults"] == 0.5 and log.metrics["grader/lost"] == 0
+    assert "never closed" in heard[0].faults[0][1].detail
+
+
 def test_tool_calls_of_a_conversation_reach_the_grader():
     spec = {
         "type": "string_check",
@@ -69,6 +92,23 @@ def test_tool_calls_of_a_conversation_reach_the_grader():
     ]
     (reward,) = Grader.load(spec).as_reward_functions()
     assert reward(completions=[conversation, "x"], arguments=['{"x": 2}'] * 2) == [1.0, 0.0]
+
+
+def test_a_report_does_not_say_that_the_thought_never_closed():
+    spec = {
+        "type": "string_check", "name": "n", "input": "{{sample.output_text}}",
+        "reference": "4", "operation": "ne",
+    }  # fmt: skip
+    loaded = Grader.load(spec)
+    for sample in ("<think>foo", Sample.from_text("<think>foo")):
+        report = loaded.report({}, sample)
+        [said] = report.explanations
+        assert "never closed" in said and "output is empty" in said
+        assert report.to_json().keys() == loaded.run({}, "5").keys()
+    for sample in ("5", "", "<think>foo</think>5", Sample.from_text("<think></think>")):
+        assert loaded.report({}, sample).explanations == []
+    cut = loaded.report({}, Sample.from_text("<think>foo", finish_reason="length"))
+    assert len(cut.explanations) == 1 and "never closed" in cut.explanations[0]
 
 
 def test_every_sub_grade_and_fault_is_logged_as_its_own_series():

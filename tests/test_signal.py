@@ -21,6 +21,9 @@ from rftkit.policy import load_policy
 from rftkit.signal import Signal, dead_chance, measure_signal, pass_at_k, sample_budget
 from rftkit.signal.estimators import more_rows, share_interval, spread_parts
 from rftkit.signal.measure import LEAST_BUDGET, first_draw
+from rftkit.signal.record import Finding
+from rftkit.signal.task_checks import grader_parts, reads_row
+from rftkit.signal.verdict import FEW_ROWS, conclude
 from rftkit.task import load_task, task_from_json
 
 # --- a small world: sums, and policies that answer them ------------------------------------------
@@ -215,13 +218,13 @@ def test_the_gate_costs_more_than_it_may(completions, count, answers):
 
 
 def nearly_dead(messages, index, luck):
-    """About a fifth of the rows are live: the threshold itself."""
-    live = true_sum(messages) % 5 == 0
+    """Three rows in ten are live: just beside the threshold."""
+    live = true_sum(messages) % 10 < 3
     return said(true_sum(messages) + (0 if live and index % 2 else luck.randint(1, 9)))
 
 
 def test_undecided_does_not_say_how_many_more():
-    signal = gate(Scripted(nearly_dead), sums(count=400))
+    signal = gate(Scripted(nearly_dead), sums(count=2000))
     assert signal.verdict == "undecided" and signal.names() == ["task impossible"]
     assert signal.findings[0].level == "open"
     assert signal.dead_ability.low <= 0.8 <= signal.dead_ability.high
@@ -230,13 +233,8 @@ def test_undecided_does_not_say_how_many_more():
 
 def test_more_samples_are_not_drawn_where_the_run_pays_for_them():
     """Just beside the threshold: undecided with 256 samples, settled with some thousands."""
-
-    def answer(messages, index, luck):
-        live = true_sum(messages) % 10 < 3
-        return said(true_sum(messages) + (0 if live and index % 2 else luck.randint(1, 9)))
-
-    few = gate(Scripted(answer), sums(count=2000))
-    policy = Scripted(answer)
+    few = gate(Scripted(nearly_dead), sums(count=2000))
+    policy = Scripted(nearly_dead)
     many = gate(policy, sums(count=2000), completions=200_000)
     assert (few.verdict, many.verdict) == ("undecided", "go")
     assert few.samples < 256 < many.samples == policy.drawn <= 10_000
@@ -252,7 +250,46 @@ def test_few_rows_pass_for_many():
     """Three rows without spread prove little, however often they are drawn."""
     signal = gate(guesses(share=0), sums(count=3))
     assert signal.answers == 80 and signal.verdict == "undecided"
-    assert signal.more_samples > 0 and "the file has 0 left" in signal.reason
+    assert signal.more_samples is None  # no answers to these rows would settle it
+    assert "the file has 0 left" in signal.reason and "more rows" in signal.reason
+    assert "answers_per_prompt" in signal.reason
+
+
+def at_the_threshold(samples, rows, left, **known):
+    """A verdict on a share of dead groups that lies just beside 80 %."""
+    known = {"samples": samples, "rows": rows, "answers": samples // rows, "budget": 256} | known
+    signal = Signal("", "", findings=[Finding("no spread", "…", "…", "open")], **known)
+    conclude(signal, signal.missing_rows, rows + left)
+    return signal
+
+
+def test_undecided_asks_for_rows_or_samples_that_do_not_exist():
+    fits = at_the_threshold(240, 30, 300, missing_rows=100)
+    assert fits.more_samples == 800 and "about 800 more" in fits.reason
+    short = at_the_threshold(240, 30, 70, missing_rows=100)
+    assert short.more_samples is None and "800" not in short.reason
+    assert "100 more rows" in short.reason and "the file has 70 left" in short.reason
+    for left in (0, 10**6):  # 800,000 samples: more than 20 times the budget
+        never = at_the_threshold(240, 30, left, missing_rows=100_000)
+        assert never.verdict == "undecided" and never.more_samples is None
+        assert "100,000" not in never.reason and "800,000" not in never.reason
+        assert "partial credit" in never.reason and "fix" in never.reason
+
+
+@pytest.mark.parametrize("completions", [0, 10_000])
+def test_one_row_goes(completions):
+    policy = guesses()
+    signal = gate(policy, sums(count=1), completions=completions)
+    assert signal.verdict == "undecided" and signal.names() == ["too few rows"]
+    assert "one row" in signal.reason and "by heart" in signal.reason
+    assert signal.more_samples is None and policy.drawn <= 256
+
+
+def test_a_handful_of_rows_goes_without_a_word():
+    few, enough = (gate(guesses(), sums(count=count)) for count in (FEW_ROWS - 1, FEW_ROWS))
+    assert few.verdict == enough.verdict == "go"
+    assert [note for note in few.notes if f"{FEW_ROWS - 1} rows" in note and "by heart" in note]
+    assert not [note for note in enough.notes if "rows" in note]
 
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -423,6 +460,44 @@ def test_what_cannot_be_verified_is_trained_on(grader, template, verifiable):
     policy = guesses()
     signal = gate(policy, sums(grader, template=template))
     assert ("no verifiable answer" not in signal.names()) is verifiable
+
+
+def python(*lines):
+    return {"type": "python", "name": "own", "source": "\n    ".join(lines)}
+
+
+@pytest.mark.parametrize(
+    ("grader", "reads"),
+    [
+        (python("def grade(sample, row):", "return float(row['answer'] in str(sample))"), True),
+        (python("def grade(a, b, /):", "return max((lambda: len(b))(), 1)"), True),
+        (python("def grade(s, item):", "return float(len(locals()))"), True),
+        (python("grade = make('row')"), True),  # nothing is known, so nothing is held against it
+        (python("def grade(sample, row"), True),
+        (python("def grade(sample, item):", "return len(sample['output_text']) / 9"), False),
+        (python("def grade(item, row):", "return item['output_json']['sum']"), False),
+        (python("def grade(sample, row):", "return 1.0  # the item is not looked at"), False),
+        (check("{{item.answer}}"), True),
+    ],
+)
+def test_a_grader_whose_row_has_another_name_is_called_not_verifiable(grader, reads):
+    assert reads_row(grader) is reads
+    multi = {"type": "multi", "name": "m", "calculate_output": "own"}
+    for graders in ({"own": grader}, [grader]):
+        assert [reads_row(part) for part in grader_parts(multi | {"graders": graders})] == [reads]
+
+
+@pytest.mark.parametrize(
+    ("grader", "expected"),
+    [({}, "grader"), ({"type": "no such"}, "no such"), ("{", "grader"), (3, "expected a dict")],
+)
+def test_a_faulty_grader_shows_a_traceback(grader, expected):
+    policy = guesses()
+    with pytest.raises(UserError, match=expected):
+        task, rows = sums()
+        task.grader_spec = grader
+        measure_signal(policy, task, rows)
+    assert policy.drawn == 0
 
 
 def test_a_dead_endpoint_is_graded():

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+UNCLOSED = "unclosed thinking"  # the parse stage of a thought that was opened and never closed
 
 
 @dataclass
@@ -61,6 +62,11 @@ def split_completion(text: str) -> tuple[str, str]:
     return (thinking, "") if opened else ("", text)
 
 
+def is_unclosed(text: str) -> bool:
+    """Was a thought opened in this text and never closed?"""
+    return THINK_OPEN in text and THINK_CLOSE not in text
+
+
 @dataclass
 class Sample:
     """One answer of one model to one row: a line of samples.jsonl.
@@ -93,8 +99,7 @@ class Sample:
         """A sample from a model's whole completion, thinking tags included."""
         reasoning, output = split_completion(text)
         sample = cls(reasoning=reasoning, output_text=output, **known)
-        unclosed = THINK_OPEN in text and THINK_CLOSE not in text
-        sample.parse_stage = "unclosed thinking" if unclosed else sample.find_parse_stage()
+        sample.parse_stage = UNCLOSED if is_unclosed(text) else sample.find_parse_stage()
         return sample
 
     @property

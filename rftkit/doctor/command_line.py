@@ -29,6 +29,14 @@ def doctor_command(
     folder: dead groups, a reward without spread, truncation, entropy and KL, gradients, a grader
     that fails, a reward that rises while the held-out metric falls, and what else a log can tell.
 
+    Limits are those of Axolotl's guide "Training Stability & Debugging": groups without spread
+    below 0.8, cut answers to 0.3, clipped tokens to 0.1, KL to 0.5, entropy from 0.05 nats a token,
+    gradient norm from 0.001. Two differ from its healthy ranges. Gradient norm: 1 to 10 is let
+    pass unless it is ten times the run's median, for 10 is the guide's own red flag. Entropy: no
+    upper limit, though the guide's red flag is 1.0. A model with a small vocabulary that is
+    trained on many ways to think starts higher and learns: our recorded demo runs start at 1.0 to
+    1.2 and end at 0.6 to 0.7, with a gain (measured: datasets/recorded_runs/demo.json).
+
     Example: `rftkit doctor runs/first`, `rftkit doctor outputs/checkpoint-100/trainer_state.json`
 
     Exit code 0: no finding. 1: findings, or a log that cannot be read.

@@ -8,7 +8,7 @@ from typing import Any
 
 from rftkit.doctor.knobs import KNOBS
 from rftkit.doctor.logs import Log, read_log
-from rftkit.doctor.rules import RULES
+from rftkit.doctor.rules import EXPLAINED, RULES, SAME_STEPS
 
 
 @dataclass
@@ -49,7 +49,8 @@ def examine_log(log: Log) -> Examination:
     findings = []
     for name, rule in RULES.items():
         why, knob = KNOBS[name]
-        findings += [Finding(name, steps, text, knob, why) for steps, text in rule(log)]
+        findings += [Finding(name, steps, printable(t), knob, why) for steps, t in rule(log)]
+    findings = without_effects(findings)
     names, notes = {finding.name for finding in findings}, []
     if log.graded and not log.looks() and "nothing_held_out" not in names:
         notes.append("no held-out look in this log: a rising reward alone proves no learning")
@@ -60,3 +61,26 @@ def examine_log(log: Log) -> Examination:
             "where a group's advantages sum to zero"
         )
     return Examination(log.source, len(log.records), findings, notes)
+
+
+def without_effects(findings: list[Finding]) -> list[Finding]:
+    """Leave out what another finding explains in the same steps, and say so there."""
+    kept = list(findings)
+    for cause in findings:
+        there = set(cause.steps)
+        effects = [
+            finding
+            for finding in kept
+            if finding.name in EXPLAINED.get(cause.name, ())
+            and len(there.intersection(finding.steps)) >= SAME_STEPS * len(finding.steps)
+        ]
+        if effects:
+            names = ", ".join(finding.name.replace("_", " ") for finding in effects)
+            cause.evidence += f"; explains what shows in the same steps: {names}"
+            kept = [finding for finding in kept if finding not in effects]
+    return kept
+
+
+def printable(text: str) -> str:
+    """Without halves of surrogate pairs, which a log's names may hold and no terminal prints."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -16,6 +16,12 @@ KNOBS = {
         "Run `rftkit grade` on one of those answers: endpoint, time limit, a field that the "
         "formula names. A machine's failure must be null, a bad answer 0.",
     ),
+    "grader_errors": (
+        "An answer on which the grader's own program fails scores 0 like a wrong one: the model "
+        "learns what does not crash the grader, or nothing.",
+        "Run `rftkit grade` on one answer of these steps (samples.jsonl) and read the traceback; "
+        "then let the grader give 0 itself to an answer that it cannot read.",
+    ),
     "no_reward_spread": (
         "Advantages compare scores. Where all are equal, every one is zero.",
         "Grade the right answer and a wrong one by hand (`rftkit grade`): they must differ. A "

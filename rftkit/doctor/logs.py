@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ NAMES = {
     "lost": ("grader/lost",),
     **{name: (name,) for name in ("entropy", "kl", "grad_norm", "loss")},
 }
+LARGEST = 3.4e38  # of a weight or gradient in fp32 or bf16: beyond it training itself has infinity
 NO_TASK_METRIC = {"runtime", "samples_per_second", "steps_per_second", "num_tokens", "reward"}
 
 
@@ -39,13 +39,30 @@ class Log:
 
     def points(self, name: str) -> list[tuple[int, float]]:
         """(step, value) wherever the log holds a finite number of this name."""
-        found = [(r["step"], r.get(name)) for r in self.records]
-        return [(s, float(v)) for s, v in found if is_number(v) and math.isfinite(v)]
+        found = [(r["step"], finite(r.get(name))) for r in self.records]
+        return [(step, value) for step, value in found if value is not None]
 
     def looks(self) -> list[tuple[int, dict[str, Any]]]:
-        """(step, validation) of every held-out look."""
-        found = [(r["step"], r.get("validation")) for r in self.records]
-        return [(s, v) for s, v in found if isinstance(v, dict) and is_number(v.get("mean"))]
+        """(step, validation) of every held-out look that has a mean; its interval, where it has
+        one whole, under `low` and `high`."""
+        found = [(r["step"], clean_look(r.get("validation"))) for r in self.records]
+        return [(step, look) for step, look in found if look]
+
+    def parts(self, name: str) -> list[tuple[int, dict[str, Any]]]:
+        """(step, object) wherever the log holds an object of this name: sub_rewards, errors."""
+        found = [(r["step"], r.get(name)) for r in self.records]
+        return [(step, value) for step, value in found if isinstance(value, dict)]
+
+    def alarms(self) -> list[tuple[int, str]]:
+        """(step, name) of every alarm that our watchdogs wrote into the log."""
+        told = [(r["step"], r.get("alarms")) for r in self.records]
+        return [
+            (step, alarm["name"])
+            for step, alarms in told
+            if isinstance(alarms, list)
+            for alarm in alarms
+            if isinstance(alarm, dict) and isinstance(alarm.get("name"), str)
+        ]
 
     @property
     def graded(self) -> bool:
@@ -55,6 +72,23 @@ class Log:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(value: Any) -> float | None:
+    """A logged value as a number; None, which counts as missing, for all that is none: NaN, text,
+    and what lies beyond LARGEST."""
+    return float(value) if is_number(value) and abs(value) <= LARGEST else None
+
+
+def clean_look(validation: Any) -> dict[str, Any] | None:
+    """A held-out look's metric, mean and interval; None without a mean."""
+    if not isinstance(validation, dict) or finite(validation.get("mean")) is None:
+        return None
+    metric = validation.get("metric")
+    look = {"metric": metric if isinstance(metric, str) else "the metric"}
+    look["mean"] = finite(validation["mean"])
+    interval = {name: finite(validation.get(name)) for name in ("low", "high")}
+    return look if None in interval.values() else look | interval
 
 
 def read_log(path: str | Path) -> Log:
@@ -83,7 +117,7 @@ def read_log(path: str | Path) -> Log:
 
 def read_folder(folder: Path) -> Log:
     states = folder.glob("checkpoint-*/trainer_state.json")
-    newest = sorted(states, key=lambda p: int(p.parent.name.rpartition("-")[2] or 0))[::-1]
+    newest = sorted(states, key=checkpoint_number)[::-1]
     tried = [folder / "log.jsonl", folder / "trainer_state.json", *newest]
     found = next((path for path in tried if path.is_file()), None)
     if found is None:
@@ -98,10 +132,16 @@ def read_folder(folder: Path) -> Log:
     return log
 
 
+def checkpoint_number(state: Path) -> int:
+    """The step in the folder's name; -1 for checkpoint-best and the like."""
+    number = state.parent.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
 def read_line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}:{number}: not whole JSON ({error}), expected one object a step: a line is "
             "torn where a run died; delete it, or let the run go on and write it again"
@@ -115,7 +155,7 @@ def read_line(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**15
 
 
 def lost_answers(samples: Path) -> dict[int, float]:
@@ -125,10 +165,12 @@ def lost_answers(samples: Path) -> dict[int, float]:
         with open(samples, encoding="utf-8") as lines:
             for line in lines:
                 sample = json.loads(line)
+                if not is_step(sample["step"]):
+                    raise TypeError("a step is a whole number")
                 count = counts.setdefault(sample["step"], [0, 0])
                 count[0] += sample["grade"] is None
                 count[1] += 1
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # not there, or still being written: the log alone is judged then
     return {step: lost / drawn for step, (lost, drawn) in counts.items() if lost}
 
@@ -139,7 +181,7 @@ def lost_answers(samples: Path) -> dict[int, float]:
 def read_trainer_state(path: Path, text: str) -> Log:
     try:
         state = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not whole JSON ({error}), expected TRL's trainer_state.json: it is torn; "
             "take the one of the checkpoint before"
@@ -174,10 +216,17 @@ def renamed(entry: dict[str, Any]) -> dict[str, Any]:
     }
     if parts:
         found["sub_rewards"] = parts
+    errors = {
+        key.removeprefix("grader_errors/"): value
+        for key, value in entry.items()
+        if key.startswith("grader_errors/")
+    }
+    if errors:
+        found["errors"] = errors
     held_out = {
         key.removeprefix("eval_"): value
         for key, value in entry.items()
-        if key.startswith("eval_") and "/" not in key and is_number(value)
+        if key.startswith("eval_") and "/" not in key and finite(value) is not None
     }
     # A metric of the task's own before the reward, which is what is trained on.
     others = {name for group in NAMES.values() for name in group} | set(NAMES) | NO_TASK_METRIC

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from statistics import mean, variance
 from typing import Any
 
-from rftkit.doctor.logs import Log, is_number
+from rftkit.doctor.logs import Log, finite
 
 IN_A_ROW = 5  # steps in a row make a state; fewer are weather
 SURE = 3  # a change counts from so many standard errors
+# Errors by which the grader says that an ANSWER is at fault: not JSON, or cut at the limit.
+ANSWERS_OWN_ERRORS = {"sample_parse_error", "truncated_observation_error"}
 MOVED = 0.02  # and from this size on: grades go from 0 to 1
 
 Points = list[tuple[int, float]]  # (step, value)
@@ -83,13 +85,24 @@ def dead_share(log: Log) -> Points:
 def sub_series(log: Log) -> dict[str, Points]:
     """Each part of the reward as a series of its own."""
     found: dict[str, Points] = {}
-    for record in log.records:
-        for name, value in (record.get("sub_rewards") or {}).items():
-            if is_number(value) and math.isfinite(value):
-                found.setdefault(name, []).append((record["step"], float(value)))
+    for step, parts in log.parts("sub_rewards"):
+        for name, value in parts.items():
+            if (number := finite(value)) is not None:
+                found.setdefault(name, []).append((step, number))
     return found
+
+
+def error_series(log: Log) -> dict[str, Points]:
+    """Share of the answers with each grading error that the grader, not the answer, may be to
+    blame for; 0 in a step whose log names no errors."""
+    names = {name for _, errors in log.parts("errors") for name in errors} - ANSWERS_OWN_ERRORS
+    steps = log.parts("errors")
+    return {
+        name: [(step, finite(errors.get(name)) or 0.0) for step, errors in steps]
+        for name in sorted(names)
+    }
 
 
 def look_text(step: int, look: dict[str, Any]) -> str:
     interval = f" [{look['low']:.3f}, {look['high']:.3f}]" if "low" in look else ""
-    return f"{look.get('metric', 'the metric')} {look['mean']:.3f}{interval} at step {step}"
+    return f"{look['metric']} {look['mean']:.3f}{interval} at step {step}"

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from statistics import mean, median, variance
 
-from rftkit.doctor.logs import Log, is_number
+from rftkit.doctor.logs import Log, finite, is_number
 from rftkit.doctor.measures import (
     IN_A_ROW,
     MOVED,
@@ -19,6 +19,7 @@ from rftkit.doctor.measures import (
     best_stretch,
     change,
     dead_share,
+    error_series,
     fell,
     gained,
     in_a_row,
@@ -29,14 +30,17 @@ from rftkit.doctor.measures import (
 )
 
 REWARD_SOON, SOON = 0.15, 20  # a mean reward above it within so many steps (A)
+MOSTLY_ERRORS = 0.5  # share of a step's answers with one and the same grading error (O)
 DEAD = 0.8  # share of groups whose answers all score alike (A)
 WASTED = 0.2  # share of steps in which every single group is dead (O)
 CUT, MOSTLY_CUT = 0.3, 0.8  # share of completions cut at the limit (A)
-# Nats a token (A). No upper limit: the embedded mini starts above A's 1.0, and learns.
+# Nats a token (A). A has an upper end too: healthy to 0.5, red flag above 1.0. We have none: the
+# embedded mini starts above 1.0 and learns (measured: datasets/recorded_runs/demo.json, its log).
 ENTROPY_LOW, ENTROPY_GONE = 0.05, 0.01
 KL_FAR, KL_LOST = 0.5, 2.0  # nats a token (A)
-GRADIENT_SMALL, GRADIENT_LARGE = 0.001, 10.0  # norm before clipping (A)
-SPIKE = 10  # times the run's median (O), and above A's healthy range: 1, in SFT 10
+# Norm before clipping (A): healthy 0.001 to 1, in SFT to 10; red flag above 10. Between 1 and 10 a
+# value is a spike only where it is also SPIKE times the run's median (O).
+GRADIENT_SMALL, GRADIENT_LARGE, SPIKE = 0.001, 10.0, 10
 CLIPPED = 0.1  # share of tokens that the clip holds (A)
 LONGER, FAR_LONGER = 2, 4  # times the length at the start: without a gain, with one (O)
 UNSEEN_STEPS = 100  # steps without a held-out look (O): a public run peaked at step 50 of 100
@@ -52,12 +56,12 @@ def not_finite(log: Log) -> Found:
     for record in log.records:
         for name in names:
             value = record.get(name, 0.0)
-            if value is None and name in usual or is_number(value) and not math.isfinite(value):
+            if value is None and name in usual or is_number(value) and finite(value) is None:
                 bad.append((record["step"], name))
-        # What our watchdog saw in the gradients of a step that it skipped.
-        alarms = record.get("alarms") or []
-        bad += [(record["step"], "an alarm") for a in alarms if a.get("name") == "not finite"]
+    # What our watchdog saw in the gradients of a step that it skipped.
+    bad += [(step, "an alarm") for step, alarm in log.alarms() if alarm == "not finite"]
     if bad:
+        bad.sort(key=lambda found: found[0])
         first = ", ".join(name for step, name in bad if step == bad[0][0])
         evidence = f"NaN or infinite, first at step {bad[0][0]}: {first}"
         yield sorted({step for step, _ in bad}), evidence
@@ -70,11 +74,7 @@ def grader_failures(log: Log) -> Found:
         return
     known = {step for step, _ in log.points("reward_mean")}
     silent = [r["step"] for r in log.records if "reward_mean" in r and r["step"] not in known]
-    partly = [
-        record["step"]
-        for record in log.records
-        if None in (record.get("sub_rewards") or {}).values()
-    ]
+    partly = [step for step, parts in log.parts("sub_rewards") if None in parts.values()]
     shares = log.lost | dict(log.points("lost"))
     lost = [step for step, share in shares.items() if share > MAX_LOST_SHARE]
     said = [f"no reward at all in {len(silent)} of {len(log.records)} steps"] if silent else []
@@ -84,6 +84,25 @@ def grader_failures(log: Log) -> Found:
         said.append(f"up to {share:.0%} of a step's answers without a grade (limit {limit})")
     if said:
         yield sorted({*silent, *partly, *lost}), "; ".join(said)
+
+
+def grader_errors(log: Log) -> Found:
+    """The grader's own program fails on most answers: each of them scores 0, whatever it says."""
+    series = error_series(log)
+    failing = {
+        name: steps
+        for name, points in series.items()
+        if (steps := in_a_row(points, lambda share: share > MOSTLY_ERRORS))
+    }
+    if failing:
+        told = []
+        for name, steps in failing.items():
+            shares = [share for step, share in series[name] if step in set(steps)]
+            told.append(f"{name} on {mean(shares):.0%} of the answers of {len(steps)} steps")
+        yield (
+            sorted({step for steps in failing.values() for step in steps}),
+            f"{'; '.join(told)} (limit: {MOSTLY_ERRORS:.0%} in {IN_A_ROW} steps in a row)",
+        )
 
 
 def no_reward_spread(log: Log) -> Found:
@@ -114,7 +133,8 @@ def dead_groups(log: Log) -> Found:
 def loss_zero(log: Log) -> Found:
     gradients, drifts = dict(log.points("grad_norm")), dict(log.points("kl"))
     zero = in_a_row(log.points("loss"), lambda loss: loss == 0)
-    still = [step for step in zero if gradients.get(step, 0.0) == 0]
+    # Only a gradient that was logged as 0: one that is missing or NaN is not known to be none.
+    still = [step for step in zero if gradients.get(step) == 0]
     steps = [step for step in zero if step in still or drifts.get(step, 0.0) > 0.01]
     if steps:
         beside = "and no gradient" if still else "while the KL is not: its term does not arrive"
@@ -291,11 +311,15 @@ def steps_out_of_order(log: Log) -> Found:
         yield bad, f"{len(bad)} steps come again or go backwards, the first is {bad[0]}"
 
 
+# What a grader that fails on most answers explains, where it shows in the same steps.
+EXPLAINED = {"grader_errors": ("no_reward_spread", "dead_groups", "reward_stays_low", "loss_zero")}
+SAME_STEPS = 0.8  # share of the effect's steps in which the cause shows (O)
+
 # The gravest first: what makes the rest meaningless, then what pays for nothing, then the rest.
 RULES: dict[str, Callable[[Log], Found]] = {
     rule.__name__: rule
     for rule in (
-        *(not_finite, grader_failures, no_reward_spread, dead_groups, loss_zero),
+        *(not_finite, grader_failures, grader_errors, no_reward_spread, dead_groups, loss_zero),
         *(reward_up_task_down, reward_falls, reward_stays_low, format_alone, past_the_peak),
         *(truncation, length_explosion, length_collapse, entropy_collapse, kl_blow_up),
         *(gradient_spike, gradient_vanishes, clip_binds, nothing_held_out, steps_out_of_order),

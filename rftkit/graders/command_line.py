@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,21 @@ def validate_file(file: str) -> dict[str, Any]:
     except GraderSpecError as error:
         return {"valid": False, "type": None, "problems": error.problems, "notes": []}
     except UserError as error:
-        problem = str(error).removeprefix(f"{file}: ")
+        problem = without_place(str(error), shorten(str(Path(file)), 200))
         return {"valid": False, "type": None, "problems": [problem], "notes": []}
     return {"valid": True, "type": spec["type"], "problems": [], "notes": notes}
+
+
+def without_place(text: str, place: str) -> str:
+    """An error's text without the file at its head, which the caller prints; its line stays.
+
+    >>> without_place("d.json:2: not JSON", "d.json"), without_place("d.json: empty", "d.json")
+    ('line 2: not JSON', 'empty')
+    """
+    found = re.match(rf"{re.escape(place)}:(?:(\d+):)? ", text)
+    if found is None:
+        return text
+    return (f"line {found[1]}: " if found[1] else "") + text[found.end() :]
 
 
 def list_shelf() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from rftkit.data.errors import UserError
-from rftkit.data.records import Sample, split_completion
+from rftkit.data.records import UNCLOSED, Sample, is_unclosed, split_completion
 from rftkit.graders.report import Fault, sample_fault
 
 # The guide also names output_audio: a local model has none, so asking for it finds nothing.
@@ -42,6 +42,7 @@ class Context:
     # Defaults stand on the class: a context is made for every grade, and most change few of them.
     reasoning = ""
     finish_reason = "stop"
+    unclosed = False  # a thought was opened and never closed: that is why the output is empty
     output_tools: list[Any] = []
     _output_json: Any = _NOT_PARSED
     _choices: list[dict[str, Any]] | None = None
@@ -58,14 +59,17 @@ class Context:
             self.output_text = sample.output_text
             self.reasoning = sample.reasoning
             self.finish_reason = sample.finish_reason
+            self.unclosed = sample.parse_stage == UNCLOSED
             if hasattr(sample, "output_tools"):
                 self.output_tools = sample.output_tools or []
         elif isinstance(sample, str):
             self.reasoning, self.output_text = split_completion(sample)
+            self.unclosed = is_unclosed(sample)
         elif isinstance(sample, dict):
             self.output_text = sample.get("output_text") or ""
             self.reasoning = sample.get("reasoning") or ""
             self.finish_reason = sample.get("finish_reason") or "stop"
+            self.unclosed = sample.get("parse_stage") == UNCLOSED
             self.output_tools = sample.get("output_tools") or []
             self._choices = sample.get("choices")
             if sample.get("output_json") is not None:
@@ -120,22 +124,26 @@ class Context:
         }
 
 
-def sample_from_completion(completion: Any, prompt: Any = None, **known: Any) -> Sample | dict:
+def sample_from_completion(
+    completion: Any, prompt: Any = None, unclosed_is_cut: bool = False, **known: Any
+) -> Sample | dict:
     """A sample from what TRL hands to a reward function: a text, or a list of chat messages.
 
     A plain prompt that ends in `<think>` opened the thinking itself, so the completion is read
     as if it began there. Of a list of messages, the last assistant message is the output, and
     `output_tools` are the tool calls of all of them.
+
+    unclosed_is_cut  a thought that never closed shows that the limit cut the answer
     """
     if isinstance(completion, str):
         if isinstance(prompt, str) and prompt.rstrip().endswith("<think>"):
             completion = "<think>" + completion
-        return Sample.from_text(completion, **known)
+        return _sample(completion, unclosed_is_cut, known)
     assistant = [m for m in completion if m.get("role") == "assistant"]
     content = assistant[-1].get("content") if assistant else ""
     if isinstance(content, list):  # content parts: [{"type": "text", "text": …}]
         content = "".join(part.get("text") or "" for part in content)
-    sample = Sample.from_text(content or "", **known)
+    sample = _sample(content or "", unclosed_is_cut, known)
     tools = [call for message in assistant for call in message.get("tool_calls") or []]
     if not tools:
         return sample
@@ -143,8 +151,16 @@ def sample_from_completion(completion: Any, prompt: Any = None, **known: Any) ->
         "output_text": sample.output_text,
         "reasoning": sample.reasoning,
         "finish_reason": sample.finish_reason,
+        "parse_stage": sample.parse_stage,
         "output_tools": tools,
     }
+
+
+def _sample(text: str, unclosed_is_cut: bool, known: dict[str, Any]) -> Sample:
+    sample = Sample.from_text(text, **known)
+    if unclosed_is_cut and sample.parse_stage == UNCLOSED:
+        sample.finish_reason = "length"
+    return sample
 
 
 def shorten(value: Any, limit: int = 80) -> str:

@@ -128,10 +128,7 @@ class Grader:
             errors=error_object(grade.faults),
             execution_time=time.perf_counter() - start,
             token_usage=context.usage,
-            explanations=[
-                f"{variable}: {fault.detail}" if variable else fault.detail
-                for variable, fault in grade.faults
-            ],
+            explanations=_explain(context, grade),
         )
 
     def evaluate(self, item: dict[str, Any] | None, sample: Sample | str | dict) -> Grade:
@@ -188,7 +185,10 @@ class Grader:
     def _grade(self, context: Context) -> Grade:
         finished = context.finish_reason
         if finished == "length":
-            fault = sample_fault("truncated_observation_error", "the answer was cut at its limit")
+            why = "the answer was cut at its limit"
+            if context.unclosed:
+                why += ": its thought was never closed, and the output is empty"
+            fault = sample_fault("truncated_observation_error", why)
             return Grade(0.0, dict.fromkeys(self.variables, 0.0), (("", fault),))
         if finished == "error":
             fault = grader_fault("other_error", "there is no answer: its endpoint failed")
@@ -206,6 +206,17 @@ class Grader:
 
     def __repr__(self) -> str:
         return f"<Grader {self.name!r} ({self.type})>"
+
+
+def _explain(context: Context, grade: Grade) -> list[str]:
+    """A sentence for each fault, and one for a thought that never closed."""
+    said = [
+        f"{variable}: {fault.detail}" if variable else fault.detail
+        for variable, fault in grade.faults
+    ]
+    if context.unclosed and context.finish_reason != "length":
+        said.append("the thought was opened by <think> and never closed: the output is empty")
+    return said
 
 
 def row_id(row: dict[str, Any], number: int) -> str:

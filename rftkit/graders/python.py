@@ -26,6 +26,27 @@ from rftkit.graders.context import Context, shorten
 from rftkit.graders.report import grader_fault, sample_fault
 
 MAX_SOURCE_BYTES = 256_000
+# Import name -> distribution. First the libraries that OpenAI's guide lists for the machines that
+# run python graders; pip gets those missing here from the extra grader-image.
+IMAGE_LIBRARIES = {
+    **{name: name for name in ("deepdiff", "jsonschema", "nltk", "numpy", "pandas", "pydantic")},
+    **{name: name for name in ("rapidfuzz", "scipy", "sqlparse", "sympy")},
+    "rouge_score": "rouge-score",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+# Others that are imported under another name than pip knows.
+DISTRIBUTIONS = {
+    "Bio": "biopython",
+    "Levenshtein": "levenshtein",
+    "PIL": "pillow",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "docx": "python-docx",
+    "fitz": "pymupdf",
+    "skimage": "scikit-image",
+}
 
 
 @dataclass
@@ -102,6 +123,24 @@ def missing_imports(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
     return sorted(name for name in names if not _is_installed(name))
+
+
+def install_advice(names: list[str]) -> str:
+    """What to install for imports that are missing here, by the names that pip knows.
+
+    >>> install_advice(["yaml", "cv2"])
+    "pip install 'rftkit[grader-image]' (pyyaml); pip install opencv-python-headless (cv2)"
+    """
+    image = [IMAGE_LIBRARIES[name] for name in names if name in IMAGE_LIBRARIES]
+    others = [name for name in names if name not in IMAGE_LIBRARIES]
+    advice = []
+    if image:
+        advice.append(f"pip install 'rftkit[grader-image]' ({', '.join(image)})")
+    if others:
+        wanted = sorted(DISTRIBUTIONS.get(name, name) for name in others)
+        known = f" ({', '.join(others)})" if wanted != others else ""
+        advice.append(f"pip install {' '.join(wanted)}{known}")
+    return "; ".join(advice)
 
 
 def find_runner(allow_weak_isolation: bool = False) -> Runner:

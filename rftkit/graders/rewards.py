@@ -37,6 +37,7 @@ def reward_function(
                     GraderFailure (training turns it into a checkpoint and a stop)
     end_token_ids   with it, an answer whose token ids do not end in one of these was cut at the
                     limit and scores 0; without it, only thinking that never closed shows a cut
+                    (and scores 0 then: its output is empty, which a grader may well like)
     item_column     the column that holds each whole item as JSON, where rows differ in their
                     fields or types; the other columns are then not read
     observer        hears the samples and their grades of every call, before the rewards return
@@ -58,6 +59,7 @@ def reward_function(
         completions: list[Any], prompts: list[Any] | None = None, **columns: Any
     ) -> list[float | None]:
         count = len(completions)
+        ends_known = end_token_ids is not None and columns.get("completion_ids") is not None
         cut = _find_cut(columns.get("completion_ids"), end_token_ids, count)
         if item_column is None:
             items = _items_of(columns, count)
@@ -67,6 +69,7 @@ def reward_function(
             sample_from_completion(
                 completion,
                 prompts[index] if prompts else None,
+                not ends_known,
                 **({"finish_reason": "length"} if cut[index] else {}),
             )
             for index, completion in enumerate(completions)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rftkit.graders.context import shorten
 from rftkit.graders.formula import FUNCTIONS, FormulaError, parse_formula
-from rftkit.graders.python import check_source, missing_imports
+from rftkit.graders.python import check_source, install_advice, missing_imports
 from rftkit.graders.templates import TemplateError, compile_template
 
 # type -> (class in openai.types.graders, keys that hold one templated text)
@@ -175,7 +175,8 @@ class SpecChecker:
         if missing:
             self.note(
                 join(path, "source"),
-                f"imports {', '.join(missing)}, not installed here: pip install them before a run",
+                f"imports {', '.join(missing)}, not installed here: before a run, "
+                f"{install_advice(missing)}",
             )
 
     def _score_model(self, plain: dict[str, Any], path: str) -> None:

@@ -66,7 +66,8 @@ def measure_signal(
     than once makes a 95 % interval hold a little less often than that.) A task without a
     verifiable answer is refused before anything is drawn.
 
-    Raises UserError where a row lacks what the grader reads, or the grader cannot run here.
+    Raises UserError where the grader's JSON is faulty or cannot run here, or a row lacks what it
+    reads.
     """
     if answers < 2 or not rows:
         raise UserError(
@@ -77,10 +78,11 @@ def measure_signal(
     budget = sample_budget(completions)
     if most is not None:
         budget = min(budget, max(most, 2 * PROBES))
+    grader = task.grader  # a grader that cannot be used is said before anything is judged by it
     if why := why_not_verifiable(task, rows):
         return refuse(why, policy.name, seed, budget, len(rows))
-    task.grader.check_rows(rows)
-    task.grader.check_ready()
+    grader.check_rows(rows)
+    grader.check_ready()
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     count, each = first_draw(len(rows), min(budget, LEAST_BUDGET) - PROBES, answers)
     reference = check_reference(task, rows, order[:count])
@@ -102,10 +104,11 @@ def measure_signal(
         take_numbers(signal, task, drawn, reference, max_completion_tokens)
         signal = decide(signal, reference, look, task, rows)
         affordable = (budget - signal.samples - PROBES * (not drawn.probe)) // each
-        wanted = -(-(signal.more_samples or 0) // each)
-        if min(wanted, affordable, len(rows) - count) < 1:
+        if signal.verdict != "undecided" or min(affordable, len(rows) - count) < 1:
             break
-        count = min(count + wanted, count + affordable, len(rows))
+        if not signal.missing_rows:
+            break  # not a matter of numbers
+        count = min(count + signal.missing_rows, count + affordable, len(rows))
     return signal
 
 

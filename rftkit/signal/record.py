@@ -12,6 +12,7 @@ from rftkit.data.writing import write_json, write_text
 from rftkit.evaluation import Groups, Interval
 
 RECORD_FILE, SAMPLES_FILE = "signal.json", "signal_samples.jsonl"
+NOT_SHOWN = ("drawn", "missing_rows")
 INTERVALS = ("reward", "dead_groups", "dead_ability", "cut", "unreadable")
 
 
@@ -57,7 +58,8 @@ class Signal:
     rows, answers, samples, budget   rows drawn, answers a row, answers in all, and their limit
     temperature   of the drawn answers
     group         k: the answers that training compares with one another
-    more_samples  about how many more would settle an "undecided"; None otherwise
+    more_samples  about how many more answers, to rows that are there, would settle an "undecided";
+                  None otherwise, and where no number of them would (the reason says what else)
     pass_at       {k: chance that one of k answers is right}
     reward        of an answer; spread: standard deviation within a row, mean over rows
     sub_graders   {name: {mean, spread, moving}}; moving: share of rows in which it differs
@@ -79,6 +81,8 @@ class Signal:
     reference     the reference check's status, and mean rewards of right and of swapped answers
     shown         some of the samples, worst, median and best
     drawn         all samples, drawn[row][index]; not in to_json (see save)
+    missing_rows  about how many more rows an "undecided" lacks, whether there are any or not; for
+                  the gate itself, not in to_json
     """
 
     verdict: str
@@ -116,19 +120,21 @@ class Signal:
     reference: dict[str, Any] = field(default_factory=dict)
     shown: list[dict[str, Any]] = field(default_factory=list)
     drawn: Groups = field(default_factory=list, repr=False, compare=False)
+    missing_rows: int = field(default=0, repr=False, compare=False)
 
     def names(self) -> list[str]:
         """The names of the findings, causes first."""
         return [finding.name for finding in self.findings]
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON object: every field but `drawn`."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "drawn"}
+        """One JSON object: every field but `drawn` and `missing_rows`."""
+        shown = [f.name for f in fields(self) if f.name not in NOT_SHOWN]
+        return {name: _plain(getattr(self, name)) for name in shown}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Signal:
         """Read what to_json wrote; fields that later versions add are ignored."""
-        known = {f.name for f in fields(cls)} - {"drawn"}
+        known = {f.name for f in fields(cls)} - set(NOT_SHOWN)
         values = {name: value for name, value in record.items() if name in known}
         values["findings"] = [Finding(**f) for f in values.get("findings", [])]
         values["questions"] = [Question(**q) for q in values.get("questions", [])]

@@ -6,6 +6,7 @@ same form, must score less. And something in the grader must compare the answer 
 
 from __future__ import annotations
 
+import ast
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -119,14 +120,46 @@ def mean_reward(task: Task, rows: Sequence[dict[str, Any]], answers: Sequence[st
 
 
 def grader_parts(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """The graders that a grader's JSON consists of."""
-    return list(spec["graders"].values()) if spec["type"] == "multi" else [spec]
+    """The graders that a grader's JSON consists of (a multi's may stand in a list)."""
+    if spec["type"] != "multi":
+        return [spec]
+    parts = spec["graders"]
+    return list(parts.values()) if isinstance(parts, dict) else list(parts)
 
 
 def reads_row(part: dict[str, Any]) -> bool:
     """Does this grader look at the row (the item), and not at the sample alone?"""
+    if part["type"] == "python":
+        return uses_second_argument(part["source"])
     texts = {key: value for key, value in part.items() if key not in ("name", "type")}
     return "item" in str(texts)
+
+
+def uses_second_argument(source: str) -> bool:
+    """Does a python grader's `grade` use what it is given second: the row, under any name?
+
+    A text that cannot be read, or that binds `grade` in another way than by a def with two
+    arguments, counts as using it: what cannot be seen is no ground to refuse a task.
+
+    >>> uses_second_argument("def grade(sample, row):\\n    return row['n'] > 0")
+    True
+    >>> uses_second_argument("def grade(sample, item):\\n    return 1.0")
+    False
+    """
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True
+    grades = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "grade"]
+    if not grades:
+        return True
+    arguments = [*grades[-1].args.posonlyargs, *grades[-1].args.args]
+    if len(arguments) != 2:
+        return True
+    # locals() and the like reach every argument without its name.
+    reached = {arguments[1].arg, "locals", "vars", "eval", "exec"}
+    inside = (node for statement in grades[-1].body for node in ast.walk(statement))
+    return any(isinstance(node, ast.Name) and node.id in reached for node in inside)
 
 
 def why_not_verifiable(task: Task, rows: Sequence[dict[str, Any]]) -> str | None:

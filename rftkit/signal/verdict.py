@@ -21,6 +21,8 @@ from rftkit.task import Task
 MOST_DEAD, MOST_CUT = 0.8, 0.3
 MOST_UNREADABLE = 0.5  # ours: beyond half, most of what the model hears is about form
 LOW_TEMPERATURE = 0.5  # ours: below it most answers are the likeliest one and its neighbours
+HOPELESS = 20  # ours, times the gate's budget: who would need more samples needs another task
+FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows; two are the fewest that may mean
 MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
 
 # Causes before what follows from them: each name, and what to turn.
@@ -48,6 +50,8 @@ FINDINGS = {
     "may have lost its variety",
     "no spread": "more answers_per_prompt, partial credit in the grader, or rows of middling "
     "difficulty (neither always nor never solved)",
+    "too few rows": "rows: add some, a few dozen to start with; or read the run as a test of the "
+    "machinery, and evaluate on rows that it has not seen",
     "format alone": "teach the form first (an example in the prompt, a short SFT), or give it less "
     "weight in the grader",
 }
@@ -105,6 +109,7 @@ def decide(
         judge_grader(judge, reference)
         if not garbage and signal.dead_ability is not None:
             judge_spread(judge)
+            judge_rows(judge, len(rows))
     else:
         for fault in look.faults:
             judge.add("chat template broken", fault)
@@ -114,6 +119,12 @@ def decide(
     signal.notes = take_notes(signal, reference, look)
     if task is not None:
         signal.questions = ask_questions(signal, reference, task, rows)
+    few = 1 < len(rows) < FEW_ROWS
+    if few and signal.samples:
+        signal.notes.append(
+            f"{len(rows)} rows: fewer than the {FEW_ROWS} that RFT is usually started with; they "
+            "will soon be learned by heart, so look at held-out rows often (eval_every)"
+        )
     conclude(signal, judge.missing_rows, len(rows))
     return signal
 
@@ -131,7 +142,7 @@ def refuse(why: str, policy: str, seed: int, budget: int, rows: int) -> Signal:
 def conclude(signal: Signal, missing_rows: int, rows: int) -> None:
     """The verdict and its sentence."""
     fixes = [f.name for f in signal.findings if f.level == "fix"]
-    signal.more_samples = None
+    signal.more_samples, signal.missing_rows = None, missing_rows
     if fixes:
         signal.verdict = "fix"
         signal.reason = f"mend first: {fixes[0]}"
@@ -139,21 +150,38 @@ def conclude(signal: Signal, missing_rows: int, rows: int) -> None:
             signal.reason += f" (and see whether {', '.join(fixes[1:])} went with it)"
     elif signal.findings:
         signal.verdict = "undecided"
-        signal.more_samples = missing_rows * signal.answers
-        signal.reason = (
-            f"{signal.samples} samples are too few: about {signal.more_samples:,} more would "
-            "settle it"
-        )
-        if missing_rows > rows - signal.rows:
-            signal.reason += (
-                f", on {missing_rows:,} more rows (the file has {rows - signal.rows} left): train "
-                "and watch the share of dead groups, or add rows"
-            )
+        signal.reason = why_undecided(signal, missing_rows, rows - signal.rows)
     else:
         signal.verdict = "go"
         signal.reason = (
             f"{1 - signal.dead_groups.mean:.0%} of the groups have a spread to learn from"
         )
+
+
+def why_undecided(signal: Signal, missing_rows: int, left: int) -> str:
+    """What would settle it; fills more_samples where that is more answers to rows that are there.
+
+    missing_rows  about how many more rows are needed; 0 where the finding is not about numbers
+    left          rows of the file that were not drawn
+    """
+    about_rows = [f.evidence for f in signal.findings if f.name == "too few rows"]
+    if about_rows or not missing_rows:
+        return (about_rows or [signal.findings[0].evidence])[0]
+    too_few = f"{signal.samples} samples are too few"
+    if missing_rows * (signal.group or signal.answers) > HOPELESS * signal.budget:
+        return (
+            f"{too_few}, and so would be {HOPELESS} times what the gate may draw: it lies too near "
+            "the limit to be told from it. Treat it as a fix: give partial credit, or take easier "
+            "rows or more answers_per_prompt, so that more groups have a spread"
+        )
+    if missing_rows > left:
+        return (
+            f"{too_few}: it would take about {missing_rows:,} more rows, and the file has {left} "
+            "left. Add rows; or raise answers_per_prompt, so that fewer groups are dead; or train "
+            "and watch the share of dead groups"
+        )
+    signal.more_samples = missing_rows * signal.answers
+    return f"{too_few}: about {signal.more_samples:,} more would settle it"
 
 
 # --- the findings --------------------------------------------------------------------------------
@@ -287,6 +315,17 @@ def judge_spread(judge: Judge) -> None:
             "format alone",
             f"{signal.dead_groups} of the groups have no spread, but {signal.dead_ability} none "
             f"among readable answers: {signal.format_share:.0%} of the spread is form",
+        )
+
+
+def judge_rows(judge: Judge, rows: int) -> None:
+    """One row has a spread like any other, and yet there is nothing to be learnt from it alone."""
+    if rows == 1:
+        judge.add(
+            "too few rows",
+            "the training file holds one row: a spread within its group can be learnt from, but "
+            "nothing can be compared across rows, and its answer will be learned by heart",
+            level="open",
         )
 
 
