@@ -384,7 +384,7 @@ def signal_command(
 
         rftkit signal run.json --out runs/signal
 
-    Exit code 0: go, or undecided (it says how many more samples would settle it). 3: fix; each
+    Exit code 0: go, or undecided (it says what would settle it). 3: fix; each
     finding names its evidence and the knob to turn. 1: the config or the rows are invalid.
     """
     from rftkit.policy import load_policy
@@ -401,6 +401,7 @@ def signal_command(
         )
     task = config_task(run)
     rows, _ = config_rows(run, task)
+    task.grader.check_ready()  # before the model is loaded
     with ConsoleReporter() as reporter:
         reporter.stage("loading")
         policy = load_policy(run.model, run.engine, run.init_adapter)
