@@ -16,7 +16,8 @@ import time
 import pytest
 
 from rftkit.graders import Grader
-from rftkit.sandbox import Limits, python_runner, report, run_program
+from rftkit.sandbox import Limits, process, python_runner, report, run_program
+from rftkit.sandbox.runner import Runner
 
 # The time is generous, for a busy machine, except where running out of time is the point.
 SMALL = Limits(
@@ -352,6 +353,101 @@ def test_attack_is_not_contained_or_not_reported(runners, secrets, listener, nam
     with pytest.raises(BlockingIOError):
         listener.accept()
     assert grade(runner, "def grade(sample, item):\n    return 0.25\n")["reward"] == 0.25
+
+
+# --- the disk, where no folder shows what is taken -----------------------------------------------
+
+DISK = Limits(seconds=10, disk=20_000_000)
+FULL = ("No space left", "more than 20,000,000 bytes were written to disk")
+BEFORE = "import ctypes, mmap, os, time\nblock = bytes(10**6)\n"
+STAY = "while True:\n    os.write(1, b'.')\n    time.sleep(0.02)\n"
+# name -> (the program, what may be said). What is written when a repair is missing is bounded.
+DISK_PROGRAMS = {
+    "blocks beyond the end of a file": (
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]\n"
+        "file = os.open('f', os.O_CREAT | os.O_RDWR)\n"
+        "if libc.fallocate(file, 1, 0, 100_000_000):\n"  # 1: FALLOC_FL_KEEP_SIZE
+        "    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))\n"
+        "print(os.fstat(file).st_blocks * 512, 'taken')\n",
+        ("not permitted",),
+    ),
+    "unlinked files that are held open": (
+        "kept = []\n"
+        "for n in range(4):\n"
+        "    kept.append(open(str(n), 'wb', buffering=0))\n"
+        "    os.unlink(str(n))\n"
+        "    for _ in range(15):\n"
+        "        assert kept[-1].write(block) == 10**6, os.write(kept[-1].fileno(), block)\n"
+        "time.sleep(60)\n",
+        FULL,
+    ),
+    "writes to the disk and into its pipe by turns": (
+        "for n in range(60):\n"
+        "    with open(str(n), 'wb', buffering=0) as file:\n"
+        "        assert file.write(block) == 10**6, os.write(file.fileno(), block)\n"
+        "    os.write(1, b'.')\n" + STAY,
+        FULL,
+    ),
+}
+
+
+@pytest.fixture(params=["mounted", "measured"])
+def disk_runner(request, monkeypatch):
+    """A file system of the scratch folder's own, and the way of machines that may not mount."""
+    needs("files", "processes", "disk")
+    settings = process.settings
+    if request.param == "measured":
+        monkeypatch.setattr(process, "settings", lambda *a: settings(*a) | {"may_unshare": False})
+    elif not any("tmpfs" in means for means in report().protections["disk"]):
+        pytest.skip("sandbox: this machine lacks a file system of the scratch folder's own")
+    runner = Runner(DISK, workers=1)
+    yield runner
+    runner.close()
+
+
+def ask_program(runner, source: str):
+    return runner.run_program({"source": BEFORE + source, "stdin": "", "arguments": []})
+
+
+@pytest.mark.parametrize("name", DISK_PROGRAMS)
+def test_disk_holds_more_than_its_limit(disk_runner, name):
+    program, said = DISK_PROGRAMS[name]
+    result = ask_program(disk_runner, program)
+    assert not result.ok and any(one in result.stderr + (result.error or "") for one in said)
+    # nothing of it is left for the next one, which may fill the disk to its limit
+    assert ask_program(disk_runner, "print(os.listdir('.'))").stdout == "[]\n"
+    fill = "print(open('f', 'wb', buffering=0).write(20 * block), os.path.getsize('f'))"
+    result = ask_program(disk_runner, fill)
+    assert (result.stdout, result.error) == ("20000000 20000000\n", None), result
+
+
+def test_kernel_does_not_bound_what_the_folder_does_not_show(disk_runner):
+    """Unlinked and held by a memory map alone: only a file system of its own knows of it."""
+    hidden = (
+        "maps, written = [], 0\n"
+        "try:\n"
+        "    for n in range(4):\n"
+        "        with open('f', 'wb+', buffering=0) as file:\n"
+        "            for _ in range(15):\n"
+        "                written += file.write(block)\n"
+        "            maps.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE))\n"
+        "        os.unlink('f')\n"
+        "except OSError as error:\n"
+        "    print(error.strerror, written < 20_200_000)\n"
+    )
+    result = ask_program(disk_runner, hidden)
+    if process.settings("", DISK)["may_unshare"]:
+        assert result.stdout == "No space left on device True\n", result
+    else:  # what is left open there, and said in the threat model
+        assert result.ok
+
+
+def test_number_of_files_is_not_limited(disk_runner):
+    result = ask_program(disk_runner, "for n in range(10_050):\n    open(str(n), 'w').close()\n")
+    assert not result.ok
+    assert any(one in result.stderr + (result.error or "") for one in FULL)
+    assert ask_program(disk_runner, "print(os.listdir('.'))").stdout == "[]\n"
 
 
 # --- state: what one grade does, and what the next one finds -------------------------------------

@@ -23,6 +23,10 @@ Nothing that comes back is trusted: never unpickled, at most 1 MB, a number is e
 What no sandbox can do: a grader that runs a model's code WITHIN grade() shares its process with
 it, and that code can decide that one grade (no other one). Hidden tests and the comparison belong
 outside: `run_program` runs the code alone and hands back what it printed.
+The disk is a file system of its own where the machine lets us mount one (namespaces): the kernel
+keeps its size, and it takes memory, at most the disk's limit for each grade that runs, given back
+after it. Elsewhere the folder is measured ten times a second: a program can then write more than
+the limit in between, and hide unlinked files behind a memory map or a thread with files of its own.
 Left out: the size and existence of files outside can be seen (their content and the names in
 a folder cannot), and side channels such as timing.
 """
