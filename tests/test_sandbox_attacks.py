@@ -538,6 +538,146 @@ def test_grades_share_what_the_source_opened(name):
         assert not found["reward"] and said in details(found)
 
 
+SPY = "import os, sys, builtins, gc, mmap, signal, threading, time, types\ncalls = [0]\n"
+WATCH = (
+    "    while True:\n"
+    "        if os.path.exists('mark'):\n"
+    "            calls[0] += 1\n"
+    "            open(f'seen{calls[0]}', 'w').close()\n"
+    "        time.sleep(0.005)\n"
+)
+LEFT_THREAD, LEFT_PROCESS = "the source left a thread running", "the source left a process running"
+# name -> (what the source does while it is loaded, why it is refused or None)
+LEFT_BY_THE_SOURCE = {
+    "a thread": (
+        f"def watch():\n{WATCH}threading.Thread(target=watch, daemon=True).start()\n",
+        LEFT_THREAD + " (Thread-1",
+    ),
+    "a thread that no list holds": (
+        f"import _thread\ndef watch():\n{WATCH}_thread.start_new_thread(watch, ())\n",
+        LEFT_THREAD,
+    ),
+    "a process": (f"if os.fork() == 0:\n{WATCH}", LEFT_PROCESS),
+    "a process whose parent is gone": (
+        f"if os.fork() == 0:\n    if os.fork():\n        os._exit(0)\n{WATCH}os.wait()\n",
+        LEFT_PROCESS,
+    ),
+    "a timer": (
+        "def handler(*_): calls[0] += 1\n"
+        "signal.signal(signal.SIGALRM, handler)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)\n",
+        None,
+    ),
+    "a timer of the processor's time": (
+        "def handler(*_): calls[0] += 1\n"
+        "signal.signal(signal.SIGPROF, handler)\n"
+        "signal.setitimer(signal.ITIMER_PROF, 0.0001, 0.0001)\n",
+        None,
+    ),
+    "a handler of the end of a grade": (
+        "def handler(*_): calls[0] += 1\nsignal.signal(signal.SIGCHLD, handler)\n",
+        None,
+    ),
+    "its own serving function": (
+        "parent = sys.modules['rftkit.sandbox.warm_parent']\n"
+        "serve = parent._serve\n"
+        "def count(*a):\n    calls[0] += 1\n    return serve(*a)\n"
+        "parent._serve = count\n",
+        None,
+    ),
+    "its own code in our function": (
+        "function = sys.modules['rftkit.sandbox.frames'].write_frame\n"
+        "write = types.FunctionType(function.__code__, function.__globals__)\n"
+        "def count(file, data):\n"
+        "    grader = __import__('sys').modules['grader']\n"
+        "    grader.calls[0] += 1\n"
+        "    grader.write(file, data)\n"
+        "function.__code__ = count.__code__\n",
+        None,
+    ),
+    "its own os.fork": (
+        "fork = os.fork\ndef count():\n    calls[0] += 1\n    return fork()\nos.fork = count\n",
+        None,
+    ),
+    "its own builtins": (
+        "zip_, map_, sum_ = zip, map, sum\n"
+        "def count(function):\n"
+        "    def counting(*a):\n        calls[0] += 1\n        return function(*a)\n"
+        "    return counting\n"
+        "builtins.sum, builtins.map, builtins.len = count(sum), count(map), count(len)\n",
+        None,
+    ),
+    "a function before each fork": (
+        "def count(): calls[0] += 1\nos.register_at_fork(before=count)\n",
+        None,
+    ),
+    "an audit hook": (
+        "def hook(*_): calls[0] += 1\nsys.addaudithook(hook)\n",
+        "no audit hooks",
+    ),
+    "a profiler": ("def count(*_): calls[0] += 1\nsys.setprofile(count)\n", None),
+    "a function at each collection": (
+        "def count(*_): calls[0] += 1\ngc.callbacks.append(count)\ngc.set_threshold(1)\n",
+        None,
+    ),
+    "a map of a file that grades can write": (
+        "file = open('shared', 'wb+', buffering=0)\n"
+        "file.write(bytes(4096))\n"
+        "calls = mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE)\n",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_BY_THE_SOURCE)
+def test_source_left_what_counts_the_grades(name):
+    needs("files", "processes")
+    source, refused = LEFT_BY_THE_SOURCE[name]
+    use = (
+        "def grade(sample, item):\n"
+        "    seen = calls[0] + sum(n.startswith('seen') for n in os.listdir('.'))\n"
+        "    open('mark', 'w').close()\n"
+        "    if os.path.exists('shared'):\n"
+        "        open('shared', 'rb+').write(bytes([1]))\n"
+        "    time.sleep(0.03)\n"
+        "    return seen / 1e6\n"
+    )
+    runner = Runner(SMALL, workers=1)
+    try:
+        found = [runner(SPY + source + use, {}, {}) for _ in range(3)]
+    finally:
+        runner.close()
+    if refused:
+        assert found[0].failed_to_load and refused in found[0].runtime_error, found[0]
+    else:
+        values = [each.value for each in found]
+        assert values[0] is not None and values == values[:1] * 3, found
+
+
+def test_hardening_takes_what_an_honest_source_needs():
+    """A thread that ended, a signal handler for the grade, functions of its own in builtins."""
+    source = (
+        "import builtins, os, random, signal, threading, time\n"
+        "done = []\n"
+        "thread = threading.Thread(target=done.append, args=(1,))\n"
+        "thread.start(); thread.join()\n"
+        "if os.fork() == 0:\n    os._exit(0)\n"
+        "os.wait()\n"
+        "def late(*_):\n    raise TimeoutError\n"
+        "signal.signal(signal.SIGALRM, late)\n"
+        "builtins.half = lambda x: x / 2\n"
+        "def grade(sample, item):\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.01)\n"
+        "    try:\n        time.sleep(20)\n"
+        "    except TimeoutError:\n        return half(len(done))\n"
+    )
+    runner = Runner(SMALL, workers=1)
+    try:
+        assert [runner(source, {}, {}).value for _ in range(2)] == [0.5, 0.5]
+    finally:
+        runner.close()
+
+
 # --- numbers that lie ----------------------------------------------------------------------------
 
 LIAR = """

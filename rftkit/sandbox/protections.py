@@ -17,7 +17,7 @@ from rftkit.sandbox import syscalls
 # System calls have the same number on all processors since these came.
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
-_PR_SET_DUMPABLE = 4
+_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36
 _SECCOMP_MODE_FILTER = 2
 
 # Landlock's rights over files, by bit (linux/landlock.h).
@@ -87,6 +87,11 @@ def forbid_new_privileges() -> None:
 def die_with_parent() -> None:
     """Be killed when the process that forked this one ends (prctl, PR_SET_PDEATHSIG)."""
     _call(_libc.prctl, _PR_SET_PDEATHSIG, 9, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of each descendant whose own parent ends (PR_SET_CHILD_SUBREAPER)."""
+    _call(_libc.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Filter:

@@ -82,7 +82,8 @@ def _empty(folder: str) -> None:
     """Remove what is in a folder, whose writers are dead. Each folder within gives its own folders
     to the top before it goes: nested as deep as may be, no path gets long and nothing recurses
     (shutil.rmtree would, and the guard cannot start `rm` once its process namespace is dead)."""
-    moved = os.path.join(folder, f"moved-{os.urandom(8).hex()}-")
+    # No os.path here: it is written in Python, so a grader's text could put its own in its place.
+    moved = f"{folder}{os.sep}moved-{os.urandom(8).hex()}-"
     count = 0
     while entries := _list(folder):
         for entry in entries:

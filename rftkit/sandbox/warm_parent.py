@@ -13,11 +13,13 @@ import gc
 import json
 import os
 import select
+import signal
+import sys
 import time
 import types
 from collections.abc import Callable
 
-from rftkit.sandbox import child, frames, protections
+from rftkit.sandbox import child, frames, loading, protections
 from rftkit.sandbox.frames import DISK_FULL, DONE, GRADE, HEADER, REPLY_OVERHEAD, REPLY_TOO_LARGE
 from rftkit.sandbox.limits import Limits, limit_process
 from rftkit.sandbox.scratch import (
@@ -51,10 +53,13 @@ def main(
     if _is_alone(to_guard):
         os._exit(1)
     frames.write_frame(replies, json.dumps(given).encode())
-    module, error = child.load_source(settings["source"])
+    module, error, handlers = loading.load(settings["source"], [sys.modules[__name__]])
+    if not error and not wipe(scratch):  # a file by its name: grades could write in it in turn
+        error = "the source left files that cannot be removed"
     frames.write_frame(replies, error.encode("utf-8", "replace"))
     if error:
         os._exit(0)
+    settings["handlers"] = handlers
     gc.collect()
     gc.freeze()  # what is here stays: a child's collector need not touch (and so copy) it
     while (request := frames.read_frame(requests)) is not None:
@@ -78,6 +83,7 @@ def _lock_in(
     limit_process(settings["limits"], counted)
     protections.forbid_new_privileges()
     protections.die_with_parent()
+    protections.adopt_orphans()  # so that loading.py sees every process the source left
     files, network, processes, child_filter = [], [], [], None
     try:
         version = protections.restrict_files(
@@ -115,6 +121,8 @@ def _serve(
     pid = os.fork()
     if pid == 0:
         try:
+            for number, handler in settings["handlers"].items():
+                signal.signal(number, handler)
             child.main(request, module, [end for _, end in pipes], limits, child_filter)
         finally:
             os._exit(child.BROKEN)
