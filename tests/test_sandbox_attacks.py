@@ -568,12 +568,6 @@ LEFT_BY_THE_SOURCE = {
         "signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)\n",
         None,
     ),
-    "a timer of the processor's time": (
-        "def handler(*_): calls[0] += 1\n"
-        "signal.signal(signal.SIGPROF, handler)\n"
-        "signal.setitimer(signal.ITIMER_PROF, 0.0001, 0.0001)\n",
-        None,
-    ),
     "a handler of the end of a grade": (
         "def handler(*_): calls[0] += 1\nsignal.signal(signal.SIGCHLD, handler)\n",
         None,
@@ -629,9 +623,14 @@ LEFT_BY_THE_SOURCE = {
 }
 
 
+@pytest.mark.parametrize("may_unshare", [True, False], ids=["namespaces", "none"])
 @pytest.mark.parametrize("name", LEFT_BY_THE_SOURCE)
-def test_source_left_what_counts_the_grades(name):
+def test_source_left_what_counts_the_grades(name, may_unshare, monkeypatch):
+    """The first process of a namespace is spared some signals and adopts orphans by itself."""
     needs("files", "processes")
+    settings = process.settings
+    ours = {"may_unshare": may_unshare}
+    monkeypatch.setattr(process, "settings", lambda *a: settings(*a) | ours)
     source, refused = LEFT_BY_THE_SOURCE[name]
     use = (
         "def grade(sample, item):\n"
