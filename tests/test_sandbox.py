@@ -374,6 +374,7 @@ def test_kernel_offers_what_the_sandbox_does_not_use():
         assert found.protections[name], name
     if os.geteuid() == 0 and has_capability_to_change_user():
         assert found.protections["threads"] and "network namespace" in found.protections["network"]
+        assert any("tmpfs" in means for means in found.protections["disk"])
 
 
 def has_capability_to_change_user():

@@ -16,7 +16,8 @@ import time
 import pytest
 
 from rftkit.graders import Grader
-from rftkit.sandbox import Limits, python_runner, report, run_program
+from rftkit.sandbox import Limits, process, python_runner, report, run_program
+from rftkit.sandbox.runner import Runner
 
 # The time is generous, for a busy machine, except where running out of time is the point.
 SMALL = Limits(
@@ -354,6 +355,101 @@ def test_attack_is_not_contained_or_not_reported(runners, secrets, listener, nam
     assert grade(runner, "def grade(sample, item):\n    return 0.25\n")["reward"] == 0.25
 
 
+# --- the disk, where no folder shows what is taken -----------------------------------------------
+
+DISK = Limits(seconds=10, disk=20_000_000)
+FULL = ("No space left", "more than 20,000,000 bytes were written to disk")
+BEFORE = "import ctypes, mmap, os, time\nblock = bytes(10**6)\n"
+STAY = "while True:\n    os.write(1, b'.')\n    time.sleep(0.02)\n"
+# name -> (the program, what may be said). What is written when a repair is missing is bounded.
+DISK_PROGRAMS = {
+    "blocks beyond the end of a file": (
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]\n"
+        "file = os.open('f', os.O_CREAT | os.O_RDWR)\n"
+        "if libc.fallocate(file, 1, 0, 100_000_000):\n"  # 1: FALLOC_FL_KEEP_SIZE
+        "    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))\n"
+        "print(os.fstat(file).st_blocks * 512, 'taken')\n",
+        ("not permitted",),
+    ),
+    "unlinked files that are held open": (
+        "kept = []\n"
+        "for n in range(4):\n"
+        "    kept.append(open(str(n), 'wb', buffering=0))\n"
+        "    os.unlink(str(n))\n"
+        "    for _ in range(15):\n"
+        "        assert kept[-1].write(block) == 10**6, os.write(kept[-1].fileno(), block)\n"
+        "time.sleep(60)\n",
+        FULL,
+    ),
+    "writes to the disk and into its pipe by turns": (
+        "for n in range(60):\n"
+        "    with open(str(n), 'wb', buffering=0) as file:\n"
+        "        assert file.write(block) == 10**6, os.write(file.fileno(), block)\n"
+        "    os.write(1, b'.')\n" + STAY,
+        FULL,
+    ),
+}
+
+
+@pytest.fixture(params=["mounted", "measured"])
+def disk_runner(request, monkeypatch):
+    """A file system of the scratch folder's own, and the way of machines that may not mount."""
+    needs("files", "processes", "disk")
+    settings = process.settings
+    if request.param == "measured":
+        monkeypatch.setattr(process, "settings", lambda *a: settings(*a) | {"may_unshare": False})
+    elif not any("tmpfs" in means for means in report().protections["disk"]):
+        pytest.skip("sandbox: this machine lacks a file system of the scratch folder's own")
+    runner = Runner(DISK, workers=1)
+    yield runner
+    runner.close()
+
+
+def ask_program(runner, source: str):
+    return runner.run_program({"source": BEFORE + source, "stdin": "", "arguments": []})
+
+
+@pytest.mark.parametrize("name", DISK_PROGRAMS)
+def test_disk_holds_more_than_its_limit(disk_runner, name):
+    program, said = DISK_PROGRAMS[name]
+    result = ask_program(disk_runner, program)
+    assert not result.ok and any(one in result.stderr + (result.error or "") for one in said)
+    # nothing of it is left for the next one, which may fill the disk to its limit
+    assert ask_program(disk_runner, "print(os.listdir('.'))").stdout == "[]\n"
+    fill = "print(open('f', 'wb', buffering=0).write(20 * block), os.path.getsize('f'))"
+    result = ask_program(disk_runner, fill)
+    assert (result.stdout, result.error) == ("20000000 20000000\n", None), result
+
+
+def test_kernel_does_not_bound_what_the_folder_does_not_show(disk_runner):
+    """Unlinked and held by a memory map alone: only a file system of its own knows of it."""
+    hidden = (
+        "maps, written = [], 0\n"
+        "try:\n"
+        "    for n in range(4):\n"
+        "        with open('f', 'wb+', buffering=0) as file:\n"
+        "            for _ in range(15):\n"
+        "                written += file.write(block)\n"
+        "            maps.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE))\n"
+        "        os.unlink('f')\n"
+        "except OSError as error:\n"
+        "    print(error.strerror, written < 20_200_000)\n"
+    )
+    result = ask_program(disk_runner, hidden)
+    if process.settings("", DISK)["may_unshare"]:
+        assert result.stdout == "No space left on device True\n", result
+    else:  # what is left open there, and said in the threat model
+        assert result.ok
+
+
+def test_number_of_files_is_not_limited(disk_runner):
+    result = ask_program(disk_runner, "for n in range(10_050):\n    open(str(n), 'w').close()\n")
+    assert not result.ok
+    assert any(one in result.stderr + (result.error or "") for one in FULL)
+    assert ask_program(disk_runner, "print(os.listdir('.'))").stdout == "[]\n"
+
+
 # --- state: what one grade does, and what the next one finds -------------------------------------
 
 COUNTER = """
@@ -440,6 +536,145 @@ def test_grades_share_what_the_source_opened(name):
     for _ in range(2):
         found = grade(one_at_a_time, f"{before}def grade(sample, item):\n    {use}")
         assert not found["reward"] and said in details(found)
+
+
+SPY = "import os, sys, builtins, gc, mmap, signal, threading, time, types\ncalls = [0]\n"
+WATCH = (
+    "    while True:\n"
+    "        if os.path.exists('mark'):\n"
+    "            calls[0] += 1\n"
+    "            open(f'seen{calls[0]}', 'w').close()\n"
+    "        time.sleep(0.005)\n"
+)
+LEFT_THREAD, LEFT_PROCESS = "the source left a thread running", "the source left a process running"
+# name -> (what the source does while it is loaded, why it is refused or None)
+LEFT_BY_THE_SOURCE = {
+    "a thread": (
+        f"def watch():\n{WATCH}threading.Thread(target=watch, daemon=True).start()\n",
+        LEFT_THREAD + " (Thread-1",
+    ),
+    "a thread that no list holds": (
+        f"import _thread\ndef watch():\n{WATCH}_thread.start_new_thread(watch, ())\n",
+        LEFT_THREAD,
+    ),
+    "a process": (f"if os.fork() == 0:\n{WATCH}", LEFT_PROCESS),
+    "a process whose parent is gone": (
+        f"if os.fork() == 0:\n    if os.fork():\n        os._exit(0)\n{WATCH}os.wait()\n",
+        LEFT_PROCESS,
+    ),
+    "a timer": (
+        "def handler(*_): calls[0] += 1\n"
+        "signal.signal(signal.SIGALRM, handler)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)\n",
+        None,
+    ),
+    "a handler of the end of a grade": (
+        "def handler(*_): calls[0] += 1\nsignal.signal(signal.SIGCHLD, handler)\n",
+        None,
+    ),
+    "its own serving function": (
+        "parent = sys.modules['rftkit.sandbox.warm_parent']\n"
+        "serve = parent._serve\n"
+        "def count(*a):\n    calls[0] += 1\n    return serve(*a)\n"
+        "parent._serve = count\n",
+        None,
+    ),
+    "its own code in our function": (
+        "function = sys.modules['rftkit.sandbox.frames'].write_frame\n"
+        "write = types.FunctionType(function.__code__, function.__globals__)\n"
+        "def count(file, data):\n"
+        "    grader = __import__('sys').modules['grader']\n"
+        "    grader.calls[0] += 1\n"
+        "    grader.write(file, data)\n"
+        "function.__code__ = count.__code__\n",
+        None,
+    ),
+    "its own os.fork": (
+        "fork = os.fork\ndef count():\n    calls[0] += 1\n    return fork()\nos.fork = count\n",
+        None,
+    ),
+    "its own builtins": (
+        "zip_, map_, sum_ = zip, map, sum\n"
+        "def count(function):\n"
+        "    def counting(*a):\n        calls[0] += 1\n        return function(*a)\n"
+        "    return counting\n"
+        "builtins.sum, builtins.map, builtins.len = count(sum), count(map), count(len)\n",
+        None,
+    ),
+    "a function before each fork": (
+        "def count(): calls[0] += 1\nos.register_at_fork(before=count)\n",
+        None,
+    ),
+    "an audit hook": (
+        "def hook(*_): calls[0] += 1\nsys.addaudithook(hook)\n",
+        "no audit hooks",
+    ),
+    "a profiler": ("def count(*_): calls[0] += 1\nsys.setprofile(count)\n", None),
+    "a function at each collection": (
+        "def count(*_): calls[0] += 1\ngc.callbacks.append(count)\ngc.set_threshold(1)\n",
+        None,
+    ),
+    "a map of a file that grades can write": (
+        "file = open('shared', 'wb+', buffering=0)\n"
+        "file.write(bytes(4096))\n"
+        "calls = mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE)\n",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("may_unshare", [True, False], ids=["namespaces", "none"])
+@pytest.mark.parametrize("name", LEFT_BY_THE_SOURCE)
+def test_source_left_what_counts_the_grades(name, may_unshare, monkeypatch):
+    """The first process of a namespace is spared some signals and adopts orphans by itself."""
+    needs("files", "processes")
+    settings = process.settings
+    ours = {"may_unshare": may_unshare}
+    monkeypatch.setattr(process, "settings", lambda *a: settings(*a) | ours)
+    source, refused = LEFT_BY_THE_SOURCE[name]
+    use = (
+        "def grade(sample, item):\n"
+        "    seen = calls[0] + sum(n.startswith('seen') for n in os.listdir('.'))\n"
+        "    open('mark', 'w').close()\n"
+        "    if os.path.exists('shared'):\n"
+        "        open('shared', 'rb+').write(bytes([1]))\n"
+        "    time.sleep(0.03)\n"
+        "    return seen / 1e6\n"
+    )
+    runner = Runner(SMALL, workers=1)
+    try:
+        found = [runner(SPY + source + use, {}, {}) for _ in range(3)]
+    finally:
+        runner.close()
+    if refused:
+        assert found[0].failed_to_load and refused in found[0].runtime_error, found[0]
+    else:
+        values = [each.value for each in found]
+        assert values[0] is not None and values == values[:1] * 3, found
+
+
+def test_hardening_takes_what_an_honest_source_needs():
+    """A thread that ended, a signal handler for the grade, functions of its own in builtins."""
+    source = (
+        "import builtins, os, random, signal, threading, time\n"
+        "done = []\n"
+        "thread = threading.Thread(target=done.append, args=(1,))\n"
+        "thread.start(); thread.join()\n"
+        "if os.fork() == 0:\n    os._exit(0)\n"
+        "os.wait()\n"
+        "def late(*_):\n    raise TimeoutError\n"
+        "signal.signal(signal.SIGALRM, late)\n"
+        "builtins.half = lambda x: x / 2\n"
+        "def grade(sample, item):\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.01)\n"
+        "    try:\n        time.sleep(20)\n"
+        "    except TimeoutError:\n        return half(len(done))\n"
+    )
+    runner = Runner(SMALL, workers=1)
+    try:
+        assert [runner(source, {}, {}).value for _ in range(2)] == [0.5, 0.5]
+    finally:
+        runner.close()
 
 
 # --- numbers that lie ----------------------------------------------------------------------------

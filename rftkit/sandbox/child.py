@@ -7,6 +7,7 @@ is noticed. (Not a secret from code that searches this process's memory: see __i
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import json
 import linecache
@@ -26,6 +27,7 @@ _FILE = "grader.py"
 # Taken before any other code runs, which may replace what stands in `builtins`.
 _issubclass, _type, _float, _int, _pack = issubclass, type, float, int, struct.pack
 _read_json = json.JSONDecoder().raw_decode  # touches half the memory that json.loads does
+_errno_of = OSError.__dict__["errno"].__get__
 _write, _exit, _format = os.write, os._exit, traceback.format_exception
 
 
@@ -110,6 +112,8 @@ def _describe(error: BaseException) -> str:
         text += "and its scratch folder)"
     elif _issubclass(_type(error), MemoryError):
         text += "\n(the sandbox limits the memory of a grade)"
+    elif _issubclass(_type(error), OSError) and _errno_of(error) == errno.ENOSPC:
+        text += "\n(the sandbox limits the bytes and the files that a grade may have on disk)"
     return text
 
 

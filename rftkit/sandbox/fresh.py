@@ -18,7 +18,7 @@ from typing import IO
 from rftkit.sandbox import child, frames
 from rftkit.sandbox.limits import Limits, limit_process
 from rftkit.sandbox.process import ENVIRONMENT, Answer, Lost, TooLong, command, settings
-from rftkit.sandbox.scratch import bytes_in, remove
+from rftkit.sandbox.scratch import bytes_in, remove, whole_blocks
 
 
 def ask(source: str, request: bytes, limits: Limits) -> Answer:
@@ -54,7 +54,7 @@ def _ask_in(scratch: str, source: str, request: bytes, limits: Limits) -> Answer
     return Answer(
         frames.REPLY_TOO_LARGE if too_large else frames.DONE,
         process.returncode,
-        bytes_in(scratch, limits.disk),
+        bytes_in(scratch, whole_blocks(limits.disk)),
         texts,
     )
 

@@ -15,7 +15,7 @@ import traceback
 
 from rftkit.sandbox import frames, protections, warm_parent
 from rftkit.sandbox.limits import Limits
-from rftkit.sandbox.scratch import remove
+from rftkit.sandbox.scratch import MOST_FILES, hard_limit, remove
 
 REQUESTS, REPLIES = 0, 1
 
@@ -24,11 +24,14 @@ def main() -> None:
     """Entry point of the process that `process.py` starts; the settings are the first message."""
     settings = json.loads(frames.read_frame(REQUESTS))
     settings["limits"] = Limits(*settings["limits"])
+    settings["mounted"] = False
     scratch = settings["scratch"]
     os.mkdir(scratch, 0o700)
     try:
         _watch(settings, scratch)
     finally:
+        if settings["mounted"]:
+            protections.unmount(scratch)
         remove(scratch)
 
 
@@ -36,7 +39,11 @@ def _watch(settings: dict, scratch: str) -> None:
     libraries = settings["library_folders"]
     sys.path[:] = [path for path in sys.path if path != settings["root"]] + libraries
     try:
-        namespaces = protections.enter_namespaces()
+        namespaces = []
+        if settings["may_unshare"]:
+            namespaces = protections.enter_namespaces()
+            size = hard_limit(settings["limits"].disk)
+            settings["mounted"] = protections.mount_in_memory(scratch, size, MOST_FILES)
         user = protections.private_user([*settings["trees"], os.path.dirname(scratch)])
         if user is not None:
             os.chown(scratch, user[0], user[0])

@@ -15,7 +15,7 @@ class Limits(NamedTuple):
 
     seconds     from asking to the answer, waiting included
     memory      bytes of address space, libraries included
-    disk        bytes in the scratch folder, and in any one file
+    disk        bytes in the scratch folder (memory, where it is a tmpfs), and in any one file
     reply       bytes of a result, or of what a program prints
     threads     threads and processes together, where the machine can count them
     open_files  open files and pipes

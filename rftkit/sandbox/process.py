@@ -86,6 +86,7 @@ def settings(source: str, limits: Limits) -> dict:
         "library_folders": paths.library_folders(),
         "trees": trees,
         "lists": lists,
+        "may_unshare": True,  # False: as in a container that gives no namespaces
         "scratch": os.path.join(tempfile.gettempdir(), f"rftkit-sandbox-{secrets.token_hex(8)}"),
     }
 

@@ -17,6 +17,7 @@ from rftkit.sandbox import syscalls
 # System calls have the same number on all processors since these came.
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
+_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36
 _SECCOMP_MODE_FILTER = 2
 
 # Landlock's rights over files, by bit (linux/landlock.h).
@@ -32,7 +33,9 @@ _SCRATCH = (
 _BIND_AND_CONNECT, _ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
 
 _NEW_USER, _NEW_PROCESSES, _NEW_NETWORK, _NEW_IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
+_NEW_MOUNTS = 0x00020000
 _CAP_DAC_READ_SEARCH = 2
+_NOSUID_NODEV_NOEXEC, _RECURSIVE_PRIVATE, _DETACH = 2 | 4 | 8, 0x4000 | 1 << 18, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -86,6 +89,11 @@ def die_with_parent() -> None:
     _call(_libc.prctl, _PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
 
+def adopt_orphans() -> None:
+    """Become the parent of each descendant whose own parent ends (PR_SET_CHILD_SUBREAPER)."""
+    _call(_libc.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 class Filter:
     """A seccomp filter, ready to be loaded: `syscalls.parent_filter()` or `child_filter()`."""
 
@@ -131,6 +139,32 @@ def enter_namespaces() -> list[str]:
     return entered
 
 
+def mount_in_memory(folder: str, size: int, files: int) -> bool:
+    """Put an empty file system of our own over `folder`: a tmpfs of at most `size` bytes and
+    `files` files and folders, seen by this process and those it forks, gone with them.
+
+    The kernel counts its blocks, so whatever a program does (files that it unlinked and holds
+    open, blocks beyond a file's end), more than `size` is never taken: ENOSPC. It lies in the
+    machine's memory, which takes no more than what is written to it. False where this process
+    may not mount.
+    """
+    options = f"size={size},nr_inodes={files + 1},mode=0700".encode()  # itself is one of them
+    try:
+        _call(_libc.unshare, _NEW_MOUNTS)
+        # First of all nothing that is mounted here may be seen by the rest of the machine.
+        _call(_libc.mount, None, b"/", None, _RECURSIVE_PRIVATE, None)
+        target = os.fsencode(folder)
+        _call(_libc.mount, b"tmpfs", target, b"tmpfs", _NOSUID_NODEV_NOEXEC, options)
+    except OSError:
+        return False
+    return True
+
+
+def unmount(folder: str) -> None:
+    """Take that file system away again; its memory is free once its last user has ended."""
+    _call(_libc.umount2, os.fsencode(folder), _DETACH)
+
+
 def _enter_user_namespace(user: int, group: int) -> bool:
     """A namespace in which this user is itself, and nobody else is anybody."""
     if not _unshare(_NEW_USER):
@@ -170,6 +204,8 @@ def become(user: int, pass_closed_folders: bool) -> bool:
     except OSError:
         return False
     drop_capabilities(1 << _CAP_DAC_READ_SEARCH if pass_closed_folders else 0)
+    # A change of user closes /proc/PID to that user; the warm parent sees its child's files there.
+    _call(_libc.prctl, _PR_SET_DUMPABLE, 1, 0, 0, 0)
     return True
 
 

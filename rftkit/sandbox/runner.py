@@ -30,6 +30,7 @@ from rftkit.sandbox.frames import (
 )
 from rftkit.sandbox.limits import Limits
 from rftkit.sandbox.process import Answer, Lost, Sandboxed, TooLong
+from rftkit.sandbox.scratch import whole_blocks
 
 MOST_SOURCES = 16  # graders whose warm parents are kept; the one not used for longest goes
 MOST_WORKERS = 8
@@ -313,7 +314,7 @@ def _read_reply(nonce: bytes, answer: Answer, limits: Limits) -> Outcome:
 def _beyond_limits(answer: Answer, limits: Limits) -> str | None:
     if answer.cause == REPLY_TOO_LARGE:
         return f"the reply is larger than {limits.reply:,} bytes: refused"
-    if answer.cause == DISK_FULL or answer.bytes_left > limits.disk:
+    if answer.cause == DISK_FULL or answer.bytes_left > whole_blocks(limits.disk):
         return f"more than {limits.disk:,} bytes were written to disk: stopped"
     return None
 

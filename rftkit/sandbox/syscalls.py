@@ -2,7 +2,8 @@
 
 A list of what is allowed: what a Python interpreter and numerical libraries need on their own
 data. All else answers EPERM, which Python raises as PermissionError. Not on the list, among
-others: socket, connect, execve, kill, ptrace, chmod, mount, io_uring, shared memory.
+others: socket, connect, execve, kill, ptrace, chmod, mount, io_uring, shared memory, and fallocate,
+which takes blocks that no file's size shows and that RLIMIT_FSIZE does not see.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ close_range:436:436 fstat:5:80 stat:4:- lstat:6:- newfstatat:262:79 statx:332:29
 statfs:137:43 access:21:- faccessat:269:48 faccessat2:439:439 open:2:- openat:257:56 readlink:89:-
 readlinkat:267:78 getcwd:79:17 chdir:80:49 fchdir:81:50 getdents64:217:61 mkdir:83:-
 mkdirat:258:34 rmdir:84:- unlink:87:- unlinkat:263:35 rename:82:- renameat:264:38
-renameat2:316:276 ftruncate:77:46 fallocate:285:47 fsync:74:82 fdatasync:75:83 flock:73:32
+renameat2:316:276 ftruncate:77:46 fsync:74:82 fdatasync:75:83 flock:73:32
 fadvise64:221:223 fcntl:72:25 ioctl:16:29 dup:32:23 dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59
 poll:7:- ppoll:271:73 select:23:- pselect6:270:72 epoll_create1:291:20 epoll_ctl:233:21
 epoll_wait:232:- epoll_pwait:281:22 eventfd2:290:19 mmap:9:222 munmap:11:215 mremap:25:216

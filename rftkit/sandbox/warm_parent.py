@@ -13,14 +13,24 @@ import gc
 import json
 import os
 import select
+import signal
+import sys
+import time
 import types
+from collections.abc import Callable
 
-from rftkit.sandbox import child, frames, protections
+from rftkit.sandbox import child, frames, loading, protections
 from rftkit.sandbox.frames import DISK_FULL, DONE, GRADE, HEADER, REPLY_OVERHEAD, REPLY_TOO_LARGE
 from rftkit.sandbox.limits import Limits, limit_process
-from rftkit.sandbox.scratch import bytes_in, wipe
+from rftkit.sandbox.scratch import (
+    bytes_in,
+    bytes_mounted,
+    bytes_unlinked,
+    whole_blocks,
+    wipe,
+)
 
-_LOOK_AT_DISK_EVERY = 100  # milliseconds
+_LOOK_AT_DISK_EVERY = 0.1  # seconds
 
 
 def main(
@@ -43,14 +53,17 @@ def main(
     if _is_alone(to_guard):
         os._exit(1)
     frames.write_frame(replies, json.dumps(given).encode())
-    module, error = child.load_source(settings["source"])
+    module, error, handlers = loading.load(settings["source"], [sys.modules[__name__]])
+    if not error and not wipe(scratch):  # a file by its name: grades could write in it in turn
+        error = "the source left files that cannot be removed"
     frames.write_frame(replies, error.encode("utf-8", "replace"))
     if error:
         os._exit(0)
+    settings["handlers"] = handlers
     gc.collect()
     gc.freeze()  # what is here stays: a child's collector need not touch (and so copy) it
     while (request := frames.read_frame(requests)) is not None:
-        answer, finished = _serve(request, module, limits, child_filter, scratch)
+        answer, finished = _serve(request, module, limits, child_filter, settings)
         frames.write_frame(replies, answer)
         if finished:
             break
@@ -70,6 +83,7 @@ def _lock_in(
     limit_process(settings["limits"], counted)
     protections.forbid_new_privileges()
     protections.die_with_parent()
+    protections.adopt_orphans()  # so that loading.py sees every process the source left
     files, network, processes, child_filter = [], [], [], None
     try:
         version = protections.restrict_files(
@@ -88,6 +102,10 @@ def _lock_in(
     processes += ["process namespace"] if "process" in namespaces else []
     threads = ["own user"] if has_private_user else ["user namespace"] if counted else []
     given = {"files": files, "network": network, "processes": processes, "threads": threads}
+    if settings["mounted"]:
+        given["disk"] = ["a file system of that size (tmpfs, in memory)"]
+    else:
+        given["disk"] = ["its folder is measured"]
     return given, child_filter
 
 
@@ -96,24 +114,34 @@ def _serve(
     module: types.ModuleType,
     limits: Limits,
     child_filter: protections.Filter | None,
-    scratch: str,
+    settings: dict,
 ) -> tuple[bytes, bool]:
     """Fork a child for one request; returns (the answer for our side, is this parent finished)."""
     pipes = [os.pipe() for _ in range(1 if request[:1] == GRADE else 3)]
     pid = os.fork()
     if pid == 0:
         try:
+            for number, handler in settings["handlers"].items():
+                signal.signal(number, handler)
             child.main(request, module, [end for _, end in pipes], limits, child_filter)
         finally:
             os._exit(child.BROKEN)
     for _, end in pipes:
         os.close(end)
     ends = [end for end, _ in pipes]
-    cause, texts = _collect(ends, limits, scratch)
+    scratch, enough = settings["scratch"], whole_blocks(limits.disk)
+
+    def bytes_taken(by: int | None) -> int:
+        if settings["mounted"]:
+            return bytes_mounted(scratch)
+        unlinked = bytes_unlinked(by, limits.open_files, scratch) if by else 0
+        return bytes_in(scratch, enough) + unlinked
+
+    cause, texts = _collect(ends, limits, lambda: bytes_taken(pid) > enough)
     status, left = 0, 0
     if cause == DONE:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        left = bytes_in(scratch, limits.disk)
+        left = bytes_taken(None)
     finished = cause != DONE or (left > 0 and not wipe(scratch))
     for end in ends:
         os.close(end)
@@ -122,17 +150,23 @@ def _serve(
     return b"".join([header, *texts]), finished
 
 
-def _collect(ends: list[int], limits: Limits, scratch: str) -> tuple[bytes, list[bytes]]:
+def _collect(
+    ends: list[int], limits: Limits, is_disk_full: Callable[[], bool]
+) -> tuple[bytes, list[bytes]]:
     """Read all pipes to their ends; stop early where the child says or writes too much."""
     poll = select.poll()
     for end in ends:
         poll.register(end, select.POLLIN)
     texts = {end: b"" for end in ends}
     is_open = set(ends)
+    next_look = time.monotonic() + _LOOK_AT_DISK_EVERY
     while is_open:
-        ready = poll.poll(_LOOK_AT_DISK_EVERY)
-        if not ready and bytes_in(scratch, limits.disk) > limits.disk:
-            return DISK_FULL, [texts[end] for end in ends]
+        # By the clock: a program that writes into its pipe all the time is looked at no less.
+        ready = poll.poll(max(0.0, next_look - time.monotonic()) * 1000)
+        if time.monotonic() >= next_look:
+            if is_disk_full():
+                return DISK_FULL, [texts[end] for end in ends]
+            next_look = time.monotonic() + _LOOK_AT_DISK_EVERY
         for end, _ in ready:
             data = os.read(end, 65536)
             texts[end] += data
