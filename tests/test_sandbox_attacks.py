@@ -357,7 +357,7 @@ def test_attack_is_not_contained_or_not_reported(runners, secrets, listener, nam
 
 # --- the disk, where no folder shows what is taken -----------------------------------------------
 
-DISK = Limits(seconds=10, disk=20_000_000)
+DISK = Limits(seconds=60, disk=20_000_000)
 FULL = ("No space left", "more than 20,000,000 bytes were written to disk")
 BEFORE = "import ctypes, mmap, os, time\nblock = bytes(10**6)\n"
 STAY = "while True:\n    os.write(1, b'.')\n    time.sleep(0.02)\n"
