@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from rftkit.training.command_line import list_runs, read_run_config, runs_table
 from rftkit.training.config import config_rows, config_task
 from rftkit.training.plan import ModelShape, run_order
 from rftkit.training.record import Recorder, read_lines
+from rftkit.training.report import shared_groups
 
 TINY = dict(
     task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=1,
@@ -241,6 +243,10 @@ def test_a_finished_run_lacks_its_report(tmp_path):
     assert report["training"]["steps"] == 2 and report["n_cases"] == kept["n"] == TINY["eval_rows"]
     assert report["training"]["answer_groups_shared_with_eval"] == 0 and report["seed"] == 0
     assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader"}
+    assert all(len(digest) == 64 for digest in report["sha256"].values())
+    task = load_task("gene_ranking")
+    watch = SimpleNamespace(task=task, rows=task.rows("train")[:3])
+    assert shared_groups(task.rows("train"), watch) > 0
     text = (tmp_path / "run" / "report.md").read_text()
     assert f"| {kept['name']} | {kept['top1']['mean']:.3f} [" in text and "flatters" in text
     shutil.rmtree(tmp_path / "run" / "adapter")

@@ -16,9 +16,9 @@ from rftkit.data.writing import write_json, write_text
 from rftkit.embedded import MODELS, model_gates
 from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import SystemResult, clusters_of, paired_record
+from rftkit.graders.report import PROGRAM_FAILED
 from rftkit.plots import BLUE, GREEN, ORANGE, save_figure, table_figure
 from rftkit.policy import model_folder
-from rftkit.training.watchdogs import PROGRAM_FAILED
 
 
 def make_report(

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+# A python grader's own program failed on a sample, which scores 0 for it.
+PROGRAM_FAILED = "python_grader_runtime_error"
 # Field -> the field that carries its text, where the API has one.
 ERROR_FIELDS: dict[str, str | None] = {
     "formula_parse_error": None,
@@ -23,7 +25,7 @@ ERROR_FIELDS: dict[str, str | None] = {
     "invalid_variable_error": None,
     "other_error": None,
     "python_grader_server_error": "python_grader_server_error_type",
-    "python_grader_runtime_error": "python_grader_runtime_error_details",
+    PROGRAM_FAILED: "python_grader_runtime_error_details",
     "model_grader_server_error": "model_grader_server_error_details",
     "model_grader_refusal_error": None,
     "model_grader_parse_error": None,

@@ -56,7 +56,7 @@ def checksum(records: Sequence[Any]) -> str:
     found = hashlib.sha256()
     for record in records:
         found.update(json.dumps(record, sort_keys=True, default=str).encode() + b"\n")
-    return found.hexdigest()[:16]
+    return found.hexdigest()
 
 
 def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> str:

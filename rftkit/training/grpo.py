@@ -17,6 +17,7 @@ from rftkit.data.records import Sample, SamplingConfig
 from rftkit.data.rows import row_ids
 from rftkit.evaluation import pattern_shares
 from rftkit.graders import GraderFailure
+from rftkit.graders.report import PROGRAM_FAILED
 from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
 from rftkit.signal.template import look_at_template
 from rftkit.task import Task
@@ -24,12 +25,7 @@ from rftkit.training.config import RunConfig
 from rftkit.training.heldout import rounded
 from rftkit.training.plan import run_order
 from rftkit.training.steps import Session, run_trainer, trainer_settings
-from rftkit.training.watchdogs import (
-    PROGRAM_FAILED,
-    TrainingStopped,
-    garbage_in_first_batch,
-    save_batch,
-)
+from rftkit.training.watchdogs import TrainingStopped, garbage_in_first_batch, save_batch
 
 TEMPLATE_ROWS = 8
 
@@ -176,7 +172,9 @@ class StepReward:
             self.samples.append(sample)
         failed = [f for grade in grades for _, f in grade.faults if f.field == PROGRAM_FAILED]
         whole = all(PROGRAM_FAILED in grade.errors for grade in grades)
-        if whole and self.session is not None:  # a batch of zeros teaches nothing and costs a step
+        if (
+            failed and whole and self.session is not None
+        ):  # a batch of zeros teaches nothing and costs a step
             raise GraderFailure(self.__name__, len(grades), len(grades), [failed[0].detail])
 
     def check_first_batch(self, prompts: list, ids: list) -> None:

@@ -19,7 +19,8 @@ from rftkit.training.config import RunConfig
 MEMORY_SHARE = 0.4  # of the free memory, for what grows with the batch
 PROMPTS_MEASURED = 256
 TINY_WIDTH = 512  # hidden numbers a token; the embedded models have 128 and 256
-# Measured on the embedded mini's validation genes: docs/embedded_models.md.
+# Measured on the embedded mini: grpo on validation genes (docs/embedded_models.md); sft is the rate
+# of the demo's two SFT rivals (datasets/recorded_runs/demo.json).
 TINY_RATES = {"grpo": 2e-3, "sft": 1e-3}
 # Quoted: Unsloth's LoRA hyperparameters guide, where to start with models of usual size.
 USUAL_RATES = {"grpo": 5e-6, "sft": 2e-4}

@@ -11,6 +11,7 @@ from rftkit.data.rows import sha256_of
 from rftkit.data.writing import write_json, write_text
 from rftkit.environment import machine, versions
 from rftkit.evaluation import clusters_of, paired_difference
+from rftkit.training.config import RunConfig
 from rftkit.training.heldout import LOOK_SEED, HeldOut
 
 START = "before training"
@@ -21,13 +22,19 @@ FLATTERS = (
 
 
 def run_report(
-    out: Path, config: Any, data: dict[str, Any], training: dict[str, Any], watch: HeldOut | None
+    out: Path,
+    config: RunConfig,
+    rows: list[dict[str, Any]],
+    training: dict[str, Any],
+    watch: HeldOut | None,
 ) -> dict[str, Any]:
     """report.json's record (the fields are those of every report in the kit).
 
-    data    data.json's object: sizes and checksums of rows and grader
-    watch   the run's looks at held-out rows; None where there were none
+    rows      that were trained on
+    training  of training.json: examples, steps, seconds, peak_rss_mb, stopped, …
+    watch     the run's looks at held-out rows; None where there were none
     """
+    data = json.loads((out / "data.json").read_text(encoding="utf-8"))
     gate = out / "gate.json"
     verdict = json.loads(gate.read_text(encoding="utf-8"))["verdict"] if gate.exists() else None
     weights = out / "adapter" / "adapter_model.safetensors"
@@ -43,7 +50,11 @@ def run_report(
         },
         "systems": [],
         "paired": [],
-        "training": training | {"method": config.method, "answer_groups_shared_with_eval": 0},
+        "training": training
+        | {
+            "method": config.method,
+            "answer_groups_shared_with_eval": shared_groups(rows, watch) if watch else None,
+        },
         "gates": {"signal": verdict},
         "notes": [FLATTERS] if watch and watch.best else [],
         "seed": config.seed,
@@ -67,6 +78,13 @@ def run_report(
             found |= {"low": round(difference.low, 4), "high": round(difference.high, 4)}
             report["paired"] = [{"a": kept, "b": START, "metric": watch.task.headline} | found]
     return report
+
+
+def shared_groups(rows: list[dict[str, Any]], watch: HeldOut) -> int | None:
+    """Answer groups in both training and held-out rows; None where the task names no group."""
+    if watch.task.group_by is None:
+        return None
+    return len(set(clusters_of(rows, watch.task)) & set(clusters_of(watch.rows, watch.task)))
 
 
 def system(name: str, look: dict[str, Any]) -> dict[str, Any]:

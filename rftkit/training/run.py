@@ -182,8 +182,7 @@ def run_session(session: Session, force: bool = False) -> Run:
     start, best = (watch.start, watch.best) if watch else ({}, {})
     record = {"config": config.to_json(), "training": training, "start": start, "best": best}
     record["best_checkpoints"] = watch.kept if watch else []
-    data = json.loads((out / "data.json").read_text(encoding="utf-8"))
-    write_report(out, run_report(out, config, data, training, watch))
+    write_report(out, run_report(out, config, session.rows, training, watch))
     write_json(out / "training.json", record | {"versions": versions(), "seed": config.seed})
     policy.model.eval()
     run = Run(policy, session.recorder.log, start, best, training, out)

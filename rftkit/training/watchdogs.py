@@ -26,13 +26,13 @@ from typing import Any
 
 from rftkit.data.errors import UserError
 from rftkit.data.records import Sample
+from rftkit.graders.report import PROGRAM_FAILED
 from rftkit.training.record import append_lines
 
 SKIPS_IN_A_ROW = 3
 GARBAGE_SHARE = 0.5  # of the first batch
 CUT_SHARE = 0.9
 FAILING_SHARE = 0.5
-PROGRAM_FAILED = "python_grader_runtime_error"
 
 
 class TrainingStopped(UserError):
