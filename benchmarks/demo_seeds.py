@@ -18,7 +18,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rftkit.data.writing import write_json, write_text
+from readme_block import write_block
+
+from rftkit.data.writing import write_json
 from rftkit.demo import SYSTEMS, checksums
 from rftkit.environment import machine, versions
 from rftkit.task import load_task
@@ -31,7 +33,7 @@ RECORD = ROOT / "datasets" / "recorded_runs" / "demo.json"
 PICTURE, PICTURE_DPI = ROOT / "docs" / "results.png", 110
 BEST_PATTERN = "diagnose first"
 COMMAND = "python benchmarks/demo_seeds.py"
-BEGIN, END = "<!-- results: written by benchmarks/demo_seeds.py -->", "<!-- end of results -->"
+BLOCK = ("results", "demo_seeds.py")  # its place in README.md
 
 
 def run(seed: int, cases: str | None) -> dict:
@@ -184,11 +186,7 @@ def write_readme(record: dict) -> None:
     """The tables into README.md, and the picture that stands above them."""
     drawn_from = {"Description": fingerprint(record)}
     results_figure(record).savefig(PICTURE, dpi=PICTURE_DPI, metadata=drawn_from)
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(path, f"{before}{BEGIN}\n{readme_tables(record)}\n{END}{after}")
+    write_block(*BLOCK, readme_tables(record))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
     python benchmarks/step_time.py             # the ratios and where the time goes
     python benchmarks/step_time.py --curves    # do they learn the same? three seeds
     python benchmarks/step_time.py --cost      # seconds against group size, length and model size
+    python benchmarks/step_time.py --readme    # measure nothing, write README.md's table anew
 
 grpo_ways.py says what the ways are. Each has a process of its own; they take turns step by
 step, in an order that is shuffled every time, so that a busy machine delays all of them alike. A
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ways import WAYS, run_way
+from readme_block import write_block
 
 from rftkit.data.writing import write_json
 from rftkit.environment import machine, versions
@@ -38,6 +40,7 @@ from rftkit.evaluation import bootstrap, paired_difference
 from rftkit.training import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+BLOCK = ("speed", "step_time.py")  # its place in README.md
 RECORD = ROOT / "datasets" / "recorded_runs" / "step_time.json"
 OTHERS = [way for way in WAYS if way != "rftkit"]
 # Where time is compared, nothing may be learned: a way whose answers grow longer has more to do.
@@ -302,6 +305,45 @@ def last_line(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# What a reader calls the ways.
+TITLES = {
+    "trl_defaults": "TRL + PEFT, TRL's defaults",
+    "trl_one_pass": "the same, loss in one pass",
+    "trl": "TRL + PEFT, rftkit's settings",
+    "rftkit": "**rftkit**",
+    "floor": "a bare loop in torch, the floor",
+}
+
+
+def readme_table(record: dict[str, Any]) -> str:
+    """README.md's block: where a step's time goes, and that all ways learn alike."""
+    time, curves = record["ratios"], record["curves"]
+    shown = ["sampling", "reference", "forward", "backward"]
+    header = ["8 prompts x 8 answers", "ms a step", *shown, "all else", "peak MB", "rftkit takes"]
+    header.append("reward, last quarter")
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for way, title in TITLES.items():
+        found = time["ways"][way]
+        parts = found["milliseconds"]
+        rest = sum(parts.values()) - sum(parts[name] for name in shown)
+        whole = sum(parts.values())
+        cells = [f"{value:.0f}" for value in (whole, *(parts[n] for n in shown), rest)]
+        cells.append(f"{found['peak_rss_mb']:.0f}")
+        ratio = time["ratios"]["seconds"].get(f"ratio_to_{way}")
+        cells.append("{median:.2f} ({low:.2f} to {high:.2f})".format(**ratio) if ratio else "1")
+        quarter = curves["quarters"].get(way)
+        cells.append("{mean:.2f} [{low:.2f}, {high:.2f}]".format(**quarter[-1]) if quarter else "–")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", (
+        f"Measured with `{time['command']}` on {time['machine']}, {time['date']}; mean "
+        "milliseconds; *rftkit takes*: its seconds over that way's in the same round, median of "
+        f"{time['rounds']} rounds (lowest to highest). The last column with `{curves['command']}`, "
+        f"{curves['date']}: mean training reward of steps {curves['steps'] * 3 // 4 + 1} to "
+        f"{curves['steps']}, {curves['seeds']} seeds, 95 % interval over steps and seeds."
+    )]  # fmt: skip
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> int:
     parse = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -316,7 +358,11 @@ def main(arguments: list[str]) -> int:
     parse.add_argument("--threads", type=int, default=2, help="of torch, in each process")
     parse.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
     parse.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    parse.add_argument("--readme", action="store_true", help="write README.md's table alone")
     given = parse.parse_args(arguments)
+    if given.readme:
+        write_block(*BLOCK, readme_table(json.loads(RECORD.read_text())))
+        return 0
     try:
         if given.cost:
             part, steps = "cost", given.steps or 3
@@ -353,7 +399,10 @@ def main(arguments: list[str]) -> int:
         "versions": versions(),
     }
     record = json.loads(given.out.read_text()) if given.out.exists() else {}
-    write_json(given.out, record | {part: label | found})
+    record |= {part: label | found}
+    write_json(given.out, record)
+    if given.out.resolve() == RECORD and {"ratios", "curves"} <= record.keys():
+        write_block(*BLOCK, readme_table(record))
     print(f"written: {given.out}", file=sys.stderr)
     if given.json:
         print(json.dumps(said))

@@ -1,36 +1,57 @@
 """The README's numbers are the recorded ones, and the recorded ones are of what is shipped."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import demo_seeds
 import pytest
+import readme_block
+import step_time
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def demo_seeds():
-    spec = importlib.util.spec_from_file_location(
-        "demo_seeds", ROOT / "benchmarks" / "demo_seeds.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def record(demo_seeds):
+def record():
     return json.loads(demo_seeds.RECORD.read_text(encoding="utf-8"))
 
 
-def test_the_results_table_is_the_recorded_one(demo_seeds, record):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.partition(demo_seeds.BEGIN)[2].partition(demo_seeds.END)[0]
-    assert shown.strip() == demo_seeds.readme_tables(record)
+def test_the_results_table_is_the_recorded_one(record):
+    assert readme_block.read_block(*demo_seeds.BLOCK) == demo_seeds.readme_tables(record)
 
 
-def test_the_results_picture_is_of_another_record(demo_seeds, record):
+def test_the_speed_table_is_the_recorded_one():
+    recorded = json.loads(step_time.RECORD.read_text(encoding="utf-8"))
+    assert readme_block.read_block(*step_time.BLOCK) == step_time.readme_table(recorded)
+
+
+def test_the_recorded_speed_is_not_what_was_promised():
+    recorded = json.loads(step_time.RECORD.read_text(encoding="utf-8"))
+    median = {n: r["median"] for n, r in recorded["ratios"]["ratios"]["seconds"].items()}
+    assert median["ratio_to_trl_defaults"] <= 0.6
+    assert median["ratio_to_trl"] <= 0.75
+    assert median["ratio_to_floor"] <= 1.3
+    quarters = recorded["curves"]["quarters"]
+    for way in ("trl_defaults", "trl", "floor"):  # the same learning curve
+        for ours, theirs in zip(quarters["rftkit"], quarters[way], strict=True):
+            assert ours["low"] <= theirs["high"] and theirs["low"] <= ours["high"], way
+    assert all(q[-1]["low"] > q[0]["high"] for q in quarters.values()), "nobody learned"
+
+
+def test_only_its_own_block_of_the_readme_is_written(tmp_path, monkeypatch):
+    copy = tmp_path / "README.md"
+    monkeypatch.setattr(readme_block, "README", copy)
+    begin, end = readme_block.marks("speed", "step_time.py")
+    copy.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    readme_block.write_block(*step_time.BLOCK, "new")
+    assert copy.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
+    copy.write_text(f"before\n{begin}\nold\n")
+    with pytest.raises(ValueError, match="end of speed"):
+        readme_block.write_block(*step_time.BLOCK, "new")
+    assert copy.read_text() == f"before\n{begin}\nold\n", "the rest of the file is gone"
+
+
+def test_the_results_picture_is_of_another_record(record):
     from PIL import Image
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +68,7 @@ def test_the_results_picture_is_of_another_record(demo_seeds, record):
         ([0.6, 0.4], "above RFT mini in 1 of 2 seeds"),
     ],
 )
-def test_the_place_of_the_overlap_row_is_not_read_from_the_record(demo_seeds, overlap, said):
+def test_the_place_of_the_overlap_row_is_not_read_from_the_record(overlap, said):
     runs = [
         {"systems": [{"name": name, "top1": {"mean": value}} for name, value in row]}
         for row in ([("overlap", value), ("RFT mini", 0.5)] for value in overlap)
@@ -55,7 +76,7 @@ def test_the_place_of_the_overlap_row_is_not_read_from_the_record(demo_seeds, ov
     assert said in demo_seeds.overlap_place(runs)
 
 
-def test_the_record_is_of_the_shipped_data_and_weights(demo_seeds, record):
+def test_the_record_is_of_the_shipped_data_and_weights(record):
     from rftkit.task import load_task
 
     now = demo_seeds.checksums(load_task("gene_ranking"))

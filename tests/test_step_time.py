@@ -1,10 +1,10 @@
 """benchmarks/step_time.py: a tiny run of all ways, and that the floor computes what is compared."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 
+import grpo_ways
 import pytest
 from project_files import ROOT
 
@@ -14,13 +14,6 @@ from rftkit.training import RunConfig
 
 SCRIPT = ROOT / "benchmarks" / "step_time.py"
 RATIOS = ["ratio_to_trl_defaults", "ratio_to_trl", "ratio_to_floor"]
-
-
-def load_ways():
-    spec = importlib.util.spec_from_file_location("grpo_ways", SCRIPT.with_name("grpo_ways.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_last_line_is_an_object_with_the_ratios_and_their_spread(tmp_path):
@@ -68,7 +61,6 @@ class Steps:
 
 def test_the_floor_does_the_same_arithmetic_on_the_same_answers(tmp_path):
     """Given rftkit's answers, the bare loop gets its rewards and its gradients, step by step."""
-    ways = load_ways()
     config = RunConfig(
         task="gene_ranking", engine="transformers", prompts_per_step=4, answers_per_prompt=8,
         steps=8, learning_rate=1e-3, eval_every=0, gate="off", seed=1,
@@ -87,9 +79,9 @@ def test_the_floor_does_the_same_arithmetic_on_the_same_answers(tmp_path):
     found = {}
     for way, more in (("floor", {"sampler": rftkits}), ("rftkit", {})):
         steps = Steps(4)
-        turns = ways.Turns(steps)
+        turns = grpo_ways.Turns(steps)
         with turns.undo, pytest.raises(Stop):
-            ways.WAYS[way](config, tmp_path, turns, **more)
+            grpo_ways.WAYS[way](config, tmp_path, turns, **more)
         found[way] = steps.reports
     for ours, bare in zip(found["rftkit"], found["floor"], strict=True):
         assert bare["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3) and bare["grad_norm"]
