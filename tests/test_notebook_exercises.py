@@ -393,6 +393,22 @@ def share_right(guesses, grades):
     ]
     return sum(pairs) / len(pairs) if pairs else float("nan")
 """,
+            "the grades are taken to come in order, best first": """
+def share_right(guesses, grades):
+    pairs = [
+        guesses[i] > guesses[j]
+        for j in range(len(grades)) for i in range(j) if grades[i] != grades[j]
+    ]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+""",
+            "no opinion is right where the better comes second": """
+def share_right(guesses, grades):
+    pairs = [
+        (guesses[i] > guesses[j]) == (grades[i] > grades[j])
+        for j in range(len(grades)) for i in range(j) if grades[i] != grades[j]
+    ]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+""",
             "no pair is a share of 0": """
 def share_right(guesses, grades):
     return np.nan_to_num(solution(guesses, grades))
@@ -409,52 +425,127 @@ def share_right(guesses, grades):
         {
             "any difference counts": """
 def drifted(stretches):
-    for number, (guesses, grades) in enumerate(stretches):
-        if guesses.mean() > grades.mean() + 1e-9:
-            return number
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if grown > 1e-9:
+            return i
     return None
 """,
-            "below the truth counts": """
+            "a fall counts": """
 def drifted(stretches):
-    for number, (guesses, grades) in enumerate(stretches):
-        apart = guesses - grades
-        if abs(apart.mean()) > 2 * apart.std(ddof=1) / np.sqrt(len(apart)):
-            return number
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if abs(grown) > 2 * np.hypot(errors[0], errors[i]):
+            return i
     return None
 """,
             "the spread is taken for the error of the mean": """
 def drifted(stretches):
-    for number, (guesses, grades) in enumerate(stretches):
-        apart = guesses - grades
-        if apart.mean() > 2 * apart.std(ddof=1):
-            return number
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if grown > 2 * np.hypot(apart[0].std(ddof=1), apart[i].std(ddof=1)):
+            return i
+    return None
+""",
+            "the first stretch has no error": """
+def drifted(stretches):
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if grown > 2 * errors[i]:
+            return i
+    return None
+""",
+            "the errors are added": """
+def drifted(stretches):
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if grown > 2 * (errors[0] + errors[i]):
+            return i
+    return None
+""",
+            "one and a half standard errors are enough": """
+def drifted(stretches):
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if grown > 1.5 * np.hypot(errors[0], errors[i]):
+            return i
+    return None
+""",
+            "three standard errors are asked for": """
+def drifted(stretches):
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if grown > 3 * np.hypot(errors[0], errors[i]):
+            return i
+    return None
+""",
+            "the stretch before is the yardstick": """
+def drifted(stretches):
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if apart[i].mean() - apart[i - 1].mean() > 2 * np.hypot(errors[i - 1], errors[i]):
+            return i
+    return None
+""",
+            "the truth is the yardstick": """
+def drifted(stretches):
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if apart[i].mean() > 2 * errors[i]:
+            return i
     return None
 """,
             "not answer by answer": """
 def drifted(stretches):
-    for number, (guesses, grades) in enumerate(stretches):
-        error = np.sqrt((guesses.var(ddof=1) + grades.var(ddof=1)) / len(grades))
-        if guesses.mean() - grades.mean() > 2 * error:
-            return number
+    def error(guesses, grades):
+        return np.sqrt((guesses.var(ddof=1) + grades.var(ddof=1)) / len(grades))
+    first = stretches[0]
+    for i, (guesses, grades) in enumerate(stretches[1:], 1):
+        grown = guesses.mean() - grades.mean() - first[0].mean() + first[1].mean()
+        if grown > 2 * np.hypot(error(*first), error(guesses, grades)):
+            return i
     return None
 """,
             "the last stretch, not the first": """
 def drifted(stretches):
-    found = [n for n, stretch in enumerate(stretches) if solution([stretch]) is not None]
+    found = [i for i in range(1, len(stretches)) if solution([stretches[0], stretches[i]])]
     return found[-1] if found else None
+""",
+            "the worst stretch, not the first": """
+def drifted(stretches):
+    found = [i for i in range(1, len(stretches)) if solution([stretches[0], stretches[i]])]
+    return max(found, key=lambda i: (stretches[i][0] - stretches[i][1]).mean(), default=None)
+""",
+            "all stretches so far together": """
+def drifted(stretches):
+    for i in range(1, len(stretches)):
+        together = tuple(np.concatenate(side) for side in zip(*stretches[1 : i + 1]))
+        if solution([stretches[0], together]) is not None:
+            return i
+    return None
 """,
             "stretches are counted from 1": """
 def drifted(stretches):
     found = solution(stretches)
     return None if found is None else found + 1
-""",
-            "one standard error is enough": """
-def drifted(stretches):
-    for number, (guesses, grades) in enumerate(stretches):
-        apart = guesses - grades
-        if apart.mean() > 0.9 * apart.std(ddof=1) / np.sqrt(len(apart)):
-            return number
-    return None
 """,
             "never": """
 def drifted(stretches):
