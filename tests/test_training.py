@@ -12,6 +12,7 @@ from rftkit.policy import load_policy
 from rftkit.task import load_task, task_from_json
 from rftkit.training import RunConfig, train
 from rftkit.training.grpo import StepReward, rollouts
+from rftkit.training.heldout import HeldOut
 from rftkit.training.sft import sft_example
 
 # Quicker than the demo's settings, and rougher: enough to see the direction in half a minute.
@@ -60,6 +61,49 @@ def test_a_shuffled_reward_teaches_nothing(tmp_path):
         task.rows("validation"),
     )  # fmt: skip
     assert done.best["mean"] < done.start["mean"] + 0.1
+
+
+def test_two_steps_draw_the_same_answers(tmp_path):
+    rows = load_task("gene_ranking").rows("train")[:1]
+    config = dict(steps=2, prompts_per_step=1, learning_rate=1e-12, eval_every=0)
+    done = train(RunConfig(**QUICK | config), tmp_path, rows=rows, held_out=[])
+    drawn = {1: [], 2: []}
+    for line in open(done.out / "samples.jsonl"):
+        record = json.loads(line)
+        drawn[record["step"]].append(record["reasoning"] + record["output_text"])
+    assert len(drawn[1]) == len(drawn[2]) == 8 and drawn[1] != drawn[2]
+
+
+def test_a_look_changes_what_is_drawn_next(tmp_path):
+    import torch
+
+    class Dice:
+        """A policy that draws from torch's own random numbers, as Hugging Face's generate does."""
+
+        model = torch.nn.Linear(1, 1)
+
+        def sample(self, prompts, n, settings):
+            return torch.rand(3).tolist()
+
+    task = load_task("gene_ranking")
+    watch = HeldOut(task, task.rows("validation"), RunConfig(**QUICK), tmp_path)
+    before = torch.random.get_rng_state()
+    assert len(watch.sample(Dice())) == 3
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert Dice.model.training, "the model is left in evaluation"
+
+
+def test_a_look_that_a_kill_undid_stays_the_best(tmp_path):
+    task = load_task("gene_ranking")
+    watch = HeldOut(task, task.rows("validation"), RunConfig(**QUICK), tmp_path)
+    remembered = watch.place(6)
+    remembered.mkdir(parents=True)
+    (remembered / "adapter_model.safetensors").write_text("of step 6")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("of step 12")
+    watch.best = {"step": 6, "mean": 0.3}
+    watch.restore_best()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_text() == "of step 6"
 
 
 def test_log_has_one_whole_object_a_step(run):

@@ -334,6 +334,19 @@ def test_only_the_last_adapter_is_kept(tmp_path):
     assert not (tmp_path / "adapter" / "ref").exists()
 
 
+def test_a_run_that_no_longer_improves_goes_on(tmp_path):
+    """A learning rate that teaches nothing: no look is better than the one before step 1."""
+    few = {"eval_every": 1, "eval_rows": 8, "learning_rate": 1e-12}
+    config = RunConfig(**TINY | few | {"steps": 5, "patience": 2})
+    done = train(config, tmp_path / "stops")
+    assert [r["step"] for r in done.log] == [1, 2] and done.best["step"] == 0
+    assert done.training["stopped"] == "patience"
+    again = train(config, tmp_path / "stops")  # it has ended: nothing is left to do
+    assert [r["step"] for r in again.log] == [1, 2]
+    done = train(RunConfig(**TINY | few | {"steps": 3, "patience": 0}), tmp_path / "goes on")
+    assert [r["step"] for r in done.log] == [1, 2, 3] and done.training["stopped"] == "steps"
+
+
 def test_two_processes_train_in_one_folder(tmp_path):
     pytest.importorskip("fcntl")
     from rftkit.training.folder import sole_user
