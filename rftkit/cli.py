@@ -306,6 +306,7 @@ def train_command(
     Exit code 1: invalid input, or a watchdog stopped the run. 3: the signal gate says fix. 130:
     interrupted, and resumable.
     """
+    from rftkit.training import GateSaysFix, Interrupted
     from rftkit.training.command_line import plan_of, read_run_config, run_train
 
     config = read_run_config(file, model)
@@ -317,8 +318,18 @@ def train_command(
             for line in plan.lines():
                 console.print(line, markup=False)
         return
-    with ConsoleReporter() as reporter:
-        run, record = run_train(config, out, reporter, force)
+    try:
+        with ConsoleReporter() as reporter:
+            run, record = run_train(config, out, reporter, force)
+    except GateSaysFix as refusal:
+        if as_json:
+            print_json({"out": str(out), "gate": refusal.verdict})
+        raise
+    except Interrupted as stop:  # said here: typer ends a KeyboardInterrupt without a word
+        if as_json:
+            print_json({"out": str(out), "interrupted": str(stop)})
+        complaints.print(str(stop), markup=False)
+        raise typer.Exit(INTERRUPTED) from None
     from rftkit.dashboard import save_run_picture
 
     record["picture"] = str(save_run_picture(out))
@@ -391,7 +402,8 @@ def signal_command(
     from rftkit.signal import measure_signal
     from rftkit.signal.command_line import print_signal
     from rftkit.training.command_line import read_run_config
-    from rftkit.training.config import config_rows, config_task
+    from rftkit.training.config import config_base, config_rows, config_task
+    from rftkit.training.folder import make_folder
 
     run = read_run_config(config)
     if run.method != "grpo":
@@ -399,9 +411,12 @@ def signal_command(
             f'{config}: method "{run.method}", expected "grpo": only a run that samples its own '
             "answers has a signal to measure"
         )
+    config_base(run)
     task = config_task(run)
     rows, _ = config_rows(run, task)
     task.grader.check_ready()  # before the model is loaded
+    if out is not None:
+        make_folder(out)  # a place that cannot be written is said before the work
     with ConsoleReporter() as reporter:
         reporter.stage("loading")
         policy = load_policy(run.model, run.engine, run.init_adapter)
@@ -523,6 +538,10 @@ def main() -> None:
     except UserError as error:
         complaints.print("error", str(error), markup=False, style="red")
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        text = f"{error.filename}: {error.strerror}, expected a place that may be written: name "
+        complaints.print("error", text + "another, or change its rights", markup=False, style="red")
+        sys.exit(FINDINGS)
     except KeyboardInterrupt as stop:  # training says where it can go on
         complaints.print(str(stop) or "interrupted", markup=False)
         sys.exit(INTERRUPTED)

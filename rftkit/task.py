@@ -82,8 +82,15 @@ class Task:
         return found
 
     def reference(self, row: dict[str, Any]) -> Any:
-        """The row's right answer."""
-        return row[self.answer_path[1]]
+        """The row's right answer. UserError where the row lacks the field."""
+        name = self.answer_path[1]
+        if name not in row:
+            row_id = next(iter(row_ids([row])))
+            raise UserError(
+                f'task {self.name}: row {row_id} has no field "{name}", expected one with the '
+                "right answer, as answer_template names it: add it, or correct the template"
+            )
+        return row[name]
 
     def answers(self, sample: Sample) -> list[Any]:
         """The ranked answers of a sample, best first; empty where none can be read."""

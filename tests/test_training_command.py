@@ -242,7 +242,7 @@ def test_a_finished_run_lacks_its_report(tmp_path):
     assert pair["low"] <= pair["difference"] <= pair["high"] and pair["metric"] == "top1"
     assert report["training"]["steps"] == 2 and report["n_cases"] == kept["n"] == TINY["eval_rows"]
     assert report["training"]["answer_groups_shared_with_eval"] == 0 and report["seed"] == 0
-    assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader"}
+    assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader", "task"}
     assert all(len(digest) == 64 for digest in report["sha256"].values())
     task = load_task("gene_ranking")
     watch = SimpleNamespace(task=task, rows=task.rows("train")[:3])

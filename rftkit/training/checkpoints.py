@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rftkit.data.errors import UserError
 from rftkit.data.writing import write_json
 
 MARKER, STATE = "complete.json", "run_state.json"
@@ -159,7 +160,18 @@ def move_into_place(beside: Path, folder: Path) -> None:
 
 
 def load_adapter_weights(model: Any, folder: Path) -> None:
-    """Put a saved adapter's weights back into a model that has the same adapter."""
-    from peft import load_peft_weights, set_peft_model_state_dict
+    """Put a saved adapter's weights back into a model that has the same adapter.
 
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    Raises UserError where the file is torn.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from safetensors import SafetensorError
+
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder}/adapter_model.safetensors: cannot be read ({error}), expected an adapter's "
+            "weights: the file is torn; take another copy, of a run one of checkpoints/best"
+        ) from None
+    set_peft_model_state_dict(model, weights)

@@ -13,11 +13,11 @@ from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.run import Run, train
 
 STOPPED_EARLY = ("alarms", "gate.json")  # what a run leaves that ended before its first step
-PATHS = ("task", "train_file", "validation_file", "init_adapter", "grader")
+PATHS = ("model", "task", "train_file", "validation_file", "init_adapter", "grader")
 
 
 def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
-    """The RunConfig in a JSON file; paths in it may be relative to the file.
+    """The RunConfig in a JSON file. A relative path in it is sought beside the file, then here.
 
     model   instead of the one that the file names
 
@@ -31,7 +31,7 @@ def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
             f"{path}: cannot be read ({error.strerror}), expected a RunConfig as JSON: "
             "`rftkit train --help` shows one"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}), expected a RunConfig: mend it") from None
     if not isinstance(record, dict):
         raise UserError(f"{path}: {type(record).__name__}, expected one JSON object (a RunConfig)")
@@ -44,12 +44,18 @@ def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
     for key in PATHS:
         value = record.get(key)
         beside = path.parent / value if isinstance(value, str) else None
-        if beside is not None and not Path(value).exists() and beside.exists():
+        if value and beside is not None and beside.exists():
             record[key] = str(beside)
+    unread = None
     if isinstance(record.get("grader"), str):
-        record["grader"] = read_grader(record["grader"])
+        try:
+            record["grader"] = read_grader(record["grader"])
+        except UserError as error:
+            unread = error
     config = RunConfig.from_json(record)
     config = replace(config, model=model) if model else config
+    if unread:  # all that is wrong at once
+        raise UserError("; ".join(["RunConfig: " + str(unread), *config.problems()]))
     config.check()
     return config
 
@@ -57,7 +63,7 @@ def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
 def read_grader(place: str) -> Any:
     try:
         return json.loads(Path(place).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f'"grader": {place} cannot be read ({error}), expected a grader\'s JSON or a file with '
             "it: `rftkit validate-grader` checks one"

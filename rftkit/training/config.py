@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ REPORTS = {  # report_to -> packages of which one must be installed
 }
 # What may differ when a run goes on: none of these changes what is learned.
 FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation")
+# Compared as what stands there (folder.py, data_identity): a file may be named in several ways.
+COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answer_template",
+                       "group_by", "patterns")  # fmt: skip
+MOST = {  # beyond these a number is a slip of the pen, and would fill the memory
+    "prompts_per_step": 100_000,
+    "answers_per_prompt": 10_000,
+    "steps": 10_000_000,
+    "max_completion_tokens": 1_000_000,
+    "lora_rank": 4_096,
+}
 
 
 @dataclass
@@ -102,6 +113,10 @@ class RunConfig:
     allow_weak_isolation: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.answer_template, dict | list):  # JSON, as in a task.json
+            self.answer_template = json.dumps(self.answer_template, ensure_ascii=False)
+
     def problems(self) -> list[str]:
         """Every impossible value, each by its name; empty where the config can run."""
         found = []
@@ -113,8 +128,9 @@ class RunConfig:
         need(self.method in ("grpo", "sft"), "method", '"grpo" or "sft"')
         need(self.engine in ("auto", "transformers", "unsloth"), "engine", "auto, transformers, …")
         need(self.gate in ("on", "off"), "gate", '"on" or "off"')
-        need(self.report_to in REPORTS, "report_to", ", ".join(REPORTS))
-        packages = REPORTS.get(self.report_to, [])
+        known = isinstance(self.report_to, str) and self.report_to in REPORTS
+        need(known, "report_to", ", ".join(REPORTS))
+        packages = REPORTS[self.report_to] if known else []
         there = not packages or any(find_spec(name) for name in packages)
         need(there, "report_to", f"an installed package: pip install {' or '.join(packages)}")
         for name in ("model", "task", "train_file", "validation_file", "answer_template",
@@ -126,6 +142,9 @@ class RunConfig:
             need(is_whole(getattr(self, name), 1), name, "a whole number from 1")
         for name in ("eval_every", "patience", "epochs", "seed", "watchdog_steps"):
             need(is_whole(getattr(self, name), 0), name, "a whole number from 0")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            need(not is_whole(value, most + 1), name, f"at most {most:,}")
         if is_whole(self.seed, 0):
             need(self.seed < 2**32, "seed", "a number below 2^32, as random generators take them")
         for name in ("eval_rows", "eval_samples", "save_every"):
@@ -157,6 +176,11 @@ class RunConfig:
             place = getattr(self, name)
             if isinstance(place, str) and place:
                 need(Path(place).exists(), name, "a file or folder that exists")
+        if isinstance(self.task, str) and self.task:
+            try:
+                load_task(self.task)
+            except UserError as error:
+                found.append(f"task: {error}")
         if self.task is None:
             for name in ("train_file", "grader"):
                 need(getattr(self, name) is not None, name, "a value, or `task` instead")
@@ -175,13 +199,18 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def differences(self, other: RunConfig) -> list[str]:
-        """The fields in which the two would train differently: "steps: 70 there, 40 here"."""
+    def differences(self, other: RunConfig, content: bool = False) -> list[str]:
+        """The fields in which the two would train differently: "steps: 70 there, 40 here".
+
+        content   those that name rows and grader instead: what they name may be the same all
+                  the same, which folder.py knows
+        """
         here, there = self.to_json(), other.to_json()
+        names = COMPARED_BY_CONTENT if content else set(here) - {*FREE_FIELDS, *COMPARED_BY_CONTENT}
         return [
             f"{name}: {there[name]!r} there, {here[name]!r} here"
             for name in here
-            if name not in FREE_FIELDS and here[name] != there[name]
+            if name in names and not same(name, here[name], there[name])
         ]
 
     @classmethod
@@ -198,12 +227,21 @@ class RunConfig:
         return config
 
 
+def same(name: str, a: Any, b: Any) -> bool:
+    """Equal, or two names of one folder."""
+    places = name in ("model", "init_adapter") and isinstance(a, str) and isinstance(b, str)
+    return a == b or (places and Path(a).exists() and Path(a).resolve() == Path(b).resolve())
+
+
 def is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: Any, above: float | None = None, least: float | None = None) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            return False
+    except OverflowError:  # a whole number beyond every float
         return False
     return (above is None or value > above) and (least is None or value >= least)
 
@@ -214,6 +252,22 @@ def are_patterns(value: Any) -> bool:
         return isinstance(value, dict) and all(re.compile(v) for v in value.values())
     except (re.error, TypeError):
         return False
+
+
+def config_base(config: RunConfig) -> str:
+    """The folder, or hub name, of the base that the config names.
+
+    Raises UserError where it names an adapter: training would begin without it, from its base.
+    """
+    from rftkit.policy import model_folder
+
+    base, adapter = model_folder(config.model)
+    if adapter is not None:
+        raise UserError(
+            f'model: {config.model} is an adapter, expected a base: to go on from it, "model" '
+            f'names its base ({base}) and "init_adapter" names {config.model}'
+        )
+    return base
 
 
 def config_task(config: RunConfig) -> Task:

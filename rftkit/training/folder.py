@@ -31,6 +31,7 @@ OWN_FILES = (
     "samples.jsonl", "training.json", "report.json", "report.md",
 )  # fmt: skip
 OWN_FOLDERS = ("checkpoints", "adapter", "alarms")
+SUMMARY = ("config", "training", "start", "best")  # what training.json holds
 
 
 def data_identity(
@@ -41,7 +42,13 @@ def data_identity(
         "training rows": [len(rows), checksum(rows)],
         "held-out rows": [len(held_out), checksum(held_out)],
         "grader": [1, checksum([grader_identity(task)])],
+        "task": [1, checksum([task_identity(task)])],
     }
+
+
+def task_identity(task: Task) -> list[Any]:
+    """What else of a task decides what a run comes to: how answers are read, grouped, measured."""
+    return [task.answer_template, task.group_by, task.patterns, task.metrics, task.headline]
 
 
 def grader_identity(task: Task) -> Any:
@@ -69,6 +76,7 @@ def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: st
     if existing not in ("resume", "replace"):
         raise UserError(f'existing: "{existing}", expected resume or replace')
     out.mkdir(parents=True, exist_ok=True)
+    refuse_others(out)
     found = UNFINISHED if is_begun(out) else NEW
     if existing == "resume" and found != NEW:
         differing = differences(out, config, data)
@@ -77,13 +85,14 @@ def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: st
                 f"{out}: another run stands here ({'; '.join(differing)}), expected the same "
                 "config and data to go on: name another folder, or remove this one"
             )
-        found = FINISHED if (out / "training.json").exists() else UNFINISHED
+        found = UNFINISHED if read_summary(out) is None else FINISHED
     else:
         again = existing == "resume" and (out / "gate.json").exists()
         clear(out, but=["gate.json"] if again and not differences(out, config, data) else [])
         found = NEW
-    write_json(out / "config.json", config.to_json())
-    write_json(out / "data.json", data)
+    if found != FINISHED:
+        write_json(out / "config.json", config.to_json())
+        write_json(out / "data.json", data)
     return found
 
 
@@ -98,6 +107,34 @@ def make_folder(out: Path) -> None:
         ) from None
 
 
+def refuse_others(out: Path) -> None:
+    """A folder with files of a run's names that no run wrote: UserError, for they would be lost."""
+    names = [name for name in (*OWN_FILES, *OWN_FOLDERS) if (out / name).exists()]
+    if names and not is_runs_config(out / "config.json"):
+        raise UserError(
+            f"{out}: holds {', '.join(names)}, which a run would overwrite, and no run's "
+            "config.json, expected an empty folder or a run to go on with: name another folder"
+        )
+
+
+def is_runs_config(path: Path) -> bool:
+    """Is it a RunConfig, and not, say, the config.json of a model?"""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"model", "method", "prompts_per_step"} <= record.keys()
+
+
+def read_summary(out: Path) -> dict[str, Any] | None:
+    """training.json of a finished run; None where there is none, or a torn one."""
+    try:
+        record = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and set(SUMMARY) <= record.keys() else None
+
+
 def is_begun(out: Path) -> bool:
     """Was a step of training logged or saved here? A folder without one holds nothing to lose."""
     log = out / "log.jsonl"
@@ -107,16 +144,21 @@ def is_begun(out: Path) -> bool:
 
 def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]:
     """What differs between the run in `out` and the one that is asked for, by name."""
-    found = config.differences(read_config(out))
+    before = read_config(out)
+    found = config.differences(before)
     try:
         known = json.loads((out / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return [*found, "data.json: missing, so its rows are not known"]
-    for name, [count, digest] in data.items():
-        if known.get(name) != [count, digest]:
-            before = (known.get(name) or ["none"])[0]
-            what = f"{before} there, {count} here" if before != count else "others of that number"
-            found.append(f"{name}: {what}")
+        known = None
+    if not isinstance(known, dict):
+        return [*found, "data.json: missing or torn, so its rows are not known"]
+    others = [name for name, identity in data.items() if known.get(name) != identity]
+    if others:
+        found += config.differences(before, content=True)
+    for name in others:
+        count, there = data[name][0], (known.get(name) or ["none"])[0]
+        same = "another" if name in ("grader", "task") else "others of that number"
+        found.append(f"{name}: {same if there == count else f'{there} there, {count} here'}")
     return found
 
 

@@ -83,6 +83,12 @@ def prompt_table(rows: list[dict[str, Any]], steps: int, config: RunConfig) -> A
     return table.select(run_order(len(rows), steps, config.prompts_per_step, config.seed))
 
 
+def step_seed(config: RunConfig, step: int) -> int:
+    """Of a step's answers (steps from 1). It depends on the step alone: a run that goes on draws
+    what it would have drawn."""
+    return config.seed * 100_003 + step
+
+
 def rollouts(policy: LocalPolicy, config: RunConfig) -> Callable:
     """policy's sampler as TRL's `rollout_func`: the same answers, several times quicker for a
     tiny model, whose time goes into Python between two tokens."""
@@ -91,8 +97,7 @@ def rollouts(policy: LocalPolicy, config: RunConfig) -> Callable:
         group = config.answers_per_prompt
         texts = [policy.render(p) for p in prompts[::group]]
         ids = policy.tokenizer(texts, add_special_tokens=False).input_ids
-        # The seed depends on the step alone: a run that goes on draws what it would have drawn.
-        seed = config.seed * 100_003 + trainer.state.global_step + 1
+        seed = step_seed(config, trainer.state.global_step + 1)
         settings = SamplingConfig(
             temperature=config.temperature, max_new_tokens=config.max_completion_tokens, seed=seed
         )
@@ -151,10 +156,17 @@ class StepReward:
         finally:
             ids = columns.get("completion_ids") or []
             names = columns.get("row_id") or []
+            lengths = self.prompt_lengths(prompts)
             for number, sample in enumerate(self.samples):
                 sample.completion_tokens = len(ids[number]) if ids else 0
                 sample.row_id = names[number] if names else ""
                 sample.index = number % self.session.config.answers_per_prompt if ids else 0
+                sample.prompt_tokens = lengths[number]
+                if self.session is not None:
+                    drew = self.session.clock.get("sampling", 0.0)  # 0 where TRL draws
+                    sample.seconds = round(drew / len(self.samples), 6)
+                    step = len(self.session.recorder.log) + 1
+                    sample.seed = step_seed(self.session.config, step)
             if self.session is not None:
                 self.session.clock["grading"] = time.perf_counter() - began
             if not self.checked and ids:
@@ -176,6 +188,15 @@ class StepReward:
             failed and whole and self.session is not None
         ):  # a batch of zeros teaches nothing and costs a step
             raise GraderFailure(self.__name__, len(grades), len(grades), [failed[0].detail])
+
+    def prompt_lengths(self, prompts: list) -> list[int]:
+        """Tokens of each prompt as the policy reads it; 0 where there is no run."""
+        if self.session is None:
+            return [0] * len(prompts)
+        policy, size = self.session.policy, self.session.config.answers_per_prompt
+        texts = [policy.render(prompt) for prompt in prompts[::size]]
+        ids = policy.tokenizer(texts, add_special_tokens=False).input_ids
+        return [len(tokens) for tokens in ids for _ in range(size)]
 
     def check_first_batch(self, prompts: list, ids: list) -> None:
         self.checked = True

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rftkit.policy import model_folder
-from rftkit.training.config import RunConfig
+from rftkit.training.config import RunConfig, config_base
 
 MEMORY_SHARE = 0.4  # of the free memory, for what grows with the batch
 PROMPTS_MEASURED = 256
@@ -213,7 +212,7 @@ def measure_model(
     from rftkit.environment import choose_device
     from rftkit.policy import LocalPolicy
 
-    base, _ = model_folder(config.model)
+    base = config_base(config)
     device, dtype, _ = choose_device()
     try:
         from transformers import AutoConfig, AutoTokenizer

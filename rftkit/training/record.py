@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rftkit.data.errors import UserError
 from rftkit.data.records import Sample
 
 # Hears each step's log object. It may have methods too, each of which may be missing:
@@ -151,9 +152,24 @@ def cut_back(path: Path, size: int) -> None:
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line that was torn is left out."""
+    """The objects of a .jsonl file; a last line that was torn is left out.
+
+    Raises UserError for a line that is no object: something else than a run has written there.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        lines = Path(path).read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{path}:{number}: not a JSON object, expected the record of a step: remove the "
+                "line, or train anew into another folder"
+            )
+        found.append(record)
+    return found

@@ -15,13 +15,14 @@ from rftkit.evaluation import clusters_of
 from rftkit.policy import LocalPolicy, load_model, model_folder
 from rftkit.task import Task
 from rftkit.training.checkpoints import Checkpoints, load_adapter_weights, save_adapter
-from rftkit.training.config import RunConfig, config_rows, config_task
+from rftkit.training.config import RunConfig, config_base, config_rows, config_task
 from rftkit.training.folder import (
     FINISHED,
     UNFINISHED,
     data_identity,
     make_folder,
     open_folder,
+    read_summary,
     sole_user,
 )
 from rftkit.training.gate import pass_gate
@@ -77,6 +78,7 @@ def train(
     KeyboardInterrupt) after Ctrl-C.
     """
     config.check()
+    config_base(config)
     out = Path(out)
     task = task or config_task(config)
     if rows is None:
@@ -116,7 +118,7 @@ def open_session(
 ) -> Session:
     """Load the model, and put everything where the newest whole checkpoint left it."""
     set_seed(config.seed)
-    base, _ = model_folder(config.model)
+    base = config_base(config)
     model, tokenizer, engine, reason = load_model(base, config.engine)
     policy = LocalPolicy(with_lora(model, config, engine), tokenizer, config.model, engine, reason)
     plan = stored_plan(out) if goes_on else None
@@ -230,18 +232,17 @@ def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
 
     out = Path(out)
     config = config or read_config(out)
-    try:
-        record = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    record = read_summary(out)
+    if record is None:
         raise UserError(
-            f"{out}: no training.json, expected a finished run: `rftkit train` goes on with it"
-        ) from None
+            f"{out}: no whole training.json, expected a finished run: `rftkit train` ends it"
+        )
     if not (out / "adapter" / "adapter_model.safetensors").exists():
         raise UserError(
             f"{out / 'adapter'}: no adapter_model.safetensors, expected that of a finished run: "
             f"copy one of {out / 'checkpoints' / 'best'} there, or train anew into another folder"
         )
-    base, _ = model_folder(config.model)
+    base = config_base(config)
     model, tokenizer, engine, reason = load_model(base, config.engine)
     policy = LocalPolicy(with_lora(model, config, engine), tokenizer, config.model, engine, reason)
     load_adapter_weights(policy.model, out / "adapter")
@@ -311,7 +312,7 @@ def starting_adapter(config: RunConfig) -> str:
             f"init_adapter: {place} has rank {made.get('r')}, expected lora_rank "
             f"{config.lora_rank}: set lora_rank to {made.get('r')}"
         )
-    if base != model_folder(config.model)[0]:
+    if base != config_base(config):
         raise UserError(
             f"init_adapter: {place} was made for {made['base_model_name_or_path']}, expected "
             f"{config.model}: an adapter fits the base that it was trained on"

@@ -128,6 +128,9 @@ def step_callback(session: Session, trainer: Any, reward: Any) -> Any:
             if reward is not None:
                 record |= reward.summary()
             alarms = dogs.read(record)
+            for alarm in alarms:
+                if alarm.get("stops"):
+                    save_batch(session.out, step, alarm["name"], samples)
             if self.skipped or record["loss"] is None:
                 alarms.append(dogs.skip_alarm(record["loss"]))
                 save_batch(session.out, step, "not finite", samples)

@@ -3,15 +3,17 @@
 what is seen                                   what happens
 not-finite gradient or loss                    the step is skipped (weights keep), its batch saved;
                                                three in a row stop the run
-no group had a spread for watchdog_steps       the run ends; the best adapter is kept
-entropy under entropy_floor as long            the run ends; the best adapter is kept
+no group had a spread for watchdog_steps       the run ends, its batch saved; the best adapter is
+                                               kept
+entropy under entropy_floor as long            the same
 garbage in the first batch                     stop before a weight has changed, batch saved
 the grader fails on more than 5 % of a batch   stop at a checkpoint before the batch, batch saved
 a python grader's own program fails            an alarm from half a batch on (those answers score
                                                0); on a whole batch: stop as above
 the disk is full                               stop; the last whole checkpoint stands
 
-A run that was stopped can go on: mend the cause and start it again.
+A run that was stopped can go on: mend the cause and start it again. One that ended is finished;
+another config begins a run of its own.
 """
 
 from __future__ import annotations
