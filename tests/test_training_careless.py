@@ -187,6 +187,30 @@ def test_a_config_that_is_nested_without_end_is_a_traceback(tmp_path):
         read_run_config(tmp_path / "run.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"init_adapter": "."}, "no adapter_config.json there"),
+        ({"answer_template": "{{item."}, "item"),
+        ({"answer_template": '["{{item.nothing}}"]'}, "nothing"),
+    ],
+)
+def test_a_dry_run_says_yes_to_what_cannot_run(tmp_path, monkeypatch, change, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        plan_of(RunConfig(**TINY | change))
+
+
+def test_a_limit_beyond_the_models_context_goes_unsaid():
+    def warned(limit):
+        return [r for r in plan_of(RunConfig(**TINY | {"max_completion_tokens": limit})).reasons
+                if "WARNING" in r]  # fmt: skip
+
+    assert warned(64) == []
+    (said,) = warned(3_000)
+    assert "max_completion_tokens 3000 exceed" in said and "set max_completion_tokens to" in said
+
+
 def test_an_answer_template_that_is_json_is_refused():
     config = RunConfig(**TINY | {"answer_template": {"genes": ["{{item.reference_gene}}"]}})
     assert config.problems() == []

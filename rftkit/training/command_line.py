@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.data.errors import UserError
+from rftkit.graders.templates import fill_template
 from rftkit.training.config import RunConfig, config_rows, config_task
 from rftkit.training.plan import Plan, make_plan, measure_model
-from rftkit.training.run import Run, train
+from rftkit.training.run import Run, starting_adapter, train
 
 STOPPED_EARLY = ("alarms", "gate.json")  # what a run leaves that ended before its first step
 PATHS = ("model", "task", "train_file", "validation_file", "init_adapter", "grader")
@@ -76,6 +77,11 @@ def plan_of(config: RunConfig) -> Plan:
     rows, held_out = config_rows(config, task)
     if config.method == "grpo":
         task.grader.check_ready()
+    if config.init_adapter:
+        starting_adapter(config)
+    if task.answer_template:
+        for row in [*rows[:1], *held_out[:1]]:
+            fill_template(task.answer_template, row)
     return make_plan(config, rows, held_out, **measure_model(config, rows))
 
 

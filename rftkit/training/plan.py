@@ -97,6 +97,7 @@ class ModelShape:
     vocabulary: int
     bytes_a_number: int
     parameters: float
+    context: int | None = None  # tokens that it was made for, prompt and answer together
 
 
 def make_plan(
@@ -122,6 +123,13 @@ def make_plan(
     micro, why = choose_micro_batch(config, shape, prompt_tokens, free_bytes)
     rate, reason = choose_learning_rate(config, shape)
     reasons += [why, reason]
+    context = shape.context if shape else None
+    if context and prompt_tokens + config.max_completion_tokens > context:
+        reasons.append(
+            f"WARNING: the longest prompt ({prompt_tokens} tokens) and max_completion_tokens "
+            f"{config.max_completion_tokens} exceed what the model was made for ({context}): set "
+            f"max_completion_tokens to {max(context - prompt_tokens, 1)} or less"
+        )
     seen = min(len(held_out), config.eval_rows)
     looks = 1 + -(-steps // config.eval_every) if seen and config.eval_every else 0
     return Plan(
@@ -235,6 +243,7 @@ def measure_model(
         vocabulary,
         4 if dtype == "float32" else 2,
         float(parameters),
+        getattr(found, "max_position_embeddings", None),
     )
     free = free_memory(device) - parameters * shape.bytes_a_number
     return {

@@ -50,7 +50,9 @@ class RewardModel:
     def as_grader(self, name: str = "reward_model") -> Grader:
         """As a grader for a Task: it reads the row's messages and the answer, never the reference.
 
-        It runs in this process, and cannot be written to task.json.
+        It runs in this process, and cannot be written to task.json. The signal gate asks for full
+        marks for the right answer, which a guess never gives: train with gate="off", and look at
+        `agreement` on held-out answers instead.
         """
 
         @grader(name=name)
