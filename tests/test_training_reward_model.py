@@ -23,6 +23,10 @@ def fitted():
     return fit_reward_model(load_policy("embedded:mini"), rows, graded(rows))
 
 
+def test_no_answers_are_a_traceback(fitted):
+    assert fitted.score([], []) == []
+
+
 def test_the_head_does_not_rank_new_answers(fitted):
     rows = load_task("gene_ranking").rows("validation")[:8]
     assert agreement(fitted, rows, graded(rows)) == 1.0

@@ -44,6 +44,8 @@ class RewardModel:
 
     def score(self, rows: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[float]:
         """The guessed grade, 0 to 1, of each output as the answer to its row's messages."""
+        if not outputs:
+            return []
         features = (read_answers(self.policy, rows, outputs) - self.center) / self.scale
         return (features @ self.head[:-1] + self.head[-1]).sigmoid().tolist()
 
