@@ -236,11 +236,9 @@ def overfitting(log: Log) -> Found:
     (at, lowest), (end, last) = min(points, key=lambda point: point[1]), points[-1]
     if last > OVERFIT * lowest:
         before, after, _ = change(losses)
-        yield (
-            [step for step, _ in points if step > at],
-            f"held-out loss {lowest:.3f} at step {at}, {last:.3f} at step {end}, while the training "
-            f"loss went from {before:.3f} to {after:.3f}",
-        )
+        evidence = f"held-out loss {lowest:.3f} at step {at}, {last:.3f} at step {end}, while the "
+        evidence += f"training loss went from {before:.3f} to {after:.3f}"
+        yield [step for step, _ in points if step > at], evidence
 
 
 def truncation(log: Log) -> Found:
