@@ -22,6 +22,7 @@ from rftkit.doctor import examine, examine_log, read_log, rules
 from rftkit.doctor.command_line import as_text, step_ranges
 from rftkit.doctor.knobs import KNOBS
 from rftkit.doctor.logs import NAMES, Log
+from rftkit.doctor.measures import held, in_a_row
 from rftkit.doctor.rules import RULES
 
 STEPS = 60
@@ -94,6 +95,12 @@ FAULTS = {
     "a NaN gradient": (change_at(31, grad_norm=math.nan, loss=math.nan), "not_finite"),
     "a NaN as our log writes it": (change_at(31, grad_norm=None, loss=None), "not_finite"),
     "an infinite KL": (change_at(31, kl=math.inf), "not_finite"),
+    "a NaN KL written as text": (change_at(31, kl="NaN"), "not_finite"),
+    "a NaN reward": (change_at(31, reward_mean=math.nan), "reward_not_a_number"),
+    "a NaN reward written as text": (
+        change_at(31, reward_mean="-Infinity"),
+        "reward_not_a_number",
+    ),
     "no grade in one step": (change_at(31, reward_mean=None), "grader_failures"),
     "a sub-grader that is down": (
         change_all(sub_rewards={"judge": None, "format": 0.9}),
@@ -134,6 +141,23 @@ FAULTS = {
     ),
     "every second answer cut": (change_all(truncated=0.5), "truncation"),
     "all answers cut at the end": (change_all(**later(1.0, 0.8)("truncated")), "truncation"),
+    "nine in ten cut, but for each fifth step": (
+        change_all(truncated=lambda record, done: 0.9 if record["step"] % 5 else 0.1),
+        "truncation",
+    ),
+    "an entropy of nothing, but for each fifth step": (
+        change_all(entropy=lambda record, done: 0.005 if record["step"] % 5 else 0.06),
+        "entropy_collapse",
+    ),
+    "a KL that is far, but for each fifth step": (
+        change_all(kl=lambda record, done: 3.0 if record["step"] % 5 and done < 0.9 else 0.4),
+        "kl_blow_up",
+    ),
+    "a KL of 1000 for four steps": (
+        change_all(kl=lambda record, done: 1000.0 if 30 <= record["step"] < 34 else 0.1),
+        "kl_blow_up",
+    ),
+    "one KL of 50": (change_at(31, kl=50.0), "kl_blow_up"),
     "an entropy of nothing": (change_all(**later(0.004)("entropy")), "entropy_collapse"),
     "an entropy that is low": (change_all(**later(0.03)("entropy")), "entropy_collapse"),
     "a KL that runs away": (change_all(kl=lambda record, done: 6 * done**3), "kl_blow_up"),
@@ -232,7 +256,16 @@ def test_a_planted_fault_is_not_found(tmp_path, fault, name):
 
 def test_a_fault_is_not_tried_or_has_no_words():
     tried = {expected for _, expected in FAULTS.values()}
-    assert set(RULES) == set(KNOBS) == tried | {"past_the_peak", "nothing_held_out"}
+    assert (
+        set(RULES)
+        == set(KNOBS)
+        == tried
+        | {
+            "past_the_peak",
+            "nothing_held_out",
+            "overfitting",
+        }
+    )
 
 
 def test_a_finding_names_other_steps_than_the_faults():
@@ -242,6 +275,75 @@ def test_a_finding_names_other_steps_than_the_faults():
     records[4]["grad_norm"] = 30.0
     found = {f.name: f.steps for f in examine_log(Log("", records)).findings}
     assert found == {"truncation": list(range(20, 28)), "gradient_spike": [5]}
+
+
+def test_a_good_step_now_and_then_hides_a_bad_level():
+    """Five of eight steps are a state, and its good steps are not named; four of eight are not."""
+    points = [(step, float(step in (11, 13, 14, 16, 18, 40, 42, 44, 46))) for step in range(1, 61)]
+    assert held(points, lambda value: value > 0) == [11, 13, 14, 16, 18]
+    assert in_a_row(points, lambda value: value > 0) == []
+    assert held(points[10:14], lambda value: value > 0) == []  # shorter: all of them, or none
+    assert held(points[12:14], lambda value: value > 0) == [13, 14]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_scattered_bad_steps_are_a_finding(seed):
+    """Every eighth step at random is odd in all that a state is made of."""
+    luck, records = random.Random(seed), healthy(seed)
+    change_all(clip_ratio=0.0)(records)
+    for record in luck.sample(records, STEPS // 8):
+        record |= {"truncated": 0.5, "dead_groups": 0.875, "entropy": 0.04, "kl": 0.8}
+        record |= {"clip_ratio": 0.2, "grad_norm": 5e-4}
+    assert names(examine_log(Log("", records))) == set()
+
+
+def test_a_recorded_sound_run_gets_a_finding_about_a_level():
+    levels = {"truncation", "entropy_collapse", "kl_blow_up", "clip_binds", "gradient_vanishes",
+              "grader_errors", "not_finite", "reward_not_a_number", "overfitting"}  # fmt: skip
+    runs = json.loads((dataset("recorded_runs") / "demo.json").read_text())["runs"]
+    assert runs and not [run for run in runs if names(examine_log(Log("", run["log"]))) & levels]
+
+
+def test_a_reward_that_is_no_number_is_called_a_failed_grader():
+    records = healthy()
+    for record in records[30:]:
+        record["reward_mean"] = math.nan
+    found = {f.name: f for f in examine_log(Log("", records)).findings}
+    assert found.keys() == {"reward_not_a_number"}
+    assert found["reward_not_a_number"].steps == list(range(31, 61))
+    records[3]["reward_mean"] = None
+    found = {f.name: f for f in examine_log(Log("", records)).findings}
+    assert found["grader_failures"].steps == [4] and "reward_not_a_number" in found
+
+
+def sft(held_out, start=2.0):
+    """An SFT run as TRL logs it: the training loss falls, the held-out loss is `held_out(step)`."""
+    luck = random.Random(0)
+    history = [
+        {"step": s, "loss": start - 0.02 * s + luck.gauss(0, 0.02), "grad_norm": 0.5}
+        for s in range(1, 61)
+    ]
+    return history + [{"step": s, "eval_loss": held_out(s)} for s in range(10, 61, 10)]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "steps"),
+    [
+        (lambda step: 1 + 0.01 * step, [20, 30, 40, 50, 60]),
+        (lambda step: 1.2 if step in (20, 30) else 1.4, [30, 40, 50, 60]),
+        (lambda step: 2 - 0.01 * step, []),
+        (lambda step: 1.2 + 0.01 * (step % 20), []),  # stands still, but for noise
+    ],
+)
+def test_an_sft_run_that_learns_by_heart_is_not_named(tmp_path, held_out, steps):
+    path = tmp_path / "trainer_state.json"
+    state = {"log_history": sft(held_out)}
+    path.write_text(json.dumps(state))
+    assert {f.name: f.steps for f in examine(path).findings} == (
+        {"overfitting": steps} if steps else {}
+    )
+    path.write_text(json.dumps(state | {"best_model_checkpoint": "checkpoint-10"}))
+    assert names(examine(path)) == set()  # the lowest is the one that is handed back
 
 
 def test_one_bad_step_is_a_finding():
@@ -525,7 +627,9 @@ def test_answers_without_a_grade_in_a_run_folder_are_not_counted(tmp_path):
         ("log.jsonl", None, "cannot be read"),
         ("log.jsonl", "", "empty, expected one object a step"),
         ("log.jsonl", "\n \n", "empty"),
-        ("log.jsonl", '{"step": 1, "loss": 0.1}\n{"step": 2, "lo', "log.jsonl:2: not whole JSON"),
+        ("log.jsonl", '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n', "jsonl:2: not whole JSON"),
+        ("log.jsonl", '{"step": 1, "lo', "log.jsonl:1: not whole JSON"),
+        ("log.jsonl", b'{"step": 1}\n\xff\n{"step": 3}\n', "cannot be read"),
         ("log.jsonl", '{"step": 1}\n[1, 2]\n', 'log.jsonl:2: without a whole number "step"'),
         ("log.jsonl", '{"loss": 1}\n', 'log.jsonl:1: without a whole number "step"'),
         ("log.jsonl", '{"step": true}\n', 'log.jsonl:1: without a whole number "step"'),
@@ -545,6 +649,28 @@ def test_a_missing_or_torn_file_is_a_traceback_or_a_clean_bill(tmp_path, name, t
         examine(path)
 
 
+@pytest.mark.parametrize("torn", [b'{"step": 21, "lo', b'{"step": 21, "sub": {"\xc3', b"\0\0"])
+def test_a_torn_last_line_hides_what_is_wrong_before_it(tmp_path, torn):
+    """A run died while it wrote step 21, once in the middle of a letter."""
+    records = healthy(steps=20)
+    change_all(truncated=0.5)(records)
+    path = write_log(tmp_path / "log.jsonl", records)
+    path.write_bytes(path.read_bytes() + torn)
+    found = examine(path)
+    assert (found.steps, names(found)) == (20, {"truncation"})
+    assert "last line (line 21) is torn" in found.notes[0]
+    answer = CliRunner().invoke(app, ["doctor", str(tmp_path)])
+    assert answer.exit_code == 1 and "1. truncation" in answer.stdout
+    assert "note: the last line (line 21) is torn" in answer.stdout
+
+
+def test_a_whole_last_line_without_its_end_is_called_torn(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\r\n\n{"step": 2, "patterns": {"a\u2028b": 1}}')
+    found = examine(path)
+    assert (found.steps, found.notes) == (2, [])
+
+
 def test_a_folder_is_not_searched_for_its_log(tmp_path):
     with pytest.raises(UserError, match="no log in this folder"):
         read_log(tmp_path)
@@ -560,7 +686,7 @@ def test_a_folder_is_not_searched_for_its_log(tmp_path):
 def test_trainers_names_are_read_wrongly(tmp_path):
     records = healthy()
     read = read_log(write_state(tmp_path / "trainer_state.json", records))
-    for name in set(NAMES) - {"clip_ratio", "lost"}:
+    for name in set(NAMES) - {"clip_ratio", "lost", "eval_loss"}:
         assert read.points(name) == [(r["step"], r[name]) for r in records]
     assert [s for s, _ in read.looks()] == [10, 20, 30, 40, 50, 60]
     # the task's metric, not the reward and not a time

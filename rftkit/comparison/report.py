@@ -20,6 +20,8 @@ from rftkit.graders.report import PROGRAM_FAILED
 from rftkit.plots import BLUE, GREEN, ORANGE, save_figure, table_figure
 from rftkit.policy import model_folder
 
+REPORT_FILES = ("report.json", "report.md", "table.png", "samples.jsonl")
+
 
 def make_report(
     inputs: Inputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rftkit.comparison.inputs import Inputs, read_inputs
-from rftkit.comparison.report import make_report, sample_lines, write_report
+from rftkit.comparison.report import REPORT_FILES, make_report, sample_lines, write_report
 from rftkit.data.errors import UserError
 from rftkit.data.records import SamplingConfig
 from rftkit.data.rows import messages_digest
 from rftkit.data.writing import write_text
 from rftkit.embedded import MODELS
 from rftkit.evaluation import SystemResult, clusters_of, evaluate
-from rftkit.policy import LocalPolicy, load_policy, model_folder
+from rftkit.policy import LocalPolicy, check_weights, load_policy, model_folder
 from rftkit.training.config import config_rows, config_task
 from rftkit.training.folder import is_begun, read_config
 from rftkit.training.record import append_lines
@@ -63,10 +64,10 @@ def compare_models(
     began = time.perf_counter()
     out = Path(out)
     inputs = read_inputs(rows, grader, metrics, task, group_by, allow_weak_isolation)
-    check_models(models, samples, out)
+    check_models(models, samples)
     config = SamplingConfig(max_new_tokens=max_tokens or longest_answer(models), seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "samples.jsonl", "")
+    trained = {model: training_record(model, inputs) for model in models}
+    open_folder(out)
     say = reporter.say if reporter else lambda text="": None
     for note in inputs.notes:
         say(note)
@@ -81,14 +82,13 @@ def compare_models(
         results.append(result)
         value = result.values[inputs.headline].mean()
         say(f"{model}: {inputs.headline} {value:.3f} at T = 1")
-    trained = {model: training_record(model, inputs) for model in models}
     report = make_report(inputs, results, config, samples, trained)
     report["seconds"] = round(time.perf_counter() - began, 1)
     write_report(report, out)
     return report
 
 
-def check_models(models: Sequence[str], samples: int, out: Path) -> None:
+def check_models(models: Sequence[str], samples: int) -> None:
     """Raise UserError for a list that cannot be evaluated, before anything is loaded."""
     if not models:
         raise UserError("--model: none, expected at least one: try --model embedded:mini")
@@ -97,19 +97,36 @@ def check_models(models: Sequence[str], samples: int, out: Path) -> None:
         raise UserError(f"--model: {', '.join(twice)} twice, expected each once: remove one")
     if samples < 1:
         raise UserError(f"samples: {samples}, expected a whole number from 1")
-    if is_begun(out):
-        raise UserError(
-            f"{out}: a run stands here, expected a folder of its own for the evaluation (it would "
-            f"write over the run's samples): try --out {out / 'evaluation'}"
-        )
     for model in models:
         if not model.startswith("endpoint:"):
-            model_folder(model)
+            for folder in filter(None, model_folder(model)):
+                check_weights(folder)
         elif not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
             raise UserError(
                 f"--model {model}: neither OPENAI_BASE_URL nor OPENAI_API_KEY is set, expected the "
                 "endpoint's address, such as OPENAI_BASE_URL=http://localhost:8000/v1"
             )
+
+
+def open_folder(out: Path) -> None:
+    """Make the report's folder with an empty samples.jsonl, before hours of sampling have nowhere
+    to go. UserError where nothing can be written, or a run would be written over."""
+    try:
+        if is_begun(out):
+            raise UserError(
+                f"{out}: a run stands here, expected a folder of its own for the evaluation (it "
+                f"would write over the run's samples): try --out {out / 'evaluation'}"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        for name in REPORT_FILES:
+            if (out / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
+        write_text(out / "samples.jsonl", "")
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: the report cannot be written there ({error.strerror}), expected a "
+            "folder, or a place where one can be made: name another"
+        ) from None
 
 
 def longest_answer(models: Sequence[str]) -> int:
@@ -162,8 +179,14 @@ def training_record(model: str, inputs: Inputs) -> dict[str, Any] | None:
     run = next((p for p in (path, path.parent) if (p / "training.json").exists()), None)
     if run is None:
         return None
-    record = json.loads((run / "training.json").read_text(encoding="utf-8"))
-    known = record.get("training", {})
+    try:
+        record = json.loads((run / "training.json").read_text(encoding="utf-8"))
+        known = record.get("training", {}) | {}  # fails where either is no object
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{run / 'training.json'}: cannot be read ({type(error).__name__}: {error}), expected "
+            "a finished run's record: mend it, or copy the adapter elsewhere and name that folder"
+        ) from None
     found = {key: known.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
     try:
         config = read_config(run)

@@ -39,7 +39,7 @@ class Examination:
 def examine(path: str | Path) -> Examination:
     """Every finding over a run folder, a log.jsonl or a trainer_state.json, gravest first.
 
-    Raises UserError for a path that is not there, or a file that is torn, empty or no log.
+    Raises UserError for a path that is not there, or a file that is broken, empty or no log.
     """
     return examine_log(read_log(path))
 
@@ -51,7 +51,7 @@ def examine_log(log: Log) -> Examination:
         why, knob = KNOBS[name]
         findings += [Finding(name, steps, printable(t), knob, why) for steps, t in rule(log)]
     findings = without_effects(findings)
-    names, notes = {finding.name for finding in findings}, []
+    names, notes = {finding.name for finding in findings}, list(log.notes)
     if log.graded and not log.looks() and "nothing_held_out" not in names:
         notes.append("no held-out look in this log: a rising reward alone proves no learning")
     losses = log.points("loss")

@@ -10,6 +10,11 @@ KNOBS = {
         "Go back to the last whole checkpoint; learning_rate down to a third; bf16 or fp32, not "
         "fp16; then look at that step's batch for an empty or endless answer.",
     ),
+    "reward_not_a_number": (
+        "One NaN among a group's rewards makes all its advantages NaN, and with them the loss.",
+        "Find the answer (samples.jsonl) and run `rftkit grade` on it: look for 0/0, an empty "
+        "mean or a logarithm of 0 in the grader. A bad answer is 0, a machine's failure null.",
+    ),
     "grader_failures": (
         "An answer that the grader could not grade teaches nothing, and a sample of the gradable "
         "is a biased one.",
@@ -58,6 +63,11 @@ KNOBS = {
     "past_the_peak": (
         "The last checkpoint is not the best one: after its peak a run learns its own rows.",
         "Keep the best by the held-out metric and stop early: eval_every, patience.",
+    ),
+    "overfitting": (
+        "The model learns its rows by heart: what it gains on them, others lose.",
+        "Take the checkpoint of the lowest held-out loss (load_best_model_at_end); fewer epochs, "
+        "more rows, lora_rank and learning_rate down.",
     ),
     "format_alone": (
         "The model learnt how an answer must look, not how to find it.",

@@ -18,9 +18,10 @@ NAMES = {
     "truncated": ("completions/clipped_ratio",),
     "clip_ratio": ("clip_ratio/region_mean", "clip_ratio"),
     "lost": ("grader/lost",),
-    **{name: (name,) for name in ("entropy", "kl", "grad_norm", "loss")},
+    **{name: (name,) for name in ("entropy", "kl", "grad_norm", "loss", "eval_loss")},
 }
 LARGEST = 3.4e38  # of a weight or gradient in fp32 or bf16: beyond it training itself has infinity
+NO_NUMBERS = {"nan", "inf", "infinity"}  # as text, whatever the case and sign
 NO_TASK_METRIC = {"runtime", "samples_per_second", "steps_per_second", "num_tokens", "reward"}
 
 
@@ -30,12 +31,14 @@ class Log:
 
     best_is_kept   the run hands back its best checkpoint, not its last
     lost           step -> share of the step's answers that the grader could not grade
+    notes          what was left out in reading
     """
 
     source: str
     records: list[dict[str, Any]]
     best_is_kept: bool = False
     lost: dict[int, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def points(self, name: str) -> list[tuple[int, float]]:
         """(step, value) wherever the log holds a finite number of this name."""
@@ -80,6 +83,13 @@ def finite(value: Any) -> float | None:
     return float(value) if is_number(value) and abs(value) <= LARGEST else None
 
 
+def is_nan_or_infinite(value: Any) -> bool:
+    """NaN or infinite: as a number, or as the text that some trainers write for it."""
+    if isinstance(value, str):
+        return value.strip().lstrip("+-").lower() in NO_NUMBERS
+    return is_number(value) and finite(value) is None
+
+
 def clean_look(validation: Any) -> dict[str, Any] | None:
     """A held-out look's metric, mean and interval; None without a mean."""
     if not isinstance(validation, dict) or finite(validation.get("mean")) is None:
@@ -94,25 +104,46 @@ def clean_look(validation: Any) -> dict[str, Any] | None:
 def read_log(path: str | Path) -> Log:
     """A run folder (ours, or a trainer's output folder), a log.jsonl or a trainer_state.json.
 
-    Raises UserError for a path that is not there, or a file that is torn, empty or no log.
+    Raises UserError for a path that is not there, or a file that is broken, empty or no log. A
+    torn last line of a log.jsonl is left out, which the log's notes say.
     """
     path = Path(path)
     if path.is_dir():
         return read_folder(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        whole, note = (content, None) if path.suffix == ".json" else without_torn_end(content)
+        text = whole.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{path}: cannot be read ({reason}), expected a run folder, a log.jsonl or a "
             "trainer_state.json: correct the path"
         ) from None
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Only a line feed ends a line: U+2028 and its like may stand in a name.
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path}: empty, expected one object a step: did the run take a step?")
     if path.suffix == ".json":
         return read_trainer_state(path, text)
-    return Log(str(path), [read_line(path, number, line) for number, line in lines])
+    records = [read_line(path, number, line) for number, line in lines]
+    return Log(str(path), records, notes=[note] if note else [])
+
+
+def without_torn_end(content: bytes) -> tuple[bytes, str | None]:
+    """(a log.jsonl's whole lines, a note where the last one is torn): its line feed is written
+    last. A torn line that stands alone is kept, to be named as what it is."""
+    whole, feed, last = content.rpartition(b"\n")
+    try:
+        json.loads(last.strip() or b"{}")
+    except (ValueError, RecursionError):
+        if whole.strip():
+            number = whole.count(b"\n") + 2
+            return whole + feed, (
+                f"the last line (line {number}) is torn and was left out: the run died in it, or "
+                "is still writing; the same `rftkit train` goes on from its last checkpoint"
+            )
+    return content, None
 
 
 def read_folder(folder: Path) -> Log:
@@ -144,7 +175,7 @@ def read_line(path: Path, number: int, line: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}:{number}: not whole JSON ({error}), expected one object a step: a line is "
-            "torn where a run died; delete it, or let the run go on and write it again"
+            "torn where a run died; delete that line"
         ) from None
     if not isinstance(record, dict) or not is_step(record.get("step")):
         raise UserError(

@@ -9,7 +9,9 @@ from typing import Any
 
 from rftkit.doctor.logs import Log, finite
 
-IN_A_ROW = 5  # steps in a row make a state; fewer are weather
+# So many of so many steps make a state; fewer are weather. More than half, so that a good step now
+# and then does not hide a bad level; and few enough for a short run, or the end of a long one.
+IN_A_ROW, WINDOW = 5, 8
 SURE = 3  # a change counts from so many standard errors
 # Errors by which the grader says that an ANSWER is at fault: not JSON, or cut at the limit.
 ANSWERS_OWN_ERRORS = {"sample_parse_error", "truncated_observation_error"}
@@ -18,17 +20,24 @@ MOVED = 0.02  # and from this size on: grades go from 0 to 1
 Points = list[tuple[int, float]]  # (step, value)
 
 
+def held(
+    points: Points, bad: Callable[[float], bool], least: int = IN_A_ROW, window: int = WINDOW
+) -> list[int]:
+    """The bad steps of every `window` steps of which at least `least` are bad (of a log with fewer
+    than `least` steps: all)."""
+    least = min(least, len(points))
+    wrong = [bad(value) for _, value in points]
+    found: set[int] = set()
+    for end in range(1, len(points) + 1):
+        inside = [place for place in range(max(0, end - window), end) if wrong[place]]
+        if len(inside) >= least:
+            found.update(inside)
+    return [points[place][0] for place in sorted(found)]
+
+
 def in_a_row(points: Points, bad: Callable[[float], bool], least: int = IN_A_ROW) -> list[int]:
-    """The steps of every stretch of at least `least` bad values (all of them, in a shorter log)."""
-    found: list[int] = []
-    stretch: list[int] = []
-    for step, value in points:
-        stretch = [*stretch, step] if bad(value) else []
-        if len(stretch) == min(least, len(points)):
-            found += stretch
-        elif len(stretch) > least:
-            found.append(step)
-    return found
+    """The same without a good step in between: for what is stuck, not merely too high."""
+    return held(points, bad, least, window=least)
 
 
 def worst(points: Points, steps: list[int]) -> float:

@@ -11,17 +11,19 @@ import math
 from collections.abc import Callable, Iterator
 from statistics import mean, median, variance
 
-from rftkit.doctor.logs import Log, finite, is_number
+from rftkit.doctor.logs import Log, is_nan_or_infinite
 from rftkit.doctor.measures import (
     IN_A_ROW,
     MOVED,
     SURE,
+    WINDOW,
     best_stretch,
     change,
     dead_share,
     error_series,
     fell,
     gained,
+    held,
     in_a_row,
     look_text,
     moved,
@@ -38,11 +40,13 @@ CUT, MOSTLY_CUT = 0.3, 0.8  # share of completions cut at the limit (A)
 # embedded mini starts above 1.0 and learns (measured: datasets/recorded_runs/demo.json, its log).
 ENTROPY_LOW, ENTROPY_GONE = 0.05, 0.01
 KL_FAR, KL_LOST = 0.5, 2.0  # nats a token (A)
+KL_AT_ONCE = 10 * KL_FAR  # one step is enough: no batch of a policy that is still near gives it (O)
 # Norm before clipping (A): healthy 0.001 to 1, in SFT to 10; red flag above 10. Between 1 and 10 a
 # value is a spike only where it is also SPIKE times the run's median (O).
 GRADIENT_SMALL, GRADIENT_LARGE, SPIKE = 0.001, 10.0, 10
 CLIPPED = 0.1  # share of tokens that the clip holds (A)
 LONGER, FAR_LONGER = 2, 4  # times the length at the start: without a gain, with one (O)
+OVERFIT = 1.05  # times its lowest value, the held-out loss at the end (O)
 UNSEEN_STEPS = 100  # steps without a held-out look (O): a public run peaked at step 50 of 100
 
 Found = Iterator[tuple[list[int], str]]
@@ -56,7 +60,7 @@ def not_finite(log: Log) -> Found:
     for record in log.records:
         for name in names:
             value = record.get(name, 0.0)
-            if value is None and name in usual or is_number(value) and finite(value) is None:
+            if value is None and name in usual or is_nan_or_infinite(value):
                 bad.append((record["step"], name))
     # What our watchdog saw in the gradients of a step that it skipped.
     bad += [(step, "an alarm") for step, alarm in log.alarms() if alarm == "not finite"]
@@ -67,12 +71,19 @@ def not_finite(log: Log) -> Found:
         yield sorted({step for step, _ in bad}), evidence
 
 
+def reward_not_a_number(log: Log) -> Found:
+    steps = [r["step"] for r in log.records if is_nan_or_infinite(r.get("reward_mean"))]
+    if steps:
+        yield steps, f"mean reward NaN or infinite in {len(steps)} of {len(log.records)} steps"
+
+
 def grader_failures(log: Log) -> Found:
     from rftkit.graders.rewards import MAX_LOST_SHARE
 
     if not log.graded:
         return
     known = {step for step, _ in log.points("reward_mean")}
+    known |= {step for steps, _ in reward_not_a_number(log) for step in steps}
     silent = [r["step"] for r in log.records if "reward_mean" in r and r["step"] not in known]
     partly = [step for step, parts in log.parts("sub_rewards") if None in parts.values()]
     shares = log.lost | dict(log.points("lost"))
@@ -92,7 +103,7 @@ def grader_errors(log: Log) -> Found:
     failing = {
         name: steps
         for name, points in series.items()
-        if (steps := in_a_row(points, lambda share: share > MOSTLY_ERRORS))
+        if (steps := held(points, lambda share: share > MOSTLY_ERRORS))
     }
     if failing:
         told = []
@@ -101,7 +112,7 @@ def grader_errors(log: Log) -> Found:
             told.append(f"{name} on {mean(shares):.0%} of the answers of {len(steps)} steps")
         yield (
             sorted({step for steps in failing.values() for step in steps}),
-            f"{'; '.join(told)} (limit: {MOSTLY_ERRORS:.0%} in {IN_A_ROW} steps in a row)",
+            f"{'; '.join(told)} (limit: {MOSTLY_ERRORS:.0%} in {IN_A_ROW} of {WINDOW} steps)",
         )
 
 
@@ -116,7 +127,7 @@ def no_reward_spread(log: Log) -> Found:
 def dead_groups(log: Log) -> Found:
     points, rewards = dead_share(log), dict(log.points("reward_mean"))
     wholly = [step for step, share in points if share == 1]
-    steps = in_a_row(points, lambda share: share >= DEAD)
+    steps = held(points, lambda share: share >= DEAD)
     if len(wholly) >= max(3, WASTED * len(points)):
         steps = sorted({*steps, *wholly})
     if steps:
@@ -217,9 +228,22 @@ def past_the_peak(log: Log) -> Found:
         yield [s for s, _ in looks if s > at], evidence
 
 
+def overfitting(log: Log) -> Found:
+    points, losses = log.points("eval_loss"), log.points("loss")
+    # The loss of GRPO says nothing of the sort.
+    if len(points) < 2 or log.graded or log.best_is_kept or not moved(losses, -1):
+        return
+    (at, lowest), (end, last) = min(points, key=lambda point: point[1]), points[-1]
+    if last > OVERFIT * lowest:
+        before, after, _ = change(losses)
+        evidence = f"held-out loss {lowest:.3f} at step {at}, {last:.3f} at step {end}, while the "
+        evidence += f"training loss went from {before:.3f} to {after:.3f}"
+        yield [step for step, _ in points if step > at], evidence
+
+
 def truncation(log: Log) -> Found:
     points = log.points("truncated")
-    steps = in_a_row(points, lambda share: share > CUT)
+    steps = held(points, lambda share: share > CUT)
     if steps:
         share = worst(points, steps)
         most = "; most answers never end" if share > MOSTLY_CUT else ""
@@ -244,7 +268,7 @@ def last_steps(log: Log) -> list[int]:
 
 def entropy_collapse(log: Log) -> Found:
     points = log.points("entropy")
-    steps = in_a_row(points, lambda v: v < ENTROPY_LOW)
+    steps = held(points, lambda v: v < ENTROPY_LOW)
     if steps:
         lowest = min(v for s, v in points if s in set(steps))
         yield (
@@ -256,13 +280,14 @@ def entropy_collapse(log: Log) -> Found:
 
 def kl_blow_up(log: Log) -> Found:
     points = log.points("kl")
-    steps = in_a_row(points, lambda v: v > KL_FAR)
+    steps = held(points, lambda v: v > KL_FAR)
+    steps = {*steps, *(s for s, v in points if v > KL_AT_ONCE)}
     if points and points[-1][1] > KL_LOST:  # a run that ended there did not come back
-        steps = sorted({*steps, *(s for s, v in points if v > KL_LOST)})
+        steps |= {s for s, v in points if v > KL_LOST}
     if steps:
-        far = worst(points, steps)
+        far = worst(points, list(steps))
         limits = f"healthy to {KL_FAR}, diverged above {KL_LOST}"
-        yield steps, f"KL up to {far:.2g} nats a token ({limits})"
+        yield sorted(steps), f"KL up to {far:.2g} nats a token ({limits})"
 
 
 def gradient_spike(log: Log) -> Found:
@@ -272,7 +297,7 @@ def gradient_spike(log: Log) -> Found:
     usual = median(v for _, v in points)
     limit = max(1.0 if log.graded else 10.0, SPIKE * usual)
     steps = {s for s, v in points if v > limit}
-    steps |= set(in_a_row(points, lambda v: v > GRADIENT_LARGE))
+    steps |= set(held(points, lambda v: v > GRADIENT_LARGE))
     if steps:
         highest = worst(points, list(steps))
         yield sorted(steps), f"gradient norm up to {highest:.3g}, the run's median {usual:.3g}"
@@ -281,7 +306,7 @@ def gradient_spike(log: Log) -> Found:
 def gradient_vanishes(log: Log) -> Found:
     dead = dict(dead_share(log))
     points = [(s, v) for s, v in log.points("grad_norm") if dead.get(s, 0) < DEAD]
-    steps = in_a_row(points, lambda v: v < GRADIENT_SMALL)
+    steps = held(points, lambda v: v < GRADIENT_SMALL)
     if steps:
         evidence = f"gradient norm at most {worst(points, steps):.1e} although groups had a spread"
         yield steps, evidence
@@ -289,13 +314,10 @@ def gradient_vanishes(log: Log) -> Found:
 
 def clip_binds(log: Log) -> Found:
     points = log.points("clip_ratio")
-    steps = in_a_row(points, lambda share: share > CLIPPED)
+    steps = held(points, lambda share: share > CLIPPED)
     if steps:
         share = worst(points, steps)
-        yield (
-            steps,
-            f"the clip holds up to {share:.0%} of a step's tokens (healthy to {CLIPPED:.0%})",
-        )
+        yield steps, f"the clip holds up to {share:.0%} of a step's tokens (to {CLIPPED:.0%})"
 
 
 def nothing_held_out(log: Log) -> Found:
@@ -319,8 +341,16 @@ SAME_STEPS = 0.8  # share of the effect's steps in which the cause shows (O)
 RULES: dict[str, Callable[[Log], Found]] = {
     rule.__name__: rule
     for rule in (
-        *(not_finite, grader_failures, grader_errors, no_reward_spread, dead_groups, loss_zero),
-        *(reward_up_task_down, reward_falls, reward_stays_low, format_alone, past_the_peak),
+        *(not_finite, reward_not_a_number, grader_failures, grader_errors),
+        *(no_reward_spread, dead_groups, loss_zero),
+        *(
+            reward_up_task_down,
+            reward_falls,
+            reward_stays_low,
+            format_alone,
+            past_the_peak,
+            overfitting,
+        ),
         *(truncation, length_explosion, length_collapse, entropy_collapse, kl_blow_up),
         *(gradient_spike, gradient_vanishes, clip_binds, nothing_held_out, steps_out_of_order),
     )

@@ -14,6 +14,7 @@ endpoint.py  a model behind an address
 from rftkit.policy.decoding import choose, decode, end_tokens, stopped, uniform_numbers
 from rftkit.policy.endpoint import EndpointPolicy
 from rftkit.policy.loading import (
+    check_weights,
     choose_engine,
     load_model,
     load_policy,
@@ -31,6 +32,7 @@ __all__ = [
     "Messages",
     "Policy",
     "Progress",
+    "check_weights",
     "choose",
     "choose_engine",
     "decode",

@@ -51,14 +51,65 @@ def model_folder(model: str) -> tuple[str, str | None]:
     if (path / "adapter" / "adapter_config.json").exists():
         path = path / "adapter"
     if (path / "adapter_config.json").exists():
-        base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
-        return model_folder(base)[0], str(path)
+        return model_folder(adapter_base(path / "adapter_config.json"))[0], str(path)
     if path.exists() and not is_model_config(path / "config.json"):
         raise UserError(
             f"{model}: no adapter_config.json there and no config.json of a model, expected a "
             "model, an adapter or a finished run's folder: name one of these"
         )
     return model, None
+
+
+def adapter_base(file: Path) -> str:
+    """The base that an adapter names in its adapter_config.json.
+
+    Raises UserError for a file that is torn, or names none, or names the adapter itself.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({error}), expected PEFT's JSON: take this file from a whole "
+            "copy of the adapter"
+        ) from None
+    base = record.get("base_model_name_or_path") if isinstance(record, dict) else None
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f'{file}: no "base_model_name_or_path", expected the model that the adapter was made '
+            "for: write its name there, such as embedded:mini"
+        )
+    if Path(base).resolve() in (file.parent.resolve(), file.parent.parent.resolve()):
+        raise UserError(
+            f'{file}: "base_model_name_or_path" is the adapter itself, expected the model that it '
+            "was made for: write its name there"
+        )
+    return base
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raise UserError where a local model's or adapter's weight files are missing or cut short.
+
+    Reads the files' headers alone, so that it can come before a long evaluation.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = Path(folder)
+    weights = ("adapter_model.safetensors", "adapter_model.bin")
+    is_adapter = (place / "adapter_config.json").exists()
+    if is_adapter and not any((place / name).is_file() for name in weights):
+        raise UserError(
+            f"{place}: no {weights[0]}, expected the adapter's weights beside its "
+            "adapter_config.json: copy the file there, or name another checkpoint of the run"
+        )
+    for file in sorted(place.glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{file}: no whole safetensors file ({error}), expected a model's weights: "
+                "copy or download it again, or take another checkpoint"
+            ) from None
 
 
 def is_model_config(path: Path) -> bool:
@@ -83,16 +134,31 @@ def load_policy(
     base, found = model_folder(model)
     loaded, tokenizer, engine, reason = load_model(base, engine)
     if adapter or found:
-        from peft import PeftModel
-
-        loaded = PeftModel.from_pretrained(loaded, adapter or found)
+        loaded = load_adapter(loaded, adapter or found)
     return LocalPolicy(loaded.eval(), tokenizer, name or model, engine, reason)
+
+
+def load_adapter(model: Any, adapter: str) -> Any:
+    """The model with a PEFT adapter on it; UserError where the two do not fit."""
+    from peft import PeftModel
+
+    check_weights(adapter)
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{adapter}: the adapter could not be loaded ({reason}), expected adapter_config.json "
+            "and adapter_model.safetensors of one adapter, made for this base: check both files, "
+            "or take another checkpoint"
+        ) from None
 
 
 def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
     """(model, tokenizer, engine, reason): fp32 on a CPU, bf16 on a GPU that has it."""
     device, dtype, reason = choose_device()
     engine, why = choose_engine(engine, device)
+    check_weights(base)
     try:
         if engine == "unsloth":
             return (*load_unsloth(base, dtype), engine, f"{why}; {reason}")

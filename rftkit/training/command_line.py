@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -159,57 +160,112 @@ def step_text(record: dict[str, Any], look: dict[str, Any] | None) -> str:
 
 def list_runs(folder: Path) -> dict[str, Any]:
     """Every run under `folder`: {"runs": [...], "differing": [field names],
-    "unreadable": [what is wrong with the config of those left out]}.
+    "unreadable": [what is wrong with the files of those left out]}.
 
     A run has its name, state (finished or unfinished), steps, seconds, the held-out metric at the
     start and at its best, why it stopped, its alarms, and the fields of its config that differ
     between the runs.
     """
-    from rftkit.training.folder import is_begun, read_config
-    from rftkit.training.record import read_lines
+    from rftkit.training.folder import read_config
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected one that holds run folders")
-    places, configs, unreadable = [], [], []
+    runs, configs, unreadable = [], [], []
     for place in sorted(path.parent for path in folder.rglob("config.json")):
-        if not (is_begun(place) or any((place / name).exists() for name in STOPPED_EARLY)):
-            continue
         try:
-            configs.append(read_config(place))
-            places.append(place)
+            if not is_run(place):
+                continue
+            config = read_config(place)
+            runs.append({"name": str(place.relative_to(folder))} | run_summary(place))
+            configs.append(config)
         except UserError as error:
             unreadable.append(str(error))
     names = [f.name for f in fields(RunConfig)]
     values = [[json.dumps(getattr(c, n), sort_keys=True) for c in configs] for n in names]
     differing = [name for name, found in zip(names, values) if len(set(found)) > 1]
-    runs = []
-    for place, config in zip(places, configs):
-        log = read_lines(place / "log.jsonl")
-        summary = read_summary(place)
-        looks = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
-        best = summary.get("best") or max(looks, key=lambda v: v["mean"], default={})
-        alarms = [a["name"] for r in log for a in r.get("alarms", [])]
-        runs.append(
-            {
-                "name": str(place.relative_to(folder)),
-                "state": "finished" if summary else "unfinished",
-                "steps": len(log),
-                "seconds": log[-1]["seconds"] if log else 0.0,
-                "start": summary.get("start", {}),
-                "best": best,
-                "stopped": summary.get("training", {}).get("stopped"),
-                "alarms": sorted(set(alarms)),
-                "config": {name: getattr(config, name) for name in differing},
-            }
-        )
+    for run, config in zip(runs, configs):
+        run["config"] = {name: getattr(config, name) for name in differing}
     return {"runs": runs, "differing": differing, "unreadable": unreadable}
 
 
-def read_summary(place: Path) -> dict[str, Any]:
+def is_run(place: Path) -> bool:
+    from rftkit.training.folder import is_begun
+
     try:
-        return json.loads((place / "training.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return is_begun(place) or any((place / name).exists() for name in STOPPED_EARLY)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be looked into ({error.strerror})") from None
+
+
+def run_summary(place: Path) -> dict[str, Any]:
+    """A run's line in the table, without its name and config, from log.jsonl and training.json.
+
+    Raises UserError where one of them is not what a run writes.
+    """
+    log, summary = read_run_log(place / "log.jsonl"), read_summary(place / "training.json")
+    try:
+        looks = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
+        best = summary.get("best") or max(looks, key=lambda v: v["mean"], default={})
+        if best and not all(math.isfinite(best[key]) for key in ("mean", "low", "high")):
+            raise ValueError("the best look is not a number")
+        return {
+            "state": "finished" if summary else "unfinished",
+            "steps": len(log),
+            "seconds": log[-1]["seconds"] if log else 0.0,
+            "start": summary.get("start", {}),
+            "best": best and {"metric": "the metric"} | best,
+            "stopped": summary.get("training", {}).get("stopped"),
+            "alarms": sorted({str(a["name"]) for r in log for a in r.get("alarms", [])}),
+        }
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{place}: log.jsonl and training.json do not hold what a run writes "
+            f"({type(error).__name__}: {error}), expected step, seconds and whole held-out looks: "
+            "remove the folder, or train there again"
+        ) from None
+
+
+def read_run_log(path: Path) -> list[dict[str, Any]]:
+    """A run's log objects; none without a file. A last line that was torn is left out, for a run
+    that goes on writes it again.
+
+    Raises UserError with the line's number for any other line that is no JSON object.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable_file(path, error.strerror, "a run's log") from None
+    return [read_object(line, f"{path}:{n}", "a step's object") for n, line in enumerate(lines, 1)]
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """training.json, which is written last; {} where the run did not come to it."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise unreadable_file(path, error.strerror, "a finished run's record") from None
+    return read_object(text, str(path), "a finished run's record")
+
+
+def read_object(text: bytes, where: str, expected: str) -> dict[str, Any]:
+    """One JSON object; NaN, which JSON has not, counts as null."""
+    try:
+        record = json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:
+        raise unreadable_file(where, f"not whole JSON: {error}", expected) from None
+    if not isinstance(record, dict):
+        raise unreadable_file(where, type(record).__name__, expected)
+    return record
+
+
+def unreadable_file(where: str | Path, reason: str | None, expected: str) -> UserError:
+    return UserError(
+        f"{where}: cannot be read ({reason}), expected {expected}: mend it, or remove the run"
+    )
 
 
 def runs_table(found: dict[str, Any]) -> list[str]:
@@ -221,7 +277,7 @@ def runs_table(found: dict[str, Any]) -> list[str]:
         metric = "none"
         if best:
             metric = f"{best['metric']} {best['mean']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
-        ended = run["stopped"] or run["state"]
+        ended = str(run["stopped"] or run["state"])
         cells = [run["name"], metric, str(best.get("step", "")), str(run["steps"]), ended]
         cells.append(", ".join(run["alarms"]) or "none")
         cells += [short(run["config"][name]) for name in found["differing"]]
