@@ -92,7 +92,9 @@ def test_torn_files_end_in_a_traceback(run):
     assert len(read_lines(run / "log.jsonl")) == 2
     weights = run / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    refused("adapter_model.safetensors: cannot be read")
+    refused("adapter_model.safetensors: no whole safetensors file")
+    with pytest.raises(UserError, match="no whole safetensors file"):
+        train(RunConfig(**TINY | {"init_adapter": str(run)}), run.parent / "second")
     (run / "data.json").write_text("[]")
     refused("data.json: missing or torn")
 

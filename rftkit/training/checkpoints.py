@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rftkit.data.errors import UserError
 from rftkit.data.writing import write_json
+from rftkit.policy import check_weights
 
 MARKER, STATE = "complete.json", "run_state.json"
 KEPT = 2  # the newest, and one before it in case a disk damages the newest
@@ -162,16 +162,9 @@ def move_into_place(beside: Path, folder: Path) -> None:
 def load_adapter_weights(model: Any, folder: Path) -> None:
     """Put a saved adapter's weights back into a model that has the same adapter.
 
-    Raises UserError where the file is torn.
+    Raises UserError where the file is missing or torn.
     """
     from peft import load_peft_weights, set_peft_model_state_dict
-    from safetensors import SafetensorError
 
-    try:
-        weights = load_peft_weights(str(folder), device="cpu")
-    except SafetensorError as error:
-        raise UserError(
-            f"{folder}/adapter_model.safetensors: cannot be read ({error}), expected an adapter's "
-            "weights: the file is torn; take another copy, of a run one of checkpoints/best"
-        ) from None
-    set_peft_model_state_dict(model, weights)
+    check_weights(folder)
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

@@ -12,6 +12,7 @@ from rftkit.data.errors import UserError
 from rftkit.graders.templates import fill_template
 from rftkit.training.config import RunConfig, config_rows, config_task
 from rftkit.training.plan import Plan, make_plan, measure_model
+from rftkit.training.record import read_lines
 from rftkit.training.run import Run, starting_adapter, train
 
 STOPPED_EARLY = ("alarms", "gate.json")  # what a run leaves that ended before its first step
@@ -202,7 +203,7 @@ def run_summary(place: Path) -> dict[str, Any]:
 
     Raises UserError where one of them is not what a run writes.
     """
-    log, summary = read_run_log(place / "log.jsonl"), read_summary(place / "training.json")
+    log, summary = read_lines(place / "log.jsonl"), checked_summary(place / "training.json")
     try:
         looks = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
         best = summary.get("best") or max(looks, key=lambda v: v["mean"], default={})
@@ -225,22 +226,7 @@ def run_summary(place: Path) -> dict[str, Any]:
         ) from None
 
 
-def read_run_log(path: Path) -> list[dict[str, Any]]:
-    """A run's log objects; none without a file. A last line that was torn is left out, for a run
-    that goes on writes it again.
-
-    Raises UserError with the line's number for any other line that is no JSON object.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise unreadable_file(path, error.strerror, "a run's log") from None
-    return [read_object(line, f"{path}:{n}", "a step's object") for n, line in enumerate(lines, 1)]
-
-
-def read_summary(path: Path) -> dict[str, Any]:
+def checked_summary(path: Path) -> dict[str, Any]:
     """training.json, which is written last; {} where the run did not come to it."""
     try:
         text = path.read_bytes()

@@ -160,11 +160,15 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         lines = Path(path).read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}), expected a run's log: change its rights"
+        ) from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = json.loads(line, parse_constant=lambda name: None)  # NaN is no number
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise UserError(

@@ -12,7 +12,7 @@ from rftkit.data.errors import UserError
 from rftkit.data.writing import write_json
 from rftkit.environment import peak_memory_mb, set_seed, versions
 from rftkit.evaluation import clusters_of
-from rftkit.policy import LocalPolicy, load_model, model_folder
+from rftkit.policy import LocalPolicy, check_weights, load_model, model_folder
 from rftkit.task import Task
 from rftkit.training.checkpoints import Checkpoints, load_adapter_weights, save_adapter
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
@@ -306,6 +306,7 @@ def starting_adapter(config: RunConfig) -> str:
     base, adapter = model_folder(place)
     if adapter is None:
         raise UserError(f"init_adapter: {place} has no adapter, expected an adapter or run folder")
+    check_weights(adapter)
     made = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     if made.get("r") != config.lora_rank:
         raise UserError(
