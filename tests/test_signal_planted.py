@@ -77,6 +77,10 @@ BROKEN = {
     ),
     "the turn is over": (lambda own: own + "<|end|>", "the prompt ends with <|end|>"),
     "the turn is over, then a line": (lambda own: own + "<|end|>\n", "the prompt ends with"),
+    "the turns are swapped": (
+        lambda own: own.replace("{{ '<|assistant|>' }}", "{{ '<|user|>' }}"),
+        "ends with '<|user|>'",
+    ),
     "no prompt for an answer": (
         lambda own: own.split("{% if add_generation_prompt")[0],
         "begins an answer with '<|assistant|>'",
@@ -241,11 +245,12 @@ def test_a_constant_reward_is_not_named(genes, kind, template):
     [
         text_check("", "ne", FIRST["input"]),
         python("def grade(sample, item):\n    return min(1.0, len(sample['output_text']) / 90)"),
+        python("def grade(sample, item):\n    raise ValueError"),
         FIRST,
     ],
-    ids=["form", "length", "the row"],
+    ids=["form", "length", "it fails", "the row"],
 )
-def test_a_grader_that_tells_answers_apart_is_called_constant(genes, grader, template):
+def test_a_grader_that_is_not_constant_is_called_so(genes, grader, template):
     task = replace(genes[0], grader_spec=grader)
     if not template:
         task = replace(task, answer_template=None, worse_answers=[])
@@ -302,4 +307,4 @@ def test_undecided_in_pairs_names_no_number(genes):
 
     signal = measure_signal(Told(rows, answer), replace(task, grader_spec=FIRST), rows, answers=2)
     assert signal.verdict == "undecided"
-    assert " more" in signal.reason and any(c.isdigit() for c in signal.reason.split("few", 1)[1])
+    assert signal.budget == 256 and "more than 5,120 more" in signal.reason

@@ -15,6 +15,7 @@ from typing import Any
 from rftkit.data.errors import UserError
 from rftkit.data.records import Sample
 from rftkit.graders import ReferenceResult, reference_check
+from rftkit.graders.report import PROGRAM_FAILED
 from rftkit.graders.templates import fill_template
 from rftkit.task import Task
 
@@ -135,8 +136,8 @@ def why_constant(task: Task, rows: Sequence[dict[str, Any]]) -> str | None:
     """What shows that the grader gives every answer the same, for one that never reads the row.
 
     Nothing is drawn: right answers, worse_answers and some made-up texts are graded instead. None
-    where they differ, or where it cannot be told: the grader asks a model or cannot run here, or
-    no answer is known right and all score 0, which a grader of form gives to any other form.
+    where they differ, or where it cannot be told: the grader asks a model, cannot run here or
+    fails; or no answer is known right and all score 0, as any other form does with a form grader.
     """
     parts = grader_parts(task.grader_spec)
     if any(reads_row(part) or part["type"] in OPINIONS for part in parts):
@@ -152,6 +153,8 @@ def why_constant(task: Task, rows: Sequence[dict[str, Any]]) -> str | None:
     samples = [Sample(output_text=text) for text in texts]
     grades = task.grader.evaluate_many([some[0]] * len(texts), samples)
     rewards = [grade.reward for grade in grades]
+    if any(PROGRAM_FAILED in grade.errors for grade in grades):
+        return None
     if len(set(rewards)) > 1 or rewards[0] is None or not (right or rewards[0]):
         return None
     kinds = "right, worse and made-up" if right else "made-up"

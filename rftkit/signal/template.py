@@ -17,6 +17,7 @@ from rftkit.policy import Policy, end_tokens
 MARKER = re.compile(
     r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
 )
+LAST_MARKER = re.compile(rf"({MARKER.pattern})\s*$")
 QUESTION, ANSWER = "Rftkit asks.", "Rftkit answers."  # what the template is tried on
 KNOWN = 0.01  # ours: who has ever read `<|user|>` in pieces finds one of them likelier than that
 
@@ -127,6 +128,15 @@ def look_at_opening(policy: Any, messages: list[dict[str, Any]], look: TemplateL
             f"the template begins an answer with {missing!r}, but the prompt for a new one ends "
             f"without it, in {prompt[-30:]!r}: it ignores add_generation_prompt"
         )
+    # Where one goes on after the other (a <think> that is opened, a channel) both are sound.
+    markers = [LAST_MARKER.search(text) for text in (prompt, opening)]
+    if all(markers) and not (prompt.startswith(opening) or opening.startswith(prompt)):
+        told, meant = (found[1] for found in markers)
+        if told != meant:
+            look.faults.append(
+                f"the prompt for a new answer ends with {told!r}, but the template begins an "
+                f"answer with {meant!r}"
+            )
     ends = end_tokens(policy.model, policy.tokenizer)
     last, before = (last_token(policy.tokenizer, text) for text in (prompt, opening))
     if last in ends and before not in ends:

@@ -108,8 +108,8 @@ def why_undecided(signal: Signal, missing_rows: int, left: int) -> str:
     most = HOPELESS * signal.budget
     if missing_rows * (signal.group or signal.answers) > most:
         return (
-            f"{too_few}, and so would be {most:,} more ({HOPELESS} times what the gate may draw): "
-            "it lies too near the limit to be told from it. Treat it as a fix: give partial "
+            f"{too_few}: to settle it would take more than {most:,} more ({HOPELESS} times what "
+            "the gate may draw), so near to the limit does it lie. Treat it as a fix: give partial "
             "credit, or take easier rows or more answers_per_prompt, so that more groups have a "
             "spread"
         )
