@@ -3,7 +3,8 @@
 measure.py      measure_signal: draw, measure, decide       record.py     Signal, Finding
 task_checks.py  right, swapped and worse answers            template.py   the prompt, looked at
 numbers.py      from graded answers to numbers              estimators.py pass@k, dead groups
-verdict.py      from numbers to findings and a verdict      questions.py  hard? verifiable? scarce?
+judges.py       from numbers to findings        findings.py   their names, knobs, thresholds
+verdict.py      from findings to a verdict      questions.py  hard? verifiable? scarce?
 command_line.py what `rftkit signal` prints
 """
 

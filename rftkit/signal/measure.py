@@ -18,17 +18,18 @@ from rftkit.data.errors import UserError
 from rftkit.data.records import SamplingConfig
 from rftkit.data.rows import row_ids
 from rftkit.policy import Policy
+from rftkit.signal.findings import SOME_CUT
 from rftkit.signal.numbers import Drawn, take_numbers
 from rftkit.signal.record import Signal
-from rftkit.signal.task_checks import check_reference, why_not_verifiable
+from rftkit.signal.task_checks import check_reference, why_constant, why_not_verifiable
 from rftkit.signal.template import look_at_template
 from rftkit.signal.verdict import decide, refuse
 from rftkit.task import Task
 
 LEAST_BUDGET = 256  # samples that the gate may always draw
 BUDGET_SHARE = 0.05  # of the run's completions, where that is more
-PROBES, ROOM = 16, 4  # answers drawn with ROOM times the limit, where many are cut
-SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the lengths is unknown
+PROBES = 16  # answers drawn with more room, where many are cut:
+ROOM, LEAST_ROOM = 4, 256  # so many times the limit, and no fewer tokens than that
 LOOKS = 3  # times the gate may draw more, before it says undecided
 Progress = Callable[[int], None]
 
@@ -80,7 +81,7 @@ def measure_signal(
         budget = min(budget, max(most, 2 * PROBES))
     grader = task.grader  # a grader that cannot be used is said before anything is judged by it
     if why := why_not_verifiable(task, rows):
-        return refuse(why, policy.name, seed, budget, len(rows))
+        return refuse(why, policy.name, seed, budget, len(rows), why_constant(task, rows))
     grader.check_rows(rows)
     grader.check_ready()
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
@@ -149,7 +150,7 @@ def draw(
     is_cut = [sample.finish_reason == "length" for sample in flat]
     if drawn.probe or np.mean(is_cut) <= SOME_CUT:
         return
-    drawn.probe_room = ROOM * settings.max_new_tokens
+    drawn.probe_room = max(ROOM * settings.max_new_tokens, LEAST_ROOM)
     wide = SamplingConfig(**look.to_json() | {"max_new_tokens": drawn.probe_room})
     some = [row["messages"] for row in drawn.rows[:PROBES]]
     each_probe = max(1, PROBES // len(some))

@@ -1,4 +1,4 @@
-"""From graded answers to the gate's numbers; the verdict on them is in verdict.py."""
+"""From graded answers to the gate's numbers; what they mean is in judges.py."""
 
 from __future__ import annotations
 

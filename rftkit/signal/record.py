@@ -20,7 +20,7 @@ INTERVALS = ("reward", "dead_groups", "dead_ability", "cut", "unreadable")
 class Finding:
     """One thing that stands in the way.
 
-    name      stable, for programs: see verdict.FINDINGS
+    name      stable, for programs: see findings.FINDINGS
     evidence  what was measured, with its numbers
     knob      what to turn
     level     "fix" (do not train) or "open" (too few samples to tell)

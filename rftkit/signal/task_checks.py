@@ -15,12 +15,15 @@ from typing import Any
 from rftkit.data.errors import UserError
 from rftkit.data.records import Sample
 from rftkit.graders import ReferenceResult, reference_check
+from rftkit.graders.report import PROGRAM_FAILED
 from rftkit.graders.templates import fill_template
 from rftkit.task import Task
 
 CHECKS = ("string_check", "python", "function")  # right or wrong, by a rule
 OPINIONS = ("score_model", "label_model")  # right or wrong, as another model sees it
 FREE_TEXT = 12  # words: from here on one reference stands for many equally good answers
+MADE_UP = ("Rftkit answers.", '{"answer": "Rftkit answers."}', "7")  # right for no task
+MADE_FROM = 4  # rows
 SAME = 0.05  # of the maximum: right and swapped answers this close are not told apart
 
 
@@ -44,10 +47,23 @@ class Reference:
     @property
     def inverted(self) -> bool:
         """Do answers that are known to be worse score more than the right ones?"""
-        if self.right is None:
+        if self.right is None or self.misshapen:
             return False
         wrong = [*self.worse] + ([] if self.swapped is None else [self.swapped])
         return any(reward > self.right + 1e-9 for reward in wrong)
+
+    @property
+    def misshapen(self) -> bool:
+        """Is it only the form of the answer_template that the grader cannot read?
+
+        Then a right answer earns exactly what another row's answer in that form does: nothing (or
+        no more than a part of the grader gives that found nothing to read), while worse_answers,
+        which have the right form, earn more. An inverted grader tells the two apart.
+        """
+        if self.right is None or self.right != self.swapped or not self.check.failures:
+            return False
+        unread = self.right == 0 or all(failure["reason"] for failure in self.check.failures)
+        return unread and any(reward > self.right + 1e-9 for reward in self.worse)
 
     @property
     def blind(self) -> bool:
@@ -114,6 +130,35 @@ def mean_reward(task: Task, rows: Sequence[dict[str, Any]], answers: Sequence[st
     samples = [Sample(output_text=answer) for answer in answers]
     grades = task.grader.evaluate_many(list(rows), samples)
     return statistics.fmean(grade.reward or 0.0 for grade in grades)
+
+
+def why_constant(task: Task, rows: Sequence[dict[str, Any]]) -> str | None:
+    """What shows that the grader gives every answer the same, for one that never reads the row.
+
+    Nothing is drawn: right answers, worse_answers and some made-up texts are graded instead. None
+    where they differ, or where it cannot be told: the grader asks a model, cannot run here or
+    fails; or no answer is known right and all score 0, as any other form does with a form grader.
+    """
+    parts = grader_parts(task.grader_spec)
+    if any(reads_row(part) or part["type"] in OPINIONS for part in parts):
+        return None
+    some = list(rows[:MADE_FROM])
+    right = [answer for row in some if (answer := reference_answer(task, row))]
+    worse = [fill_quietly(worse, row) for row in some for worse in task.worse_answers]
+    texts = list(dict.fromkeys([*right, *filter(None, worse), *MADE_UP]))
+    try:
+        task.grader.check_ready()
+    except UserError:
+        return None
+    samples = [Sample(output_text=text) for text in texts]
+    grades = task.grader.evaluate_many([some[0]] * len(texts), samples)
+    rewards = [grade.reward for grade in grades]
+    if any(PROGRAM_FAILED in grade.errors for grade in grades):
+        return None
+    if len(set(rewards)) > 1 or rewards[0] is None or not (right or rewards[0]):
+        return None
+    kinds = "right, worse and made-up" if right else "made-up"
+    return f"{len(texts)} {kinds} answers, {texts[0][:40]!r} among them, all score {rewards[0]:.2f}"
 
 
 # --- is the answer verifiable at all? ------------------------------------------------------------
