@@ -36,7 +36,7 @@ BAD_LOGS = {
     "a torn middle line": (b'{"step": 1, "sec\n' + LOG, "log.jsonl:1: not a JSON object"),
     "bytes that are no UTF-8": (LOG + b"\xff\xfe{}\n", "log.jsonl:3: not a JSON object"),
     "a line that is a list": (LOG + b"[1, 2]\n", "log.jsonl:3: not a JSON object"),
-    "a line of brackets without end": (LOG + b"[" * 100_000 + b"\n", "log.jsonl:3: not a JSON object"),
+    "a line of brackets": (LOG + b"[" * 100_000 + b"\n", "log.jsonl:3: not a JSON object"),
     "a look that is a number": (b'{"step": 1, "seconds": 1, "validation": 3}\n', "TypeError"),
     "a look without its interval": (
         b'{"step": 1, "seconds": 1, "validation": {"mean": 0.4}}\n',
