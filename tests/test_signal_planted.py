@@ -129,6 +129,11 @@ SOUND = {
     "{{ m.content }}<|assistant|>{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}",
     "thinking is opened": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|><think>{% endif %}",
+    "an end token before an answer": "{% for m in messages %}{% if m.role == 'user' %}<|user|>"
+    "{{ m.content }}<|end|>{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}",
+    "an answer chooses its channel": "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.role == 'assistant' %}<|system|>{% endif %}{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
     "refuses to write answers": "{% for m in messages %}{% if m.role == 'assistant' %}"
     "{{ raise_exception('no') }}{% endif %}<|user|>{{ m.content }}{% endfor %}<|assistant|>",
 }
