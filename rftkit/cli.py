@@ -325,7 +325,7 @@ def train_command(
         if as_json:
             print_json({"out": str(out), "gate": refusal.verdict})
         raise
-    except Interrupted as stop:  # said here: typer ends a KeyboardInterrupt without a word
+    except Interrupted as stop:  # said here: typer ends a KeyboardInterrupt with 130 and no word
         if as_json:
             print_json({"out": str(out), "interrupted": str(stop)})
         complaints.print(str(stop), markup=False)
@@ -542,9 +542,6 @@ def main() -> None:
         text = f"{error.filename}: {error.strerror}, expected a place that may be written: name "
         complaints.print("error", text + "another, or change its rights", markup=False, style="red")
         sys.exit(FINDINGS)
-    except KeyboardInterrupt as stop:  # training says where it can go on
-        complaints.print(str(stop) or "interrupted", markup=False)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,18 @@ class Exercise:
     wrong: dict[str, str]
 
 
+# A drift alarm, right but for its RULE.
+DRIFTED = """
+def drifted(stretches):
+    apart = [guesses - grades for guesses, grades in stretches]
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
+    for i in range(1, len(apart)):
+        grown = apart[i].mean() - apart[0].mean()
+        if RULE:
+            return i
+    return None
+"""
+
 EXERCISES = {
     "faults": Exercise(
         "01_jsonl_data",
@@ -423,96 +435,28 @@ def share_right(guesses, grades):
         "12_reward_model",
         ("setup",),
         {
-            "any difference counts": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if grown > 1e-9:
-            return i
-    return None
-""",
-            "a fall counts": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if abs(grown) > 2 * np.hypot(errors[0], errors[i]):
-            return i
-    return None
-""",
-            "the spread is taken for the error of the mean": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if grown > 2 * np.hypot(apart[0].std(ddof=1), apart[i].std(ddof=1)):
-            return i
-    return None
-""",
-            "the first stretch has no error": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if grown > 2 * errors[i]:
-            return i
-    return None
-""",
-            "the errors are added": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if grown > 2 * (errors[0] + errors[i]):
-            return i
-    return None
-""",
-            "one and a half standard errors are enough": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if grown > 1.5 * np.hypot(errors[0], errors[i]):
-            return i
-    return None
-""",
-            "three standard errors are asked for": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if grown > 3 * np.hypot(errors[0], errors[i]):
-            return i
-    return None
-""",
-            "the stretch before is the yardstick": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if apart[i].mean() - apart[i - 1].mean() > 2 * np.hypot(errors[i - 1], errors[i]):
-            return i
-    return None
-""",
-            "the truth is the yardstick": """
-def drifted(stretches):
-    apart = [guesses - grades for guesses, grades in stretches]
-    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in apart]
-    for i in range(1, len(apart)):
-        grown = apart[i].mean() - apart[0].mean()
-        if apart[i].mean() > 2 * errors[i]:
-            return i
-    return None
-""",
+            "any difference counts": DRIFTED.replace("RULE", "grown > 1e-9"),
+            "a fall counts": DRIFTED.replace(
+                "RULE", "abs(grown) > 2 * np.hypot(errors[0], errors[i])"
+            ),
+            "the spread is taken for the error of the mean": DRIFTED.replace(
+                "RULE", "grown > 2 * np.hypot(apart[0].std(ddof=1), apart[i].std(ddof=1))"
+            ),
+            "the first stretch has no error": DRIFTED.replace("RULE", "grown > 2 * errors[i]"),
+            "the errors are added": DRIFTED.replace("RULE", "grown > 2 * (errors[0] + errors[i])"),
+            "one and a half standard errors are enough": DRIFTED.replace(
+                "RULE", "grown > 1.5 * np.hypot(errors[0], errors[i])"
+            ),
+            "three standard errors are asked for": DRIFTED.replace(
+                "RULE", "grown > 3 * np.hypot(errors[0], errors[i])"
+            ),
+            "the stretch before is the yardstick": DRIFTED.replace(
+                "RULE",
+                "apart[i].mean() - apart[i - 1].mean() > 2 * np.hypot(errors[i - 1], errors[i])",
+            ),
+            "the truth is the yardstick": DRIFTED.replace(
+                "RULE", "apart[i].mean() > 2 * errors[i]"
+            ),
             "not answer by answer": """
 def drifted(stretches):
     def error(guesses, grades):

@@ -71,17 +71,27 @@ def test_a_bad_log_takes_the_table_down(runs, kind):
     only_good_ones_are_shown(runs, said)
 
 
-@pytest.mark.parametrize("training", ["[]", '{"trai', "3", '{"training": [1]}', '{"best": [1]}'])
-def test_a_bad_training_record_takes_the_table_down(runs, training):
-    make_run(runs / "bad", training=training, seed=7)
+WHOLE = {"config": {}, "training": {"stopped": "steps"}, "start": LOOK, "best": LOOK | {"step": 2}}
+
+
+@pytest.mark.parametrize("part", [{"training": [1]}, {"best": [1]}, {"best": {"mean": 0.4}}])
+def test_a_bad_training_record_takes_the_table_down(runs, part):
+    make_run(runs / "bad", training=json.dumps(WHOLE | part), seed=7)
     only_good_ones_are_shown(runs, "training.json")
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "training.json"])
-def test_a_file_that_cannot_be_read_takes_the_table_down(runs, name):
-    folder = make_run(runs / "bad", log=None if name == "log.jsonl" else LOG, seed=7)
-    (folder / name).mkdir()  # a folder: no user, root included, reads it as a file
-    only_good_ones_are_shown(runs, f"{name}: cannot be read (Is a directory)")
+@pytest.mark.parametrize("torn", ["", "[]", '{"trai', "3", '{"best": {}}'])
+def test_a_torn_training_record_is_taken_for_an_end(runs, torn):
+    make_run(runs / "done", training=json.dumps(WHOLE))
+    make_run(runs / "torn", training=torn)
+    states = {run["name"]: run["state"] for run in list_runs(runs)["runs"]}
+    assert states["done"] == "finished" and states["torn"] == "unfinished"
+
+
+def test_a_log_that_cannot_be_read_takes_the_table_down(runs):
+    folder = make_run(runs / "bad", log=None, training=json.dumps(WHOLE), seed=7)
+    (folder / "log.jsonl").mkdir()  # a folder: no user, root included, reads it as a file
+    only_good_ones_are_shown(runs, "log.jsonl: cannot be read (Is a directory)")
 
 
 def test_a_torn_last_line_makes_a_run_unreadable(runs):

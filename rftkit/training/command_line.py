@@ -201,9 +201,12 @@ def is_run(place: Path) -> bool:
 def run_summary(place: Path) -> dict[str, Any]:
     """A run's line in the table, without its name and config, from log.jsonl and training.json.
 
+    A torn training.json counts as none, as it does for `rftkit train`, which would go on there.
     Raises UserError where one of them is not what a run writes.
     """
-    log, summary = read_lines(place / "log.jsonl"), checked_summary(place / "training.json")
+    from rftkit.training.folder import read_summary
+
+    log, summary = read_lines(place / "log.jsonl"), read_summary(place) or {}
     try:
         looks = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
         best = summary.get("best") or max(looks, key=lambda v: v["mean"], default={})
@@ -224,34 +227,6 @@ def run_summary(place: Path) -> dict[str, Any]:
             f"({type(error).__name__}: {error}), expected step, seconds and whole held-out looks: "
             "remove the folder, or train there again"
         ) from None
-
-
-def checked_summary(path: Path) -> dict[str, Any]:
-    """training.json, which is written last; {} where the run did not come to it."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise unreadable_file(path, error.strerror, "a finished run's record") from None
-    return read_object(text, str(path), "a finished run's record")
-
-
-def read_object(text: bytes, where: str, expected: str) -> dict[str, Any]:
-    """One JSON object; NaN, which JSON has not, counts as null."""
-    try:
-        record = json.loads(text, parse_constant=lambda name: None)
-    except (ValueError, RecursionError) as error:
-        raise unreadable_file(where, f"not whole JSON: {error}", expected) from None
-    if not isinstance(record, dict):
-        raise unreadable_file(where, type(record).__name__, expected)
-    return record
-
-
-def unreadable_file(where: str | Path, reason: str | None, expected: str) -> UserError:
-    return UserError(
-        f"{where}: cannot be read ({reason}), expected {expected}: mend it, or remove the run"
-    )
 
 
 def runs_table(found: dict[str, Any]) -> list[str]:

@@ -67,15 +67,16 @@ def checksum(records: Sequence[Any]) -> str:
 
 
 def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> str:
-    """NEW, UNFINISHED (it goes on) or FINISHED; a new one has its config.json and data.json.
+    """NEW, UNFINISHED (it goes on) or FINISHED; a new one gets its config.json and data.json.
 
+    out        a folder that is there (make_folder)
     existing   "resume" or "replace" what is there
 
-    Raises UserError where a run with another config or other data stands there, naming the fields.
+    Raises UserError where a run with another config or other data stands there, naming the fields;
+    and where files of a run's names stand there that no run wrote.
     """
     if existing not in ("resume", "replace"):
         raise UserError(f'existing: "{existing}", expected resume or replace')
-    out.mkdir(parents=True, exist_ok=True)
     refuse_others(out)
     found = UNFINISHED if is_begun(out) else NEW
     if existing == "resume" and found != NEW:
@@ -187,7 +188,6 @@ def clear(out: Path, but: Sequence[str] = ()) -> None:
 @contextmanager
 def sole_user(out: Path):
     """One process a run folder. The lock is the system's: it ends with the process, however."""
-    out.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows
