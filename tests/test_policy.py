@@ -14,11 +14,6 @@ from rftkit.task import load_task
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return load_policy("embedded:mini")
-
-
-@pytest.fixture(scope="module")
 def prompts():
     return [row["messages"] for row in load_task("gene_ranking").rows("validation")[:12]]
 

@@ -17,14 +17,13 @@ import pytest
 from rftkit import cli
 from rftkit.data import Sample, UserError
 from rftkit.evaluation import Interval
-from rftkit.policy import load_policy
 from rftkit.signal import Signal, dead_chance, measure_signal, pass_at_k, sample_budget
 from rftkit.signal.estimators import more_rows, share_interval, spread_parts
 from rftkit.signal.measure import LEAST_BUDGET, first_draw
 from rftkit.signal.record import Finding
 from rftkit.signal.task_checks import grader_parts, reads_row
 from rftkit.signal.verdict import FEW_ROWS, conclude
-from rftkit.task import load_task, task_from_json
+from rftkit.task import task_from_json
 
 # --- a small world: sums, and policies that answer them ------------------------------------------
 
@@ -545,17 +544,6 @@ def test_first_draw_leaves_the_groups():
 
 
 # --- the embedded model --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mini():
-    return load_policy("embedded:mini")
-
-
-@pytest.fixture(scope="module")
-def genes():
-    task = load_task("gene_ranking")
-    return task, task.rows("train")
 
 
 def test_the_demo_task_does_not_go(mini, genes):

@@ -8,27 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from rftkit.data import Sample
-from rftkit.policy import load_policy
 from rftkit.signal import measure_signal
 from rftkit.signal.task_checks import why_constant
 from rftkit.signal.template import look_at_template
-from rftkit.task import load_task
 
 FIRST = {
     "type": "string_check", "name": "first", "input": "{{sample.output_json.genes[0]}}",
     "reference": "{{item.reference_gene}}", "operation": "eq",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def mini():
-    return load_policy("embedded:mini")
-
-
-@pytest.fixture(scope="module")
-def genes():
-    task = load_task("gene_ranking")
-    return task, task.rows("train")
 
 
 class Told:
