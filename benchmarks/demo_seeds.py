@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from readme_block import write_block
 
-from rftkit.data.writing import write_json
 from rftkit.demo import SYSTEMS, checksums
 from rftkit.environment import machine, versions
+from rftkit.files import write_json
 from rftkit.task import load_task
 
 if TYPE_CHECKING:

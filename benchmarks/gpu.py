@@ -73,8 +73,9 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 def rftkit_mini(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The embedded mini's RFT as `rftkit demo` runs it, without looks at held-out rows."""
-    from rftkit.embedded import embedded_model
-    from rftkit.training import RunConfig, train
+    from rftkit.files import embedded_model
+    from rftkit.training.config import RunConfig
+    from rftkit.training.run import train
 
     config = RunConfig(
         model="embedded:mini",
@@ -151,7 +152,7 @@ def tokenizer() -> Any:
     """The embedded mini's: small, always there; the shape's larger vocabulary stays unused."""
     from transformers import AutoTokenizer
 
-    from rftkit.embedded import embedded_model
+    from rftkit.files import embedded_model
 
     return AutoTokenizer.from_pretrained(embedded_model("mini"), padding_side="left")
 

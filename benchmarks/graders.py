@@ -32,10 +32,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rftkit.data.writing import write_json
 from rftkit.environment import machine, versions
-from rftkit.graders import Grader, rank_grader
-from rftkit.sandbox import Limits, default_workers, fresh, python_runner, report, runner
+from rftkit.files import write_json
+from rftkit.graders.grader import Grader
+from rftkit.graders.presets import rank_grader
+from rftkit.sandbox import fresh, report, runner
+from rftkit.sandbox.limits import Limits
+from rftkit.sandbox.runner import default_workers, python_runner
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "datasets" / "recorded_runs" / "graders.json"

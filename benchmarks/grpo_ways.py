@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rftkit.training import RunConfig
+from rftkit.training.config import RunConfig
 
 # --- a turn: one step, then wait -----------------------------------------------------------------
 
@@ -133,8 +133,8 @@ def run_way(way: str, config: RunConfig, folder: Path, threads: int, exact: bool
 
 
 def ignore_end_tokens() -> None:
-    from rftkit.policy import decoding
-    from rftkit.training.grpo import StepReward
+    from rftkit import policy as decoding
+    from rftkit.training.trainer import StepReward
 
     decoding.end_tokens = lambda model, tokenizer: set()
     StepReward.check_first_batch = lambda self, prompts, ids: None  # it asks for end tokens
@@ -145,9 +145,9 @@ def ignore_end_tokens() -> None:
 
 def rftkit(config: RunConfig, folder: Path, turns: Turns, exact: bool = False) -> None:
     """The whole of train(): records, samples and a checkpoint every `save_every` steps included."""
-    from rftkit.training import train
-    from rftkit.training.record import Recorder
-    from rftkit.training.steps import Session
+    from rftkit.training.run import train
+    from rftkit.training.store import Recorder
+    from rftkit.training.trainer import Session
 
     turns.watch_trl()
     turns.watch(Recorder, "step", "records")
@@ -192,9 +192,8 @@ def defaults(config: RunConfig, folder: Path, answers_a_pass: int) -> dict[str, 
 
 
 def trl(config: RunConfig, folder: Path, turns: Turns, exact: bool = False) -> None:
-    from rftkit.training import make_plan
-    from rftkit.training.config import config_rows, config_task
-    from rftkit.training.steps import trainer_settings
+    from rftkit.training.config import config_rows, config_task, make_plan
+    from rftkit.training.trainer import trainer_settings
 
     plan = make_plan(config, *config_rows(config, config_task(config)))
     stock(config, turns, exact, trainer_settings(config, plan, folder))
@@ -208,7 +207,7 @@ def stock(config: RunConfig, turns: Turns, exact: bool, settings: dict[str, Any]
 
     from rftkit.environment import set_seed
     from rftkit.training.config import config_rows, config_task
-    from rftkit.training.grpo import prompt_table
+    from rftkit.training.trainer import prompt_table
 
     class Pause(TrainerCallback):
         def on_step_end(self, *given: Any, **named: Any) -> None:
@@ -287,8 +286,8 @@ def floor(
     from rftkit.environment import set_seed
     from rftkit.policy import end_tokens
     from rftkit.training.config import config_rows, config_task
-    from rftkit.training.grpo import prompt_table
     from rftkit.training.run import with_lora
+    from rftkit.training.trainer import prompt_table
 
     task = config_task(config)
     rows, _ = config_rows(config, task)

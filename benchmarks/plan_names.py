@@ -19,16 +19,18 @@ import json
 import re
 from pathlib import Path
 
-from rftkit.data.records import SamplingConfig
-from rftkit.data.writing import write_json
-from rftkit.embedded.corpus import ANSWERS, GOOD_PLAN, PLAN_REQUESTS
-from rftkit.embedded.pretrain import pretrain
-from rftkit.embedded.world import ONSETS, World, build_world
 from rftkit.environment import machine, versions
 from rftkit.evaluation import bootstrap, clusters_of, row_values
+from rftkit.files import write_json
 from rftkit.policy import load_policy
+from rftkit.real_cases import ONSETS
+from rftkit.records import SamplingConfig
 from rftkit.task import load_task
-from rftkit.training import RunConfig, train
+from rftkit.training.config import RunConfig
+from rftkit.training.run import train
+from tools.medical_school.corpus import ANSWERS, GOOD_PLAN, PLAN_REQUESTS
+from tools.medical_school.pretrain import pretrain
+from tools.medical_school.world import World, build_world
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "datasets" / "recorded_runs" / "plan_names.json"

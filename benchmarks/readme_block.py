@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rftkit.data.writing import write_text
+from rftkit.files import write_text
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

@@ -14,10 +14,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from rftkit.data.records import SamplingConfig
 from rftkit.policy import LocalPolicy, load_policy
+from rftkit.records import SamplingConfig
 from rftkit.task import Task, load_task
-from rftkit.training import RunConfig, train
+from rftkit.training.config import RunConfig
+from rftkit.training.run import train
 
 PLACES = "max(first, 0.7 * second, 0.5 * third, 0.3 * fourth, 0.1 * fifth)"
 AGAIN = "min(1, second_again + third_again + fourth_again + fifth_again)"

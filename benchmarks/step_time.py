@@ -34,10 +34,10 @@ from typing import Any
 from grpo_ways import WAYS, run_way
 from readme_block import write_block
 
-from rftkit.data.writing import write_json
 from rftkit.environment import machine, versions
 from rftkit.evaluation import bootstrap, paired_difference
-from rftkit.training import RunConfig
+from rftkit.files import write_json
+from rftkit.training.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = ("speed", "step_time.py")  # its place in README.md
@@ -49,7 +49,7 @@ COST_SIZES = {"answers_per_prompt": (4, 8, 16), "completion_tokens": (16, 32, 64
 PARTS = ("sampling", "grading", "reference", "forward", "backward", "optimizer", "records",
          "checkpoint")  # fmt: skip
 # Imported once, before the ways part: they share the memory and start in no time.
-IMPORTED = ["trl.trainer.grpo_trainer", "peft", "rftkit.training.grpo", "rftkit.training.run"]
+IMPORTED = ["trl.trainer.grpo_trainer", "peft", "rftkit.training.trainer", "rftkit.training.run"]
 
 
 class WayFailed(Exception):

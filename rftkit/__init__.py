@@ -1,3 +1,44 @@
 """rftkit: learn and run Reinforcement Fine-Tuning. See README.md and notebooks/00_start_here."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+# The face: each name with the file that defines it, loaded when it is first used.
+_HOMES = {
+    "Grader": "graders.grader",
+    "RunConfig": "training.config",
+    "Sample": "records",
+    "SamplingConfig": "records",
+    "Task": "task",
+    "UserError": "files",
+    "attack": "attacks",
+    "bootstrap": "evaluation",
+    "check_file": "check",
+    "dataset": "files",
+    "evaluate": "evaluation",
+    "examine": "doctor",
+    "grader": "graders.presets",
+    "load_policy": "policy",
+    "load_run": "training.run",
+    "load_task": "task",
+    "measure_signal": "signal.verdict",
+    "paired_difference": "evaluation",
+    "read_rows": "rows",
+    "reward_function": "graders.rewards",
+    "split_by_group": "rows",
+    "train": "training.run",
+    "write_rows": "rows",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

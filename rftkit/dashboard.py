@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.data.records import Sample
 from rftkit.plots import BLUE, DPI, GREY, ORANGE, save_figure
-from rftkit.training.record import read_lines
+from rftkit.records import Sample
+from rftkit.training.store import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

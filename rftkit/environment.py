@@ -11,17 +11,9 @@ import random
 import sys
 from typing import Any
 
+from rftkit.files import UserError
+
 PROFILES = ("smoke", "full")
-
-
-class UserError(ValueError):
-    """Something the user can mend. The command line prints it without a traceback
-    and ends with `exit_code`.
-
-    Write it as `place: what is there, expected what: what to do next`.
-    """
-
-    exit_code = 1
 
 
 def choose_device() -> tuple[str, str, str]:

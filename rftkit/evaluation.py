@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from rftkit.data.records import Sample, SamplingConfig
 from rftkit.policy import Policy
+from rftkit.records import Sample, SamplingConfig
 from rftkit.task import Task
 
 RESAMPLES = 2_000

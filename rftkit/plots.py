@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rftkit.graders.attacks import AttackReport
+    from rftkit.attacks import AttackReport
 
 GREY, BLUE, ORANGE, GREEN, RED = "#8c8c8c", "#3b6fb6", "#d9722e", "#4c9a5b", "#c0392b"
 DPI = 80

@@ -18,12 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rftkit.data.errors import UserError
-from rftkit.data.files import dataset
-from rftkit.data.records import Sample
-from rftkit.data.rows import read_rows, row_ids
-from rftkit.graders import Grader
-from rftkit.graders.templates import answer_place
+from rftkit.files import UserError, dataset
+from rftkit.graders.answer import answer_place
+from rftkit.graders.grader import Grader
+from rftkit.records import Sample
+from rftkit.rows import read_rows, row_ids
 
 SPLITS = ("train", "validation", "test")
 

@@ -19,13 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rftkit.data.errors import UserError
-from rftkit.data.records import Sample
-from rftkit.data.rows import row_ids
-from rftkit.graders import Grader
-from rftkit.graders.context import shorten
-from rftkit.graders.strategies import prompt_of
-from rftkit.graders.templates import fill_template
+from rftkit.attacks import prompt_of
+from rftkit.files import UserError
+from rftkit.graders.answer import fill_template, shorten
+from rftkit.graders.grader import Grader
+from rftkit.records import Sample
+from rftkit.rows import row_ids
 from rftkit.task import Task
 
 BAR = 20  # characters of a text bar

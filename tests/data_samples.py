@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from rftkit.data import check_file
+from rftkit.check import check_file
 
 ROOT = Path(__file__).resolve().parents[1]
 GENES = ["SCN1A", "FBN1", "NF1", "PAH", "HTT", "CFTR", "DMD", "RET", "OTC", "GLA", "TTN", "HBB"]

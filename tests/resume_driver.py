@@ -26,7 +26,11 @@ import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: F401  imported once, here
 
-from rftkit.training import RunConfig, checkpoints, heldout, record, train
+from rftkit.training import heldout
+from rftkit.training import store as checkpoints
+from rftkit.training import store as record
+from rftkit.training.config import RunConfig
+from rftkit.training.run import train
 
 
 def kill_at(call: int):

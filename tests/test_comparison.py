@@ -12,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit.cli import app
-from rftkit.comparison import Inputs, compare_models, comparison_text, load_metric
-from rftkit.comparison.report import make_report
-from rftkit.data import Sample, SamplingConfig, UserError, write_rows
+from rftkit.compare import Inputs, compare_models, comparison_text, load_metric, make_report
 from rftkit.evaluation import SystemResult
+from rftkit.files import UserError
+from rftkit.records import Sample, SamplingConfig
+from rftkit.rows import write_rows
 from rftkit.task import load_task
 
 TASK = load_task("gene_ranking")
@@ -247,7 +248,7 @@ def test_a_mistake_is_found_late_or_without_its_name(tmp_path, rows, monkeypatch
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     loaded = []
-    monkeypatch.setattr("rftkit.comparison.run.load_policy", loaded.append)
+    monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
     result = evaluate(rows, *words, "--out", tmp_path / "o")
     assert result.exit_code == 1 and isinstance(result.exception, UserError), text_of(result)
     assert said in str(result.exception) and loaded == []

@@ -7,9 +7,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from rftkit import compare as comparison
 from rftkit.cli import app
-from rftkit.comparison import run as comparison
-from rftkit.data import UserError, write_rows
+from rftkit.files import UserError
+from rftkit.rows import write_rows
 from rftkit.task import load_task
 
 

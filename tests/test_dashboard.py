@@ -20,8 +20,8 @@ from rftkit.dashboard import (
     save_run_picture,
     seconds_left,
 )
-from rftkit.data import Sample
-from rftkit.training.plan import Plan
+from rftkit.records import Sample
+from rftkit.training.config import Plan
 
 
 def look(mean):

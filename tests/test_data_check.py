@@ -12,10 +12,10 @@ import pytest
 from data_samples import GENES, GOOD, ROOT, check_bytes, lines_of, make_row, places
 from typer.testing import CliRunner
 
+from rftkit.check import check_file, looks_like_answer, stands_in
 from rftkit.cli import app
-from rftkit.data import check_file, read_rows, write_rows
-from rftkit.data.answers import looks_like_answer, stands_in
-from rftkit.data.errors import UserError
+from rftkit.files import UserError
+from rftkit.rows import read_rows, write_rows
 
 BROKEN = ROOT / "datasets" / "broken"
 

@@ -12,9 +12,9 @@ from data_samples import GOOD, ROW, check_bytes, lines_of, make_row, places
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rftkit.data import check_file, read_rows, write_rows
-from rftkit.data.errors import UserError
-from rftkit.data.lines import MAX_LINE_BYTES
+from rftkit.check import check_file
+from rftkit.files import UserError
+from rftkit.rows import MAX_LINE_BYTES, read_rows, write_rows
 
 ACCENT = json.dumps(make_row(1) | {"answer_note": "Sjögren"}, ensure_ascii=False)
 FILES = {
@@ -154,7 +154,7 @@ def test_a_million_faults_in_one_row_fill_the_report(tmp_path):
 
 
 def test_a_million_bad_lines_fill_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("rftkit.data.lines.MAX_LINES", 50)
+    monkeypatch.setattr("rftkit.rows.MAX_LINES", 50)
     report = check_bytes(tmp_path, b"x\n" * 500)
     assert len(report.faults) == 51 and places(report)[-1] == (51, "too many lines")
     report = check_bytes(tmp_path, ROW + b"\n" * 500)

@@ -8,8 +8,8 @@ import random
 import pytest
 from data_samples import GOOD, lines_of, make_row, places
 
-from rftkit.data import check_file, write_rows
-from rftkit.data.overlap import NearDuplicates
+from rftkit.check import NearDuplicates, check_file
+from rftkit.rows import write_rows
 
 
 def check_split(tmp_path, train: list[dict], validation: list[dict], **options):
@@ -140,7 +140,7 @@ def test_other_numbers_in_the_same_exercise_are_taken_for_a_copy():
 
 def test_long_prompts_fill_the_memory(monkeypatch):
     """Past the limit a share of the shingles is kept; a copy is still found, by that share."""
-    monkeypatch.setattr("rftkit.data.overlap.MAX_SHINGLES", 4000)
+    monkeypatch.setattr("rftkit.check.MAX_SHINGLES", 4000)
     rng = random.Random(0)
     texts = [" ".join(str(rng.randrange(10**6)) for _ in range(500)) for _ in range(60)]
     near = NearDuplicates()
@@ -162,7 +162,7 @@ def test_near_duplicates_are_not_part_of_the_check(tmp_path):
 
 
 def test_too_many_rows_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr("rftkit.data.check.MAX_ROWS", {"train": 30, "validation": 2})
+    monkeypatch.setattr("rftkit.check.MAX_ROWS", {"train": 30, "validation": 2})
     report = check_split(tmp_path, GOOD, [make_row(n) for n in (50, 51, 52, 53)])
     assert places(report) == [(3, "too many rows")]
     report = check_split(tmp_path, [*GOOD, make_row(40), make_row(41)], [make_row(50)])
@@ -170,7 +170,7 @@ def test_too_many_rows_pass(tmp_path, monkeypatch):
 
 
 def test_the_limits_are_others_than_the_contracts():
-    from rftkit.data.check import MAX_ROWS
+    from rftkit.check import MAX_ROWS
 
     assert MAX_ROWS == {"train": 50_000, "validation": 1_000}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rftkit.data import files
-from rftkit.data.errors import UserError
+from rftkit import files
+from rftkit.files import UserError
 
 
 def test_the_datasets_of_this_installation_are_not_found():

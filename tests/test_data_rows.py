@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rftkit.data import (
-    UserError,
+from rftkit.files import UserError
+from rftkit.rows import (
     answer_fields,
     assert_disjoint,
     messages_text,

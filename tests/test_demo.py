@@ -23,8 +23,8 @@ CASE = {
 @pytest.fixture(scope="module")
 def cases_file(tmp_path_factory):
     """Rows as `rftkit cases` writes them, made up: two of the world's genes, one unknown."""
-    from rftkit.data import write_rows
-    from rftkit.embedded.world import build_world
+    from rftkit.rows import write_rows
+    from tools.medical_school.world import build_world
 
     world = build_world()
     rows = []

@@ -15,15 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rftkit.cli import app
-from rftkit.data.errors import UserError
-from rftkit.data.files import dataset
-from rftkit.doctor import examine, examine_log, read_log, rules
-from rftkit.doctor.command_line import as_text, step_ranges
-from rftkit.doctor.knobs import KNOBS
-from rftkit.doctor.logs import NAMES, Log
-from rftkit.doctor.measures import held, in_a_row
-from rftkit.doctor.rules import RULES
+from rftkit import doctor as rules
+from rftkit.cli import app, as_text, step_ranges
+from rftkit.doctor import KNOBS, NAMES, RULES, Log, examine, examine_log, held, in_a_row, read_log
+from rftkit.files import UserError, dataset
 
 STEPS = 60
 

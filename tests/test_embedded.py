@@ -6,9 +6,11 @@ from collections import Counter
 
 import pytest
 
-from rftkit.data import sha256_of
-from rftkit.embedded import MODELS, embedded_model
-from rftkit.embedded.corpus import (
+from rftkit.files import MODELS, embedded_model
+from rftkit.rows import sha256_of
+from rftkit.task import load_task
+from tools.make_gene_ranking import ROWS, write_task
+from tools.medical_school.corpus import (
     ANSWERS,
     GOOD_PLAN,
     PLANS,
@@ -19,9 +21,7 @@ from rftkit.embedded.corpus import (
     encode,
     plan_deck,
 )
-from rftkit.embedded.gene_ranking import ROWS, write_task
-from rftkit.embedded.world import build_world, cases, log_likelihood, question, simulate
-from rftkit.task import load_task
+from tools.medical_school.world import build_world, cases, log_likelihood, question, simulate
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +167,9 @@ def test_shipped_model_passed_its_gates_and_says_so(name):
 
 def test_gates_are_measured_again_on_the_shipped_mini():
     """A part of the gates, on 120 validation cases: the recorded figures are of these weights."""
-    from rftkit.embedded.gates import measure
     from rftkit.evaluation import paired_difference
     from rftkit.policy import load_policy
+    from tools.medical_school.gates import measure
 
     gates, figures = measure(
         load_policy("embedded:mini"), build_world(), "validation", paired_difference, 120, 2
@@ -185,10 +185,10 @@ def test_gates_are_measured_again_on_the_shipped_mini():
 
 def test_a_gate_can_fail():
     """The swap gate on a model that ignores its trace, the told gate on one that knows nothing."""
-    from rftkit.embedded.gates import measure
-    from rftkit.embedded.pretrain import build_model
     from rftkit.evaluation import paired_difference
     from rftkit.policy import LocalPolicy
+    from tools.medical_school.gates import measure
+    from tools.medical_school.pretrain import build_model
 
     world = build_world(seed=9, n_terms=150, n_genes=40)
     tokenizer = build_tokenizer(world)
@@ -202,7 +202,7 @@ def test_pretraining_learns_and_goes_on_after_a_kill(tmp_path):
     """A tiny model for some seconds: its loss falls as recorded, and a resumed run ends alike."""
     import torch
 
-    from rftkit.embedded import pretrain as module
+    from tools.medical_school import pretrain as module
 
     world = build_world(seed=9, n_terms=150, n_genes=40)
     options = dict(size="tiny", seed=0, steps=(30, 30), world=world, quiet=True)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from rftkit.data import Sample, UserError
 from rftkit.evaluation import (
     bootstrap,
     clusters_of,
@@ -13,6 +12,8 @@ from rftkit.evaluation import (
     pass_values,
     row_values,
 )
+from rftkit.files import UserError
+from rftkit.records import Sample
 from rftkit.task import load_task, task_from_json
 
 GRADER = {

@@ -19,7 +19,7 @@ from rftkit.genes.baselines import (
 )
 from rftkit.genes.case import Case
 from rftkit.genes.hpo import Hpo, load_hpo
-from rftkit.genes.simulate import simulate
+from tools.make_realistic import simulate
 
 LIMB, ARM, LEG, LEFT_ARM = "HP:0000010", "HP:0000011", "HP:0000012", "HP:0000013"
 EYE = "HP:0000020"

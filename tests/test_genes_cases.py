@@ -10,8 +10,9 @@ import pytest
 from genes_samples import packet, write_packets
 from typer.testing import CliRunner
 
+from rftkit.check import check_file
 from rftkit.cli import app, main
-from rftkit.data import UserError, check_file, read_rows, sha256_of
+from rftkit.files import UserError
 from rftkit.genes import cases as cases_module
 from rftkit.genes.case import Case
 from rftkit.genes.cases import (
@@ -25,6 +26,7 @@ from rftkit.genes.cases import (
     split_cases,
 )
 from rftkit.genes.hpo import load_hpo
+from rftkit.rows import read_rows, sha256_of
 
 # Eighty phenotypes: cases that draw five of them hardly ever resemble each other.
 TERMS = sorted(load_hpo().children["HP:0000118"])

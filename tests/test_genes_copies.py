@@ -9,11 +9,12 @@ from genes_samples import packet, write_packets
 from test_genes_cases import TERMS, some_cases, some_packets
 from typer.testing import CliRunner
 
+from rftkit.check import check_file
 from rftkit.cli import app
-from rftkit.data import check_file, read_rows, write_rows
 from rftkit.genes.case import Case, case_row
-from rftkit.genes.copies import CONTRADICTED, NEAR, REPEATED, copies_of, count_copies, drop_copies
+from rftkit.genes.cases import CONTRADICTED, NEAR, REPEATED, copies_of, count_copies, drop_copies
 from rftkit.genes.hpo import load_hpo
+from rftkit.rows import read_rows, write_rows
 
 
 def with_copies():

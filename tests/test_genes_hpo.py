@@ -9,7 +9,7 @@ import time
 import pytest
 from genes_samples import write_tiny_hpo
 
-from rftkit.data import UserError
+from rftkit.files import UserError
 from rftkit.genes.hpo import FILES, HPO_RELEASE, Hpo, hpo_folder, load_hpo, read_frequency
 
 

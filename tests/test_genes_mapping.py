@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from genes_samples import write_tiny_hpo
 
-from rftkit.genes.case import Case
+from rftkit.genes.case import Case, map_case, map_cases, map_term
 from rftkit.genes.hpo import Hpo
-from rftkit.genes.mapping import map_case, map_cases, map_term
 
 LIMB, ARM, LEG, LEFT_ARM = "HP:0000010", "HP:0000011", "HP:0000012", "HP:0000013"
 EYE, EYE_AND_ARM = "HP:0000020", "HP:0000021"

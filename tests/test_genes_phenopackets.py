@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from genes_samples import packet, write_packets
 
-from rftkit.data import UserError
+from rftkit.files import UserError
 from rftkit.genes.case import case_row, prompt_text
 from rftkit.genes.hpo import load_hpo
 from rftkit.genes.phenopackets import (

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rftkit.data import check_file
+from rftkit.check import check_file
+from rftkit.genes.case import map_cases
 from rftkit.genes.cases import all_baselines, make_cases
 from rftkit.genes.hpo import load_hpo
-from rftkit.genes.mapping import map_cases
 from rftkit.genes.phenopackets import read_cases
 
 # Measured once by other code (same definitions, same file), in percent; ours within 1 point.

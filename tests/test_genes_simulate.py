@@ -10,14 +10,17 @@ from collections import Counter
 
 import pytest
 
-from rftkit.data import Sample, check_file
-from rftkit.data.files import dataset
+from rftkit.check import check_file
+from rftkit.files import dataset
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
 from rftkit.genes.case import case_row
 from rftkit.genes.hpo import HPO_RELEASE, load_hpo
-from rftkit.genes.realistic import MEASURED, NAME, task_record
-from rftkit.genes.simulate import (
+from rftkit.records import Sample
+from rftkit.task import load_task
+from tools.make_realistic import (
+    MEASURED,
     MIN_TERMS,
+    NAME,
     ONSET,
     ONSET_YEARS,
     PRESENT_KINDS,
@@ -26,8 +29,8 @@ from rftkit.genes.simulate import (
     Simulator,
     frequencies,
     simulate,
+    task_record,
 )
-from rftkit.task import load_task
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def everyone(sides):
 
 
 def test_the_documented_command_gives_the_shipped_folder_byte_for_byte(tmp_path):
-    command = [sys.executable, "-m", "rftkit.genes.simulate", "--out", str(tmp_path / "again")]
+    command = [sys.executable, "-m", "tools.make_realistic", "--out", str(tmp_path / "again")]
     subprocess.run(command, check=True)
     shipped = {path.name: path.read_bytes() for path in dataset(NAME).iterdir()}
     again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
@@ -67,7 +70,7 @@ def test_the_folder_is_a_task_under_3_mb_with_clean_rows():
         "Nucleic Acids Research 52:D1333",
         "OMIM",
         "Orphanet",
-        "python -m rftkit.genes.simulate --out",
+        "python -m tools.make_realistic --out",
     ):
         assert said in card
 

@@ -6,20 +6,12 @@ import warnings
 
 import pytest
 
-from rftkit.data.errors import UserError
-from rftkit.graders import (
-    SHELF,
-    STRATEGIES,
-    Grader,
-    JudgeSettings,
-    attack,
-    calibrate,
-    exact_match,
-    grader,
-    numeric_match,
-    rank_grader,
-)
-from rftkit.graders.templates import answer_place
+from rftkit.attacks import STRATEGIES, attack, calibrate
+from rftkit.files import UserError
+from rftkit.graders.answer import answer_place
+from rftkit.graders.grader import Grader
+from rftkit.graders.judge import JudgeSettings
+from rftkit.graders.presets import SHELF, exact_match, grader, numeric_match, rank_grader
 from rftkit.task import load_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")

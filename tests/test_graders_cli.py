@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit import cli
-from rftkit.graders import SHELF
+from rftkit.graders.presets import SHELF
 from rftkit.graders.python import IMAGE_LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,8 +8,9 @@ import json
 
 import pytest
 
-from rftkit.data.records import Sample
-from rftkit.graders import Grader, GraderSpecError
+from rftkit.graders.grader import Grader
+from rftkit.graders.spec import GraderSpecError
+from rftkit.records import Sample
 
 
 def string_check(input, reference, operation="eq", **more):

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from rftkit.data.errors import UserError
-from rftkit.data.records import Sample
-from rftkit.graders import ERROR_FIELDS, Grader, PythonResult, grader, reference_check
-from rftkit.graders.shelf import gene_rank
+from rftkit.attacks import reference_check
+from rftkit.files import UserError
+from rftkit.graders.answer import ERROR_FIELDS
+from rftkit.graders.grader import Grader
+from rftkit.graders.presets import gene_rank, grader
+from rftkit.graders.python import PythonResult
+from rftkit.records import Sample
 
 ITEM = {"reference_gene": "BRCA1"}
 
@@ -153,7 +156,8 @@ PYTHON = {"type": "python", "source": "def grade(sample, item):\n    return 1.0"
 
 
 def test_python_grader_is_refused_without_isolation(monkeypatch):
-    from rftkit.sandbox import Report, runner
+    from rftkit.sandbox import runner
+    from rftkit.sandbox.machine import Report
 
     weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
     monkeypatch.setattr(runner.machine, "report", lambda: weak)
@@ -169,7 +173,8 @@ def test_python_grader_is_refused_without_isolation(monkeypatch):
 
 
 def test_weak_isolation_is_taken_silently(monkeypatch, capsys):
-    from rftkit.sandbox import Report, runner
+    from rftkit.sandbox import runner
+    from rftkit.sandbox.machine import Report
 
     weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
     monkeypatch.setattr(runner.machine, "report", lambda: weak)
@@ -181,10 +186,10 @@ def test_weak_isolation_is_taken_silently(monkeypatch, capsys):
 
 
 def test_a_run_cannot_waive_isolation_or_a_task_waives_it_by_itself(monkeypatch, tmp_path):
-    from rftkit.sandbox import Report, runner
+    from rftkit.sandbox import runner
+    from rftkit.sandbox.machine import Report
     from rftkit.task import load_task
-    from rftkit.training import RunConfig
-    from rftkit.training.config import config_task
+    from rftkit.training.config import RunConfig, config_task
 
     weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
     monkeypatch.setattr(runner.machine, "report", lambda: weak)

@@ -8,18 +8,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rftkit.data.errors import UserError
-from rftkit.data.records import Sample
-from rftkit.graders import (
-    ERROR_FIELDS,
-    FormulaError,
-    Grader,
-    PythonResult,
-    compile_template,
-    parse_formula,
-)
-from rftkit.graders.shelf import gene_rank
-from rftkit.graders.templates import TemplateError
+from rftkit.files import UserError
+from rftkit.graders.answer import ERROR_FIELDS, TemplateError, compile_template
+from rftkit.graders.formula import FormulaError, parse_formula
+from rftkit.graders.grader import Grader
+from rftkit.graders.presets import gene_rank
+from rftkit.graders.python import PythonResult
+from rftkit.records import Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -9,19 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_graders_fuzz import check_report, graders, json_values, run_fixed, templates, texts
 
-from rftkit.data.errors import UserError
-from rftkit.graders import (
-    Grader,
-    GraderFailure,
-    JudgeSettings,
-    PythonResult,
-    attack,
-    fill_template,
-    reference_check,
-)
-from rftkit.graders.command_line import grade_one, validate_file
-from rftkit.graders.shelf import gene_rank
-from rftkit.graders.templates import answer_place
+from rftkit.attacks import attack, reference_check
+from rftkit.cli import grade_one, validate_file
+from rftkit.files import UserError
+from rftkit.graders.answer import GraderFailure, answer_place, fill_template
+from rftkit.graders.grader import Grader
+from rftkit.graders.judge import JudgeSettings
+from rftkit.graders.presets import gene_rank
+from rftkit.graders.python import PythonResult
 from rftkit.widgets import look_at, view_html
 
 pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
@@ -146,7 +141,7 @@ def same_answer(sample, item):
 @quick
 @given(ITEM_TEMPLATES, st.lists(ITEM_TEMPLATES, max_size=3), ROWS)
 def test_an_attack_is_a_traceback(template, worse, rows):
-    from rftkit.graders import grader
+    from rftkit.graders.presets import grader
 
     try:
         report = attack(grader(same_answer), rows, template, worse)

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rftkit.data.errors import UserError
-from rftkit.graders import FormulaError, compile_template, fill_template, parse_formula
-from rftkit.graders.context import Context
-from rftkit.graders.report import Fault
+from rftkit.files import UserError
+from rftkit.graders.answer import Context, Fault, compile_template, fill_template
+from rftkit.graders.formula import FormulaError, parse_formula
 
 VALUES = {
     "2 ^ 3 ^ 2": 512,

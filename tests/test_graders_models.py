@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rftkit.data.errors import UserError
-from rftkit.graders import ERROR_FIELDS, Grader, GraderFailure, JudgeSettings
+from rftkit.files import UserError
+from rftkit.graders.answer import ERROR_FIELDS, GraderFailure
+from rftkit.graders.grader import Grader
+from rftkit.graders.judge import JudgeSettings
 
 SCORE = {
     "type": "score_model",

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rftkit.data.errors import UserError
-from rftkit.graders import (
+from rftkit.files import UserError
+from rftkit.graders.grader import Grader
+from rftkit.graders.presets import (
     DECAYS,
     SHELF,
-    Grader,
-    PythonResult,
     exact_match,
     format_match,
     grader,
@@ -26,6 +25,7 @@ from rftkit.graders import (
     rank_grader,
     reciprocal_rank,
 )
+from rftkit.graders.python import PythonResult
 
 
 @cache

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rftkit.data import Sample
-from rftkit.graders import Grader, GraderFailure, exact_match, grader, rank_grader
-from rftkit.graders.shelf import gene_rank
+from rftkit.graders.answer import GraderFailure
+from rftkit.graders.grader import Grader
+from rftkit.graders.presets import exact_match, gene_rank, grader, rank_grader
+from rftkit.records import Sample
 
 
 def genes(*names):

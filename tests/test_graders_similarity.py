@@ -10,8 +10,10 @@ from nltk.translate.gleu_score import sentence_gleu
 from rapidfuzz import fuzz, utils
 from rouge_score.rouge_scorer import RougeScorer
 
-from rftkit.data.errors import UserError
-from rftkit.graders import Grader, GraderSpecError, similarity
+from rftkit.files import UserError
+from rftkit.graders import similarity
+from rftkit.graders.grader import Grader
+from rftkit.graders.spec import GraderSpecError
 
 PAIRS = [
     ("fuzzy wuzzy was a bear", "fuzzy wuzzy had no hair"),

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from rftkit.data.errors import UserError
-from rftkit.graders import Grader, GraderSpecError, validate_spec
+from rftkit.files import UserError
+from rftkit.graders.grader import Grader
+from rftkit.graders.spec import GraderSpecError, validate_spec
 
 CHECK = {
     "type": "string_check",

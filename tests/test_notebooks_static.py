@@ -42,7 +42,7 @@ def made_up(path):
     cells = [
         new_markdown_cell(f"# 00 · Question\n{badge}\n[the next](next.ipynb)"),
         new_code_cell(
-            "import rftkit.data.rows as rows\n"
+            "import rftkit.rows as rows\n"
             "from rftkit.data import Sample, files\n"
             "%matplotlib inline\n"
             f"!pip install torch=={pins()['torch']}\n"
@@ -99,7 +99,7 @@ def markdown(text):
         ("missing_names", code("from rftkit.data import NoSuchThing")),
         ("missing_names", code("from rftkit.no_such_part import x")),
         ("missing_names", code("import rftkit.no_such_part")),
-        ("missing_names", code("import rftkit.data.rows as rows\nrows.no_such_function()")),
+        ("missing_names", code("import rftkit.rows as rows\nrows.no_such_function()")),
         ("missing_names", code("import rftkit\nrftkit.data.no_such_name")),
         ("missing_names", code("from rftkit.data import files\nfiles.no_such_function")),
         ("missing_names", code("def broken(:")),

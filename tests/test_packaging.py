@@ -122,7 +122,7 @@ def test_the_installed_command_does_not_start_in_an_empty_folder(installed, tmp_
 
 def test_the_installed_package_uses_the_checkouts_files(installed, tmp_path):
     code = (
-        "import rftkit; from rftkit.data.files import dataset;"
+        "import rftkit; from rftkit.files import dataset;"
         "from rftkit.embedded import embedded_model;"
         "print(rftkit.__file__, dataset('gene_ranking') / 'task.json',"
         " embedded_model('mini') / 'config.json', sep='\\n')"

@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from rftkit.data import Sample, SamplingConfig, UserError
+from rftkit.files import UserError
 from rftkit.policy import EndpointPolicy, choose_engine, load_policy, merged_adapter, model_folder
+from rftkit.records import Sample, SamplingConfig
 from rftkit.task import load_task
 
 
@@ -63,7 +64,7 @@ def test_greedy_agrees_with_transformers_generate(mini, prompts):
 def test_the_ready_made_mask_changes_no_answer(mini, prompts, monkeypatch):
     """Prompts of several lengths: padding must stay unseen, to the last bit as with the model's
     own mask."""
-    from rftkit.policy import decoding
+    from rftkit import policy as decoding
 
     config, shapes = SamplingConfig(max_new_tokens=40, seed=8), []
     made = decoding.attended

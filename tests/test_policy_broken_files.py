@@ -7,8 +7,7 @@ import shutil
 
 import pytest
 
-from rftkit.data import UserError
-from rftkit.embedded import embedded_model
+from rftkit.files import UserError, embedded_model
 from rftkit.policy import check_weights, load_policy, model_folder
 
 

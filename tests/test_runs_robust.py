@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit.cli import app
-from rftkit.training.command_line import list_runs, runs_table
+from rftkit.training.run import list_runs, runs_table
 
 LOOK = {"metric": "top1", "mean": 0.4, "low": 0.3, "high": 0.5}
 LINES = [{"step": 1, "seconds": 1.5}, {"step": 2, "seconds": 3.0, "validation": LOOK}]

@@ -17,19 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit import cli, sandbox
-from rftkit.graders import Grader
-from rftkit.graders.report import GraderFailure
-from rftkit.sandbox import (
-    Limits,
-    machine,
-    paths,
-    process,
-    python_runner,
-    run_program,
-    scratch,
-    syscalls,
-)
-from rftkit.sandbox.runner import Runner
+from rftkit.graders.answer import GraderFailure
+from rftkit.graders.grader import Grader
+from rftkit.sandbox import machine, paths, process, scratch, syscalls
+from rftkit.sandbox.limits import Limits
+from rftkit.sandbox.runner import Runner, python_runner, run_program
 
 ECHO = "def grade(sample, item):\n    return item['number']\n"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="sandbox: this machine lacks Linux")

@@ -15,9 +15,10 @@ import time
 
 import pytest
 
-from rftkit.graders import Grader
-from rftkit.sandbox import Limits, process, python_runner, report, run_program
-from rftkit.sandbox.runner import Runner
+from rftkit.graders.grader import Grader
+from rftkit.sandbox import process, report
+from rftkit.sandbox.limits import Limits
+from rftkit.sandbox.runner import Runner, python_runner, run_program
 
 # The time is generous, for a busy machine, except where running out of time is the point.
 SMALL = Limits(

@@ -15,14 +15,27 @@ import numpy as np
 import pytest
 
 from rftkit import cli
-from rftkit.data import Sample, UserError
 from rftkit.evaluation import Interval
-from rftkit.signal import Signal, dead_chance, measure_signal, pass_at_k, sample_budget
-from rftkit.signal.estimators import more_rows, share_interval, spread_parts
-from rftkit.signal.measure import LEAST_BUDGET, first_draw
-from rftkit.signal.record import Finding
-from rftkit.signal.task_checks import grader_parts, reads_row
-from rftkit.signal.verdict import FEW_ROWS, conclude
+from rftkit.files import UserError
+from rftkit.records import Sample
+from rftkit.signal.checks import grader_parts, reads_row
+from rftkit.signal.numbers import (
+    Finding,
+    Signal,
+    dead_chance,
+    more_rows,
+    pass_at_k,
+    share_interval,
+    spread_parts,
+)
+from rftkit.signal.verdict import (
+    FEW_ROWS,
+    LEAST_BUDGET,
+    conclude,
+    first_draw,
+    measure_signal,
+    sample_budget,
+)
 from rftkit.task import task_from_json
 
 # --- a small world: sums, and policies that answer them ------------------------------------------

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rftkit.data import Sample
-from rftkit.signal import measure_signal
-from rftkit.signal.task_checks import why_constant
-from rftkit.signal.template import look_at_template
+from rftkit.records import Sample
+from rftkit.signal.checks import look_at_template, why_constant
+from rftkit.signal.verdict import measure_signal
 
 FIRST = {
     "type": "string_check", "name": "first", "input": "{{sample.output_json.genes[0]}}",

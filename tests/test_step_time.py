@@ -8,9 +8,9 @@ import grpo_ways
 import pytest
 from project_files import ROOT
 
-from rftkit.data import SamplingConfig
 from rftkit.policy import decode, load_model, model_folder
-from rftkit.training import RunConfig
+from rftkit.records import SamplingConfig
+from rftkit.training.config import RunConfig
 
 SCRIPT = ROOT / "benchmarks" / "step_time.py"
 RATIOS = ["ratio_to_trl_defaults", "ratio_to_trl", "ratio_to_floor"]

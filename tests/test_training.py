@@ -6,14 +6,15 @@ import sys
 
 import pytest
 
-from rftkit.data import SamplingConfig, UserError
-from rftkit.graders import GraderFailure
+from rftkit.files import UserError
+from rftkit.graders.answer import GraderFailure
 from rftkit.policy import load_policy
+from rftkit.records import SamplingConfig
 from rftkit.task import load_task, task_from_json
-from rftkit.training import RunConfig, train
-from rftkit.training.grpo import StepReward, rollouts
+from rftkit.training.config import RunConfig
 from rftkit.training.heldout import HeldOut
-from rftkit.training.sft import sft_example
+from rftkit.training.run import train
+from rftkit.training.trainer import StepReward, rollouts, sft_example
 
 # Quicker than the demo's settings, and rougher: enough to see the direction in half a minute.
 QUICK = dict(

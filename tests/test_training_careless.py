@@ -14,13 +14,11 @@ from typer.testing import CliRunner
 
 from rftkit import cli
 from rftkit.cli import app
-from rftkit.data import UserError
-from rftkit.embedded import embedded_model
+from rftkit.files import UserError, embedded_model
 from rftkit.task import load_task
-from rftkit.training import RunConfig, train
-from rftkit.training.command_line import plan_of, read_run_config
-from rftkit.training.folder import open_folder
-from rftkit.training.record import read_lines
+from rftkit.training.config import RunConfig
+from rftkit.training.run import plan_of, read_run_config, train
+from rftkit.training.store import open_folder, read_lines
 
 TINY = dict(
     task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=0,

@@ -10,15 +10,21 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit.cli import app
-from rftkit.data import SamplingConfig, UserError
-from rftkit.policy.decoding import uniform_numbers
+from rftkit.files import UserError
+from rftkit.policy import uniform_numbers
+from rftkit.records import SamplingConfig
 from rftkit.task import load_task
-from rftkit.training import Interrupted, RunConfig, make_plan, train
-from rftkit.training.command_line import list_runs, read_run_config, runs_table
-from rftkit.training.config import config_rows, config_task
-from rftkit.training.plan import ModelShape, run_order
-from rftkit.training.record import Recorder, read_lines
-from rftkit.training.report import shared_groups
+from rftkit.training.config import (
+    ModelShape,
+    RunConfig,
+    config_rows,
+    config_task,
+    make_plan,
+    run_order,
+)
+from rftkit.training.run import list_runs, read_run_config, runs_table, shared_groups, train
+from rftkit.training.store import Recorder, read_lines
+from rftkit.training.trainer import Interrupted
 
 TINY = dict(
     task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=1,

@@ -6,7 +6,8 @@ import pytest
 
 from rftkit import signal
 from rftkit.task import load_task, task_from_json
-from rftkit.training import GateSaysFix, RunConfig, train
+from rftkit.training.config import RunConfig
+from rftkit.training.run import GateSaysFix, train
 
 TINY = dict(
     task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=0,
@@ -85,7 +86,7 @@ def test_the_gate_changes_the_run_or_is_asked_when_it_goes_on(asked, tmp_path):
 
 def test_the_command_ends_with_3(asked, tmp_path, monkeypatch):
     from rftkit import cli
-    from rftkit.training import command_line
+    from rftkit import cli as command_line
 
     def refuse(*arguments, **named):
         raise GateSaysFix("the signal gate says fix", {"verdict": "fix"})

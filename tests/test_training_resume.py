@@ -120,7 +120,8 @@ def test_a_log_that_lost_lines_goes_on_without_them(whole, tmp_path):
 
 
 def test_a_finished_run_is_trained_again(whole, tmp_path):
-    from rftkit.training import RunConfig, train
+    from rftkit.training.config import RunConfig
+    from rftkit.training.run import train
 
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.suffix != ".lock"}
     said, heard = [], []

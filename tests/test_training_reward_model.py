@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from rftkit.data import Sample, UserError
+from rftkit import reward_model
+from rftkit.files import UserError
 from rftkit.policy import load_policy
+from rftkit.records import Sample
+from rftkit.reward_model import RewardModel, agreement, fit_reward_model
 from rftkit.task import load_task
-from rftkit.training import RunConfig, reward_model, train
-from rftkit.training.reward_model import RewardModel, agreement, fit_reward_model
+from rftkit.training.config import RunConfig
+from rftkit.training.run import train
 
 GOOD, BAD = '{"genes": ["A"]}', "I do not know."
 

@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from rftkit.data import UserError
-from rftkit.embedded import embedded_model
-from rftkit.graders.report import Grade, grader_fault
+from rftkit.files import UserError, embedded_model
+from rftkit.graders.answer import Grade, grader_fault
 from rftkit.policy import load_policy
 from rftkit.task import load_task, task_from_json
-from rftkit.training import RunConfig, TrainingStopped, run, train
+from rftkit.training import run
+from rftkit.training.config import RunConfig
 from rftkit.training.heldout import HeldOut, rises
-from rftkit.training.watchdogs import Watchdogs, garbage_in_first_batch, is_full_disk
+from rftkit.training.run import train
+from rftkit.training.watchdogs import (
+    TrainingStopped,
+    Watchdogs,
+    garbage_in_first_batch,
+    is_full_disk,
+)
 
 TINY = dict(
     task="gene_ranking", steps=4, prompts_per_step=2, answers_per_prompt=4, eval_every=0,
@@ -349,7 +355,7 @@ def test_a_run_that_no_longer_improves_goes_on(tmp_path):
 
 def test_two_processes_train_in_one_folder(tmp_path):
     pytest.importorskip("fcntl")
-    from rftkit.training.folder import sole_user
+    from rftkit.training.store import sole_user
 
     with sole_user(tmp_path), pytest.raises(UserError, match="another process trains here"):
         train(RunConfig(**TINY), tmp_path)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rftkit import widgets
-from rftkit.data import Sample
-from rftkit.data.errors import UserError
-from rftkit.graders import grader
+from rftkit.files import UserError
+from rftkit.graders.presets import grader
+from rftkit.records import Sample
 from rftkit.task import load_task
 from rftkit.widgets import (
     answers_for,

@@ -25,7 +25,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from rftkit.data.errors import UserError
+from rftkit.files import UserError
 
 HPO_RELEASE = "2025-01-16"
 ATTRIBUTION = (

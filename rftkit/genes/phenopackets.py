@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rftkit.data.errors import UserError
+from rftkit.files import UserError
 from rftkit.genes.case import Case
 from rftkit.genes.hpo import Hpo
 

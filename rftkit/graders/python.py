@@ -21,9 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rftkit.data.errors import UserError
-from rftkit.graders.context import Context, shorten
-from rftkit.graders.report import grader_fault, sample_fault
+from rftkit.files import UserError
+from rftkit.graders.answer import Context, grader_fault, sample_fault, shorten
 
 MAX_SOURCE_BYTES = 256_000
 # Import name -> distribution. First the libraries that OpenAI's guide lists for the machines that
@@ -145,7 +144,7 @@ def install_advice(names: list[str]) -> str:
 
 def find_runner(allow_weak_isolation: bool = False) -> Runner:
     """The isolated runner of this installation; UserError where this machine cannot isolate."""
-    from rftkit.sandbox import python_runner
+    from rftkit.sandbox.runner import python_runner
 
     return python_runner(allow_weak_isolation=allow_weak_isolation)
 

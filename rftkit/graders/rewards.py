@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from rftkit.data.records import Sample
-from rftkit.graders.context import sample_from_completion
-from rftkit.graders.report import Grade, GraderFailure
+from rftkit.graders.answer import Grade, GraderFailure, sample_from_completion
+from rftkit.records import Sample
 
 if TYPE_CHECKING:
-    from rftkit.graders.core import Grader
+    from rftkit.graders.grader import Grader
+
 
 # What TRL hands to a reward function beside the dataset's own columns.
 TRL_ARGUMENTS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")

@@ -1,15 +1,7 @@
-"""`text_similarity`: how close a text is to a reference, 0 to 1, by a metric of the field.
+"""`string_check`: two texts compared, 1 or 0.
 
-OpenAI names the metrics and no settings; these are ours (and stated in the documentation):
-
-fuzzy_match  rapidfuzz.fuzz.WRatio after utils.default_process, divided by 100
-bleu, gleu   nltk sentence_bleu with smoothing method4, sentence_gleu; tokens split at blanks
-meteor       nltk meteor_score; tokens split at blanks; needs nltk's wordnet corpus
-rouge_N, _l  rouge-score, F-measure, no stemmer (its tokens are lower-case a-z and 0-9 only)
-cosine       of the vectors of an embedder that the caller hands over; refused without one
-
-BLEU compares runs of one to four words. On two or three words it stays far below 1 even where both
-texts are the same ("a b" against itself: 0.22 with this smoothing); prefer another metric there.
+eq and ne: the same, not the same. like: the input CONTAINS the reference, upper and lower case
+kept apart. ilike: the same without case (both folded by str.casefold).
 """
 
 from __future__ import annotations
@@ -19,9 +11,24 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from rftkit.data.errors import UserError
-from rftkit.graders.context import Context
-from rftkit.graders.templates import compile_template
+from rftkit.files import UserError
+from rftkit.graders.answer import Context, compile_template
+
+# ------------------------------------------------------------------------------------------
+# from rftkit.graders.similarity:
+# `text_similarity`: how close a text is to a reference, 0 to 1, by a metric of the field.
+#
+# OpenAI names the metrics and no settings; these are ours (and stated in the documentation):
+#
+# fuzzy_match  rapidfuzz.fuzz.WRatio after utils.default_process, divided by 100
+# bleu, gleu   nltk sentence_bleu with smoothing method4, sentence_gleu; tokens split at blanks
+# meteor       nltk meteor_score; tokens split at blanks; needs nltk's wordnet corpus
+# rouge_N, _l  rouge-score, F-measure, no stemmer (its tokens are lower-case a-z and 0-9 only)
+# cosine       of the vectors of an embedder that the caller hands over; refused without one
+#
+# BLEU compares runs of one to four words. On two or three words it stays far below 1 even where
+# both
+# texts are the same ("a b" against itself: 0.22 with this smoothing); prefer another metric there.
 
 Metric = Callable[[str, str], float]
 WORDNET_COMMAND = "python -m nltk.downloader wordnet"
@@ -104,3 +111,27 @@ def cosine(
         raise ValueError(f"the embedder gave vectors of {len(first)} and {len(second)} numbers")
     norms = math.hypot(*first) * math.hypot(*second)
     return sum(a * b for a, b in zip(first, second)) / norms if norms else 0.0
+
+
+# ------------------------------------------------------------------------------------------
+# from rftkit.graders.similarity:
+# `string_check`: two texts compared, 1 or 0.
+#
+# eq and ne: the same, not the same. like: the input CONTAINS the reference, upper and lower case
+# kept apart. ilike: the same without case (both folded by str.casefold).
+
+OPERATIONS: dict[str, Callable[[str, str], bool]] = {
+    "eq": lambda text, reference: text == reference,
+    "ne": lambda text, reference: text != reference,
+    "like": lambda text, reference: reference in text,
+    "ilike": lambda text, reference: reference.casefold() in text.casefold(),
+}
+
+
+def compile_string_check(spec: dict[str, Any]) -> Callable[[Context], float]:
+    """A scorer for a `string_check` spec. A path that is not there is a fault, so that an answer
+    without the field fails `ne` too."""
+    text = compile_template(spec["input"]).renderer()
+    reference = compile_template(spec["reference"]).renderer()
+    compare = OPERATIONS[spec["operation"]]
+    return lambda context: 1.0 if compare(text(context), reference(context)) else 0.0

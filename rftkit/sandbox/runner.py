@@ -16,7 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from rftkit.environment import UserError
+from rftkit.files import UserError
 from rftkit.sandbox import fresh, machine
 from rftkit.sandbox.frames import (
     DISK_FULL,

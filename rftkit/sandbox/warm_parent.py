@@ -22,13 +22,7 @@ from collections.abc import Callable
 from rftkit.sandbox import child, frames, loading, protections
 from rftkit.sandbox.frames import DISK_FULL, DONE, GRADE, HEADER, REPLY_OVERHEAD, REPLY_TOO_LARGE
 from rftkit.sandbox.limits import Limits, limit_process
-from rftkit.sandbox.scratch import (
-    bytes_in,
-    bytes_mounted,
-    bytes_unlinked,
-    whole_blocks,
-    wipe,
-)
+from rftkit.sandbox.scratch import bytes_in, bytes_mounted, bytes_unlinked, whole_blocks, wipe
 
 _LOOK_AT_DISK_EVERY = 0.1  # seconds
 

@@ -15,18 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.data.records import Sample, SamplingConfig
-from rftkit.evaluation import (
-    bootstrap,
-    clusters_of,
-    paired_difference,
-    pattern_shares,
-    row_values,
-)
+from rftkit.evaluation import bootstrap, clusters_of, paired_difference, pattern_shares, row_values
 from rftkit.policy import LocalPolicy
+from rftkit.records import Sample, SamplingConfig
 from rftkit.task import Task
-from rftkit.training.checkpoints import copy_adapter, save_adapter
 from rftkit.training.config import RunConfig
+from rftkit.training.store import copy_adapter, save_adapter
 
 BEST_KEPT = 3
 LOOK_SEED = 12_345

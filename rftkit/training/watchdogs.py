@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.data.errors import UserError
-from rftkit.data.records import Sample
-from rftkit.graders.report import PROGRAM_FAILED
-from rftkit.training.record import append_lines
+from rftkit.files import UserError
+from rftkit.graders.answer import PROGRAM_FAILED
+from rftkit.records import Sample
+from rftkit.training.store import append_lines
 
 SKIPS_IN_A_ROW = 3
 GARBAGE_SHARE = 0.5  # of the first batch

@@ -1,0 +1,185 @@
+"""A reward model: a small trained head that guesses the grade of an answer, used as a grader.
+
+    model = fit_reward_model(policy, rows, samples)      # samples[row][index], graded
+    task.grader = model.as_grader()                      # and train() as ever
+
+Where no rule can grade, a reward model is trained on answers that people (or a slow judge) graded.
+Here it is as small as it can be: the base model reads question and answer, and a logistic head on
+its last hidden states guesses the grade (Ouyang et al., Training language models to follow
+instructions with human feedback, 2022, section 3.5, with the base frozen). It is right on answers
+like those it was fitted to. A policy that is trained against it moves away from them, and finds
+what the head overrates: so look at a held-out TASK metric, and fit it again on new answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit.files import UserError, write_json
+from rftkit.graders.grader import Grader
+from rftkit.graders.presets import grader
+from rftkit.policy import LocalPolicy, load_policy
+from rftkit.records import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+
+RIDGE = 1e-2  # weight of the penalty on the head's squared weights
+BATCH = 64
+LEAST = 20  # graded answers under which nothing is fitted
+
+
+@dataclass
+class RewardModel:
+    """head (hidden + 1,), its last entry the bias; center and scale (hidden,) of the features."""
+
+    policy: LocalPolicy
+    head: torch.Tensor
+    center: torch.Tensor
+    scale: torch.Tensor
+
+    def score(self, rows: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[float]:
+        """The guessed grade, 0 to 1, of each output as the answer to its row's messages."""
+        if not outputs:
+            return []
+        features = (read_answers(self.policy, rows, outputs) - self.center) / self.scale
+        return (features @ self.head[:-1] + self.head[-1]).sigmoid().tolist()
+
+    def as_grader(self, name: str = "reward_model") -> Grader:
+        """As a grader for a Task: it reads the row's messages and the answer, never the reference.
+
+        It runs in this process, and cannot be written to task.json. The signal gate asks for full
+        marks for the right answer, which a guess never gives: train with gate="off", and look at
+        `agreement` on held-out answers instead.
+        """
+
+        @grader(name=name)
+        def guess(sample: dict, item: dict) -> float:
+            return self.score([item], [sample["output_text"]])[0]
+
+        return guess
+
+    def save(self, folder: str | Path) -> None:
+        """head.safetensors and reward_model.json, which names the base."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"head": self.head, "center": self.center, "scale": self.scale}
+        save_file(tensors, folder / "head.safetensors")
+        write_json(folder / "reward_model.json", {"base": self.policy.name})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RewardModel:
+        from safetensors.torch import load_file
+
+        place = Path(folder) / "reward_model.json"
+        try:
+            base = json.loads(place.read_text(encoding="utf-8"))["base"]
+        except (OSError, ValueError, KeyError):
+            raise UserError(
+                f"{folder}: no reward_model.json, expected a folder that RewardModel.save wrote"
+            ) from None
+        return cls(load_policy(base), **load_file(Path(folder) / "head.safetensors"))
+
+
+def fit_reward_model(
+    policy: LocalPolicy,
+    rows: Sequence[dict[str, Any]],
+    samples: Sequence[Sequence[Sample]],
+) -> RewardModel:
+    """Fit the head to samples[row][index].grade (0 to 1); the policy's weights stay as they are.
+
+    Logistic regression with a small ridge, to its optimum (L-BFGS): the same data, the same head.
+    The policy must not change afterwards: hand in a base of its own, loaded for this.
+
+    Raises UserError where fewer than 20 answers have a grade, or all have the same.
+    """
+    import torch
+
+    pairs = [
+        (row, sample)
+        for row, group in zip(rows, samples, strict=True)
+        for sample in group
+        if sample.grade is not None
+    ]
+    grades = torch.tensor([min(max(s.grade, 0.0), 1.0) for _, s in pairs])
+    if len(pairs) < LEAST or float(grades.max() - grades.min()) == 0:
+        raise UserError(
+            f"reward model: {len(pairs)} graded answers, {len(set(grades.tolist()))} different "
+            f"grades, expected {LEAST} or more answers of different grades: grade more of them"
+        )
+    features = read_answers(policy, [r for r, _ in pairs], [s.output_text for _, s in pairs])
+    center, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+    inputs = (features - center) / scale
+    head = torch.zeros(inputs.shape[1] + 1, requires_grad=True)
+    fit = torch.optim.LBFGS([head], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        fit.zero_grad()
+        guessed = inputs @ head[:-1] + head[-1]
+        value = torch.nn.functional.binary_cross_entropy_with_logits(guessed, grades)
+        value = value + RIDGE * head[:-1].square().sum()
+        value.backward()
+        return value
+
+    fit.step(loss)
+    return RewardModel(policy, head.detach(), center, scale)
+
+
+def read_answers(
+    policy: LocalPolicy, rows: Sequence[dict[str, Any]], outputs: Sequence[str]
+) -> torch.Tensor:
+    """The last layer's states, averaged over each answer's tokens: (answers, hidden), in fp32.
+
+    Of a frozen base the average says more about the answer than its last token, whose state is
+    mostly about what comes next.
+    """
+    import torch
+
+    tokenizer, model = policy.tokenizer, policy.model
+    device, found = next(model.parameters()).device, []
+    texts = [policy.render(row["messages"]) + text for row, text in zip(rows, outputs)]
+    whole = tokenizer([t + tokenizer.eos_token for t in texts], add_special_tokens=False).input_ids
+    lengths = [
+        len(ids)
+        for ids in tokenizer(
+            [text + tokenizer.eos_token for text in outputs], add_special_tokens=False
+        ).input_ids
+    ]
+    with torch.inference_mode():
+        for start in range(0, len(texts), BATCH):
+            chosen = {"input_ids": whole[start : start + BATCH]}
+            batch = tokenizer.pad(chosen, return_tensors="pt").to(device)  # padded on the left
+            mask = batch["attention_mask"]
+            states = model(
+                input_ids=batch["input_ids"],
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                output_hidden_states=True,
+                logits_to_keep=1,
+            ).hidden_states[-1]
+            for row, length in zip(states, lengths[start : start + BATCH]):
+                found.append(row[-length:].float().mean(0).cpu())
+    return torch.stack(found).clone()
+
+
+def agreement(
+    model: RewardModel, rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]]
+) -> float:
+    """How often the model ranks two answers to the same row as their grades do (ties left out)."""
+    right = total = 0
+    for row, group in zip(rows, samples):
+        graded = [s for s in group if s.grade is not None]
+        guesses = model.score([row] * len(graded), [s.output_text for s in graded])
+        for i, a in enumerate(graded):
+            for j, b in enumerate(graded[:i]):
+                if a.grade != b.grade:
+                    total += 1
+                    right += (guesses[i] - guesses[j]) * (a.grade - b.grade) > 0
+    return right / total if total else float("nan")
