@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from rftkit.files import UserError
-from rftkit.graders.answer import ITEM_FIELD, answer_place, fill_template, render_value, shorten
+from rftkit.files import UserError, shorten
+from rftkit.graders.answer import ITEM_FIELD, answer_place, fill_template, render_value
 from rftkit.graders.grader import Grader, is_best, row_id
 from rftkit.records import Sample
 

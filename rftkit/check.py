@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rftkit.files import plural, shorten
 from rftkit.rows import (
     ID_KEYS,
     Fault,
@@ -37,10 +38,8 @@ from rftkit.rows import (
     messages_text,
     own_id,
     place_of,
-    plural,
     read_lines,
     row_faults,
-    shorten,
     summarized,
     text_faults,
     type_name,

@@ -30,13 +30,12 @@ from rich.table import Table
 from rftkit import __version__
 from rftkit.check import CheckReport, check_file
 from rftkit.doctor import Examination, examine
-from rftkit.files import UserError
+from rftkit.files import UserError, plural, shorten
 from rftkit.genes.cases import make_cases
-from rftkit.graders.answer import GraderReport, shorten
+from rftkit.graders.answer import GraderReport
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import SHELF, shelf_json
 from rftkit.graders.spec import GraderSpecError, read_spec, validate_spec
-from rftkit.rows import plural
 from rftkit.signal.numbers import Signal
 from rftkit.training.config import (
     Plan,

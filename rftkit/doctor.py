@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, median, variance
 from typing import Any
 
-from rftkit.files import UserError
+from rftkit.files import UserError, printable
 
 # ------------------------------------------------------------------------------------------
 # from rftkit.doctor.knobs:
@@ -923,8 +923,3 @@ def without_effects(findings: list[Finding]) -> list[Finding]:
             cause.evidence += f"; explains what shows in the same steps: {names}"
             kept = [finding for finding in kept if finding not in effects]
     return kept
-
-
-def printable(text: str) -> str:
-    """Without halves of surrogate pairs, which a log's names may hold and no terminal prints."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Where the kit's own files lie, and how small files are read and written."""
+"""Where the kit's own files lie, how small files are read and written, how text is shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+MODELS = PACKAGE / "models"
 
 
 class UserError(ValueError):
@@ -18,35 +21,15 @@ class UserError(ValueError):
     exit_code = 1
 
 
-def datasets_folder() -> Path:
+# Where data and models lie.
+
+
+def datasets_folder(package: Path = PACKAGE) -> Path:
     """The folder that holds one folder a task, and `recorded_runs/`.
 
-    Raises UserError where neither the wheel's copy nor a checkout's folder is there.
-    """
-    return _find_datasets(Path(__file__).resolve().parent)
-
-
-def dataset(name: str) -> Path:
-    """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`.
-
-    Raises UserError that names what there is instead.
-    """
-    folder = datasets_folder()
-    path = folder / name
-    if not path.exists():
-        there = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        raise UserError(
-            f"{folder}: no dataset {name!r}, expected one of {', '.join(there) or '(none)'}: "
-            "correct the name, or give the path of a folder of your own"
-        )
-    return path
-
-
-def _find_datasets(package: Path) -> Path:
-    """`package` is the folder rftkit/. Look into the wheel's copy first.
-
-    The order matters: beside an installed package stands site-packages/datasets, which is
-    Hugging Face's library and not our data. Only a pyproject.toml there makes it a checkout.
+    Look into the wheel's copy first: beside an installed package stands site-packages/datasets,
+    which is Hugging Face's library and not our data. Only a pyproject.toml there makes it a
+    checkout. Raises UserError where neither is there.
     """
     in_wheel, beside = package / "_datasets", package.parent / "datasets"
     if in_wheel.is_dir():
@@ -57,6 +40,73 @@ def _find_datasets(package: Path) -> Path:
         f"{package}: its datasets are missing, expected {in_wheel} (installed) or {beside} "
         "(checkout): install rftkit again (`pip install -c constraints.txt .` in the checkout)"
     )
+
+
+def dataset(name: str) -> Path:
+    """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`.
+
+    Raises UserError that lists the datasets.
+    """
+    folder = datasets_folder()
+    path = folder / name
+    if not path.exists():
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        raise UserError(
+            f"{folder}: no dataset {name!r}, expected one of {', '.join(names) or '(none)'}: "
+            "correct the name, or give the path of a folder of your own"
+        )
+    return path
+
+
+def embedded_model(name: str) -> Path:
+    """The folder of an embedded model: "mini" or "large"."""
+    folder = MODELS / name
+    if not (folder / "config.json").exists():
+        names = sorted(p.parent.name for p in MODELS.glob("*/config.json"))
+        raise UserError(
+            f'model: "embedded:{name}", expected one of {", ".join(names) or "none (not built)"}: '
+            f"see {MODELS}"
+        )
+    return folder
+
+
+def model_gates(names: Iterable[str] = ("mini", "large")) -> dict[str, Any]:
+    """The gates that each embedded base passed, from the record beside its weights."""
+    paths = {name: embedded_model(name) / "gates.json" for name in names}
+    return {
+        name: {
+            gate["name"]: {key: gate[key] for key in ("value", "expected", "passed")}
+            for gate in read_json(path)["gates"]
+        }
+        for name, path in paths.items()
+        if path.exists()
+    }
+
+
+# Read and write.
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises UserError with the cause."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: cannot be read ({reason}): correct the path") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises UserError with place and cause."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{error.lineno}:{error.colno}"
+        raise UserError(f"{place}: not JSON ({error.msg}): correct it") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, endless brackets
+        raise UserError(f"{path}: not readable JSON ({error}): correct it") from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -76,43 +126,29 @@ def write_json(path: str | Path, record: Any) -> None:
     write_text(path, json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-MODELS = Path(__file__).parent / "models"
+# Show.
 
 
-def embedded_model(name: str) -> Path:
-    """The folder of an embedded model: "mini" or "large"."""
-    folder = MODELS / name
-    if not (folder / "config.json").exists():
-        here = sorted(p.name for p in MODELS.glob("*") if (p / "config.json").exists())
-        raise UserError(
-            f'model: "embedded:{name}", expected one of {", ".join(here) or "none (not built)"}: '
-            "see rftkit/embedded/models"
-        )
-    return folder
+def plural(count: int, one: str, many: str = "") -> str:
+    """`3 rows`, `1 row`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def model_gates(names: Iterable[str] = ("mini", "large")) -> dict[str, Any]:
-    """The gates that each embedded base passed, from the record beside its weights."""
-    found = {}
-    for name in names:
-        path = embedded_model(name) / "gates.json"
-        if path.exists():
-            found[name] = {
-                gate["name"]: {k: gate[k] for k in ("value", "expected", "passed")}
-                for gate in json.loads(path.read_text())["gates"]
-            }
-    return found
+def printable(text: str) -> str:
+    """Escape what a terminal would act on or cannot print: control characters, lone surrogates.
+
+    >>> printable("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises UserError with place and cause where it is none."""
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        place = f"{path}:{error.lineno}:{error.colno}"
-        raise UserError(f"{place}: not JSON ({error.msg}): correct it") from None
+def shorten(value: Any, limit: int = 80) -> str:
+    """A value on one printable line of at most `limit` characters, for a message."""
+    text = value if isinstance(value, str) else repr(value)
+    text = printable(" ".join(text[: limit * 4].split()))
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rftkit.files import UserError, write_text
+from rftkit.files import UserError, plural, printable, shorten, write_text
 
 # ------------------------------------------------------------------------------------------
 # from rftkit.data.faults:
@@ -134,29 +134,6 @@ def value_text(value: Any, limit: int = SHOWN_CHARACTERS) -> str:
     except (TypeError, ValueError, RecursionError):
         text = type(value).__name__
     return shorten(text, limit)
-
-
-def shorten(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    text = text if len(text) <= limit else text[:limit] + "..."
-    return printable(text)
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would act on or cannot print: control characters, lone surrogates.
-
-    >>> printable("a\\x1b[31m")
-    'a\\\\x1b[31m'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    """`3 rows`, `1 row`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def type_name(value: Any) -> str:

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rftkit.attacks import prompt_of
-from rftkit.files import UserError
-from rftkit.graders.answer import fill_template, shorten
+from rftkit.files import UserError, shorten
+from rftkit.graders.answer import fill_template
 from rftkit.graders.grader import Grader
 from rftkit.records import Sample
 from rftkit.rows import row_ids

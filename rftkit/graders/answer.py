@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from rftkit.files import UserError
+from rftkit.files import UserError, shorten
 from rftkit.records import UNCLOSED, Sample, is_unclosed, split_completion
 
 # ------------------------------------------------------------------------------------------
@@ -316,14 +316,6 @@ def _sample(text: str, unclosed_is_cut: bool, known: dict[str, Any]) -> Sample:
     if unclosed_is_cut and sample.parse_stage == UNCLOSED:
         sample.finish_reason = "length"
     return sample
-
-
-def shorten(value: Any, limit: int = 80) -> str:
-    """A value for a message, cut so that a message stays one line."""
-    text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text[: limit * 4].split())
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot print
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 # ------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rftkit.files import UserError
-from rftkit.graders.answer import Context, compile_template, grader_fault, sample_fault, shorten
+from rftkit.files import UserError, shorten
+from rftkit.graders.answer import Context, compile_template, grader_fault, sample_fault
 from rftkit.records import split_completion
 
 MAX_REPLY_BYTES = 1_000_000

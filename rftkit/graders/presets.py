@@ -11,13 +11,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rftkit.files import UserError
+from rftkit.files import UserError, shorten
 from rftkit.graders.answer import (
     Context,
     compile_template,
     render_value,
     sample_fault,
-    shorten,
 )
 from rftkit.graders.grader import Grader, build, compile_single
 from rftkit.graders.python import (

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rftkit.files import UserError
-from rftkit.graders.answer import Context, grader_fault, sample_fault, shorten
+from rftkit.files import UserError, shorten
+from rftkit.graders.answer import Context, grader_fault, sample_fault
 
 MAX_SOURCE_BYTES = 256_000
 # Import name -> distribution. First the libraries that OpenAI's guide lists for the machines that

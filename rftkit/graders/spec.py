@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rftkit.files import UserError
-from rftkit.graders.answer import TemplateError, compile_template, shorten
+from rftkit.files import UserError, shorten
+from rftkit.graders.answer import TemplateError, compile_template
 from rftkit.graders.formula import FUNCTIONS, FormulaError, parse_formula
 from rftkit.graders.python import check_source, install_advice, missing_imports
 
