@@ -70,7 +70,7 @@ lab: $(FOR_DEV)  ## JupyterLab on the notebooks
 	$(RUN) -m jupyterlab $(NOTEBOOKS) $(ARGS)
 
 notebooks: $(FOR_DEV)  ## restart and run all, full profile; the only way outputs are written
-	$(QUIETLY) RFTKIT_PROFILE=full $(RUN) tests/run_notebooks.py $(or $(ARGS),notebooks/*.ipynb)
+	$(QUIETLY) RFTKIT_PROFILE=full $(RUN) tools/run_notebooks.py $(or $(ARGS),notebooks/*.ipynb)
 
 prove: $(FOR_BROWSER)  ## slow proofs, the browser, three full demos (a quarter of an hour on two idle cores)
 	$(QUIETLY) $(RUN) -m pytest -m prove --timeout=7200 tests $(ARGS)

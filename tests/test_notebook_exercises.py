@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
-from notebook_rules import NOTEBOOKS, Notebook, python_of, source
+from test_notebooks import NOTEBOOKS, python_of
 
 
 @dataclass
@@ -51,23 +52,6 @@ def find_faults(rows):
     found = solution(rows)
     found["told"] = [n for n, row in rows.items() if named(row) in text_of(row)]
     return found
-""",
-            "upper and lower case are mixed up": """
-def find_faults(rows):
-    found = solution(rows)
-    found["told"] = [
-        n for n, row in rows.items()
-        if re.search(rf"\\b{re.escape(named(row))}\\b", text_of(row), re.IGNORECASE)
-    ]
-    return found
-""",
-            "every line is called faulty": """
-def find_faults(rows):
-    return {"told": list(rows), "copied": list(rows), "id": list(rows)}
-""",
-            "nothing is found": """
-def find_faults(rows):
-    return {"told": [], "copied": [], "id": []}
 """,
             "a copy with another answer is let through": """
 def find_faults(rows):
@@ -128,10 +112,6 @@ def objective(ratio, advantage, low=0.2, high=0.28):
 def objective(ratio, advantage, low=0.2, high=0.28):
     return solution(ratio, advantage, low, low)
 """,
-            "a loss, not an objective": """
-def objective(ratio, advantage, low=0.2, high=0.28):
-    return -solution(ratio, advantage, low, high)
-""",
         },
     ),
     "dead": Exercise(
@@ -141,11 +121,6 @@ def objective(ratio, advantage, low=0.2, high=0.28):
             "each draw is put back": """
 def dead_share(grades, group):
     return sum((grades.count(g) / len(grades)) ** group for g in set(grades))
-""",
-            "only right answers count": """
-def dead_share(grades, group):
-    from math import comb
-    return comb(sum(g == 1 for g in grades), group) / comb(len(grades), group)
 """,
             "right or wrong are the only grades": """
 def dead_share(grades, group):
@@ -189,10 +164,6 @@ def group_size(solved, live):
 def group_size(solved, live):
     return solution(solved, live) + 1
 """,
-            "one answer counts as a group": """
-def group_size(solved, live):
-    return max(1, solution(solved, live) - 1)
-""",
         },
     ),
     "verify": Exercise(
@@ -209,18 +180,6 @@ def verifiable():
         "input": "{{sample.output_text}}",
         "reference": "{{item.summary}}",
     }
-    return fields
-""",
-            "another number is asked for": """
-def verifiable():
-    fields = solution()
-    fields["grader"]["reference"] = "{{item.patients}}"
-    return fields
-""",
-            "no answer is known to be right": """
-def verifiable():
-    fields = solution()
-    del fields["answer_template"]
     return fields
 """,
             "any answer that holds something is right": """
@@ -240,12 +199,6 @@ def two_guesses(sample, item):
     guesses = sample["output_json"]["emotions"][:2]
     hits = [guess.lower() == item["emotion"].lower() for guess in guesses]
     return sum(hit * value for hit, value in zip(hits, (1.0, 0.5)))
-""",
-            "a third guess pays": """
-def two_guesses(sample, item):
-    guesses = [guess.lower() for guess in sample["output_json"]["emotions"]]
-    right = item["emotion"].lower()
-    return 0.0 if right not in guesses else 1.0 if guesses[0] == right else 0.5
 """,
             "case matters": """
 def two_guesses(sample, item):
@@ -268,10 +221,6 @@ def cheat(genes):
 def cheat(genes):
     return json.dumps({"genes": genes})
 """,
-            "only the genes of this task": """
-def cheat(genes):
-    return json.dumps({"genes": [" ".join(every_gene)]})
-""",
         },
     ),
     "json": Exercise(
@@ -284,18 +233,6 @@ def emotion_json():
     spec["calculate_output"] = (
         "first_holds * first_is_held + 0.5 * second_holds * second_is_held"
     )
-    return spec
-""",
-            "a guess of all emotions wins": """
-def emotion_json():
-    spec = solution()
-    spec["calculate_output"] = "max(first_holds, 0.5 * second_holds)"
-    return spec
-""",
-            "an empty guess wins": """
-def emotion_json():
-    spec = solution()
-    spec["calculate_output"] = "max(first_is_held, 0.5 * second_is_held)"
     return spec
 """,
             "case matters": """
@@ -326,16 +263,6 @@ def when_to_stop(means, patience):
             break
     return best, look
 """,
-            "one look too many": """
-def when_to_stop(means, patience):
-    best = 0
-    for look, mean in enumerate(means):
-        if mean > means[best]:
-            best = look
-        if look - best > patience:
-            break
-    return best, look
-""",
         },
     ),
     "alarm": Exercise(
@@ -356,10 +283,6 @@ def parted(metric_then, metric_now, grade_then, grade_now):
             "the reward is not asked": """
 def parted(metric_then, metric_now, grade_then, grade_now):
     return solution(metric_then, metric_now, 1 - metric_then, 1 - metric_now)
-""",
-            "the task is not asked": """
-def parted(metric_then, metric_now, grade_then, grade_now):
-    return solution(1 - grade_then, 1 - grade_now, grade_then, grade_now)
 """,
             "the spread is taken for the error of the mean": """
 def parted(metric_then, metric_now, grade_then, grade_now):
@@ -389,42 +312,6 @@ def share_right(guesses, grades):
     ]
     return sum(pairs) / len(pairs) if pairs else float("nan")
 """,
-            "no opinion is half right": """
-def share_right(guesses, grades):
-    pairs = [
-        (np.sign((guesses[i] - guesses[j]) * (grades[i] - grades[j])) + 1) / 2
-        for i in range(len(grades)) for j in range(i) if grades[i] != grades[j]
-    ]
-    return sum(pairs) / len(pairs) if pairs else float("nan")
-""",
-            "only neighbours are compared": """
-def share_right(guesses, grades):
-    pairs = [
-        (guesses[i] - guesses[i - 1]) * (grades[i] - grades[i - 1]) > 0
-        for i in range(1, len(grades)) if grades[i] != grades[i - 1]
-    ]
-    return sum(pairs) / len(pairs) if pairs else float("nan")
-""",
-            "the grades are taken to come in order, best first": """
-def share_right(guesses, grades):
-    pairs = [
-        guesses[i] > guesses[j]
-        for j in range(len(grades)) for i in range(j) if grades[i] != grades[j]
-    ]
-    return sum(pairs) / len(pairs) if pairs else float("nan")
-""",
-            "no opinion is right where the better comes second": """
-def share_right(guesses, grades):
-    pairs = [
-        (guesses[i] > guesses[j]) == (grades[i] > grades[j])
-        for j in range(len(grades)) for i in range(j) if grades[i] != grades[j]
-    ]
-    return sum(pairs) / len(pairs) if pairs else float("nan")
-""",
-            "no pair is a share of 0": """
-def share_right(guesses, grades):
-    return np.nan_to_num(solution(guesses, grades))
-""",
             "the worse answer is guessed higher": """
 def share_right(guesses, grades):
     return solution([-guess for guess in guesses], grades)
@@ -443,57 +330,13 @@ def share_right(guesses, grades):
                 "RULE", "grown > 2 * np.hypot(apart[0].std(ddof=1), apart[i].std(ddof=1))"
             ),
             "the first stretch has no error": DRIFTED.replace("RULE", "grown > 2 * errors[i]"),
-            "the errors are added": DRIFTED.replace("RULE", "grown > 2 * (errors[0] + errors[i])"),
-            "one and a half standard errors are enough": DRIFTED.replace(
-                "RULE", "grown > 1.5 * np.hypot(errors[0], errors[i])"
-            ),
             "three standard errors are asked for": DRIFTED.replace(
                 "RULE", "grown > 3 * np.hypot(errors[0], errors[i])"
             ),
-            "the stretch before is the yardstick": DRIFTED.replace(
-                "RULE",
-                "apart[i].mean() - apart[i - 1].mean() > 2 * np.hypot(errors[i - 1], errors[i])",
-            ),
-            "the truth is the yardstick": DRIFTED.replace(
-                "RULE", "apart[i].mean() > 2 * errors[i]"
-            ),
-            "not answer by answer": """
-def drifted(stretches):
-    def error(guesses, grades):
-        return np.sqrt((guesses.var(ddof=1) + grades.var(ddof=1)) / len(grades))
-    first = stretches[0]
-    for i, (guesses, grades) in enumerate(stretches[1:], 1):
-        grown = guesses.mean() - grades.mean() - first[0].mean() + first[1].mean()
-        if grown > 2 * np.hypot(error(*first), error(guesses, grades)):
-            return i
-    return None
-""",
             "the last stretch, not the first": """
 def drifted(stretches):
     found = [i for i in range(1, len(stretches)) if solution([stretches[0], stretches[i]])]
     return found[-1] if found else None
-""",
-            "the worst stretch, not the first": """
-def drifted(stretches):
-    found = [i for i in range(1, len(stretches)) if solution([stretches[0], stretches[i]])]
-    return max(found, key=lambda i: (stretches[i][0] - stretches[i][1]).mean(), default=None)
-""",
-            "all stretches so far together": """
-def drifted(stretches):
-    for i in range(1, len(stretches)):
-        together = tuple(np.concatenate(side) for side in zip(*stretches[1 : i + 1]))
-        if solution([stretches[0], together]) is not None:
-            return i
-    return None
-""",
-            "stretches are counted from 1": """
-def drifted(stretches):
-    found = solution(stretches)
-    return None if found is None else found + 1
-""",
-            "never": """
-def drifted(stretches):
-    return None
 """,
         },
     ),
@@ -546,8 +389,8 @@ def cells(name: str) -> dict[str, str]:
     """Cell id -> its Python, or a Markdown cell's text."""
     [path] = [path for path in NOTEBOOKS if path.stem == name]
     return {
-        cell["id"]: python_of(cell) if cell["cell_type"] == "code" else source(cell)
-        for cell in Notebook.read(path).content["cells"]
+        cell["id"]: python_of(cell) if cell["cell_type"] == "code" else "".join(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
     }
 
 
@@ -591,7 +434,7 @@ def test_an_exercise_stands_in_a_notebook_and_not_here():
     found = {
         match.group(1): path.stem
         for path in NOTEBOOKS
-        for cell in Notebook.read(path).content["cells"]
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
         if (match := re.fullmatch(r"exercise-(\w+)-stub", cell["id"]))
     }
     assert found == {name: exercise.notebook for name, exercise in EXERCISES.items()}

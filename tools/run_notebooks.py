@@ -1,6 +1,6 @@
 """Restart and run all, then write the outputs back: what `make notebooks` does.
 
-    python tests/run_notebooks.py notebooks/*.ipynb
+    python tools/run_notebooks.py notebooks/*.ipynb
 
 The only way in which a notebook's outputs are written. A notebook with a cell that fails is left as
 it was. What differs from run to run without a meaning (widget state, timestamps, the kernel's own
