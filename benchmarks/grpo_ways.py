@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rftkit.graders.rewards import reward_function
 from rftkit.training.config import RunConfig
 
 # --- a turn: one step, then wait -----------------------------------------------------------------
@@ -257,8 +258,8 @@ def noted_reward(task: Any, model: Any, tokenizer: Any, turns: Turns) -> Callabl
     """The grader as TRL's reward function; what it gave is noted for the turn's report."""
     from rftkit.policy import end_tokens
 
-    (reward,) = task.grader.as_reward_functions(
-        item_column="item", end_token_ids=end_tokens(model, tokenizer)
+    reward = reward_function(
+        task.grader, item_column="item", end_token_ids=end_tokens(model, tokenizer)
     )
 
     @functools.wraps(reward)

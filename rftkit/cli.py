@@ -33,7 +33,7 @@ from rftkit.doctor import Examination, examine
 from rftkit.files import UserError, plural, shorten
 from rftkit.genes.cases import make_cases
 from rftkit.graders.answer import GraderReport
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.presets import SHELF, shelf_json
 from rftkit.graders.spec import GraderSpecError, read_spec, validate_spec
 from rftkit.signal.numbers import Signal
@@ -419,7 +419,7 @@ def grade_one(
     sample  what the model said, or @FILE
     item    a file with one JSON object (the row), or such an object itself, or None
     """
-    loaded = Grader.load(Path(grader), allow_weak_isolation=allow_weak_isolation)
+    loaded = Grader.load(Path(grader), GraderSettings(allow_weak_isolation=allow_weak_isolation))
     row = {} if item is None else read_item(item)
     return loaded.report(row, read_text(sample[1:]) if sample.startswith("@") else sample)
 

@@ -19,7 +19,7 @@ from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import MetricFunction, SystemResult, clusters_of, evaluate, paired_record
 from rftkit.files import MODELS, UserError, dataset, model_gates, write_json, write_text
 from rftkit.graders.answer import PROGRAM_FAILED, Context
-from rftkit.graders.grader import read_grader
+from rftkit.graders.grader import GraderSettings, read_grader
 from rftkit.graders.presets import SHELF, shelf_json
 from rftkit.plots import BLUE, GREEN, ORANGE, save_figure, table_figure
 from rftkit.policy import LocalPolicy, check_weights, load_policy, model_folder
@@ -70,7 +70,7 @@ def read_inputs(
     task      a task folder or name, by default the one in whose folder the rows stand: it says
               where the answer stands, what intervals are clustered by, which thinking patterns
     group_by  instead of the task's
-    allow_weak_isolation  of python graders, see Grader.load
+    allow_weak_isolation  of python graders, see GraderSettings
 
     Raises UserError for anything missing, unreadable, or unfit for these rows.
     """
@@ -89,13 +89,14 @@ def read_inputs(
         )
     else:
         notes.append(f"task {found.name}: metrics {', '.join(found.metrics)}")
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {
+        "settings": GraderSettings(allow_weak_isolation=allow_weak_isolation)
+    }
     if grader is not None:
         changes["grader_spec"] = grader_spec(grader)
     if group_by is not None:
         changes["group_by"] = group_by
     found = replace(found, **changes)
-    found.allow_weak_isolation = allow_weak_isolation
     loaded = read_rows(place)
     check_fit(place, loaded, found)
     clusters = f"by {found.group_by}" if found.group_by else "by row (--group-by names a key)"

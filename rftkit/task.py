@@ -20,7 +20,7 @@ from typing import Any
 
 from rftkit.files import UserError, dataset
 from rftkit.graders.answer import answer_place
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.records import Sample
 from rftkit.rows import read_rows, row_ids
 
@@ -41,8 +41,8 @@ class Task:
     metrics: list[str] = field(default_factory=lambda: ["grade"])
     headline: str = "grade"
     folder: Path | None = None
-    # Not a field: what may run on this machine is for its user to say, not for a task.json.
-    allow_weak_isolation = False
+    # Never read from a task.json: what may run on this machine is for its user to say.
+    settings: GraderSettings = GraderSettings()
 
     def rows(self, split: str) -> list[dict[str, Any]]:
         """The rows of "train", "validation" or "test"."""
@@ -54,7 +54,7 @@ class Task:
 
     @cached_property
     def grader(self) -> Grader:
-        return Grader.load(self.grader_spec, allow_weak_isolation=self.allow_weak_isolation)
+        return Grader.load(self.grader_spec, self.settings)
 
     @cached_property
     def compiled_patterns(self) -> dict[str, re.Pattern]:
@@ -178,7 +178,7 @@ def task_from_json(record: dict[str, Any], folder: Path | None = None) -> Task:
     if template is not None and not isinstance(template, str):
         known["answer_template"] = json.dumps(template)
     worse = [w if isinstance(w, str) else json.dumps(w) for w in known.pop("worse_answers", [])]
-    fields = set(Task.__dataclass_fields__)
+    fields = set(Task.__dataclass_fields__) - {"settings"}
     unknown = sorted(known.keys() - fields)
     if unknown:
         raise UserError(

@@ -9,7 +9,7 @@ import pytest
 from rftkit.attacks import STRATEGIES, attack, calibrate
 from rftkit.files import UserError
 from rftkit.graders.answer import answer_place
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.judge import JudgeSettings
 from rftkit.graders.presets import SHELF, exact_match, grader, numeric_match, rank_grader
 from rftkit.task import load_task
@@ -196,7 +196,7 @@ def test_a_judge_that_is_down_is_a_grade_of_zero(monkeypatch):
     settings = JudgeSettings("http://127.0.0.1:9/v1", retries=0, timeout=1, cache=None)
     rows = [{**row, "answer": row["gene"]} for row in ROWS[:2]]
     with pytest.raises(UserError, match="no grade for honest answers"):
-        attack(Grader.load(judge, judge=settings), rows, TEMPLATE)
+        attack(Grader.load(judge, GraderSettings(judge=settings)), rows, TEMPLATE)
 
 
 def test_a_report_cannot_be_shown():

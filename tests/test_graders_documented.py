@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.spec import GraderSpecError
 from rftkit.records import Sample
 
@@ -215,7 +215,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_documented_example_scores_what_its_text_implies(name):
     spec, item, sample, expected = CASES[name]
-    grader = Grader.load(spec, allow_weak_isolation=True)
+    grader = Grader.load(spec, GraderSettings(allow_weak_isolation=True))
     assert grader.grade(item, sample)[0] == pytest.approx(expected, abs=1e-12)
     report = grader.run(item, sample)
     assert report["reward"] == pytest.approx(expected, abs=1e-12)

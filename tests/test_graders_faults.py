@@ -7,9 +7,10 @@ import pytest
 from rftkit.attacks import reference_check
 from rftkit.files import UserError
 from rftkit.graders.answer import ERROR_FIELDS
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.presets import gene_rank, grader
 from rftkit.graders.python import PythonResult
+from rftkit.graders.rewards import reward_function
 from rftkit.records import Sample
 
 ITEM = {"reference_gene": "BRCA1"}
@@ -165,7 +166,7 @@ def test_python_grader_is_refused_without_isolation(monkeypatch):
     for use in (
         lambda: loaded.run({}, "x"),
         lambda: loaded.check_ready(),
-        lambda: loaded.as_reward_functions(),
+        lambda: reward_function(loaded),
         lambda: loaded.evaluate_many([{}, {}], ["x", "y"]),
     ):
         with pytest.raises(UserError, match="refused here: .* a program from files .*no Landlock"):
@@ -179,7 +180,7 @@ def test_weak_isolation_is_taken_silently(monkeypatch, capsys):
     weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
     monkeypatch.setattr(runner.machine, "report", lambda: weak)
     runner._say_weak.cache_clear()
-    loaded = Grader.load(PYTHON, allow_weak_isolation=True)
+    loaded = Grader.load(PYTHON, GraderSettings(allow_weak_isolation=True))
     assert [loaded.run({}, "x")["reward"] for _ in range(2)] == [1.0, 1.0]
     said = "sandbox: weak isolation, no protection of files\n"
     assert capsys.readouterr() == ("", said)  # once, and not where --json prints
@@ -208,11 +209,13 @@ def test_a_run_cannot_waive_isolation_or_a_task_waives_it_by_itself(monkeypatch,
 
 def test_python_grader_that_cannot_load_blames_the_samples():
     source = "import not_installed_here\ndef grade(sample, item):\n    return 1.0"
-    loaded = Grader.load({"type": "python", "source": source}, allow_weak_isolation=True)
+    loaded = Grader.load(
+        {"type": "python", "source": source}, GraderSettings(allow_weak_isolation=True)
+    )
     report = loaded.run({}, "x")
     assert report["reward"] is None and raised(report) == ["python_grader_runtime_error"]
     with pytest.raises(UserError, match="cannot be loaded.*\n(.*\n)*ModuleNotFoundError"):
-        loaded.as_reward_functions()
+        reward_function(loaded)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,7 @@ def test_python_result_becomes_the_right_kind_of_fault(result, reward, field, de
         seen.append((source, sample, item))
         return result
 
-    report = Grader.load(PYTHON, python_runner=runner).run({"k": 1}, '{"a": 1}')
+    report = Grader.load(PYTHON, GraderSettings(python_runner=runner)).run({"k": 1}, '{"a": 1}')
     assert report["reward"] == reward
     assert raised(report) == ([field] if field else [])
     if field:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rftkit.files import UserError
 from rftkit.graders.answer import ERROR_FIELDS, TemplateError, compile_template
 from rftkit.graders.formula import FormulaError, parse_formula
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.presets import gene_rank
 from rftkit.graders.python import PythonResult
 from rftkit.records import Sample
@@ -146,7 +146,7 @@ def check_report(report):
 @given(graders(), st.dictionaries(st.sampled_from(["a", "b", "c"]), json_values), samples)
 def test_any_row_and_answer_give_a_report(spec, item, sample):
     try:
-        grader = Grader.load(spec, python_runner=run_fixed)
+        grader = Grader.load(spec, GraderSettings(python_runner=run_fixed))
     except UserError:
         return  # a random text may hold half a character
     report = grader.run(item, sample)

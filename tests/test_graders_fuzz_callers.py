@@ -13,10 +13,11 @@ from rftkit.attacks import attack, reference_check
 from rftkit.cli import grade_one, validate_file
 from rftkit.files import UserError
 from rftkit.graders.answer import GraderFailure, answer_place, fill_template
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.judge import JudgeSettings
 from rftkit.graders.presets import gene_rank
 from rftkit.graders.python import PythonResult
+from rftkit.graders.rewards import reward_function
 from rftkit.widgets import look_at, view_html
 
 pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
@@ -70,7 +71,7 @@ def test_a_judges_reply_is_a_traceback(reply, spec):
         def ask(self, request, read):
             return read(reply)
 
-    report = Grader.load(spec, judge=Reached()).run({"b": "x"}, "y")
+    report = Grader.load(spec, GraderSettings(judge=Reached())).run({"b": "x"}, "y")
     check_report(report)
     assert report["reward"] is None or 0 <= report["reward"] <= 1
 
@@ -79,7 +80,7 @@ def test_a_judges_reply_is_a_traceback(reply, spec):
 @given(json_values | st.sampled_from([10**400, 2j, b"x", {1}, ..., float, math.nan, -math.inf]))
 def test_what_a_python_grader_returns_is_a_traceback(value):
     spec = {"type": "python", "source": "def grade(sample, item):\n    return 1"}
-    made = Grader.load(spec, python_runner=lambda *_: PythonResult(value=value))
+    made = Grader.load(spec, GraderSettings(python_runner=lambda *_: PythonResult(value=value)))
     check_report(made.run({}, "x"))
 
 
@@ -99,7 +100,7 @@ MESSAGES = st.lists(
 @given(graders(), st.lists(texts | MESSAGES, min_size=1, max_size=4), json_values)
 def test_a_completion_from_trl_is_a_traceback(spec, completions, value):
     try:
-        (reward,) = Grader.load(spec, python_runner=run_fixed).as_reward_functions()
+        reward = reward_function(Grader.load(spec, GraderSettings(python_runner=run_fixed)))
     except UserError:
         return
     logged = {}

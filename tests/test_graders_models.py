@@ -10,8 +10,9 @@ import pytest
 
 from rftkit.files import UserError
 from rftkit.graders.answer import ERROR_FIELDS, GraderFailure
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.judge import JudgeSettings
+from rftkit.graders.rewards import reward_function
 
 SCORE = {
     "type": "score_model",
@@ -134,7 +135,7 @@ def raised(report):
 
 
 def run(endpoint, command, spec=SCORE, **settings):
-    grader = Grader.load(spec, judge=judge(endpoint, **settings))
+    grader = Grader.load(spec, GraderSettings(judge=judge(endpoint, **settings)))
     return grader.run({"answer": "A"}, command)
 
 
@@ -251,13 +252,13 @@ def test_content_parts_are_sent_in_the_chat_apis_words(endpoint):
         {"type": "input_image", "image_url": "{{item.url}}", "detail": "low"},
     ]
     spec = {**SCORE, "input": [{"role": "user", "content": parts}]}
-    grader = Grader.load(spec, judge=judge(endpoint))
+    grader = Grader.load(spec, GraderSettings(judge=judge(endpoint)))
     assert grader.run({"url": "data:,x"}, "half \ud800")["reward"] == 0.5
     text, image = endpoint.state.requests[0]["messages"][0]["content"]
     assert text == {"type": "text", "text": "x / half ?"}
     assert image == {"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}
     joined = {**SCORE, "input": [{"role": "user", "content": ["a", parts[0]]}]}
-    Grader.load(joined, judge=judge(endpoint)).run({}, "b")
+    Grader.load(joined, GraderSettings(judge=judge(endpoint))).run({}, "b")
     assert endpoint.state.requests[1]["messages"][0]["content"] == "ax / b"
 
 
@@ -288,7 +289,9 @@ def test_cache_that_cannot_be_written_does_not_stop_a_run(endpoint, tmp_path):
 
 
 def test_equal_requests_at_the_same_time_are_sent_once(endpoint, tmp_path):
-    grader = Grader.load(SCORE, judge=judge(endpoint, cache=tmp_path, concurrency=16))
+    grader = Grader.load(
+        SCORE, GraderSettings(judge=judge(endpoint, cache=tmp_path, concurrency=16))
+    )
     grades = grader.evaluate_many([{"answer": "A"}] * 40, ["score 0.5"] * 40)
     assert [g.reward for g in grades] == [0.5] * 40
     assert endpoint.state.seen["score 0.5"] == 1
@@ -307,7 +310,7 @@ def test_thousand_rows_over_a_failing_endpoint_lose_no_grade(endpoint, tmp_path)
     commands[::250] = ["hang"] * 4  # few: each waits for the timeout three times
     endpoint.state.hang = 3
     settings = judge(endpoint, timeout=1.5, retries=2, concurrency=12, cache=tmp_path)
-    grader = Grader.load(SCORE, judge=settings)
+    grader = Grader.load(SCORE, GraderSettings(judge=settings))
     grades = grader.evaluate_many([{"answer": str(i % 50)} for i in range(1000)], commands)
     lost = (None, ["model_grader_server_error"])
     asked_for = {
@@ -327,7 +330,7 @@ def test_thousand_rows_over_a_failing_endpoint_lose_no_grade(endpoint, tmp_path)
 
 
 def test_failing_judge_stops_training_before_it_learns_from_nothing(endpoint):
-    (reward,) = Grader.load(SCORE, judge=judge(endpoint)).as_reward_functions()
+    reward = reward_function(Grader.load(SCORE, GraderSettings(judge=judge(endpoint))))
     good = ["score 0.5"] * 19
     assert reward(completions=[*good, "refuse"], answer=["A"] * 20) == [0.5] * 19 + [None]
     with pytest.raises(GraderFailure, match="2 of 20.*refused"):
@@ -339,7 +342,7 @@ def test_judge_without_an_endpoint_is_refused_before_the_run(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     grader = Grader.load(SCORE)
     run_one = lambda: grader.run({"answer": "A"}, "x")  # noqa: E731
-    for use in (grader.check_ready, grader.as_reward_functions, run_one):
+    for use in (grader.check_ready, lambda: reward_function(grader), run_one):
         with pytest.raises(UserError, match="OPENAI_BASE_URL"):
             use()
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rftkit.files import UserError
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.graders.presets import (
     DECAYS,
     SHELF,
@@ -93,7 +93,10 @@ NATIVE = {
     "format": format_match(),
     "format of any length": format_match(length=None),
 }
-LOADED = {n: Grader.load(g.to_json(), python_runner=run_unprotected) for n, g in NATIVE.items()}
+LOADED = {
+    n: Grader.load(g.to_json(), GraderSettings(python_runner=run_unprotected))
+    for n, g in NATIVE.items()
+}
 PYTHON_ONLY = {"ndcg", "ndcg at 2", "number", "number, rough", "number field", "schema", "format",
                "format of any length"}  # fmt: skip
 
@@ -115,7 +118,7 @@ def test_exported_python_scores_the_same(item, output):
 
 @pytest.mark.parametrize("name", sorted(PYTHON_ONLY))
 def test_exported_python_runs_in_the_sandbox(name):
-    exported = Grader.load(NATIVE[name].to_json(), allow_weak_isolation=True)
+    exported = Grader.load(NATIVE[name].to_json(), GraderSettings(allow_weak_isolation=True))
     item = {"reference_gene": "A", "answer": 42, "relevance": ["A", "B"]}
     for output in ('{"genes": ["B", "A"]}', '{"genes": [42]}', "about 42.", "[]"):
         assert exported.grade(item, output)[0] == NATIVE[name].grade(item, output)[0], output
@@ -239,7 +242,7 @@ def test_math_match_without_math_verify_is_a_traceback(monkeypatch):
 def test_math_match_compares_letters_and_not_values(output, answer, hit):
     native = math_match()
     assert grade(native, output, answer=answer) == hit
-    loaded = Grader.load(native.to_json(), python_runner=run_unprotected)
+    loaded = Grader.load(native.to_json(), GraderSettings(python_runner=run_unprotected))
     assert loaded.grade({"answer": answer}, output)[0] == hit
     if hit:
         assert grade(math_match("x"), {"x": output}, answer=answer) == 1
@@ -276,7 +279,7 @@ def test_decorated_function_is_a_grader():
     report = longer.run({}, "abc")
     assert report["reward"] == 0.0
     assert "KeyError" in report["metadata"]["errors"]["python_grader_runtime_error_details"]
-    exported = Grader.load(longer.to_json(), python_runner=run_unprotected)
+    exported = Grader.load(longer.to_json(), GraderSettings(python_runner=run_unprotected))
     assert exported.grade({"limit": 4}, "abc")[0] == 0.75
 
     @grader

@@ -9,6 +9,7 @@ import pytest
 from rftkit.graders.answer import GraderFailure
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import exact_match, gene_rank, grader, rank_grader
+from rftkit.graders.rewards import reward_function
 from rftkit.records import Sample
 
 
@@ -27,8 +28,7 @@ class Log:
 
 
 def test_one_function_grades_texts_and_messages_alike():
-    functions = gene_rank().as_reward_functions()
-    assert len(functions) == 1
+    reward = reward_function(gene_rank())
     text = genes("A", "B")
     completions = [
         text,
@@ -40,12 +40,12 @@ def test_one_function_grades_texts_and_messages_alike():
         [],
         "<think>cut off " + text,
     ]  # fmt: skip
-    rewards = functions[0](completions=completions, reference_gene=["B"] * 7, prompts=["p"] * 7)
+    rewards = reward(completions=completions, reference_gene=["B"] * 7, prompts=["p"] * 7)
     assert rewards == [pytest.approx(0.73)] * 5 + [0.0, 0.0]
 
 
 def test_thinking_that_the_prompt_opened_is_not_output():
-    (reward,) = exact_match().as_reward_functions()
+    reward = reward_function(exact_match())
     completions = ["4", "2+2</think>4", "2+2=4"]
     prompts = ["Q", "Q\n<think>\n", "Q\n<think>\n"]
     assert reward(prompts=prompts, completions=completions, answer=["4", "4", "2+2=4"]) == [1, 1, 0]
@@ -59,7 +59,7 @@ def test_a_thought_that_never_closes_is_paid_for_its_empty_output(opened):
         "reference": "{{item.answer}}", "operation": "ne",
     }  # fmt: skip
     log, heard, prompts = Log(), [], ["Q", "Q"]
-    (reward,) = Grader.load(spec).as_reward_functions(observer=lambda s, g: heard.extend(g))
+    reward = reward_function(Grader.load(spec), observer=lambda s, g: heard.extend(g))
     thought, whole = "<think>foo", "<think>foo</think>5"
     if opened == "prompt":
         prompts, thought, whole = ["Q<think>"] * 2, "foo", "foo</think>5"
@@ -91,7 +91,7 @@ def test_tool_calls_of_a_conversation_reach_the_grader():
         {"role": "assistant", "content": "", "tool_calls": [call(2)]},
         {"role": "assistant", "content": "done"},
     ]
-    (reward,) = Grader.load(spec).as_reward_functions()
+    reward = reward_function(Grader.load(spec))
     assert reward(completions=[conversation, "x"], arguments=['{"x": 2}'] * 2) == [1.0, 0.0]
 
 
@@ -114,7 +114,7 @@ def test_a_report_does_not_say_that_the_thought_never_closed():
 
 def test_every_sub_grade_and_fault_is_logged_as_its_own_series():
     log = Log()
-    (reward,) = gene_rank().as_reward_functions()
+    reward = reward_function(gene_rank())
     reward(
         completions=[genes("A", "B", "C", "D", "E"), "no JSON"],
         reference_gene=["A", "A"],
@@ -145,7 +145,7 @@ def test_each_completion_is_graded_once():
         calls.append((sample["output_text"], item))
         return 1
 
-    (reward,) = counted.as_reward_functions()
+    reward = reward_function(counted)
     reward(completions=["a", "b"], x=[1, 2], trainer_state=object(), constant="c", short=[1])
     assert calls == [
         ("a", {"x": 1, "constant": "c", "short": [1]}),
@@ -157,7 +157,7 @@ def test_lost_grades_are_none_until_they_are_too_many():
     spec = exact_match().to_json()
     items = [{"deep": "x"}] * 19 + [{}]
     spec["reference"] = "{{item.row.deep}}"
-    (reward,) = Grader.load(spec).as_reward_functions()
+    reward = reward_function(Grader.load(spec))
     log = Log()
     assert reward(completions=["x"] * 20, row=items, **log.arguments()) == [1.0] * 19 + [None]
     assert log.metrics["grader/lost"] == 0.05
@@ -167,12 +167,12 @@ def test_lost_grades_are_none_until_they_are_too_many():
         reward(completions=["x"] * 20, row=items[:18] + [{}, {}], **log.arguments())
     assert (failure.value.lost, failure.value.total) == (2, 20)
     assert log.metrics["grader/lost"] == 0.1  # what happened is logged before the stop
-    (patient,) = Grader.load(spec).as_reward_functions(max_lost_share=0.5)
+    patient = reward_function(Grader.load(spec), max_lost_share=0.5)
     assert patient(completions=["x"] * 2, row=[{}, {"deep": "x"}]) == [None, 1.0]
 
 
 def test_cut_answers_score_zero_where_the_end_token_is_known():
-    (reward,) = exact_match().as_reward_functions(end_token_ids={0, 9})
+    reward = reward_function(exact_match(), end_token_ids={0, 9})
     ids = [[5, 0], [5, 6], [], [9]]
     assert reward(completions=["4"] * 4, answer=["4"] * 4, completion_ids=ids) == [1, 0, 0, 1]
     assert reward(completions=["4"], answer=["4"]) == [1]
@@ -180,7 +180,7 @@ def test_cut_answers_score_zero_where_the_end_token_is_known():
 
 def test_function_names_differ_between_graders_and_stay_for_one():
     def name(g):
-        return g.as_reward_functions()[0].__name__
+        return reward_function(g).__name__
 
     one, other = rank_grader(name="my rank!"), rank_grader((1,), name="my rank!")
     assert name(one) == "my_rank"
@@ -194,7 +194,7 @@ def test_trl_takes_the_rewards_and_series_as_its_own(monkeypatch):
     import torch
     from trl.trainer import grpo_trainer as grpo
 
-    (reward,) = gene_rank().as_reward_functions(max_lost_share=1)
+    reward = reward_function(gene_rank(), max_lost_share=1)
     metrics, extra = defaultdict(list), defaultdict(list)
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu", is_main_process=True),

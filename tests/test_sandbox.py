@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from rftkit import cli, sandbox
 from rftkit.graders.answer import GraderFailure
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
+from rftkit.graders.rewards import reward_function
 from rftkit.sandbox import machine, paths, process, scratch, syscalls
 from rftkit.sandbox.limits import Limits
 from rftkit.sandbox.runner import Runner, python_runner, run_program
@@ -118,7 +119,7 @@ def only_worker(runner):
 @linux
 def test_sandbox_killed_from_outside_is_taken_for_a_zero(small):
     source = "import time\ndef grade(sample, item):\n    time.sleep(30)\n"
-    grader = Grader.load({"type": "python", "source": source}, python_runner=small)
+    grader = Grader.load({"type": "python", "source": source}, GraderSettings(python_runner=small))
     others = started_here()
     threading.Timer(0.5, kill_guards, [others]).start()
     report = grader.run({"number": 1}, "x")
@@ -240,7 +241,7 @@ def test_reward_function_confuses_answers():
         "graders": {"inverse": python, "right": check},
         "calculate_output": "0.5 * inverse + 0.5 * right",
     }
-    (reward,) = Grader.load(spec, allow_weak_isolation=True).as_reward_functions()
+    reward = reward_function(Grader.load(spec, GraderSettings(allow_weak_isolation=True)))
     logged = {}
     rewards = reward(
         completions=["3", "4", "5", "2"], n=[2, 2, 2, 2], log_metric=logged.__setitem__
@@ -255,7 +256,7 @@ def test_lost_sandboxes_train_on(monkeypatch):
         raise process.Lost("it ended")
 
     spec = {"type": "python", "name": "echo", "source": ECHO}
-    (reward,) = Grader.load(spec, allow_weak_isolation=True).as_reward_functions()
+    reward = reward_function(Grader.load(spec, GraderSettings(allow_weak_isolation=True)))
     monkeypatch.setattr(process.Sandboxed, "ask", lose)
     with pytest.raises(GraderFailure, match="lost"):
         reward(completions=["a", "b"], number=[1, 2])

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.sandbox import process, report
 from rftkit.sandbox.limits import Limits
 from rftkit.sandbox.runner import Runner, python_runner, run_program
@@ -57,7 +57,7 @@ def secrets(tmp_path, monkeypatch):
 def grade(runner, source: str, item: dict | None = None) -> dict:
     """The report of one grade in the shape of graders/run."""
     spec = {"type": "python", "name": "attack", "source": textwrap.dedent(source)}
-    return Grader.load(spec, python_runner=runner).run(item or {}, "an answer")
+    return Grader.load(spec, GraderSettings(python_runner=runner)).run(item or {}, "an answer")
 
 
 def details(found: dict) -> str:

@@ -3,7 +3,7 @@
     grader = Grader.load("grader.json")              # OpenAI's grader JSON: dict, file or text
     report = grader.run(item, sample)                # a dict, all fields of graders/run
     reward, sub_rewards = grader.grade(item, sample) # the quick way, for many
-    trainer = GRPOTrainer(reward_funcs=grader.as_reward_functions(), …)
+    trainer = GRPOTrainer(reward_funcs=reward_function(grader), …)
 
 `item` is a row of the JSONL (a dict); `sample` a Sample, a text (thinking tags are cut off) or a
 dict as OpenAI shows it to python graders. A grader may be called from several threads.
@@ -18,8 +18,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rftkit.files import UserError
 from rftkit.graders.answer import (
@@ -38,6 +39,9 @@ from rftkit.graders.python import Runner, compile_python, require_loading, requi
 from rftkit.graders.similarity import compile_string_check
 from rftkit.graders.spec import read_spec, validate_spec
 from rftkit.records import Sample
+
+if TYPE_CHECKING:
+    from rftkit.graders.judge import JudgeSettings
 
 # ------------------------------------------------------------------------------------------
 # from rftkit.graders.multi:
@@ -107,12 +111,31 @@ def compile_multi(scorers: Mapping[str, Scorer], formula_text: str) -> Callable[
 #     grader = Grader.load("grader.json")              # OpenAI's grader JSON: dict, file or text
 #     report = grader.run(item, sample)                # a dict, all fields of graders/run
 #     reward, sub_rewards = grader.grade(item, sample) # the quick way, for many
-#     trainer = GRPOTrainer(reward_funcs=grader.as_reward_functions(), …)
+#     trainer = GRPOTrainer(reward_funcs=reward_function(grader), …)
 #
 # `item` is a row of the JSONL (a dict); `sample` a Sample, a text (thinking tags are cut off) or a
 # dict as OpenAI shows it to python graders. A grader may be called from several threads.
 
 ROWS_SHOWN = 5  # in a message about rows
+
+
+@dataclass(frozen=True)
+class GraderSettings:
+    """What graders use beside their JSON. One object may serve several graders.
+
+    judge          how score_model and label_model reach their model; None: the environment's
+                   OPENAI_BASE_URL and OPENAI_API_KEY
+    embedder       for the metric "cosine": texts -> vectors
+    python_runner  what runs python graders in isolation; None: rftkit.sandbox
+    allow_weak_isolation
+                   run python graders even on a machine that cannot keep them from files and
+                   network (a line says so): for texts you wrote or have read yourself
+    """
+
+    judge: JudgeSettings | None = None
+    embedder: Callable[[list[str]], Sequence[Sequence[float]]] | None = None
+    python_runner: Runner | None = None
+    allow_weak_isolation: bool = False
 
 
 class Grader:
@@ -153,33 +176,26 @@ class Grader:
     def load(
         cls,
         source: dict[str, Any] | str | Path,
+        settings: GraderSettings | None = None,
         *,
         job: bool = False,
-        embedder: Callable[[list[str]], Sequence[Sequence[float]]] | None = None,
-        judge: Any = None,
-        python_runner: Runner | None = None,
-        allow_weak_isolation: bool = False,
     ) -> Grader:
         """A grader from OpenAI's grader JSON: a dict, a path, or JSON text.
 
-        job            it is the top grader of a training job (label_model is refused there)
-        embedder       for the metric "cosine": texts -> vectors
-        judge          rftkit.graders.JudgeSettings for score_model and label_model; by default
-                       from the environment (OPENAI_BASE_URL, OPENAI_API_KEY)
-        python_runner  what runs python graders in isolation; by default rftkit.sandbox
-        allow_weak_isolation
-                       run python graders even on a machine that cannot keep them from files and
-                       network (a line says so): for texts you wrote or have read yourself
+        job  it is the top grader of a training job (label_model is refused there)
 
         Raises UserError naming every fault with its path inside the JSON.
         """
+        settings = settings or GraderSettings()
         value, place = read_spec(source)
-        spec, notes = validate_spec(value, place, job=job, has_embedder=embedder is not None)
+        spec, notes = validate_spec(
+            value, place, job=job, has_embedder=settings.embedder is not None
+        )
         if spec["type"] == "python" or any(
             part["type"] == "python" for part in spec.get("graders", {}).values()
         ):
             notes = [*notes, "python graders run in isolation (rftkit.sandbox) or not at all"]
-        return build(spec, notes, embedder, judge, python_runner, allow_weak_isolation)
+        return build(spec, notes, settings)
 
     def to_json(self) -> dict[str, Any]:
         """The grader as OpenAI's grader JSON; UserError where it cannot be written as such."""
@@ -251,12 +267,6 @@ class Grader:
                 f"change the template\n  " + "\n  ".join(faults[:ROWS_SHOWN])
             )
 
-    def as_reward_functions(self, **options: Any) -> list[Callable[..., list[float | None]]]:
-        """One TRL reward function, in a list: see `rftkit.graders.rewards.reward_function`."""
-        from rftkit.graders.rewards import reward_function
-
-        return [reward_function(self, **options)]
-
     def _grade(self, context: Context) -> Grade:
         finished = context.finish_reason
         if finished == "length":
@@ -302,19 +312,17 @@ def row_id(row: dict[str, Any], number: int) -> str:
 def build(
     spec: dict[str, Any],
     notes: Sequence[str] = (),
-    embedder: Any = None,
-    judge: Any = None,
-    runner: Runner | None = None,
-    allow_weak_isolation: bool = False,
+    settings: GraderSettings | None = None,
 ) -> Grader:
     """A grader for a checked spec in its plain form."""
+    settings = settings or GraderSettings()
     parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
     scorers, readiness, workers = {}, [], 1
     for variable, part in parts.items():
         if part["type"] == "python":
-            score, ready, wanted = _compile_python(part, runner, allow_weak_isolation)
+            score, ready, wanted = _compile_python(part, settings)
         else:
-            score, ready, wanted = _compile(part, embedder, judge)
+            score, ready, wanted = _compile(part, settings)
         scorers[variable] = score
         readiness.append(ready)
         workers = max(workers, wanted)
@@ -344,10 +352,12 @@ def build(
 
 
 def _compile_python(
-    spec: dict[str, Any], runner: Runner | None, allow_weak_isolation: bool
+    spec: dict[str, Any], settings: GraderSettings
 ) -> tuple[Scorer, Callable[[], None], int]:
     """As `_compile`, for a python grader."""
     from rftkit.sandbox.runner import default_workers
+
+    runner, allow_weak_isolation = settings.python_runner, settings.allow_weak_isolation
 
     def check_ready() -> None:
         require_loading(spec, require_runner(runner, spec["name"], allow_weak_isolation))
@@ -357,7 +367,7 @@ def _compile_python(
 
 
 def _compile(
-    spec: dict[str, Any], embedder: Any, judge: Any
+    spec: dict[str, Any], settings: GraderSettings
 ) -> tuple[Scorer, Callable[[], None], int]:
     """(scorer, what raises UserError if it cannot run here, useful number of workers)."""
     kind = spec["type"]
@@ -367,12 +377,11 @@ def _compile(
         from rftkit.graders.similarity import compile_text_similarity, require_metric
 
         metric = spec["evaluation_metric"]
-        return compile_text_similarity(spec, embedder), lambda: require_metric(metric), 1
+        return compile_text_similarity(spec, settings.embedder), lambda: require_metric(metric), 1
     from rftkit.graders.judge import JudgeSettings, compile_model_grader
 
-    settings = judge or JudgeSettings()
-    score = compile_model_grader(spec, settings)
-    return score, settings.check_ready, settings.concurrency
+    judge = settings.judge or JudgeSettings()
+    return compile_model_grader(spec, judge), judge.check_ready, judge.concurrency
 
 
 def _templates(node: Any) -> list[Template]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import math
 import textwrap
 import threading
@@ -184,6 +183,7 @@ def score_number(sample, item, output_key, reference, tolerance):
 
 def score_schema(sample, item, schema):
     """See `json_schema_match`."""
+    import json
 
     import jsonschema
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError
+from rftkit.graders.grader import GraderSettings
 from rftkit.policy import LocalPolicy, model_folder
 from rftkit.rows import read_rows
 from rftkit.task import Task, load_task, task_from_json
@@ -285,8 +286,8 @@ def config_task(config: RunConfig) -> Task:
         task = replace(task, **changes)
     else:
         task = own_task(config)
-    task.allow_weak_isolation = config.allow_weak_isolation
-    return task
+    settings = GraderSettings(allow_weak_isolation=config.allow_weak_isolation)
+    return replace(task, settings=settings)
 
 
 def own_task(config: RunConfig) -> Task:

@@ -21,6 +21,7 @@ from typing import Any
 from rftkit.evaluation import pattern_shares
 from rftkit.files import UserError
 from rftkit.graders.answer import PROGRAM_FAILED, GraderFailure, fill_template
+from rftkit.graders.rewards import reward_function
 from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import row_ids
@@ -397,7 +398,7 @@ def timed(function: Callable, session: Session, name: str) -> Callable:
 class StepReward:
     """The reward function that TRL calls once a step, and what it saw there.
 
-    It hands on to the grader's own reward function (`Grader.as_reward_functions`), so each answer
+    It hands on to the grader's own reward function (`reward_function`), so each answer
     is graded once and TRL's log has its series; the samples are kept for ours.
     """
 
@@ -409,8 +410,8 @@ class StepReward:
         self.ends: set[int] | None = None
         if session is not None:
             self.ends = end_tokens(session.policy.model, session.policy.tokenizer)
-        (self.reward,) = task.grader.as_reward_functions(
-            item_column="item", observer=self.keep, end_token_ids=self.ends
+        self.reward = reward_function(
+            task.grader, item_column="item", observer=self.keep, end_token_ids=self.ends
         )
         self.__name__ = self.reward.__name__
 
