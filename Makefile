@@ -41,7 +41,7 @@ TORCH_FROM := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.o
 
 # Two threads: what the kit is measured on. A model this small gets slower with many.
 QUIETLY := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 NOTEBOOKS := $(wildcard notebooks)
 
 # Published cases for the tests that want real ones, where a copy lies beside the checkout.

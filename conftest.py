@@ -38,20 +38,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
     if isinstance(item, IPyNbCell) and call.excinfo is not None and not skipped:
         if getattr(item.parent, "first_failed_cell", None) is None:
             item.parent.first_failed_cell = item.name
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was not tried is no proof of anything: say how many tests that were, and the remedy."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    reasons = [str(report.longrepr[-1]) for report in skipped if isinstance(report.longrepr, tuple)]
-    lacking = [reason for reason in reasons if "sandbox: this machine lacks" in reason]
-    if lacking:
-        terminalreporter.write_line(
-            f"{len(lacking)} tests of the sandbox were skipped: this machine lacks protections"
-        )
-    unseen = [reason for reason in reasons if "browser: this machine lacks" in reason]
-    if unseen:
-        reason = unseen[0].removeprefix("Skipped: ")
-        terminalreporter.write_line(
-            f"{len(unseen)} tests in a browser were skipped: {reason.removeprefix('browser: ')}"
-        )
