@@ -130,8 +130,11 @@ class Task:
 
 
 # task.json's keys, with the fields of a Task that hold them.
-FIELDS = {f.name: f.name for f in fields(Task) if f.name not in ("folder", "settings")}
-FIELDS = {key.removesuffix("_spec"): name for key, name in FIELDS.items()}
+FIELDS = {
+    f.name.removesuffix("_spec"): f.name
+    for f in fields(Task)
+    if f.name not in ("folder", "settings")
+}
 
 
 def load_task(name: str | Path) -> Task:

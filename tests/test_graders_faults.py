@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from rftkit.attacks import reference_check
 from rftkit.files import UserError
 from rftkit.graders.answer import ERROR_FIELDS
 from rftkit.graders.grader import Grader, GraderSettings
-from rftkit.graders.presets import gene_rank, grader
+from rftkit.graders.presets import gene_rank
 from rftkit.graders.python import PythonResult
 from rftkit.graders.rewards import reward_function
 from rftkit.records import Sample
@@ -261,38 +260,3 @@ def test_library_that_breaks_on_a_text_costs_one_grade_not_the_run(monkeypatch):
     }
     report = Grader.load(spec).run({}, "x")
     assert report["reward"] is None and raised(report) == ["other_error"]
-
-
-def test_reference_check_passes_fails_and_admits_what_it_did_not_check():
-    rows = [{"case_id": "a", "reference_gene": "X"}, {"case_id": "b", "reference_gene": 'Y "1"'}]
-    template = {"genes": ["{{item.reference_gene}}"]}
-    assert reference_check(gene_rank(), template, rows).status == "passed"
-    assert reference_check(gene_rank(), json.dumps(template), rows).status == "passed"
-    assert reference_check(gene_rank(), None, rows).status == "not checked"
-    assert reference_check(gene_rank(), template, []).status == "not checked"
-
-    second = {"genes": ["-", "{{item.reference_gene}}"]}
-    failed = reference_check(gene_rank(), second, rows)
-    assert failed.status == "failed" and not failed.passed
-    assert [(f["row_id"], f["reward"]) for f in failed.failures] == [("a", 0.73), ("b", 0.73)]
-    assert "row a" in str(failed)
-
-    with pytest.raises(UserError, match="reference check: failed on .* rows, whose reference"):
-        failed.require()
-    reference_check(gene_rank(), template, rows).require()
-    reference_check(gene_rank(), None, rows).require()
-    torn = reference_check(gene_rank(), template, [*rows, {"row_id": "c"}])
-    assert [f["row_id"] for f in torn.failures] == ["c"]
-    assert "reference_gene" in torn.failures[0]["reason"]
-
-
-def test_reference_check_asks_for_the_graders_own_maximum():
-    @grader(maximum=10)
-    def out_of_ten(sample, item):
-        return 10 if sample["output_text"] == item["answer"] else 5
-
-    assert out_of_ten.maximum == 10
-    with pytest.warns(UserWarning, match="outside 0 to 1"):
-        assert reference_check(out_of_ten, "{{item.answer}}", [{"answer": "A"}]).passed
-    result = reference_check(out_of_ten, "no", [{"answer": "A"}])
-    assert result.failures[0]["row_id"] == "1"  # without an id of its own: its number

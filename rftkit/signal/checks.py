@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rftkit.attacks import ReferenceResult, reference_check
+from rftkit.attacks import Check, reference_check
 from rftkit.files import UserError
 from rftkit.graders.answer import PROGRAM_FAILED, fill_template
 from rftkit.policy import Policy, end_tokens
@@ -220,7 +220,7 @@ class Reference:
     maximum       the best grade there is
     """
 
-    check: ReferenceResult
+    check: Check
     right: float | None = None
     swapped: float | None = None
     worse: list[float] = field(default_factory=list)

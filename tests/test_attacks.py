@@ -1,0 +1,210 @@
+"""Attacks: a hole in a grader is red, an honest grader is not, calibration sees the order."""
+
+import json
+
+import pytest
+
+from rftkit import Grader, UserError, attack, grader, load_task
+from rftkit.attacks import STRATEGIES, Strategy, reference_check
+from rftkit.graders.grader import GraderSettings
+from rftkit.graders.judge import JudgeSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
+ALL = {strategy.name for strategy in STRATEGIES}
+TEMPLATE = '{"genes": ["{{item.reference_gene}}"]}'
+WORSE = ['{"genes": ["NONE", "NIL", "{{item.reference_gene}}"]}', '{"genes": ["NONE"]}']
+GENES = ["SCN1A", "SCN2A", "BRCA1", "TTN", "ACTA1", "KCNQ2", "CFTR", "CFTR"]
+ROWS = [
+    {"messages": [{"role": "user", "content": f"Case {i}: seizures."}],
+     "reference_gene": gene, "row_id": i}
+    for i, gene in enumerate(GENES, 1)
+]  # fmt: skip
+RANK = load_task("gene_ranking").grader  # partial credit for the places below the first
+
+
+def hole(kind, path, **more):
+    texts = {"input": "{{sample." + path + "}}", "reference": "{{item.reference_gene}}"}
+    return Grader.load({"type": kind, "name": "hole", **texts, **more})
+
+
+EXACT = hole("string_check", "output_json.genes[0]", operation="eq")
+
+
+def check(made, rows=ROWS, template=TEMPLATE, worse=WORSE, **more):
+    return attack(made, rows, template, worse, **more)
+
+
+def by_name(report):
+    return {result.name: result for result in report.results}
+
+
+def test_the_gene_grader_pays_for_no_cheat():
+    task = load_task("gene_ranking")
+    report = attack(task.grader, task.rows("train")[:40], task.answer_template, task.worse_answers)
+    assert report.red == [] and report.calibration.passed
+    assert len(ALL) == 18 and {result.name for result in report.results} == ALL
+    assert all(result.mean is not None and result.lost == 0 for result in report.results)
+    assert report.honest == {
+        "best": 1.0,
+        "middle": pytest.approx(0.37),
+        "worst": pytest.approx(0.1),
+    }
+
+
+@grader
+def sums_places(sample, item):
+    genes = sample["output_json"]["genes"]
+    return sum(w for w, g in zip([1, 0.7, 0.5, 0.3, 0.1], genes) if g == item["reference_gene"])
+
+
+@grader
+def likes_words(sample, item):
+    return float("seizures" in sample["output_text"] or len(sample["output_text"]) > 1000)
+
+
+@grader
+def takes_cyrillic(sample, item):
+    genes = sample["output_json"]["genes"]
+    return float(genes == [item["reference_gene"]] or genes[0][0] in "АВСТК")
+
+
+@grader
+def kind_to_silence(sample, item):
+    genes = (sample["output_json"] or {"genes": []})["genes"]
+    return 0.9 if not genes else float(genes[0] == item["reference_gene"])
+
+
+GUESSES = {"popular answer", "popular, many times", "every answer"}
+
+
+@pytest.mark.parametrize(
+    ("made", "red", "exactly"),
+    [
+        (RANK, set(), True),
+        (EXACT, GUESSES, True),  # right or wrong: a lucky guess beats an honest near miss
+        (hole("string_check", "output_json.genes[0]", operation="ilike"),
+         {*GUESSES, "other case"}, True),
+        (hole("string_check", "reasoning", operation="like"), {"in the reasoning only"}, True),
+        (hole("string_check", "output_text", operation="like"),
+         {"every answer", "torn JSON", "middle, filled up"}, False),
+        (hole("text_similarity", "output_json.genes[0]", evaluation_metric="fuzzy_match"),
+         {"other case", "other spelling", "nearest name"}, False),
+        (sums_places, {"right, many times", "middle, filled up", "popular, many times"}, False),
+        (likes_words, {"echo", "echo in form", "longest answer", "padding"}, False),
+        (takes_cyrillic, {"look-alikes"}, False),
+        (kind_to_silence, {"empty", "empty form", "torn JSON", "echo"}, False),
+    ],
+    ids=["rank", "exact", "any case", "reasoning", "anywhere", "fuzzy", "sum", "words", "cyrillic",
+         "silence"],
+)  # fmt: skip
+def test_a_hole_is_red(made, red, exactly):
+    found = set(check(made).red)
+    assert found == red if exactly else found >= red
+
+
+def test_the_report_gives_the_graders_own_rewards():
+    report = check(RANK)
+    means = [result.mean for result in report.results]
+    assert means == sorted(means, reverse=True)
+    popular, everything = (by_name(report)[n] for n in ("popular answer", "every answer"))
+    assert popular.example == '{"genes": ["CFTR"]}' and popular.share == 0.25 and not popular.red
+    assert sorted(json.loads(everything.example)["genes"]) == sorted(set(GENES))
+    rewards = [RANK.grade(row, everything.example)[0] for row in ROWS]
+    assert everything.mean == pytest.approx(sum(rewards) / len(rewards))
+    record = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert record["honest"] == report.honest and record["red"] == []
+    assert [s["name"] for s in record["strategies"]] == [r.name for r in report.results]
+    holed = str(check(hole("string_check", "output_text", operation="like"), worse=[]))
+    assert holed.count("honest") == 3 and "RED every answer" in holed
+
+
+def test_answers_beside_the_rows_own_make_listing_them_all_a_cheat():
+    few = check(EXACT, ROWS[:3])
+    pool = [*(f"GENE{i}" for i in range(100)), *GENES]
+    many = by_name(check(RANK, ROWS[:3], pool=pool))
+    assert "every answer" in few.red and not many["every answer"].red
+    assert sorted(json.loads(many["every answer"].example)["genes"]) == sorted(set(pool))
+    assert json.loads(many["popular answer"].example)["genes"][0] in GENES[:3]
+
+
+def test_a_blind_strategy_does_not_see_the_rows_answer():
+    """The set of answers and the most frequent one stay; only which row has which changes."""
+    swapped = [{**ROWS[0], "reference_gene": "SCN2A"}, {**ROWS[1], "reference_gene": "SCN1A"}]
+    first, second = (by_name(check(RANK, rows)) for rows in (ROWS, [*swapped, *ROWS[2:]]))
+    same = {name for name in ALL if first[name].example == second[name].example}
+    assert same >= {*GUESSES, "echo", "echo in form", "empty", "empty form", "longest answer",
+                    "injection"}  # fmt: skip
+    assert "look-alikes" not in same
+
+
+@pytest.mark.parametrize(
+    "template",
+    ['{"n": {{item.n}}}', '{"n": "{{item.n}}", "why": "sums"}', '[{{item.n}}, "b"]',
+     "The answer is {{item.n}}.", '{"text": "It is {{item.n}}"}'],
+)  # fmt: skip
+def test_a_task_of_another_shape_is_attacked(template):
+    texts = {"input": "{{sample.output_text}}", "reference": "{{item.n}}"}
+    number = Grader.load({"type": "string_check", "name": "n", "operation": "like", **texts})
+    report = attack(number, [{"messages": [], "n": 3 * i} for i in range(4)], template)
+    assert report.note and report.calibration.status == "not checked"
+    results = by_name(report)
+    for name in ("other case", "other spelling", "look-alikes", "middle, filled up"):
+        assert results[name].mean is None and not results[name].red  # a number has no other case
+    if "text" not in template:  # all answers at once hold the right one
+        assert "every answer" in report.red and "9" in results["every answer"].example
+
+
+def test_a_strategy_of_ones_own_is_attacked_with():
+    shout = Strategy("shout", "the right answer, loudly", lambda m: m.output([m.right + "!"]))
+    report = check(hole("string_check", "output_text", operation="like"), strategies=[shout])
+    assert [r.name for r in report.results] == ["shout"] == report.red
+
+
+def test_calibration_fails_where_ordered_answers_do_not_score_in_order():
+    level = check(EXACT, strategies=()).calibration
+    assert level.status == "failed" and len(level.failures) == len(ROWS)
+    assert level.failures[0] == {"row_id": "1", "rewards": [1.0, 0.0, 0.0]}
+    right = check(RANK, strategies=()).calibration
+    assert right.passed and list(right.levels) == ["best", "worse 1", "worse 2"]
+    assert right.levels["best"] == 1.0 > right.levels["worse 1"] > right.levels["worse 2"]
+    assert check(RANK, worse=WORSE[::-1], strategies=()).calibration.status == "failed"
+
+
+def test_the_reference_check_names_rows_whose_right_answer_does_not_score_the_maximum():
+    assert reference_check(RANK, TEMPLATE, ROWS).passed
+    assert reference_check(RANK, json.loads(TEMPLATE), ROWS).passed
+    for template, rows in ((None, ROWS), (TEMPLATE, [])):
+        assert reference_check(RANK, template, rows).status == "not checked"
+    second = reference_check(RANK, WORSE[0], ROWS[:2])
+    assert second.status == "failed"
+    assert [f["row_id"] for f in second.failures] == ["1", "2"]
+    assert all(0 < f["reward"] < 1 for f in second.failures)
+    lacking = reference_check(RANK, TEMPLATE, [*ROWS, {"row_id": "x"}])
+    assert [(f["row_id"], f["reward"]) for f in lacking.failures] == [("x", None)]
+    assert "reference_gene" in lacking.failures[0]["reason"] and "'x'" in str(lacking)
+
+    @grader(maximum=10)
+    def out_of_ten(sample, item):
+        return 10 if sample["output_text"] == item["gene"] else 5
+
+    assert reference_check(out_of_ten, "{{item.gene}}", [{"gene": "A"}]).passed
+    assert reference_check(out_of_ten, "no", [{"gene": "A"}]).failures[0]["row_id"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("rows", "template", "expected"),
+    [(ROWS, None, "no answer_template"), ([], TEMPLATE, "no rows"),
+     ([{"answer": "A"}], TEMPLATE, "item.reference_gene")],
+)  # fmt: skip
+def test_an_attack_without_what_it_needs_is_refused(rows, template, expected):
+    with pytest.raises(UserError, match=expected):
+        attack(EXACT, rows, template)
+
+
+def test_a_judge_that_does_not_answer_has_no_grade_for_honest_answers(monkeypatch):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    judge = {"type": "score_model", "name": "judge", "model": "m", "input": [
+        {"role": "user", "content": "{{sample.output_text}}"}]}  # fmt: skip
+    settings = JudgeSettings("http://127.0.0.1:9/v1", retries=0, timeout=1, cache=None)
+    with pytest.raises(UserError, match="no grade for honest answers"):
+        check(Grader.load(judge, GraderSettings(judge=settings)), ROWS[:2])
