@@ -757,7 +757,7 @@ def print_check(report: CheckReport) -> None:
     keys = ", ".join(report.answer_keys) or "none"
     console.print(f"answer keys, sought in the prompts: {keys}", markup=False)
     rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
-    verdict = "clean" if report.ok else plural(len(report.faults), "fault")
+    verdict = "clean" if report.ok else plural(sum(report.counts.values()), "fault")
     color = "green" if report.ok else "red"
     console.print(f"{rows}: {verdict}", markup=False, style=color)
 

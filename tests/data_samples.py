@@ -24,6 +24,12 @@ def make_row(number: int, **more) -> dict:
     } | more
 
 
+def told(row: dict, words: str) -> dict:
+    """The row with these words added to its prompt."""
+    content = row["messages"][0]["content"] + " " + words
+    return row | {"messages": [{"role": "user", "content": content}]}
+
+
 def lines_of(rows: list[dict]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
@@ -32,6 +38,13 @@ def check_bytes(tmp_path: Path, content: bytes, **options):
     path = tmp_path / "train.jsonl"
     path.write_bytes(content)
     return check_file(path, **options)
+
+
+def check_split(tmp_path: Path, train: list[dict], validation: list[dict], **options):
+    (tmp_path / "validation.jsonl").write_bytes(lines_of(validation))
+    return check_bytes(
+        tmp_path, lines_of(train), validation=tmp_path / "validation.jsonl", **options
+    )
 
 
 def places(report) -> list[tuple[int | None, str]]:

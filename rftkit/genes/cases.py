@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.check import NearDuplicates
 from rftkit.files import UserError, write_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
 from rftkit.genes.case import ANSWER_LENGTH, Case, case_row, prompt_text
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
 from rftkit.genes.phenopackets import read_cases
 from rftkit.graders.presets import gene_rank
+from rftkit.overlap import similar_prompts
 from rftkit.rows import messages_text, row_ids, sha256_of, split_by_group, write_rows
 
 # ------------------------------------------------------------------------------------------
@@ -103,13 +103,12 @@ def near_duplicates(
     later: Sequence[dict[str, Any]],
     later_kept: Sequence[int],
 ) -> set[int]:
-    """Numbers of the later rows that all but repeat an earlier one (data/overlap.py)."""
-    found = NearDuplicates()
-    for number in earlier_kept:
-        found.add("train", number, messages_text(earlier[number]))
-    for number in later_kept:
-        found.add("validation", number, messages_text(later[number]))
-    return {number for number, _, _ in found.pairs()}
+    """Numbers of the later rows that all but repeat an earlier one (rftkit/overlap.py)."""
+    pairs = similar_prompts(
+        [messages_text(earlier[number]) for number in earlier_kept],
+        [messages_text(later[number]) for number in later_kept],
+    )
+    return {later_kept[place] for place, _, _ in pairs}
 
 
 # ------------------------------------------------------------------------------------------
