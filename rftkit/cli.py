@@ -282,7 +282,7 @@ def as_text(found: Examination) -> str:
         for title, text in (
             ("seen", finding.evidence),
             ("means", finding.why),
-            ("turn", finding.knob),
+            ("turn", finding.setting),
         ):
             lines.append(fill(text, 96, initial_indent=f"   {title:6}", subsequent_indent=" " * 9))
         parts.append("\n".join(lines))

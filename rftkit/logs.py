@@ -1,0 +1,237 @@
+"""The log of a run, whoever wrote it: ours (log.jsonl), TRL's or Unsloth's (trainer_state.json).
+
+One record a step, under the field names of our log.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, variance
+from typing import Any
+
+from rftkit.files import UserError, read_json
+
+# What TRL, older TRL and Unsloth call our fields.
+TRL_NAMES = {
+    "reward": "reward_mean",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "dead_groups",
+    "completions/mean_length": "completion_tokens",
+    "completion_length": "completion_tokens",
+    "completions/clipped_ratio": "truncated",
+    "clip_ratio/region_mean": "clip_ratio",
+    "grader/lost": "lost",
+} | {name: name for name in ("clip_ratio", "entropy", "kl", "grad_norm", "loss", "eval_loss")}
+NO_TASK_METRIC = {"loss", "reward", "reward_std", "runtime", "num_tokens", "entropy", "kl"}
+
+GAIN = 0.02  # a change of a grade (0 to 1) that counts: our own
+
+Points = list[tuple[int, float]]  # (step, value)
+
+
+@dataclass
+class Log:
+    """A run's records, in the order in which they were written.
+
+    best_is_kept   the run hands back its best checkpoint, not its last
+    lost           step -> share of the step's answers that the grader could not grade
+    notes          what was left out in reading
+    """
+
+    source: str
+    records: list[dict[str, Any]]
+    best_is_kept: bool = False
+    lost: dict[int, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def points(self, name: str) -> Points:
+        """(step, value) wherever the log holds a finite number of this name."""
+        return list(finite((r["step"], r.get(name)) for r in self.records))
+
+    def series(self, name: str) -> dict[str, Points]:
+        """Each part of an object that is logged a step (sub_rewards, errors) as points."""
+        parts = [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), dict)]
+        keys = sorted({key for _, part in parts for key in part})
+        return {key: list(finite((step, p.get(key, 0.0)) for step, p in parts)) for key in keys}
+
+    def validations(self) -> list[tuple[int, dict[str, Any]]]:
+        """(step, {metric, mean, and where it was logged the interval low, high})."""
+        parts = [(r["step"], r.get("validation")) for r in self.records]
+        return [(step, part) for step, part in parts if part and number(part["mean"]) is not None]
+
+    def dead_share(self) -> Points:
+        """Share of dead groups; where a log lacks it, a step without any spread tells as much."""
+        spread = self.points("reward_std")
+        return self.points("dead_groups") or [(step, float(std <= 1e-6)) for step, std in spread]
+
+    def best_and_last(self) -> list[tuple[int, dict[str, Any]]]:
+        """The best validation and the last, where the last lies below the best one's interval
+        (without an interval: by more than a twentieth); else nothing."""
+        validations = self.validations()
+        if not validations:
+            return []
+        best, last = max(validations, key=lambda v: v[1]["mean"]), validations[-1]
+        fell = last[1]["mean"] < (best[1].get("low") or 0.95 * best[1]["mean"])
+        return [best, last] if fell else []
+
+    def gained(self) -> bool:
+        """Did the run get better: by its validations where there are any, else by its reward?"""
+        validations = self.validations()
+        if len(validations) > 1:
+            first, last = validations[0][1], validations[-1][1]
+            return (last.get("low") or last["mean"]) > first["mean"]
+        return moved(self.points("reward_mean"), +1, GAIN)
+
+    @property
+    def graded(self) -> bool:
+        """Completions are sampled and graded (GRPO); an SFT log holds neither number anywhere."""
+        return bool(self.points("reward_mean") or self.points("dead_groups"))
+
+
+def number(value: Any) -> float | None:
+    """A logged value as a float. NaN and infinity, which some trainers write as text, come back
+    as such; None is what was not logged."""
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def finite(points: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, float]]:
+    for step, value in points:
+        if (known := number(value)) is not None and math.isfinite(known):
+            yield step, known
+
+
+def held(
+    points: Points, bad: Callable[[float], bool], least: int = 5, window: int = 8
+) -> list[int]:
+    """The bad steps of every `window` steps of which at least `least` are bad (of a log with fewer
+    than `least` steps: all). More than half makes a state: a good step now and then does not hide
+    a bad level, and few enough for a short run, or the end of a long one."""
+    least = min(least, len(points))
+    wrong = [bad(value) for _, value in points]
+    places: set[int] = set()
+    for end in range(1, len(points) + 1):
+        inside = [place for place in range(max(0, end - window), end) if wrong[place]]
+        if len(inside) >= least:
+            places.update(inside)
+    return [points[place][0] for place in sorted(places)]
+
+
+def change(points: Points) -> tuple[float, float, float]:
+    """(mean at the start, mean at the end, standard error of their difference); NaN, which passes
+    no comparison, where the log is too short."""
+    width = min(10, len(points) // 3)
+    if width < 3:
+        return math.nan, math.nan, math.nan
+    first, last = ([v for _, v in part] for part in (points[:width], points[-width:]))
+    return mean(first), mean(last), math.sqrt((variance(first) + variance(last)) / width)
+
+
+def moved(points: Points, direction: int, least: float) -> bool:
+    """Did the values rise (+1) or fall (-1), by more than `least` and three standard errors?"""
+    before, after, error = change(points)
+    return direction * (after - before) > max(least, 3 * error)
+
+
+def read_log(path: str | Path) -> Log:
+    """A run folder (ours, or a trainer's output folder), a log.jsonl or a trainer_state.json.
+
+    Raises UserError for a path that is not there, or a file that is broken, empty or no log. A
+    truncated last line of a log.jsonl is left out, which the log's notes say.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_folder(path)
+    return read_trainer_state(path) if path.suffix == ".json" else read_log_lines(path)
+
+
+def read_folder(folder: Path) -> Log:
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    newest = sorted(states, key=lambda p: int("0" + re.sub(r"\D", "", p.parent.name)))[::-1]
+    for path in (folder / "log.jsonl", folder / "trainer_state.json", *newest):
+        if path.is_file():
+            log = read_log(path)
+            if path.name == "log.jsonl":
+                log.lost = lost_answers(folder / "samples.jsonl")
+                log.best_is_kept = (folder / "training.json").exists()
+            return log
+    raise UserError(
+        f"{folder}: no log in this folder, expected log.jsonl or trainer_state.json: name a run "
+        "folder, or the log itself"
+    )
+
+
+def read_log_lines(path: Path) -> Log:
+    log = Log(str(path), [])
+    try:
+        lines = path.read_bytes().rstrip().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path") from None
+    for place, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            log.records.append(record | {"step": int(record["step"])})
+        except (ValueError, TypeError, KeyError):
+            if place < len(lines) or not log.records:
+                raise UserError(
+                    f"{path}:{place}: no log of a step, expected one JSON object with a step a "
+                    "line: name a run's log.jsonl, or delete the line"
+                ) from None
+            log.notes.append(f"the last line ({place}) is truncated: the run died or still writes")
+    return log
+
+
+def lost_answers(samples: Path) -> dict[int, float]:
+    """From samples.jsonl: step -> share of its answers without a grade, where there are any."""
+    counts: dict[int, list[int]] = {}
+    try:
+        with open(samples, encoding="utf-8") as lines:
+            for line in lines:
+                sample = json.loads(line)
+                count = counts.setdefault(int(sample["step"]), [0, 0])
+                count[0] += sample["grade"] is None
+                count[1] += 1
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or still being written: the log alone is judged then
+    return {step: lost / drawn for step, (lost, drawn) in counts.items() if lost}
+
+
+def read_trainer_state(path: Path) -> Log:
+    state = read_json(path)
+    history = state.get("log_history") if isinstance(state, dict) else None
+    records: dict[int, dict[str, Any]] = {}
+    for entry in history or []:
+        if fields := renamed(entry):
+            records.setdefault(entry["step"], {"step": entry["step"]}).update(fields)
+    if not records:
+        raise UserError(
+            f"{path}: no step in log_history, expected TRL's trainer_state.json: it stands in each "
+            "checkpoint folder; set logging_steps=1"
+        )
+    return Log(str(path), list(records.values()), state.get("best_model_checkpoint") is not None)
+
+
+def renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of log_history under our names; {} for the summary at the end."""
+    fields: dict[str, Any] = {ours: entry[t] for t, ours in TRL_NAMES.items() if t in entry}
+    for prefix, ours in (("rewards/", "sub_rewards"), ("grader_errors/", "errors")):
+        parts = {
+            key.removeprefix(prefix).removesuffix("/mean"): value
+            for key, value in entry.items()
+            if key.startswith(prefix) and not key.endswith("/std")
+        }
+        fields |= {ours: parts} if parts else {}
+    held_out = [key.removeprefix("eval_") for key in entry if key.startswith("eval_")]
+    # A metric of the task's own before the reward, which is what is trained on.
+    own = [name for name in held_out if name not in NO_TASK_METRIC and "/" not in name]
+    own = [name for name in own if not name.endswith("_per_second")]
+    for metric in [*own, *(name for name in held_out if name == "reward")][:1]:
+        fields["validation"] = {"metric": metric, "mean": entry[f"eval_{metric}"]}
+    return fields
