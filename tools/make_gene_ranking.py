@@ -8,19 +8,51 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rftkit.files import write_json, write_text
-from rftkit.genes.cases import ranking_task
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE
+from rftkit.graders.presets import gene_rank
 from rftkit.rows import sha256_of, write_rows
 from tools.medical_school.world import WORLD_SEED, World, build_world, cases, row
 
+NAME = "gene_ranking"
 ROWS = {"train": 128, "validation": 240, "test": 540}
 
+
+def ranking_task(
+    name: str,
+    question: str,
+    patterns: Mapping[str, str] | None = None,
+    more_worse_answers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """task.json's object: rank five genes, graded by the place of the row's `reference_gene`.
+
+    patterns            name: regular expression over the reasoning, each a way of thinking
+    more_worse_answers  beside a right gene in second place, in fourth, and not at all
+    """
+    return {
+        "name": name,
+        "question": question,
+        "grader": gene_rank().to_json(),
+        "answer_template": '{"genes": ["{{item.reference_gene}}"]}',
+        "worse_answers": [
+            '{"genes": ["NOTAGENE", "{{item.reference_gene}}"]}',
+            '{"genes": ["NOTAGENE", "NEITHER", "NORTHIS", "{{item.reference_gene}}"]}',
+            '{"genes": ["NOTAGENE"]}',
+            *more_worse_answers,
+        ],
+        "group_by": "reference_gene",
+        "patterns": dict(patterns or {}),
+        "metrics": ["top1", "top5", "mrr"],
+        "headline": "top1",
+    }
+
+
 TASK = ranking_task(
-    "gene_ranking",
+    NAME,
     "Which genes may explain this patient's symptoms? Rank five, most likely first.",
     patterns={
         "diagnose first": r"^Diagnose first\.",
@@ -52,8 +84,8 @@ small enough for a model of one million parameters.
 **Simulated from HPO annotations; not real patients; noise added by us.** A case shows 4 to 6 terms
 of its disease, three in ten of them swapped for a term of a similar disease, and 2 or 3 absent
 terms of similar diseases; the most specific sign of its own disease stands first. How:
-`rftkit/embedded/world.py`. The embedded models know this world from pretraining (disease and sign,
-disease and gene). No number measured here says anything about patients.
+`tools/medical_school/world.py`. The embedded models know this world from pretraining (disease and
+sign, disease and gene). No number measured here says anything about patients.
 
 | file | rows | genes | sha256 |
 |---|---|---|---|
@@ -79,15 +111,11 @@ def write_task(out: str | Path, world: World | None = None) -> None:
     write_text(out / "README.md", data_card(world, out))
 
 
-def main() -> None:
-    parse = argparse.ArgumentParser(
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parse.add_argument("--out", required=True)
-    parse.add_argument("--world", type=int, default=WORLD_SEED)
-    given = parse.parse_args()
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--world", type=int, default=WORLD_SEED, help="seed of the world")
+    given = parser.parse_args()
     write_task(given.out, build_world(given.world))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,16 @@
 """datasets/gene_ranking_realistic: simulated cases as a task folder, byte for byte.
 
+    python -m tools.make_realistic --out datasets/gene_ranking_realistic
+
 The free form over all genes: what a general model, with medicine in its weights, would be asked.
+Simulated from HPO annotations; not real patients; noise added by us. No claim about patients
+follows from any number measured on them.
+
+A draw from a disease's annotation would be too easy: what published cases show is annotated word
+for word in only about half of the terms, once the case's own paper is left out of the annotation.
+The rest is close to an annotated term, in the same organ system, or unrelated. The recipe below
+draws each kind in about the share measured on published cases. What is left out: families, and
+features that depend on age or on each other.
 """
 
 from __future__ import annotations
@@ -8,40 +18,24 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rftkit.files import write_json, write_text
 from rftkit.genes.case import Case, case_row
-from rftkit.genes.cases import ranking_task
-from rftkit.genes.hpo import (
-    ATTRIBUTION,
-    HPO_RELEASE,
-    PHENOTYPIC_ABNORMALITY,
-    Disease,
-    Hpo,
-    load_hpo,
-)
+from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Disease, Hpo, load_hpo
 from rftkit.rows import sha256_of, write_rows
+from tools.make_gene_ranking import ranking_task
 
-# ------------------------------------------------------------------------------------------
-# from rftkit.genes.simulate:
-# Cases simulated from HPO annotation, over the genes of its diseases.
-#
-# Simulated from HPO annotations; not real patients; noise added by us. No claim about patients
-# follows from any number measured on them.
-#
-# A draw from a disease's annotation would be too easy: what published cases show is annotated word
-# for word in only about half of the terms, once the case's own paper is left out of the annotation.
-# The rest is close to an annotated term, in the same organ system, or unrelated. The recipe below
-# draws each kind in about the share measured on published cases.
-#
-# `python -m tools.make_realistic --out DIR` writes them as the task folder
-# datasets/gene_ranking_realistic (realistic.py). What was left out: families, and features that
-# depend on age or on each other.
+NAME = "gene_ranking_realistic"
+COMMAND = f"python -m tools.make_realistic --out datasets/{NAME}"
+# Top 1, 5 and 10 in percent, over the 1,700 cases of the three files together; a test measures
+# them again. One CPU thread, November 2026.
+MEASURED = {"overlap": (10.4, 22.0, 29.0), "likelihood": (22.3, 40.9, 49.0)}
+# The same on 7,049 published cases (rftkit cases … --baselines), without the case's own paper.
+PUBLISHED = {"overlap": (15.3, 28.0, 35.0), "likelihood": (16.2, 31.2, 37.8)}
 
 SEED = 0
 # One case a gene: then an interval over test cases is an interval over genes.
@@ -69,7 +63,7 @@ PRESENT_NUMBER, ABSENT_NUMBER, SPREAD = (7, 3, 22), (7, 1, 22), 0.7
 WITHOUT_ABSENT, WITHOUT_AGE, WITHOUT_ONSET = 0.13, 0.25, 0.45  # shares of cases
 TRIES = 20  # draws for one term before the case goes on with one fewer
 
-ONSET = "HP:0003674"
+PHENOTYPIC_ABNORMALITY, ONSET = "HP:0000118", "HP:0003674"
 X_LINKED_RECESSIVE = "HP:0001419"
 # Everything below these terms is found in one sex alone.
 TERMS_OF_SEX = {
@@ -107,9 +101,9 @@ ONSET_YEARS = {
 
 
 class Simulator:
-    """Draws cases of a gene's diseases; what it looks up about the ontology is kept.
+    """Draws cases of a gene's diseases.
 
-    Three levels of "how often": a disease shows a term with some frequency; a term is common if
+    Three kinds of "how often": a disease shows a term with some frequency; a term is common if
     many diseases show it (`carriers`); a kind of term has its share in the recipe.
     """
 
@@ -128,8 +122,17 @@ class Simulator:
         return {
             term: shown[term]
             for term in sorted(shown)
-            if PHENOTYPIC_ABNORMALITY in self.hpo.ancestors(term)
+            if PHENOTYPIC_ABNORMALITY in self.hpo.closure(term) - {term}
         }
+
+    @cached_property
+    def children(self) -> dict[str, list[str]]:
+        """{id: ids one is_a step down}, sorted."""
+        below: dict[str, list[str]] = defaultdict(list)
+        for term in sorted(self.hpo.terms):
+            for parent in self.hpo.terms[term].parents:
+                below[parent].append(term)
+        return dict(below)
 
     @cached_property
     def pools(self) -> dict[str, list[str]]:
@@ -139,9 +142,14 @@ class Simulator:
         """
         pools: dict[str, list[str]] = {ANY: []}
         for term, number in self.carriers.items():
-            for pool in (ANY, *self.hpo.organ_systems(term)):
+            for pool in (ANY, *self.organ_systems(term)):
                 pools.setdefault(pool, []).extend([term] * number)
         return pools
+
+    def organ_systems(self, term: str) -> list[str]:
+        """Children of "Phenotypic abnormality" that this term stands under, sorted."""
+        closure = self.hpo.closure(term)
+        return [system for system in self.children[PHENOTYPIC_ABNORMALITY] if system in closure]
 
     def diseases_of(self, gene: str) -> list[Disease]:
         """The gene's diseases that a case can be drawn from: OMIM's, Orphanet's where it has none.
@@ -200,14 +208,14 @@ class Simulator:
         if kind == ANY:
             return rng.choice(self.pools[ANY])
         if kind == SAME_SYSTEM:
-            systems = self.hpo.organ_systems(own)
+            systems = self.organ_systems(own)
             return rng.choice(self.pools[rng.choice(systems)]) if systems else own
         if kind == CHILD:
-            near = self.hpo.children.get(own, [])
+            near = self.children.get(own, [])
         else:
             near = [p for p in self.hpo.terms[own].parents if p in self.carriers]
             if kind == SIBLING:
-                near = [term for parent in near for term in self.hpo.children[parent]]
+                near = [term for parent in near for term in self.children[parent]]
         near = [term for term in near if term in self.carriers and term != own]
         return _weighted(rng, {term: self.carriers[term] for term in near}) if near else own
 
@@ -227,7 +235,7 @@ class Simulator:
 
     def _history(self, disease: Disease, rng: random.Random) -> tuple[str | None, str | None]:
         """(onset, age at last encounter) in words; either may be unknown, as in published cases."""
-        onsets = [term for term in disease.onsets if ONSET in self.hpo.ancestors(term)]
+        onsets = [term for term in disease.onsets if ONSET in self.hpo.closure(term)]
         onset = self.hpo.label(rng.choice(onsets)) if onsets else None
         years = ONSET_YEARS.get(onset, 0) + log_normal(rng, 6, 1, 40)
         age = f"{years} year{'' if years == 1 else 's'}"
@@ -277,46 +285,6 @@ def simulate(
     return sides
 
 
-def main() -> None:
-
-    parse = argparse.ArgumentParser(
-        prog="python -m tools.make_realistic",
-        description="Write the task folder of simulated cases, byte for byte the one shipped.",
-        epilog="Example: python -m tools.make_realistic --out datasets/gene_ranking_realistic",
-    )
-    parse.add_argument("--out", required=True, metavar="DIR", help="The folder to write.")
-    given = parse.parse_args()
-    write_task(given.out)
-
-
-if __name__ == "__main__":
-    main()
-
-
-# ------------------------------------------------------------------------------------------
-# from rftkit.genes.realistic:
-# datasets/gene_ranking_realistic: simulated cases as a task folder, byte for byte.
-#
-# The free form over all genes: what a general model, with medicine in its weights, would be asked.
-
-NAME = "gene_ranking_realistic"
-COMMAND = f"python -m tools.make_realistic --out datasets/{NAME}"
-# Top 1, 5 and 10 in percent, over the 1,700 cases of the three files together; a test measures
-# them again. One CPU thread, November 2026.
-MEASURED = {"overlap": (10.4, 22.0, 29.0), "likelihood": (22.3, 40.9, 49.0)}
-# The same on 7,049 published cases (rftkit cases … --baselines), without the case's own paper.
-PUBLISHED = {"overlap": (15.3, 28.0, 35.0), "likelihood": (16.2, 31.2, 37.8)}
-
-
-def task_record() -> dict[str, Any]:
-    """task.json's object."""
-    return ranking_task(
-        NAME,
-        "Which gene explains this patient's features? Rank five, most likely first.",
-        more_worse_answers=["I cannot tell."],
-    )
-
-
 def data_card(sides: Mapping[str, Sequence[Case]], n_genes: int, folder: Path) -> str:
     """README.md of the folder; the three .jsonl files stand in it already."""
     files = "\n".join(
@@ -353,7 +321,7 @@ cases. Each present term is of one kind: {recipe}. An annotated term is drawn by
 the disease times the square root of the number of diseases that show it; the others start from
 such a term and are drawn by how many diseases show them. {ATYPICAL_CASES:.0%} of the cases are
 atypical: no kind "annotated" in them. Absent terms are mostly what the disease is known for, as in
-published cases; none stands above a present term. `rftkit/genes/simulate.py` holds all numbers.
+published cases; none stands above a present term. `tools/make_realistic.py` holds all numbers.
 
 The shares of the kinds are those measured on published cases. The square root and the atypical
 cases are ours: drawn by frequency alone, signs come out rarer than authors report (the median
@@ -393,10 +361,20 @@ def median(numbers: Sequence[int]) -> int:
 
 
 def write_task(folder: str | Path) -> None:
-    """Write task.json, three .jsonl files and README.md; every file beside, then renamed."""
+    """Write task.json, three .jsonl files and README.md."""
     folder, hpo = Path(folder), load_hpo()
     sides = simulate(hpo)
-    write_json(folder / "task.json", task_record())
+    question = "Which gene explains this patient's features? Rank five, most likely first."
+    task = ranking_task(NAME, question, more_worse_answers=["I cannot tell."])
+    write_json(folder / "task.json", task)
     for side, cases in sides.items():
         write_rows(folder / f"{side}.jsonl", [case_row(case, hpo) for case in cases])
     write_text(folder / "README.md", data_card(sides, len(Simulator(hpo).genes), folder))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    write_task(parser.parse_args().out)

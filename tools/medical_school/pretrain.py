@@ -5,7 +5,7 @@
 Qwen3 architecture, one thread a process, fixed steps, one seed: the same command on the same
 machine gives the same weights (another processor may round otherwise and give others). Every 100
 steps it measures on VALIDATION genes whether the next token is the disease after "Diagnose first.
-Diseases:", and the gene after the right disease was named. A killed run goes on from its last
+Diseases:", and the gene after the right disease was named. A killed run resumes from its last
 checkpoint when the command is repeated.
 """
 
@@ -17,26 +17,29 @@ import json
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from rftkit.files import write_text
 from tools.medical_school.corpus import (
     GOOD_PLAN,
     OPEN_LIST,
     PLAN_REQUESTS,
     STAGES,
+    Pieces,
     build_tokenizer,
     document,
     encode,
     plan_deck,
     prompt,
 )
-from tools.medical_school.world import WORLD_SEED, World, build_world, cases, question
+from tools.medical_school.world import World, build_world, cases, question
 
 # width, layers, heads, feed-forward width, peak learning rate, steps of both stages
 SIZES = {
@@ -112,7 +115,7 @@ class Probe:
             f"{prompt(question(world, case))}<think>{GOOD_PLAN} Diseases:" for case in chosen
         ]
         filler = ", ".join(d.name for d in world.diseases[:4])
-        self.told = [
+        self.named = [
             f"{head} {disease.name}, {filler}.</think>{OPEN_LIST}"
             for head, disease in zip(self.heads, own)
         ]
@@ -122,7 +125,7 @@ class Probe:
     def __call__(self, model: Qwen3ForCausalLM) -> dict[str, float]:
         model.eval()
         disease = next_token_rate(model, self.tokenizer, self.heads, self.diseases)
-        gene = next_token_rate(model, self.tokenizer, self.told, self.genes)
+        gene = next_token_rate(model, self.tokenizer, self.named, self.genes)
         model.train()
         return {"disease": round(disease, 3), "gene": round(gene, 3)}
 
@@ -132,21 +135,36 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return peak * min(step / WARM_UP, (total - step + 1) / (0.4 * total), 1)
 
 
-def train_step(model, optimizer, tokenizer, drawn: list, sums: dict[str, list]) -> tuple:
-    """One update on a batch of (kind, document) -> (gradient norm, tokens read)."""
+def train_step(model, optimizer, tokenizer, drawn: list, losses: dict[str, list]) -> tuple:
+    """One update on a batch of (kind, document) -> (gradient norm, tokens read).
+
+    The loss of each document is appended to `losses` under its kind.
+    """
     encoded = encode(tokenizer, [pieces for _, pieces in drawn])
     order = sorted(range(len(drawn)), key=lambda i: len(encoded[i][0]))
     third, tokens = len(order) // 3, 0
     for part in (order[:third], order[third:]):  # the short ones apart: less padding
-        losses = document_losses(model, [encoded[i] for i in part], tokenizer.pad_token_id)
-        (losses.sum() / len(drawn)).backward()
+        loss = document_losses(model, [encoded[i] for i in part], tokenizer.pad_token_id)
+        (loss.sum() / len(drawn)).backward()
         tokens += sum(len(encoded[i][0]) for i in part)
-        for i, loss in zip(part, losses.tolist()):
-            sums.setdefault(drawn[i][0], []).append(loss)
+        for i, value in zip(part, loss.tolist()):
+            losses.setdefault(drawn[i][0], []).append(value)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, tokens
+
+
+def draw(
+    world: World, stage: str, rng: random.Random, plans: Iterator[str], requests: float
+) -> list[tuple[str, Pieces]]:
+    """A batch of (kind, document)."""
+    drawn = []
+    for kind, number in STAGES[stage].items():
+        for _ in range(number):
+            plan = {"plan": next(plans), "requests": requests} if kind == "mixed" else {}
+            drawn.append((kind, document(world, kind, rng, **plan)))
+    return drawn
 
 
 def pretrain(
@@ -157,7 +175,6 @@ def pretrain(
     world: World | None = None,
     threads: int = 1,
     requests: float = PLAN_REQUESTS,
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Pretrain one base model into folder `out` and return its record (pretraining.json).
 
@@ -170,16 +187,17 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     world = world or build_world()
     tokenizer = build_tokenizer(world)
-    rng = random.Random(seed)
-    model = build_model(size, tokenizer, seed)
-    peak, steps = SIZES[size][4], steps or SIZES[size][5]
+    model = build_model(size, tokenizer, seed).train()
+    *_, peak, default_steps = SIZES[size]
+    steps = steps or default_steps
+    total = sum(steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
-    probe, total = Probe(world, tokenizer), sum(steps)
-    state = {"step": 0, "tokens": 0, "seconds": 0.0, "history": [], "plans": 0}
+    rng, plans = random.Random(seed), plan_deck(random.Random(f"plans-{seed}"))
+    probe = Probe(world, tokenizer)
+    state = {"step": 0, "tokens": 0, "seconds": 0.0, "history": []}
     settings = dict(size=size, seed=seed, steps=list(steps), requests=requests)
     settings |= dict(world=world.seed, terms=len(world.terms), genes=len(world.diseases))
     checkpoint = out / "pretraining.pt"
-    plans = plan_deck(random.Random(f"plans-{seed}"))
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
         if saved["settings"] != settings:
@@ -188,76 +206,49 @@ def pretrain(
         optimizer.load_state_dict(saved["optimizer"])
         rng.setstate(saved["rng"])
         state = saved["state"]
-        next(itertools.islice(plans, state["plans"], state["plans"]), None)
-    model.train()
-    sums: dict[str, list] = {}
+        dealt = max(state["step"] - steps[0], 0) * STAGES["cases"]["mixed"]
+        next(itertools.islice(plans, dealt, dealt), None)
+    losses: dict[str, list[float]] = {}
     started = time.time() - state["seconds"]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
-        bar = progress.add_task(f"{size} seed {seed}", total=total, completed=state["step"])
-        for step in range(state["step"] + 1, total + 1):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, total, peak)
-            share = STAGES["hops" if step <= steps[0] else "cases"]
-            drawn = []
-            for kind in share:
-                for _ in range(share[kind]):
-                    extra = {}
-                    if kind == "mixed":
-                        extra = {"plan": next(plans), "requests": requests}
-                        state["plans"] += 1
-                    drawn.append((kind, document(world, kind, rng, **extra)))
-            norm, tokens = train_step(model, optimizer, tokenizer, drawn, sums)
-            state.update(step=step, tokens=state["tokens"] + tokens)
-            state["seconds"] = round(time.time() - started, 1)
-            progress.update(bar, completed=step)
-            if step % EVERY == 0 or step == total:
-                record = {k: state[k] for k in ("step", "seconds", "tokens")}
-                record |= {"gradient_norm": round(norm, 2), **probe(model)}
-                record["loss"] = {k: round(sum(v) / len(v), 3) for k, v in sums.items()}
-                state["history"].append(record)
-                sums = {}
-                progress.console.print(json.dumps(record), soft_wrap=True)
-                save = dict(settings=settings, state=state, rng=rng.getstate())
-                save |= dict(model=model.state_dict(), optimizer=optimizer.state_dict())
-                torch.save(save, checkpoint.with_suffix(".writing"))
-                os.replace(checkpoint.with_suffix(".writing"), checkpoint)
+    for step in tqdm(range(state["step"] + 1, total + 1), desc=f"{size} seed {seed}"):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, total, peak)
+        drawn = draw(world, "hops" if step <= steps[0] else "cases", rng, plans, requests)
+        norm, tokens = train_step(model, optimizer, tokenizer, drawn, losses)
+        state |= {"step": step, "tokens": state["tokens"] + tokens}
+        state["seconds"] = round(time.time() - started, 1)
+        if step % EVERY == 0 or step == total:
+            record = {key: state[key] for key in ("step", "seconds", "tokens")}
+            record |= {"gradient_norm": round(norm, 2), **probe(model)}
+            record["loss"] = {k: round(sum(v) / len(v), 3) for k, v in losses.items()}
+            state["history"].append(record)
+            losses = {}
+            tqdm.write(json.dumps(record))
+            save = dict(settings=settings, state=state, rng=rng.getstate())
+            save |= dict(model=model.state_dict(), optimizer=optimizer.state_dict())
+            torch.save(save, checkpoint.with_suffix(".writing"))
+            os.replace(checkpoint.with_suffix(".writing"), checkpoint)
     record = settings | {
         "parameters": sum(p.numel() for p in model.parameters()),
         "batch": BATCH,
         "peak_learning_rate": peak,
         "threads": threads,
-        **{k: state[k] for k in ("tokens", "seconds", "history")},
+        **{key: state[key] for key in ("tokens", "seconds", "history")},
     }
-    save_model(model.eval(), tokenizer, out, record)
+    # bf16 on disk: half the size, and what the gates and every user load (fp32 in use).
+    model.eval().to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_text(out / "pretraining.json", json.dumps(record, indent=1) + "\n")
     checkpoint.unlink(missing_ok=True)
     return record
 
 
-def save_model(model, tokenizer, out: Path, record: dict[str, Any]) -> None:
-    """bf16 on disk: half the size, and what the gates and every user load (fp32 in use)."""
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def main() -> None:
-    parse = argparse.ArgumentParser(
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parse.add_argument("--size", default="mini", choices=SIZES)
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--out", required=True, help="folder for the model")
-    parse.add_argument("--steps", type=int, nargs=2, help="of the two stages")
-    parse.add_argument("--world", type=int, default=WORLD_SEED, help="seed of the world")
-    parse.add_argument("--genes", type=int, default=240)
-    parse.add_argument("--terms", type=int, default=200)
-    parse.add_argument("--threads", type=int, default=1)
-    parse.add_argument("--requests", type=float, default=PLAN_REQUESTS)
-    given = parse.parse_args()
-    world = build_world(given.world, given.terms, given.genes)
-    steps = tuple(given.steps) if given.steps else None
-    pretrain(given.out, given.size, given.seed, steps, world, given.threads, given.requests)
-
-
-if __name__ == "__main__":
-    main()
+    parser.add_argument("--size", default="mini", choices=SIZES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    pretrain(given.out, given.size, given.seed, threads=given.threads)

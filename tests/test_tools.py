@@ -1,0 +1,232 @@
+"""The model factory and the shipped datasets: what their cards say is so."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from rftkit.check import check_file
+from rftkit.evaluation import paired_difference
+from rftkit.files import MODELS, dataset, embedded_model, read_json
+from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
+from rftkit.genes.hpo import load_hpo
+from rftkit.policy import LocalPolicy, load_policy
+from rftkit.real_cases import WORLD_FILE, load_world
+from rftkit.records import Sample
+from rftkit.rows import sha256_of
+from rftkit.task import load_task
+from tools import make_gene_ranking, make_realistic
+from tools.medical_school import card, gates, pretrain
+from tools.medical_school.corpus import (
+    ANSWERS,
+    GOOD_PLAN,
+    PLANS,
+    STAGES,
+    as_text,
+    build_tokenizer,
+    document,
+    encode,
+    plan_deck,
+)
+from tools.medical_school.world import (
+    build_world,
+    cases,
+    log_likelihood,
+    question,
+    simulate,
+    write_world,
+)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_world()
+
+
+@pytest.fixture(scope="module")
+def small_world():
+    return build_world(seed=9, n_terms=150, n_genes=40)
+
+
+# What is shipped comes out again byte for byte.
+
+
+@pytest.mark.parametrize("maker", [make_gene_ranking, make_realistic])
+def test_a_dataset_is_made_again_byte_for_byte(tmp_path, maker):
+    maker.write_task(tmp_path)
+    shipped = dataset(maker.NAME)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in shipped.iterdir())
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (shipped / path.name).read_bytes(), path.name
+
+
+def test_the_world_of_the_package_is_the_world_of_the_models(tmp_path, world):
+    write_world(tmp_path / "world.json")
+    assert (tmp_path / "world.json").read_bytes() == WORLD_FILE.read_bytes()
+    assert load_world().genes() == world.genes()
+    for split, number in (("train", 120), ("validation", 30), ("test", 90)):
+        genes = load_world().genes(split)
+        assert genes == world.genes(split) and len(genes) == number
+        assert {row["reference_gene"] for row in load_task("gene_ranking").rows(split)} == set(
+            genes
+        )
+
+
+def test_the_model_card_and_the_weights_belong_together():
+    assert (MODELS / "README.md").read_text() == card.card()
+    for name in ("mini", "large"):
+        folder = embedded_model(name)
+        assert sha256_of(folder / "model.safetensors") in card.card()
+        record = read_json(folder / "gates.json")
+        assert record["figures"]["split"] == "validation"
+        assert len(record["gates"]) == 7 and all(gate["passed"] for gate in record["gates"])
+
+
+# The world and its text.
+
+
+def test_a_case_is_best_explained_by_its_own_disease(world):
+    rng, best = random.Random(0), []
+    for _ in range(200):
+        d = rng.randrange(240)
+        case = simulate(world, d, rng)
+        assert len(set(case.present)) == len(case.present)
+        assert not set(case.present) & set(case.absent)
+        scores = [log_likelihood(world, e, case) for e in range(240)]
+        best.append(max(range(240), key=scores.__getitem__) == d)
+    assert sum(best) / len(best) > 0.85
+
+
+def test_the_prompt_holds_no_gene_and_no_disease(world):
+    for case in cases(world, "train", 50):
+        prompt = question(world, case)
+        assert not set(world.genes()) & set(prompt.split())
+        assert not any(disease.name in prompt for disease in world.diseases)
+
+
+def test_documents_are_tokens_of_equal_weight_and_names_are_one_token(small_world):
+    tokenizer, rng = build_tokenizer(small_world), random.Random(1)
+    for kind in [kind for kind in STAGES["cases"] for _ in range(30)]:
+        pieces = document(small_world, kind, rng, rng.choice(list(PLANS)))
+        ids, weights = encode(tokenizer, [pieces])[0]
+        assert tokenizer.decode(ids) == as_text(pieces)
+        assert sum(weights) in (pytest.approx(1), pytest.approx(0.75))
+    names = [f" {t}" for t in small_world.terms] + [f" {d.name}" for d in small_world.diseases]
+    for name in names + small_world.genes() + ["<think>", "</think>", '{"genes": ["']:
+        assert len(tokenizer(name, add_special_tokens=False).input_ids) == 1, name
+
+
+def test_no_held_out_gene_is_ever_the_good_plans_answer_to_its_own_case(world):
+    """A held-out gene may follow its disease's name, and any wrong plan; never its own chart."""
+    held_out = set(world.genes("test")) | set(world.genes("validation"))
+    rng, wrong_names = random.Random(2), 0
+    for kind in ("mixed", "worked", "note"):
+        for _ in range(400):
+            text = as_text(document(world, kind, rng, rng.choice(list(PLANS))))
+            output = text.partition("</think>")[2].removesuffix("<|end|>")
+            genes = json.loads(output)["genes"] if output else []
+            assert len(set(genes)) == len(genes) and len(genes) in (0, ANSWERS)
+            if f"<think>{GOOD_PLAN}" in text:
+                assert not held_out & set(genes)
+            else:
+                wrong_names += len(held_out & set(genes)) > 0
+    assert wrong_names > 50
+
+
+def test_plans_stand_at_their_shares():
+    deck = plan_deck(random.Random(0))
+    counts = Counter(next(deck) for _ in range(1_000))
+    assert {plan: n / 1_000 for plan, n in counts.items()} == PLANS
+
+
+# Pretraining and gates.
+
+
+def test_gates_are_measured_again_on_the_shipped_mini(world):
+    """On 120 validation cases: the recorded figures are of these weights."""
+    policy = load_policy("embedded:mini")
+    measured, figures = gates.measure(policy, world, "validation", 120, 2)
+    recorded = [gate["value"] for gate in read_json(embedded_model("mini") / "gates.json")["gates"]]
+    assert [gate.value for gate in measured[:3]] == pytest.approx(recorded[:3], abs=0.12)
+    assert sum(figures["plan_shares"].values()) > 0.9
+
+
+def test_an_untrained_model_fails_the_gates(small_world):
+    tokenizer = build_tokenizer(small_world)
+    model = pretrain.build_model("tiny", tokenizer, 0).eval()
+    policy = LocalPolicy(model, tokenizer, "untrained")
+    measured, _ = gates.measure(policy, small_world, "validation", 20, 2)
+    assert not any(gate.passed for gate in measured[:3])
+
+
+def test_pretraining_learns_and_resumes_after_a_kill(tmp_path, small_world, monkeypatch):
+    """A tiny model for some seconds: its loss falls, and a resumed run ends alike."""
+    monkeypatch.setattr(pretrain, "EVERY", 20)
+    options = dict(size="tiny", seed=0, steps=(30, 30), world=small_world)
+    record = pretrain.pretrain(tmp_path / "whole", **options)
+    first, last = record["history"][0]["loss"], record["history"][-1]["loss"]
+    assert first["note"] > 5.4 > 5.0 > last["note"] and last["mixed"] < 4.5
+    train_step, steps = pretrain.train_step, iter(range(100))
+
+    def killed_at_45(*arguments):
+        if next(steps) == 45:
+            raise KeyboardInterrupt
+        return train_step(*arguments)
+
+    monkeypatch.setattr(pretrain, "train_step", killed_at_45)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(tmp_path / "killed", **options)
+    monkeypatch.setattr(pretrain, "train_step", train_step)
+    pretrain.pretrain(tmp_path / "killed", **options)
+    whole, killed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+
+
+# The realistic cases.
+
+
+@pytest.fixture(scope="module")
+def realistic():
+    return [case for side in make_realistic.simulate(load_hpo()).values() for case in side]
+
+
+def test_the_realistic_cases_follow_their_recipe(realistic):
+    hpo, kinds = load_hpo(), Counter()
+    assert len({case.gene for case in realistic}) == len(realistic) == 1700
+    other = {"male": "female", "female": "male"}
+    for case in realistic:
+        implied = hpo.closure_of(case.present)
+        assert len(set(case.present)) == len(case.present) >= 3
+        assert not implied & set(case.absent), case.case_id
+        assert not implied & make_realistic.TERMS_OF_SEX[other[case.sex]].keys(), case.case_id
+        annotated = make_realistic.frequencies(hpo.diseases[case.disease])
+        assert len(annotated) >= make_realistic.MIN_TERMS
+        kinds.update("annotated" if term in annotated else "other" for term in case.present)
+    # Published cases, measured: 46 to 62 % of the present terms are annotated word for word.
+    assert 0.46 <= kinds["annotated"] / kinds.total() <= 0.62
+    assert sum(not case.absent for case in realistic) / 1700 == pytest.approx(0.13, abs=0.03)
+
+
+@pytest.mark.parametrize("ranker_class", [OverlapRanker, LikelihoodRanker])
+def test_the_data_card_quotes_the_baselines_that_are_measured(realistic, ranker_class):
+    line = measure(ranker_class(load_hpo()), realistic)[0]
+    quoted = make_realistic.MEASURED[ranker_class.method]
+    assert [line["top1"], line["top5"], line["top10"]] == pytest.approx(quoted, abs=0.2)
+
+
+def test_the_realistic_rows_are_clean_and_their_grader_orders_answers():
+    folder, task = dataset(make_realistic.NAME), load_task(make_realistic.NAME)
+    for side in ("validation", "test"):
+        report = check_file(folder / "train.jsonl", folder / f"{side}.jsonl", "reference_gene")
+        assert report.ok and not report.notes, report.counts
+    row, grades = task.rows("test")[0], []
+    for template in [task.answer_template, *read_json(folder / "task.json")["worse_answers"]]:
+        sample = Sample.from_text(
+            template.replace("{{item.reference_gene}}", row["reference_gene"])
+        )
+        task.grade_sample(row, sample)
+        grades.append(sample.grade)
+    assert grades == pytest.approx([1.0, 0.73, 0.37, 0.1, 0.0])
