@@ -9,7 +9,6 @@ from collections import Counter
 import pytest
 
 from rftkit.check import check_file
-from rftkit.evaluation import paired_difference
 from rftkit.files import MODELS, dataset, embedded_model, read_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
 from rftkit.genes.hpo import load_hpo
