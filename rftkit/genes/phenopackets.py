@@ -72,25 +72,20 @@ class Reading:
         }
 
 
-def read_cases(
-    source: str | Path, hpo: Hpo, watch: Callable[[int], None] = lambda read: None
-) -> Reading:
+def read_cases(source: str | Path, hpo: Hpo) -> Reading:
     """Read every phenopacket of a source. A case that cannot serve is counted by its reason.
 
-    watch: called with the number of phenopackets read so far.
     UserError, naming file and record, for a file that is truncated or no phenopacket.
     """
     reading = Reading()
     seen: set[str] = set()
     for place, packet in read_phenopackets(source):
         reading.records += 1
-        watch(reading.records)
         try:
             case = read_case(packet, hpo, reading)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{place}: not a phenopacket of version 2 ({error!r}): leave other JSON out of "
-                "the source, or fetch it again"
+                f"{place}: not a phenopacket of version 2 ({error!r}): convert it, or leave it out"
             ) from error
         if isinstance(case, str):
             reading.lost[case] += 1
@@ -113,20 +108,23 @@ def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
     case_id, subject = packet["id"], packet["subject"]
     features = packet.get("phenotypicFeatures") or []
     if any("negated" in feature for feature in features):
-        raise KeyError("version 1: it says negated, not excluded")
-    present_ids = [f["type"] for f in features if not f.get("excluded")]
-    absent_ids = [f["type"] for f in features if f.get("excluded")]
-    unknown = [kind for kind in present_ids + absent_ids if not hpo.resolve(kind["id"])]
-    reading.unknown_terms.update(f"{k['id']} {k.get('label', '')}".strip() for k in unknown)
+        raise KeyError("excluded; negated is version 1")  # else read as present
+    terms = {False: {}, True: {}}  # excluded? -> each term once, in order
+    unknown = []
+    for feature in features:
+        given = feature["type"]
+        if term := hpo.resolve(given["id"]):
+            terms[bool(feature.get("excluded"))][term] = None
+        else:
+            unknown.append(f"{given['id']} {given.get('label', '')}".strip())
+    reading.unknown_terms.update(unknown)
     reading.cases_with_unknown_terms += bool(unknown)
-    # Each term once, in order; what is present cannot be absent.
-    present = {term: None for kind in present_ids if (term := hpo.resolve(kind["id"]))}
-    absent = {term: None for kind in absent_ids if (term := hpo.resolve(kind["id"]))}
     genes = causative_genes(packet)
     if len(genes) != 1:
         return SEVERAL_GENES if genes else NO_GENE
-    if not present:
-        return NO_KNOWN_PRESENT if present_ids else NO_PRESENT
+    if not terms[False]:
+        any_present = any(not feature.get("excluded") for feature in features)
+        return NO_KNOWN_PRESENT if any_present else NO_PRESENT
     disease = next((d for d in packet.get("diseases") or [] if not d.get("excluded")), {})
     references = packet.get("metaData", {}).get("externalReferences") or []
     return Case(
@@ -134,8 +132,8 @@ def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
         gene=genes.pop(),
         disease=disease.get("term", {}).get("id", ""),
         pmid=next((r["id"] for r in references if r["id"].startswith("PMID:")), ""),
-        present=list(present),
-        absent=[term for term in absent if term not in present],
+        present=list(terms[False]),
+        absent=[term for term in terms[True] if term not in terms[False]],
         sex=SEXES.get(subject.get("sex")),
         age=describe_time(subject.get("timeAtLastEncounter") or {}, hpo),
         onset=describe_time(disease.get("onset") or {}, hpo),
