@@ -4,15 +4,14 @@
 
 Nearly half of the tuned model's lists name a gene twice. The task's grader takes a fortieth of the
 grade for each repeat; here a list with a repeat loses half of its grade, or all of it. Everything
-else is the demo's (seed 0), and what is looked at are validation genes. Prints a table.
+else is the demo's (seed 0), measured on validation genes. Prints a Markdown table.
 """
 
 from __future__ import annotations
 
-import copy
-import statistics
 import tempfile
 from pathlib import Path
+from statistics import mean
 
 from rftkit.policy import LocalPolicy, load_policy
 from rftkit.records import SamplingConfig
@@ -29,33 +28,25 @@ PRICES = {
 }
 
 
-def look(policy: LocalPolicy, task: Task) -> tuple[float, float, float]:
-    """(top1, top5, share of the readable lists that name a gene twice), two answers a row."""
+def table_row(name: str, policy: LocalPolicy, task: Task) -> str:
+    """Two samples a row of validation: top1, top5, share of lists that name a gene twice."""
     rows = task.rows("validation")
     settings = SamplingConfig(max_new_tokens=64, seed=77)
-    drawn = policy.sample([row["messages"] for row in rows], 2, settings)
-    pairs = [(row, sample) for row, group in zip(rows, drawn) for sample in group]
-    places = [task.place(row, sample) for row, sample in pairs]
+    groups = policy.sample([row["messages"] for row in rows], 2, settings)
+    pairs = [(row, sample) for row, group in zip(rows, groups) for sample in group]
+    places = [task.place(row, sample) or 99 for row, sample in pairs]
     lists = [genes for _, sample in pairs if (genes := task.answers(sample))]
-    return (
-        statistics.mean(place == 1 for place in places),
-        statistics.mean(place is not None and place <= 5 for place in places),
-        statistics.mean(len(set(genes)) < len(genes) for genes in lists),
-    )
+    repeats = mean(len(set(genes)) < len(genes) for genes in lists)
+    top1, top5 = (mean(place <= k for place in places) for k in (1, 5))
+    return f"| {name} | {top1:.3f} | {top5:.3f} | {repeats:.3f} |"
 
 
-def main() -> None:
+if __name__ == "__main__":
     task = load_task("gene_ranking")
     print("| what a repeated gene costs | top1 | top5 | lists with a repeat |\n|---|---|---|---|")
-
-    def show(name: str, policy: LocalPolicy) -> None:
-        print(
-            f"| {name} | " + " | ".join(f"{v:.3f}" for v in look(policy, task)) + " |", flush=True
-        )
-
-    show("(the base, untrained)", load_policy("embedded:mini"))
+    print(table_row("(the base, untrained)", load_policy("embedded:mini"), task))
     for name, formula in PRICES.items():
-        grader = copy.deepcopy(task.grader.to_json())
+        grader = task.grader.to_json()
         grader["calculate_output"] = formula or grader["calculate_output"]
         config = RunConfig(
             task="gene_ranking",
@@ -66,8 +57,5 @@ def main() -> None:
             gate="off",
         )
         with tempfile.TemporaryDirectory() as folder:
-            show(name, train(config, Path(folder) / "run").policy)
-
-
-if __name__ == "__main__":
-    main()
+            policy = train(config, Path(folder) / "run").policy
+            print(table_row(name, policy, task), flush=True)

