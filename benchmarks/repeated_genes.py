@@ -46,8 +46,7 @@ if __name__ == "__main__":
     print("| what a repeated gene costs | top1 | top5 | lists with a repeat |\n|---|---|---|---|")
     print(table_row("(the base, untrained)", load_policy("embedded:mini"), task))
     for name, formula in PRICES.items():
-        grader = task.grader.to_json()
-        grader["calculate_output"] = formula or grader["calculate_output"]
+        grader = task.grader.to_json() | ({"calculate_output": formula} if formula else {})
         config = RunConfig(
             task="gene_ranking",
             grader=grader,
