@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -36,10 +36,18 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self)
+
+    def __format__(self, sign: str) -> str:
+        """As "0.314 [0.271, 0.357]"; f"{interval:+}" shows the signs of a difference."""
+        return f"{self.mean:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
 
     def to_json(self) -> dict[str, float]:
-        return {k: round(v, 4) for k, v in asdict(self).items()}
+        return rounded(asdict(self))
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in values.items()}
 
 
 def bootstrap(values: Sequence[float], clusters: Sequence[Any], seed: int = 0) -> Interval:
@@ -77,10 +85,6 @@ def clusters_of(rows: list[dict], task: Task) -> list[str]:
 # --- one number a row --------------------------------------------------------------------------
 
 
-def hit(place: int | None, within: int) -> float:
-    return float(place is not None and place <= within)
-
-
 def sample_metric(metric: str, task: Task, row: dict[str, Any], sample: Sample) -> float:
     """One sample's value: topK, mrr (1 / place of the reference), or grade."""
     if metric == "grade":
@@ -89,7 +93,7 @@ def sample_metric(metric: str, task: Task, row: dict[str, Any], sample: Sample) 
     if metric == "mrr":
         return 1 / place if place else 0.0
     if metric.startswith("top") and metric[3:].isdigit():
-        return hit(place, int(metric[3:]))
+        return float(place is not None and place <= int(metric[3:]))
     raise ValueError(f'metric "{metric}": expected top1, top5, ..., mrr or grade')
 
 
@@ -120,7 +124,10 @@ def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray
 def pass_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
     """pass@k, (rows,): did any of the k samples put the right answer first?"""
     return np.array(
-        [float(any(hit(task.place(row, s), 1) for s in group)) for row, group in zip(rows, samples)]
+        [
+            float(any(task.place(row, sample) == 1 for sample in group))
+            for row, group in zip(rows, samples)
+        ]
     )
 
 
@@ -133,7 +140,7 @@ class SystemResult:
 
     name: str
     n: int
-    values: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]  # metric -> (rows,), at the config's temperature
     greedy: dict[str, np.ndarray] = field(default_factory=dict)
     samples: Groups = field(default_factory=list)
     greedy_samples: Groups = field(default_factory=list)
@@ -143,13 +150,12 @@ class SystemResult:
     def to_json(self, clusters: Sequence[Any]) -> dict[str, Any]:
         """The entry of report.json's `systems`."""
         record: dict[str, Any] = {"name": self.name, "n": self.n}
-        record["greedy"] = {k: round(float(v.mean()), 4) for k, v in self.greedy.items()}
+        record["greedy"] = rounded({k: float(v.mean()) for k, v in self.greedy.items()})
         for metric, values in self.values.items():
             record[metric] = bootstrap(values, clusters).to_json()
-        if self.patterns:
-            record["patterns"] = {k: round(v, 4) for k, v in self.patterns.items()}
-        if self.places:
-            record["places"] = {k: round(v, 4) for k, v in self.places.items()}
+        for key, shares in (("patterns", self.patterns), ("places", self.places)):
+            if shares:
+                record[key] = rounded(shares)
         return record
 
 
@@ -157,16 +163,11 @@ def paired_record(
     a: SystemResult, b: SystemResult, metric: str, clusters: Sequence[Any], greedy: bool = False
 ) -> dict[str, Any]:
     """The entry of report.json's `paired`: a - b on the same rows, sampled or greedy."""
-    left, right = (x.greedy if greedy else x.values for x in (a, b))
-    found = paired_difference(left[metric], right[metric], clusters).to_json()
-    return {
-        "a": a.name,
-        "b": b.name,
-        "metric": f"greedy {metric}" if greedy else metric,
-        "difference": found["mean"],
-        "low": found["low"],
-        "high": found["high"],
-    }
+    left, right = (system.greedy if greedy else system.values for system in (a, b))
+    interval = paired_difference(left[metric], right[metric], clusters).to_json()
+    label = f"greedy {metric}" if greedy else metric
+    names = {"a": a.name, "b": b.name, "metric": label}
+    return names | {"difference": interval.pop("mean")} | interval
 
 
 def evaluate(
@@ -186,16 +187,14 @@ def evaluate(
     samples        answers a row for the headline numbers
     extra_samples  answers a row for maj@k and pass@k, k = extra_samples; their first `samples`
                    are the headline's
-    progress       hears how many answers each batch finished
+    progress       called after each batch with the number of answers in it
     functions      metrics of your own, by name, beside the task's
     """
     prompts = [row["messages"] for row in rows]
-    heard = {"progress": progress} if progress else {}
-    drawn = policy.sample(prompts, max(samples, extra_samples), config, **heard)
+    drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
     likeliest: Groups = []
     if greedy:
-        settings = SamplingConfig(**{**config.to_json(), "temperature": 0.0})
-        likeliest = policy.sample(prompts, 1, settings, **heard)
+        likeliest = policy.sample(prompts, 1, replace(config, temperature=0.0), progress)
     return measure(name or policy.name, task, rows, drawn, likeliest, samples, functions)
 
 
@@ -211,18 +210,18 @@ def measure(
     """Grade answers that were already drawn, and measure the task's metrics.
 
     samples   how many of each row's answers make the headline numbers (all by default); where
-              more were drawn, they are read for maj@k and pass@k
+              more were drawn, all of them are read for maj@k and pass@k
     """
     for group in (*drawn, *greedy):
         for sample in group:
             sample.model = name
     task.grade(rows, drawn)
     headline = [group[:samples] for group in drawn]
-    metrics = {name: name for name in (*task.metrics, "grade")} | dict(functions)
+    metrics = {metric: metric for metric in (*task.metrics, "grade")} | dict(functions)
     result = SystemResult(
         name=name,
         n=len(rows),
-        values={name: row_values(m, task, rows, headline) for name, m in metrics.items()},
+        values={key: row_values(m, task, rows, headline) for key, m in metrics.items()},
         samples=drawn,
         patterns=pattern_shares(task, headline),
         places=place_shares(task, rows, headline) if task.answer_template else {},
@@ -234,7 +233,7 @@ def measure(
     if greedy:
         task.grade(rows, greedy)
         result.greedy_samples = greedy
-        result.greedy = {n: row_values(m, task, rows, greedy) for n, m in metrics.items()}
+        result.greedy = {key: row_values(m, task, rows, greedy) for key, m in metrics.items()}
     return result
 
 

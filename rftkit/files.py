@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +152,11 @@ def shorten(value: Any, limit: int = 80) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = printable(" ".join(text[: limit * 4].split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Records as a Markdown table: their keys, which all share, are its columns."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,398 @@
+"""The commands about runs: signal, train, doctor, runs, evaluate, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rftkit.bench import paired_table, systems_table
+from rftkit.compare import Comparison, compare_models
+from rftkit.console import (
+    FINDINGS,
+    FIX_FIRST,
+    GOOD,
+    INTERRUPTED,
+    JsonFlag,
+    Reporter,
+    TrainingProgress,
+    argument,
+    complain,
+    console,
+    flag,
+    option,
+    options_from,
+    print_json,
+    print_table,
+    say,
+    validation_text,
+)
+from rftkit.demo import DemoOptions, reading, run_demo
+from rftkit.files import UserError
+
+app = typer.Typer()
+
+
+@app.command("signal")
+def signal_command(
+    config: Annotated[Path, argument("CONFIG", "The run's RunConfig (JSON).")],
+    out: Annotated[Path | None, option("DIR", "Keep signal.json and all samples here.")] = None,
+    samples: Annotated[int | None, option("N", "Draw at most so many answers.", min=32)] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Before training: is there anything to learn from? go, fix or undecided, with the reasons.
+
+    Draws a few answers of the policy that will be trained (at most 5 % of the run's completions,
+    or 256) and measures what training would see: pass@k, groups whose rewards are all equal,
+    answers that are cut or cannot be read, and whether the grader knows right from wrong at all.
+
+    Example, with run.json holding {"model": "embedded:mini", "task": "gene_ranking"}:
+
+        rftkit signal run.json --out runs/signal
+
+    Exit code 0: go, or undecided (it says what would settle it). 3: fix; each finding names its
+    evidence and the setting to change. 1: the config or the rows are invalid.
+    """
+    from rftkit.policy import load_policy
+    from rftkit.signal.verdict import measure_signal
+    from rftkit.training.config import config_base, config_rows, config_task
+    from rftkit.training.run import read_run_config
+    from rftkit.training.store import make_folder
+
+    run = read_run_config(config)
+    if run.method != "grpo":
+        raise UserError(
+            f'{config}: method "{run.method}", expected "grpo": only a run that samples its own '
+            "answers has a signal to measure"
+        )
+    config_base(run)
+    task = config_task(run)
+    rows, _ = config_rows(run, task)
+    task.grader.check_ready()  # before the model is loaded
+    if out is not None:
+        make_folder(out)  # refused here where it cannot be written, before the work
+    with Reporter() as reporter:
+        reporter.stage("loading")
+        policy = load_policy(run.model, run.engine, run.init_adapter)
+        reporter.stage("drawing answers")
+        signal = measure_signal(
+            policy,
+            task,
+            rows,
+            answers=run.answers_per_prompt,
+            max_completion_tokens=run.max_completion_tokens,
+            temperature=run.temperature,
+            completions=run.steps * run.batch,
+            most=samples,
+            seed=run.seed,
+            progress=reporter.advance,
+        )
+    if out is not None:
+        signal.save(out)
+    if as_json:
+        print_json(signal.to_json())
+    else:
+        print_signal(signal, console)
+    raise typer.Exit(FIX_FIRST if signal.verdict == "fix" else GOOD)
+
+
+@app.command("train")
+def train_command(
+    file: Annotated[Path, argument("FILE", "A RunConfig as JSON.")],
+    out: Annotated[Path, option("RUN", "The run's folder.")],
+    dry_run: Annotated[bool, flag("--dry-run", "Print what it comes to; train nothing.")] = False,
+    force: Annotated[bool, flag("--force", "Train though the gate says fix.")] = False,
+    model: Annotated[str | None, option("M", "Instead of the model that FILE names.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a LoRA by GRPO or SFT, watched by held-out rows; resume where a run was stopped.
+
+    FILE holds a RunConfig: every field but the task has a default.
+
+        {"task": "gene_ranking", "model": "embedded:mini", "steps": 70, "prompts_per_step": 8}
+
+    RUN gets log.jsonl (one object a step), samples.jsonl, checkpoints/ and adapter/ (the best by
+    the held-out task metric). Ctrl-C saves a checkpoint; the same command resumes there, and from
+    the last checkpoint after a crash.
+
+    Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
+
+    Exit code 1: invalid input, or a watchdog stopped the run. 3: the signal gate says fix. 130:
+    interrupted, and resumable.
+    """
+    from rftkit.dashboard import save_run_picture
+    from rftkit.training.run import GateSaysFix, plan_of, read_run_config, train
+    from rftkit.training.trainer import Interrupted
+
+    config = read_run_config(file, model)
+    if dry_run:
+        plan = plan_of(config)
+        print_json(plan.to_json()) if as_json else say("\n".join(plan.lines()))
+        return
+    try:
+        with Reporter() as reporter:
+            observers = [TrainingProgress(reporter)]
+            run = train(config, out, observers, say=reporter.say, force=force)
+    except GateSaysFix as refusal:
+        if as_json:
+            print_json({"out": str(out), "gate": refusal.verdict})
+        raise
+    except Interrupted as stop:  # printed here: Typer ends a KeyboardInterrupt without a word
+        if as_json:
+            print_json({"out": str(out), "interrupted": str(stop)})
+        complain(str(stop))
+        raise typer.Exit(INTERRUPTED) from None
+    picture = str(save_run_picture(out))
+    if as_json:
+        record = {"training": run.training, "start": run.start, "best": run.best}
+        print_json({"out": str(out), **record, "alarms": run.alarms, "picture": picture})
+    else:
+        if run.best:
+            before = f"{run.start['mean']:.3f}"
+            kept = f"kept step {run.best['step']}: {validation_text(run.best)}"
+            say(f"{kept}, before training {before}")
+        say(f"{run.training['steps']} steps, ended by {run.training['stopped']}: {out}")
+    if any(alarm.get("stops") for alarm in run.alarms):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command("doctor")
+def doctor_command(
+    log: Annotated[Path, argument("RUN_OR_LOG", "A run folder, log.jsonl or trainer_state.json.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """What is wrong with a run: each finding with its steps, evidence and the setting to change.
+
+    Reads our own log.jsonl and the trainer_state.json that TRL and Unsloth leave in a checkpoint
+    folder: groups whose rewards are all equal, truncation, entropy and KL, gradients, a grader
+    that fails, a reward that rises while the held-out metric falls, and what else a log can tell.
+
+    Limits are those of Axolotl's guide "Training Stability & Debugging", passed in 5 of 8 steps.
+    Two are wider: gradient norms of 1 to 10 pass unless ten times the run's median, and entropy
+    has no upper limit, since sound runs of a small vocabulary start at 1.0 to 1.2.
+
+    Example: `rftkit doctor runs/first`, `rftkit doctor outputs/checkpoint-100/trainer_state.json`
+
+    Exit code 0: no finding. 1: findings, or a log that cannot be read.
+    """
+    from rftkit.doctor import examine
+
+    examination = examine(log)
+    print_json(examination.to_json()) if as_json else say(as_text(examination))
+    raise typer.Exit(FINDINGS if examination.findings else GOOD)
+
+
+@app.command("runs")
+def runs_command(
+    folder: Annotated[Path, argument("DIR", "A folder with run folders.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """All runs under DIR side by side: held-out metrics, and the fields in which they differ.
+
+    Example: `rftkit runs runs`
+    """
+    from rftkit.training.run import list_runs, runs_table
+
+    runs = list_runs(folder)
+    if as_json:
+        print_json(runs)
+        return
+    for problem in runs["unreadable"]:
+        complain(f"left out: {problem}", style="yellow")
+    print_table(runs_table(runs))
+    if not runs["runs"]:
+        say(f"{folder}: no runs")
+
+
+@app.command("evaluate")
+@options_from(Comparison)
+def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
+    """Evaluate models on the same rows, prompts and seeds: a table with intervals.
+
+    A model is `embedded:mini`, `embedded:large`, a folder, a run or its adapter, a hub name, or
+    endpoint:NAME behind OPENAI_BASE_URL. Every model answers every row: N times at T = 1 for the
+    headline, once greedily. Differences are paired row by row, each later model minus each earlier
+    one, so name the baseline first.
+
+    Example, a tuned model against its base on genes that neither was trained on:
+
+        rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/comparison
+
+        rftkit evaluate rows.jsonl --model embedded:mini --grader grader.json --out runs/mine
+
+    A metric of your own is a function (sample, item) -> number, as a python grader's: with
+    my_metrics.py in this folder, --metric my_metrics:short. Written: report.json, report.md,
+    table.png, samples.jsonl.
+
+    Exit code 0: all answers came and were graded. 1: some did not (they count as 0 and are named),
+    a python grader's own program failed on all of them, or the input is invalid.
+    """
+    with Reporter() as reporter:
+        report = compare_models(asked, reporter)
+    if as_json:
+        print_json(report)
+    else:
+        print_table(systems_table(report))
+        print_table(paired_table(report))
+        written = f"{asked.out}/report.md, report.json, table.png, samples.jsonl"
+        say(f"{report['n_cases']} rows, written in {report['seconds']:.0f} s: {written}")
+    for note in report["notes"]:
+        complain(note, style="yellow")
+    for system in report["systems"]:
+        all_failed = system["grader_errors"] == system["answers"]
+        if system["failed"] or system["ungraded"] or all_failed:
+            raise typer.Exit(FINDINGS)
+
+
+@app.command("demo")
+@options_from(DemoOptions)
+def demo_command(options: DemoOptions, as_json: JsonFlag = False) -> None:
+    """The whole of RFT once, on two CPU cores: train, compare, report.
+
+    A base model of a million parameters answers cases, a grader scores the answers, GRPO
+    reinforces the thinking behind the good ones. Then the tuned model meets its rivals on genes
+    that never were an answer in training: random order, the annotation itself, its own base, the
+    base prompted with the plan, a larger base, SFT on the answers, SFT on the base's own right
+    answers.
+
+    Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
+    """
+    with Reporter() as reporter:
+        report = run_demo(options, reporter)
+    if as_json:
+        print_json(report)
+        return
+    print_table(systems_table(report))
+    print_table(paired_table(report))
+    for line in reading(report):
+        say(line)
+    if "real_cases" in report:
+        real = report["real_cases"]
+        say(f"\nReal published cases: {real['kept']} of {real['read']}")
+        print_table(systems_table(real))
+        print_table(paired_table(real))
+    written = "report.md, report.json, table.png, curve.png, log.jsonl, samples.jsonl, adapter/"
+    say(f"\nWritten in {report['seconds']:.0f} s: {options.out}/{written}")
+
+
+COLOURS = {"go": "green", "fix": "red", "undecided": "yellow"}
+
+
+def print_signal(signal: Any, console: Console) -> None:
+    """Verdict first, then what it rests on."""
+    colour = COLOURS[signal.verdict]
+    console.print(f"{signal.verdict}: {signal.reason}", markup=False, style=f"bold {colour}")
+    for finding in signal.findings:
+        console.print(f"\n{finding.name}", markup=False, style="bold")
+        console.print(f"  {finding.evidence}", markup=False)
+        console.print(f"  turn: {finding.knob}", markup=False)
+    console.print()
+    for question in signal.questions:
+        console.print(f"{question.question} {question.answer}", markup=False, style="bold")
+        console.print(f"  {question.evidence}", markup=False)
+    for note in signal.notes:
+        console.print(f"note: {note}", markup=False, style="yellow")
+    if signal.samples:
+        print_numbers(signal, console)
+        print_samples(signal, console)
+
+
+def print_numbers(signal: Any, console: Console) -> None:
+    """The table of numbers: means over rows with 95 % intervals over groups of rows."""
+    table = Table("measured", "value", box=None, pad_edge=False, header_style="bold")
+    for name, value in number_lines(signal):
+        table.add_row(name, escape(value))
+    console.print()
+    console.print(table)
+
+
+def number_lines(signal: Any) -> list[tuple[str, str]]:
+    """(name, value) of every number, in words."""
+    lines = [
+        (
+            "drawn",
+            f"{signal.samples} answers of {signal.policy} to {signal.rows} rows, seed "
+            f"{signal.seed} (at most {signal.budget})",
+        )
+    ]
+    lines += [(f"pass@{k}", str(value)) for k, value in signal.pass_at.items()]
+    if signal.reward is not None:
+        lines += [
+            ("reward", f"{signal.reward}, spread within a row {signal.spread:.3f}"),
+            (f"groups of {signal.group} without spread", str(signal.dead_groups)),
+            ("  among readable answers", str(signal.dead_ability)),
+        ]
+        kinds = [(kind, share) for kind, share in signal.dead_kinds.items() if share >= 0.005]
+        lines += [(f"  dead: {kind}", f"{share:.0%}") for kind, share in kinds]
+    if signal.format_share is not None:
+        form = signal.format_share
+        lines.append(("spread that is form, ability", f"{form:.0%}, {1 - form:.0%}"))
+    for name, part in signal.sub_graders.items():
+        value = f"mean {part['mean']:.2f}, spread {part['spread']:.2f}, moves in "
+        lines.append((f"sub-grader {name}", f"{value}{part['moving']:.0%} of rows"))
+    read = ", ".join(f"{stage} {share:.1%}" for stage, share in signal.stages.items())
+    lines.append(("answers", read))
+    lengths = {k: v for k, v in signal.lengths.items() if k not in ("limit", "probe")}
+    shown = ", ".join(f"{name} {tokens:.0f}" for name, tokens in lengths.items())
+    lines.append(("tokens", f"{shown}; limit {signal.lengths['limit']}, cut {signal.cut}"))
+    lines.append(("rows", f"{len(signal.never)} never solved, {len(signal.always)} always solved"))
+    for name, pattern in signal.patterns.items():
+        earns = "" if pattern["reward"] is None else f", which earn {pattern['reward']:.2f}"
+        lines.append((f"pattern {name}", f"{pattern['share']:.0%} of the answers{earns}"))
+    return lines
+
+
+def print_samples(signal: Any, console: Console) -> None:
+    """Some answers, from the worst to the best."""
+    console.print("\nanswers, from worst to best", style="bold")
+    for sample in signal.shown:
+        console.print(f"  {sample_line(sample)}", markup=False)
+
+
+def sample_line(sample: dict[str, Any], width: int = 90) -> str:
+    """One answer in one line: grade, row, what was thought and said."""
+    grade = "lost" if sample["grade"] is None else f"{sample['grade']:.2f}"
+    said = f"{sample['reasoning']} => {sample['output_text']}".replace("\n", " ")
+    cut = " (cut)" if sample["finish_reason"] == "length" else ""
+    return f"{grade} {sample['row_id']}: {said[:width]}{cut}"
+
+
+def as_text(found: Any) -> str:
+    """One paragraph a finding: name and steps, what was seen, what it means, what to turn."""
+    number = len(found.findings)
+    verdict = "no finding" if number == 0 else f"{number} finding{'s' * (number > 1)}"
+    parts = [f"{found.source}: {found.steps} steps, {verdict}"]
+    for place, finding in enumerate(found.findings, 1):
+        lines = [f"{place}. {finding.name.replace('_', ' ')} ({step_ranges(finding.steps)})"]
+        for title, text in (
+            ("seen", finding.evidence),
+            ("means", finding.why),
+            ("turn", finding.setting),
+        ):
+            lines.append(fill(text, 96, initial_indent=f"   {title:6}", subsequent_indent=" " * 9))
+        parts.append("\n".join(lines))
+    parts += [fill(f"note: {note}", 96, subsequent_indent="      ") for note in found.notes]
+    return "\n\n".join(parts)
+
+
+def step_ranges(steps: list[int]) -> str:
+    """[1, 2, 3, 7] -> "steps 1-3, 7"; long lists end with a count.
+
+    >>> step_ranges([5])
+    'step 5'
+    """
+    ranges: list[list[int]] = []
+    for step in steps:
+        if ranges and step == ranges[-1][1] + 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in ranges]
+    shown = ", ".join(texts[:6])
+    more = f" and {len(texts) - 6} more stretches" if len(texts) > 6 else ""
+    return f"step{'s' * (len(steps) != 1)} {shown}{more}"
