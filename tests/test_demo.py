@@ -1,105 +1,99 @@
 """`rftkit demo` in the smoke profile: everything that it promises is there and agrees."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from rftkit.demo import SYSTEMS, as_samples, overlap, overlap_sentence, report_text
+from rftkit.bench import Bench
+from rftkit.console import Reporter
+from rftkit.demo import (
+    SYSTEMS,
+    DemoOptions,
+    as_samples,
+    overlap_ranking,
+    overlap_sentence,
+    reading,
+    run_demo,
+)
 from rftkit.evaluation import measure
+from rftkit.real_cases import load_world
+from rftkit.records import SamplingConfig
+from rftkit.rows import write_rows
 from rftkit.task import load_task
 
-CASE = {
-    "messages": [{"role": "user", "content": "-"}],
-    "case_id": "made-up-1",
-    "present": [],
-    "absent": [],
-    "sex": "male",
-    "onset": "Infantile onset",
-}
+CASE = {"messages": [{"role": "user", "content": "-"}], "absent": [], "sex": "male"}
+
+
+class Listener(Reporter):
+    """Keeps what is said, and adds up the work."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines, self.planned, self.done = [], 0, 0
+
+    def say(self, text=""):
+        self.lines.append(text)
+
+    def plan(self, work):
+        self.planned = work
+
+    def advance(self, work):
+        self.done += work
 
 
 @pytest.fixture(scope="module")
-def cases_file(tmp_path_factory):
-    """Rows as `rftkit cases` writes them, made up: two of the world's genes, one unknown."""
-    from rftkit.rows import write_rows
-    from tools.medical_school.world import build_world
-
-    world = build_world()
-    rows = []
-    for number, disease in enumerate(world.diseases[:6]):
-        present = [{"id": world.term_ids[t], "label": ""} for t in list(disease.frequency)[:5]]
-        known = {"reference_gene": disease.gene, "case_id": f"c{number}", "present": present}
-        rows.append(CASE | known)
-    rows.append(CASE | {"reference_gene": "NOTAGENE", "case_id": "n", "present": present})
-    rows.append(CASE | {"reference_gene": world.diseases[0].gene, "case_id": "few"})
-    path = tmp_path_factory.mktemp("cases") / "real.jsonl"
-    write_rows(path, rows)
-    return path
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory, cases_file):
+def demo(tmp_path_factory):
+    """(folder, report, listener) of a run with eight made-up cases: two cannot be told."""
     folder = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(
-        [sys.executable, "-m", "rftkit.cli", "demo", "--profile", "smoke", "--json", "--out", "r",
-         "--cases", str(cases_file)],
-        capture_output=True, text=True, cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "r", json.loads(done.stdout), done.stderr
+    rows = []
+    for number, (gene, terms) in enumerate(list(load_world().annotation.items())[:6]):
+        present = [{"id": term, "label": ""} for term in sorted(terms)[:5]]
+        rows.append(CASE | {"reference_gene": gene, "case_id": f"c{number}", "present": present})
+    rows.append(rows[0] | {"reference_gene": "NOTAGENE", "case_id": "n"})
+    rows.append(rows[0] | {"present": [], "case_id": "few"})
+    write_rows(folder / "real.jsonl", rows)
+    listener = Listener()
+    options = DemoOptions("smoke", cases=folder / "real.jsonl", out=folder / "r")
+    return folder / "r", run_demo(options, listener), listener
 
 
-def test_demo_prints_one_object_and_the_same_stands_in_the_folder(demo):
-    folder, printed, _ = demo
-    assert json.loads((folder / "report.json").read_text()) == printed
-
-
-def test_demo_writes_every_file_it_promises(demo):
-    folder, _, _ = demo
-    for name in ("report.json", "report.md", "table.png", "curve.png", "log.jsonl",
-                 "samples.jsonl", "events.jsonl", "config.json"):  # fmt: skip
+def test_the_folder_holds_the_report_and_every_promised_file(demo):
+    folder, report, _ = demo
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
+    for name in ("report.md", "table.png", "curve.png", "log.jsonl", "samples.jsonl",
+                 "config.json", "adapter/adapter_model.safetensors"):  # fmt: skip
         assert (folder / name).stat().st_size > 100, name
-    assert (folder / "table.png").read_bytes()[:4] == b"\x89PNG"
-    assert (folder / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_report_has_the_fields_of_the_interface(demo):
-    _, report, _ = demo
-    assert [s["name"] for s in report["systems"]] == list(SYSTEMS)
-    for system in report["systems"]:
-        assert {"mean", "low", "high"} == system["top1"].keys()
+def test_the_report_has_the_fields_of_the_interface(demo):
+    report = demo[1]
+    systems = {system["name"]: system for system in report["systems"]}
+    assert list(systems) == list(SYSTEMS)
+    for system in systems.values():
         assert system["top1"]["low"] <= system["top1"]["mean"] <= system["top1"]["high"]
         assert system["top5"]["mean"] >= system["top1"]["mean"]
-        assert "top1" in system["greedy"] and system["n"] == report["n_cases"]
-    by_name = {s["name"]: s for s in report["systems"]}
+        assert "top1" in system["greedy"] and system["n"] == report["n_cases"] == 60
     for base in ("mini base", "large base"):
-        assert by_name[base]["pass@8"]["mean"] >= by_name[base]["top1"]["mean"]
-    assert {"a", "b", "metric", "difference", "low", "high"} <= report["paired"][0].keys()
-    training = report["training"]
-    assert training["answer_groups_shared_with_eval"] == 0 and training["examples"] == 128
-    assert training["peak_rss_mb"] is None or training["peak_rss_mb"] < 3_000
+        assert systems[base]["pass@8"]["mean"] >= systems[base]["top1"]["mean"]
+    assert report["training"]["answer_groups_shared_with_eval"] == 0
+    assert report["training"]["examples"] == 128 and report["seed"] == 0
     assert report["sha256"]["embedded:mini"] and report["versions"]["torch"]
-    assert report["gates"]["mini"]
-
-
-def test_paired_differences_are_those_of_the_table(demo):
-    _, report, _ = demo
-    means = {s["name"]: s["top1"]["mean"] for s in report["systems"]}
+    assert report["gates"]["mini"] and report["rivals"]["SFT mini"]["best_step"]
     for pair in report["paired"]:
         if pair["metric"] == "top1":
-            assert pair["difference"] == pytest.approx(
-                means[pair["a"]] - means[pair["b"]], abs=2e-4
-            )
+            a, b = (systems[pair[key]]["top1"]["mean"] for key in "ab")
+            assert pair["difference"] == pytest.approx(a - b, abs=2e-4)
 
 
-def test_demo_shows_a_case_without_its_answer(demo):
-    _, _, said = demo
-    shown = next(line for line in said.splitlines() if line.strip().startswith("user:"))
-    row = load_task("gene_ranking").rows("train")[0]
-    assert row["messages"][0]["content"] in shown
-    assert row["reference_gene"] not in shown
+def test_a_case_is_shown_as_the_model_sees_it(demo):
+    lines, row = demo[2].lines, load_task("gene_ranking").rows("train")[0]
+    (shown,) = [line for line in lines if line.strip().startswith("user:")]
+    assert row["messages"][0]["content"] in shown and row["reference_gene"] not in shown
+
+
+def test_the_progress_bar_ends_about_where_it_was_planned(demo):
+    listener = demo[2]
+    assert 0.6 < listener.done / listener.planned < 1.4
 
 
 def test_samples_carry_their_system_and_their_grade(demo):
@@ -107,47 +101,38 @@ def test_samples_carry_their_system_and_their_grade(demo):
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     tested = [line for line in lines if "step" not in line]
     assert {line["model"] for line in tested} == set(SYSTEMS)
-    rft = [x for x in tested if x["model"] == "RFT mini"]
+    rft = [line for line in tested if line["model"] == "RFT mini"]
     assert len(rft) == report["n_cases"] * 3
     assert all(x["grade"] is not None and x["row_id"].startswith("test-") for x in rft)
 
 
-def test_report_text_says_what_was_added_and_what_was_not(demo):
-    _, report, _ = demo
-    text = report_text(report)
-    assert "What RFT added" in text and "What it did not add: knowledge" in text
-    assert "overlap row" in text and "17.7" in text
-    top = {system["name"]: system["top1"]["mean"] for system in report["systems"]}
-    assert overlap_sentence(top["overlap"], top["RFT mini"]) in text
-
-
-@pytest.mark.parametrize(
-    ("found", "place"), [(0.407, "below RFT"), (0.6, "above RFT"), (0.4641, "level with RFT")]
-)
-def test_where_the_overlap_row_stands_is_not_derived_from_the_numbers(found, place):
-    said = overlap_sentence(found, 0.464)
-    assert place in said and "no rival" in said
-    assert [word for word in ("below", "above", "level") if word in said] == [place.split()[0]]
-
-
 def test_real_cases_are_counted_by_reason_and_put_to_every_system(demo):
-    _, report, _ = demo
-    real = report["real_cases"]
+    real = demo[1]["real_cases"]
     assert real["read"] == 8 and real["kept"] == 6 and sum(real["lost"].values()) == 2
-    assert [s["name"] for s in real["systems"]] == list(SYSTEMS)
-    assert sum(real["splits"].values()) == 6
+    assert [system["name"] for system in real["systems"]] == list(SYSTEMS)
+    assert sum(real["splits"].values()) == 6 and len(real["paired"]) == 3
 
 
-def test_unknown_profile_is_refused_without_a_traceback(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "rftkit.cli", "demo", "--profile", "huge"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 1 and "huge" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(("overlap", "place"), [(0.4, "below"), (0.6, "above"), (0.4641, "level")])
+def test_the_place_of_the_overlap_row_is_read_off_the_numbers(demo, overlap, place):
+    words = overlap_sentence(overlap, 0.464).split()
+    assert [word for word in ("below", "above", "level") if word in words] == [place]
+    top = {system["name"]: system["top1"]["mean"] for system in demo[1]["systems"]}
+    assert overlap_sentence(top["overlap"], top["RFT mini"]) in reading(demo[1])
 
 
 def test_overlap_reads_the_annotation_and_beats_a_guess():
     task = load_task("gene_ranking")
     rows = task.rows("validation")[:60]
-    found = measure("overlap", task, rows, as_samples(overlap()(rows)))
-    assert found.values["top1"].mean() > 0.2
+    result = measure("overlap", task, rows, as_samples(overlap_ranking(rows)))
+    assert result.values["top1"].mean() > 0.2
+
+
+def test_a_prefill_and_votes_hold_for_one_system_of_a_bench(mini):
+    task = load_task("gene_ranking")
+    bench = Bench(task, task.rows("test")[:20], SamplingConfig(), 1, Reporter(quiet=True))
+    bench.add("base", mini, votes=3)
+    bench.add("prompted", mini, prefill="<think>Diagnose first.")
+    assert bench.results["prompted"].patterns["diagnose first"] == 1
+    assert bench.results["base"].patterns["diagnose first"] < 0.6
+    assert "pass@3" in bench.results["base"].values.keys() - bench.results["prompted"].values.keys()

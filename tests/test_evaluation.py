@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rftkit.evaluation import (
+    Interval,
     bootstrap,
     clusters_of,
     majority_values,
@@ -12,9 +13,8 @@ from rftkit.evaluation import (
     pass_values,
     row_values,
 )
-from rftkit.files import UserError
 from rftkit.records import Sample
-from rftkit.task import load_task, task_from_json
+from rftkit.task import task_from_json
 
 GRADER = {
     "type": "string_check",
@@ -35,9 +35,9 @@ RECORD = {
 ROWS = [{"messages": [], "gene": "X"}, {"messages": [], "gene": "Y"}]
 
 
-def says(*genes, think=""):
-    inside = ", ".join(f'"{g}"' for g in genes)
-    return Sample.from_text(f'<think>{think}</think>{{"genes": [{inside}]}}')
+def answer(*genes, think=""):
+    names = ", ".join(f'"{gene}"' for gene in genes)
+    return Sample.from_text(f'<think>{think}</think>{{"genes": [{names}]}}')
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def task():
     return task_from_json(RECORD)
 
 
-def test_place_and_metrics_by_hand(task):
-    samples = [[says("X", "Y"), says("Z", "X", think="A")], [says("Q"), says("Y")]]
+def test_metrics_are_those_counted_by_hand(task):
+    samples = [[answer("X", "Y"), answer("Z", "X", think="A")], [answer("Q"), answer("Y")]]
     assert row_values("top1", task, ROWS, samples).tolist() == [0.5, 0.5]
     assert row_values("top5", task, ROWS, samples).tolist() == [1.0, 0.5]
     assert row_values("mrr", task, ROWS, samples).tolist() == [0.75, 0.5]
@@ -54,62 +54,24 @@ def test_place_and_metrics_by_hand(task):
     assert result.patterns == {"a": 0.25}
     assert result.places == {"1": 0.5, "2": 0.25, "not listed": 0.25}
     assert result.values["grade"].tolist() == [0.5, 0.5]
-    assert {s.model for g in samples for s in g} == {"s"}
+    assert {sample.model for group in samples for sample in group} == {"s"}
 
 
 def test_unreadable_answers_score_zero_and_do_not_vote(task):
     broken = Sample.from_text("no json")
-    samples = [[broken, says("X"), broken], [broken, broken, broken]]
+    samples = [[broken, answer("X"), broken], [broken, broken, broken]]
     assert row_values("top1", task, ROWS, samples).tolist() == [pytest.approx(1 / 3), 0.0]
     assert majority_values(task, ROWS, samples).tolist() == [1.0, 0.0]
     assert pass_values(task, ROWS, samples).tolist() == [1.0, 0.0]
 
 
 def test_majority_ties_count_by_their_share(task):
-    samples = [[says("X"), says("Z")], [says("Z"), says("Z")]]
+    samples = [[answer("X"), answer("Z")], [answer("Z"), answer("Z")]]
     assert majority_values(task, ROWS, samples).tolist() == [0.5, 0.0]
 
 
-def test_bootstrap_interval_covers_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(1_000):
-        groups = np.repeat(np.arange(40), 5)
-        effect = rng.normal(0, 1, 40)[groups]
-        found = bootstrap(0.3 + effect + rng.normal(0, 1, 200), groups, seed=trial)
-        hits += found.low <= 0.3 <= found.high
-    assert 920 <= hits <= 960  # 94.0 % in 2,000 trials with 40 clusters
-
-
-def test_clustering_widens_the_interval():
-    groups = np.repeat(np.arange(20), 10)
-    values = np.random.default_rng(1).normal(0, 1, 20)[groups]
-    together = bootstrap(values, groups)
-    alone = bootstrap(values, np.arange(200))
-    assert together.high - together.low > 2 * (alone.high - alone.low)
-
-
-def test_paired_difference_is_tighter_than_two_intervals():
-    rng = np.random.default_rng(2)
-    easy = rng.random(300)
-    a, b = easy + 0.05, easy
-    found = paired_difference(a, b, np.arange(300))
-    assert found.mean == pytest.approx(0.05) and found.low > 0.04
-    assert bootstrap(a, np.arange(300)).low < bootstrap(b, np.arange(300)).high
-
-
-def test_bootstrap_refuses_mismatched_input():
-    with pytest.raises(ValueError, match="expected one each"):
-        bootstrap([1.0], ["a", "b"])
-
-
-def test_seed_repeats_an_interval():
-    values, groups = np.random.default_rng(3).random(50), np.arange(50)
-    assert bootstrap(values, groups, 1).to_json() == bootstrap(values, groups, 1).to_json()
-
-
 def test_extra_samples_do_not_enter_the_headline(task):
-    samples = [[says("Z"), says("X"), says("X")], [says("Y"), says("Z"), says("Z")]]
+    samples = [[answer("Z"), answer("X"), answer("X")], [answer("Y"), answer("Z"), answer("Z")]]
     result = measure("s", task, ROWS, samples, samples=1)
     assert result.values["top1"].tolist() == [0.0, 1.0]
     assert result.values["maj@3"].tolist() == [1.0, 0.0]
@@ -122,25 +84,33 @@ def test_clusters_follow_the_tasks_group(task):
     assert clusters_of([{}, {}], task) == ["0", "1"]
 
 
-def test_answer_path_is_read_off_the_template():
-    task = load_task("gene_ranking")
-    assert task.answer_path == (["genes", 0], "reference_gene")
-    flat = task_from_json(RECORD | {"answer_template": "{{item.gene}}"})
-    assert flat.answers(Sample.from_text("<think>x</think> X ")) == ["X"]
-    assert flat.place(ROWS[0], Sample.from_text("X")) == 1
-    key = task_from_json(RECORD | {"answer_template": '{"label": "{{item.gene}}"}'})
-    assert key.place(ROWS[0], Sample.from_text('{"label": "X"}')) == 1
-    assert key.place(ROWS[0], Sample.from_text('{"label": "Q"}')) is None
-    with pytest.raises(UserError, match="names no"):
-        task_from_json(RECORD | {"answer_template": '{"genes": []}'}).answer_path  # noqa: B018
+def test_bootstrap_interval_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(1_000):
+        groups = np.repeat(np.arange(40), 5)
+        effect = rng.normal(0, 1, 40)[groups]
+        interval = bootstrap(0.3 + effect + rng.normal(0, 1, 200), groups, seed=trial)
+        hits += interval.low <= 0.3 <= interval.high
+    assert 920 <= hits <= 960  # 94.0 % in 2,000 trials with 40 clusters
 
 
-def test_task_faults_are_named():
-    with pytest.raises(UserError, match="without question"):
-        task_from_json({"name": "x", "grader": GRADER})
-    with pytest.raises(UserError, match="unknown hedline"):
-        task_from_json(RECORD | {"hedline": "top1"})
-    with pytest.raises(UserError, match="no dataset"):
-        load_task("nothing_here")
-    with pytest.raises(UserError, match="split"):
-        load_task("gene_ranking").rows("dev")
+def test_clustering_widens_the_interval_and_pairing_narrows_it():
+    groups = np.repeat(np.arange(20), 10)
+    values = np.random.default_rng(1).normal(0, 1, 20)[groups]
+    together, alone = bootstrap(values, groups), bootstrap(values, np.arange(200))
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    difference = paired_difference(values + 0.05, values, groups)
+    assert difference.mean == pytest.approx(0.05) and difference.low > 0.04
+    assert bootstrap(values + 0.05, groups).low < together.high
+
+
+def test_bootstrap_refuses_mismatched_input():
+    with pytest.raises(ValueError, match="expected one each"):
+        bootstrap([1.0], ["a", "b"])
+
+
+def test_an_interval_is_written_with_three_digits_and_signs_where_asked():
+    interval = Interval(0.1, -0.05, 0.25)
+    assert str(interval) == f"{interval}" == "0.100 [-0.050, 0.250]"
+    assert f"{interval:+}" == "+0.100 [-0.050, +0.250]"

@@ -1,0 +1,155 @@
+"""The command line: each example works, a mistake is one line, `--json` prints one object."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+import sys
+
+import pytest
+import typer
+
+from rftkit import __version__, cli
+from rftkit.graders.presets import SHELF
+
+GROUP = typer.main.get_command(cli.app)
+COMMANDS = sorted(GROUP.commands)
+EXAMPLE = re.compile(r"^ +(rftkit [a-z].*)$|`(rftkit [a-z][^`]*)`", re.MULTILINE)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line as the console script does: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rftkit", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grader.json").write_text(json.dumps(SHELF["gene_rank"].make().to_json()))
+    (tmp_path / "item.json").write_text('{"reference_gene": "A"}')
+    (tmp_path / "sample.txt").write_text('<think>B?</think>{"genes": ["B", "A"]}')
+    return tmp_path
+
+
+def examples(command) -> list[list[str]]:
+    """The words of every command line in a help text, up to where its output is sent."""
+    text = "\n " + inspect.cleandoc(command.help)
+    lines = [line or quoted for line, quoted in EXAMPLE.findall(text)]
+    return [shlex.split(line.partition(" > ")[0])[1:] for line in lines]
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_a_help_page_shows_examples_that_the_commands_take(name):
+    shown = examples(GROUP.commands[name] if name else GROUP)
+    assert any(name in ("", words[0]) for words in shown)
+    for words in shown:
+        mentioned = len(words) == 1 and words[0] != name  # as in "`rftkit check` reports them"
+        if not mentioned:
+            with GROUP.commands[words[0]].make_context(words[0], words[1:]):
+                pass
+
+
+def test_the_example_of_grade_gives_the_rewards_that_it_promises(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    promised = re.search(r'"reward" is (\S+) and then ([\d.]+)\.', GROUP.commands["grade"].help)
+    make, *grades = examples(GROUP.commands["grade"])
+    (tmp_path / "grader.json").write_text(run(*make)[1])
+    rewards = [json.loads(run(*words, "--json")[1])["reward"] for words in grades]
+    assert rewards == [float(number) for number in promised.groups()]
+
+
+def test_version_and_environment_are_printed(run):
+    assert run("--version")[1].strip() == f"rftkit {__version__}"
+    text, record = run("environment")[1], json.loads(run("environment", "--json")[1])
+    assert record["machine"] in text and f"torch {record['versions']['torch']}" in text
+    assert {"device", "profile", "sandbox"} <= record.keys()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("grade --grader missing.json --sample x", 1),
+        ("grade --grader grader.json --sample @missing.txt", 1),
+        ("grade --grader grader.json --sample x --item missing.json", 1),
+        ("grade --grader grader.json --sample x --item {", 1),
+        ("grade --grader grader.json --sample x --item sample.txt", 1),
+        ("graders missing", 1),
+        ("runs missing", 1),
+        ("doctor missing", 1),
+        ("train missing.json --out r", 1),
+        ("signal missing.json", 1),
+        ("cases missing.zip --out o", 1),
+        ("demo --profile huge", 1),
+        ("demo --profile smoke --out sample.txt/demo", 1),
+        ("evaluate gene_ranking --model embedded:giant --out o", 1),
+        ("evaluate gene_ranking --model embedded:mini --samples 0 --out o", 2),
+        ("check item.json --no-such-option", 2),
+    ],
+)
+def test_a_mistake_is_one_message_and_an_exit_code(run, files, command, code):
+    given, out, err = run(*command.split())
+    assert given == code and out == "" and "Traceback" not in err
+    assert ("\nerror " in f"\n{err}") is (code == 1)
+
+
+@pytest.mark.parametrize("sample", ['{"genes": ["B", "A"]}', "@sample.txt"])
+@pytest.mark.parametrize("item", ["item.json", '{"reference_gene": "A"}'])
+def test_grade_prints_the_report(run, files, sample, item):
+    code, out, err = run("grade", "--grader", "grader.json", "--sample", sample, "--item", item)
+    report = json.loads(out)
+    assert code == 0 and report["reward"] == pytest.approx(0.73)
+    assert report["metadata"]["errors"]["sample_parse_error"] is True and "genes[2]" in err
+
+
+def test_a_grade_that_is_lost_prints_the_report_and_exits_1(run, files):
+    words = ("grade", "--grader", "grader.json", "--sample", '{"genes": ["B"]}')
+    code, out, err = run(*words)
+    assert code == 1 and json.loads(out)["reward"] is None and "item.reference_gene" in err
+    assert run(*words, "--json")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ('{"type": "string_check", "name": "x", "input": 1, "operation": "is"}', 3),
+        ('{"type": "string_check",\n', 1),
+        ('{"a": 1, "a": 2}', 1),
+        ("NaN", 1),
+    ],
+)
+def test_validate_grader_gives_every_problem_with_its_file(run, files, text, problems):
+    (files / "bad.json").write_text(text)
+    code, out, err = run("validate-grader", "./bad.json")
+    assert code == 1 and out == "" and err.count("bad.json") == problems
+    code, out, err = run("validate-grader", "bad.json", "--json")
+    record = json.loads(out)
+    assert code == 1 and err == "" and not record["valid"]
+    assert len(record["problems"]) == problems
+
+
+def test_a_valid_grader_is_called_so(run, files):
+    code, out, _ = run("validate-grader", "grader.json", "--json")
+    expected = {"valid": True, "type": "multi", "problems": [], "notes": []}
+    assert code == 0 and json.loads(out) == expected
+    assert run("validate-grader", "grader.json")[0] == 0
+
+
+def test_presets_are_listed_and_printed(run):
+    listed = json.loads(run("graders", "--json")[1])["graders"]
+    assert [preset["name"] for preset in listed] == list(SHELF)
+    text = run("graders")[1]
+    assert all(preset["name"] in text for preset in listed)
+    assert json.loads(run("graders", "gene_rank")[1]) == SHELF["gene_rank"].make().to_json()

@@ -1,0 +1,326 @@
+"""`rftkit evaluate`: the same rows for every model, numbers that the samples bear out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rftkit.bench import Bench, report_text
+from rftkit.cli import app
+from rftkit.compare import Comparison, compare_models, load_metric, make_report
+from rftkit.console import Reporter
+from rftkit.evaluation import SystemResult
+from rftkit.files import UserError
+from rftkit.records import Sample, SamplingConfig
+from rftkit.rows import write_rows
+from rftkit.task import load_task
+
+TASK = load_task("gene_ranking")
+ROWS = TASK.rows("validation")[:12]
+MINI = ("--model", "embedded:mini")
+
+
+def evaluate(*words):
+    return CliRunner().invoke(app, ["evaluate", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "some.jsonl"
+    write_rows(path, ROWS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """What training leaves, with an adapter that does change the answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from rftkit.policy import load_policy
+
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    policy = load_policy("embedded:mini")
+    model = get_peft_model(policy.model, LoraConfig(r=2, target_modules="all-linear"))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.peft_config["default"].base_model_name_or_path = "embedded:mini"
+    model.save_pretrained(folder / "adapter")
+    seen = [row | {"case_id": f"seen-{n}"} for n, row in enumerate(ROWS[:2])]
+    write_rows(folder / "trained_on.jsonl", [*TASK.rows("train")[:3], *seen])
+    config = {"train_file": str(folder / "trained_on.jsonl"), "grader": TASK.grader_spec}
+    (folder / "config.json").write_text(json.dumps(config | {"group_by": "reference_gene"}))
+    training = {"examples": 5, "steps": 7, "seconds": 1.5, "peak_rss_mb": 100.0}
+    (folder / "training.json").write_text(json.dumps({"training": training}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, rows, run_folder):
+    """(the report, its folder, standard error) of the base and the tuned model."""
+    out = tmp_path_factory.mktemp("out") / "table"
+    words = (rows, "--task", "gene_ranking", *MINI, "--model", run_folder, "--samples", 3)
+    result = evaluate(*words, "--seed", 5, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout), out, result.stderr
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+def test_the_report_is_what_was_printed_and_has_every_field(compared):
+    report, out, _ = compared
+    assert json.loads((out / "report.json").read_text()) == report
+    fields = "task n_cases sampling systems paired training gates seed versions sha256".split()
+    assert set(fields) <= report.keys() and report["n_cases"] == len(ROWS)
+    assert report["seed"] == report["sampling"]["seed"] == 5
+    assert {"some.jsonl", "grader", "embedded:mini"} <= report["sha256"].keys()
+    assert len(report["sha256"]) == 4 and report["gates"].keys() == {"mini"}
+    assert (out / "table.png").read_bytes()[:4] == b"\x89PNG"
+    text = (out / "report.md").read_text()
+    for line in report_text(report, []).splitlines():
+        assert line in text
+
+
+def test_the_samples_bear_out_the_table(compared):
+    report, out, _ = compared
+    lines, by_id = lines_of(out), {row["case_id"]: row for row in ROWS}
+    for system in report["systems"]:
+        own = [line for line in lines if line["model"] == system["name"]]
+        assert len(own) == system["answers"] == len(ROWS) * 4
+        for greedy, top1 in ((False, system["top1"]["mean"]), (True, system["greedy"]["top1"])):
+            drawn = [line for line in own if line["greedy"] is greedy]
+            samples = [Sample(**{k: v for k, v in x.items() if k != "greedy"}) for x in drawn]
+            places = [TASK.place(by_id[sample.row_id], sample) for sample in samples]
+            assert top1 == pytest.approx(places.count(1) / len(drawn), abs=1e-4)
+    assert {line["seed"] for line in lines} == {5}
+    base, tuned = report["systems"]
+    assert base["patterns"] != tuned["patterns"]  # the adapter was loaded
+
+
+def test_a_difference_is_the_later_model_less_the_earlier_row_by_row(compared, run_folder):
+    bench = Bench(TASK, ROWS[:3], SamplingConfig(), 1, Reporter(quiet=True))
+    for name, values in {
+        "endpoint:base": (0.0, 0.5, 0.0),
+        "endpoint:tuned": (1.0, 1.0, 0.0),
+    }.items():
+        samples = [[Sample(grade=value)] for value in values]
+        numbers = {"top1": np.array(values)}
+        bench.results[name] = SystemResult(name, 3, numbers, numbers, samples, samples)
+    sampled, greedy = make_report(bench, TASK.folder / "test.jsonl", {})["paired"]
+    assert (sampled["a"], sampled["b"]) == ("endpoint:tuned", "endpoint:base")
+    assert sampled["difference"] == greedy["difference"] == 0.5
+    assert (sampled["metric"], greedy["metric"]) == ("top1", "greedy top1")
+    assert 0 <= sampled["low"] < 0.5 < sampled["high"] <= 1
+    report = compared[0]
+    base, tuned = (system["top1"]["mean"] for system in report["systems"])
+    assert [(p["a"], p["b"]) for p in report["paired"]] == [(str(run_folder), "embedded:mini")] * 2
+    assert report["paired"][0]["difference"] == pytest.approx(tuned - base, abs=2e-4)
+
+
+def test_rows_that_were_trained_on_are_named(compared, run_folder):
+    report, _, stderr = compared
+    training = report["training"]
+    assert training["model"] == str(run_folder) and training["steps"] == 7
+    shared = {row["reference_gene"] for row in ROWS[:2]}
+    assert training["answer_groups_shared_with_eval"] == len(shared)
+    assert f"{run_folder}: {len(shared)} answer groups" in stderr
+    assert "training" not in report["systems"][0]
+
+
+def test_an_adapter_answers_as_its_run_and_another_seed_otherwise(
+    tmp_path, rows, run_folder, compared
+):
+    adapter, common = str(run_folder / "adapter"), {"samples": 3, "task": "gene_ranking"}
+    report = compare_models(Comparison(rows, [adapter], tmp_path / "a", seed=5, **common))
+    names = {"name": str(run_folder)}
+    assert report["systems"][0] | names == compared[0]["systems"][1]
+    compare_models(Comparison(rows, ["embedded:mini"], tmp_path / "b", seed=6, **common))
+    texts = {}
+    for out in (tmp_path / "b", compared[1]):
+        lines = [line for line in lines_of(out) if line["model"] == "embedded:mini"]
+        texts[out] = [[x["output_text"] for x in lines if x["greedy"] is g] for g in (True, False)]
+    (greedy, sampled), (other_greedy, other_sampled) = texts.values()
+    assert greedy == other_greedy and sampled != other_sampled
+
+
+METRICS = """
+def tokens(sample, item): return sample["completion_tokens"]
+def gene_length(sample, item): return len(item["reference_gene"])
+def fails(sample, item): raise KeyError("genes")
+def no_number(sample, item): return float("nan")
+number = 3
+"""
+
+
+@pytest.fixture
+def metrics_here(tmp_path, monkeypatch):
+    (tmp_path / "own_metrics.py").write_text(METRICS)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(metrics_here, tmp_path, rows):
+    names = ["own_metrics:tokens", "own_metrics:gene_length"]
+    options = [word for name in names for word in ("--metric", name)]
+    result = evaluate(rows, *MINI, "--grader", "gene_rank", "--out", "o", "--json", *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    (system,) = report["systems"]
+    lengths = [x["completion_tokens"] for x in lines_of(tmp_path / "o") if not x["greedy"]]
+    assert system[names[0]]["mean"] == pytest.approx(np.mean(lengths), abs=1e-3)
+    genes = [len(row["reference_gene"]) for row in ROWS]
+    assert system[names[1]]["mean"] == pytest.approx(np.mean(genes), abs=1e-3)
+    assert report["headline"] == names[0] and "top1" not in system
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("own_metrics", "module:function"),
+        ("no_such_module:f", "ModuleNotFoundError"),
+        ("own_metrics:missing", "missing(sample, item) in own_metrics.py"),
+        ("own_metrics:number", "number is no function"),
+    ],
+)
+def test_a_metric_that_cannot_be_loaded_is_refused(metrics_here, name, cause):
+    with pytest.raises(UserError, match="--metric") as refused:
+        load_metric(name)
+    assert cause in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "cause"), [("fails", "KeyError"), ("no_number", "nan")])
+def test_a_metric_that_fails_names_its_row(metrics_here, name, cause):
+    value = load_metric(f"own_metrics:{name}")
+    with pytest.raises(UserError, match=f"row r-7.*{cause}"):
+        value({"reference_gene": "A"}, Sample(row_id="r-7", model="m", output_text="x"))
+
+
+RANK = (*MINI, "--grader", "gene_rank")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (MINI, "--grader: missing"),
+        ((*MINI, "--grader", "nowhere.json"), "nowhere.json"),
+        (("--model", "embedded:giant", "--grader", "gene_rank"), "embedded:giant"),
+        ((*MINI, "--grader", "exact_match"), "answer"),
+        ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
+        ((*RANK, *MINI), "twice"),
+        (("--model", "endpoint:m", "--grader", "gene_rank"), "OPENAI_BASE_URL"),
+        ((*MINI, "--task", "no_such_task"), "no_such_task"),
+        ((*RANK, "--model", "BROKEN/adapter"), "adapter_model.safetensors: no whole safetensors"),
+        ((*RANK, "--model", "BROKEN"), "training.json"),
+        ((*RANK, "--model", "UNFINISHED"), "finished run"),
+        ((*RANK, "--out", "RUN"), "holds a training run"),
+        ((*RANK, "--out", "FILE/out"), "Not a directory"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_sampled(
+    tmp_path, rows, run_folder, monkeypatch, words, named
+):
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    loaded = []
+    monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
+    broken, unfinished, file = tmp_path / "broken", tmp_path / "unfinished", tmp_path / "file"
+    (broken / "adapter").mkdir(parents=True)
+    adapter = {"base_model_name_or_path": "embedded:mini", "peft_type": "LORA"}
+    (broken / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    whole = (run_folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    cut = whole[:9] if "BROKEN/adapter" in words else whole
+    (broken / "adapter" / "adapter_model.safetensors").write_bytes(cut)
+    (broken / "training.json").write_text('{"training": [1]}')
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text('{"task": "gene_ranking"}')
+    file.write_text("mine")
+    places = {"BROKEN": broken, "UNFINISHED": unfinished, "FILE": file, "RUN": run_folder}
+    for name, place in places.items():
+        words = [word.replace(name, str(place)) for word in words]
+    result = evaluate(rows, "--out", tmp_path / "o", *words)
+    assert result.exit_code == 1 and isinstance(result.exception, UserError | OSError)
+    assert named in str(result.exception) and loaded == []
+    assert not (tmp_path / "o").exists() and file.read_text() == "mine"
+    assert not (run_folder / "samples.jsonl").exists()
+
+
+def test_a_grader_that_fails_on_every_answer_is_a_finding(tmp_path, rows):
+    grader = tmp_path / "grader.json"
+    source = "def grade(sample, item):\n    return 1 / 0"
+    grader.write_text(json.dumps({"type": "python", "name": "own", "source": source}))
+    result = evaluate(rows, *MINI, "--grader", grader, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "the grader's own program failed" in result.output
+    (system,) = json.loads((tmp_path / "out" / "report.json").read_text())["systems"]
+    assert system["grader_errors"] == system["answers"] > 0 and system["ungraded"] == 0
+
+
+def test_cut_answers_are_named_on_the_terminal_and_in_the_report(tmp_path, rows):
+    words = ("--max-tokens", 3, "--samples", 1, "--batch-size", 2, "--out", tmp_path / "o")
+    result = evaluate(rows, *RANK, *words)
+    assert result.exit_code == 0
+    for text in (result.stderr, (tmp_path / "o" / "report.md").read_text()):
+        assert "100% of its answers were cut at 3 tokens" in " ".join(text.split())
+
+
+class Stub(BaseHTTPRequestHandler):
+    refused = 0  # every n-th call, none for 0
+    calls = 0
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Stub.calls += 1
+        refuse = Stub.refused and Stub.calls % Stub.refused == 0
+        message = {"role": "assistant", "content": '{"genes": ["A", "B", "C", "D", "E"]}'}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        self.send_response(400 if refuse else 200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(body | {"choices": [choice]}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    Stub.calls = Stub.refused = 0
+    yield Stub
+    server.shutdown()
+
+
+@pytest.mark.parametrize(("refused", "failed", "code"), [(0, 0, 0), (3, 8, 1)])
+def test_answers_that_never_came_count_as_zero_and_are_counted(
+    tmp_path, rows, endpoint, refused, failed, code
+):
+    endpoint.refused = refused
+    words = ("--model", "endpoint:m", "--grader", "gene_rank", "--samples", 1, "--json")
+    result = evaluate(rows, *words, "--out", tmp_path / "o")
+    assert result.exit_code == code and not isinstance(result.exception, UserError)
+    report = json.loads(result.stdout)
+    (system,) = report["systems"]
+    assert system["failed"] == failed and len(report["notes"]) == code
+    assert report["sampling"]["max_new_tokens"] == 1024
+    if not failed:
+        assert system["grade"]["mean"] == pytest.approx(0.1)
+
+
+def test_an_endpoint_that_never_answers_ends_the_comparison(tmp_path, rows, endpoint):
+    endpoint.refused = 1
+    words = (*RANK, "--model", "endpoint:m", "--samples", 1, "--out", tmp_path / "o")
+    result = evaluate(rows, *words)
+    assert result.exit_code == 1 and "none of 12 answers came" in str(result.exception)
+    assert not (tmp_path / "o" / "report.json").exists()
+    assert {x["model"] for x in lines_of(tmp_path / "o")} == {"embedded:mini"}  # not lost
