@@ -673,21 +673,24 @@ def run_summary(place: Path) -> dict[str, Any]:
         ) from None
 
 
-def runs_table(found: dict[str, Any]) -> list[str]:
-    """The runs as a Markdown table: the held-out metric first, then what differs."""
-    header = ["run", "held out", "at step", "steps", "ended by", "alarms", *found["differing"]]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+def runs_table(found: dict[str, Any]) -> list[dict[str, str]]:
+    """The runs as rows of a table: the held-out metric first, then what differs."""
+    rows = []
     for run in found["runs"]:
         best = run["best"]
         metric = "none"
         if best:
             metric = f"{best['metric']} {best['mean']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
-        ended = str(run["stopped"] or run["state"])
-        cells = [run["name"], metric, str(best.get("step", "")), str(run["steps"]), ended]
-        cells.append(", ".join(run["alarms"]) or "none")
-        cells += [short(run["config"][name]) for name in found["differing"]]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        row = {
+            "run": run["name"],
+            "held out": metric,
+            "at step": str(best.get("step", "")),
+            "steps": str(run["steps"]),
+            "ended by": str(run["stopped"] or run["state"]),
+            "alarms": ", ".join(run["alarms"]) or "none",
+        }
+        rows.append(row | {name: short(run["config"][name]) for name in found["differing"]})
+    return rows
 
 
 def short(value: Any) -> str:
