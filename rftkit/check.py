@@ -116,10 +116,9 @@ def check_file(
         words = "same file twice", "it is the training file", "a file of other rows"
         report.add([sides.pop().fault(None, *words, "split the rows with rftkit.split_by_group")])
     for side in sides:
-        for line in read_lines(side.file):
-            report.add(line.faults)
-            if line.row is not None and line.number is not None:
-                side.rows.append((line.number, line.row))
+        for line, row, faults in read_lines(side.file):
+            report.add(faults)
+            side.rows += [(line, row)] if row is not None else []
         report.files[side.name], report.rows[side.name] = side.file, len(side.rows)
         report.add(size_faults(side))
     names = {name for side in sides for _, row in side.rows for name in answer_fields(row)}

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from rftkit.files import printable, shorten
 
@@ -193,8 +193,9 @@ def walk(value: Any) -> Iterator[tuple[str, Any]]:
 OBJECT = "one JSON object a line, in UTF-8"
 WRITE_IT = "write each row with rftkit.write_rows, or json.dumps(row) and a line feed"
 MAX_LINE_BYTES = 10_000_000  # ours: about ten times the longest context window, as text
-# How a file starts that was not written row by row: (what it is, the next step).
+# How a file starts that was not written row by row: what it is, and the next step.
 STARTS = {
+    rb"\Z": ("empty", "check the program that wrote it"),
     rb"\x1f\x8b": ("gzip", "unpack it first: gunzip -k FILE"),
     rb"PAR1": ("parquet", "datasets.Dataset.from_parquet(FILE).to_json(OUT) writes JSONL"),
     rb"[^\0]*\0": ("UTF-16, or no text", "save it as UTF-8, or name the JSONL file itself"),
@@ -203,39 +204,24 @@ STARTS = {
 }
 
 
-class Line(NamedTuple):
-    """A line as read: its row (None where it could not be read), and every fault of it.
+def read_lines(path: str | Path) -> Iterator[tuple[int, Row | None, list[Fault]]]:
+    """(number, row or None where it could not be read, its faults) of every line of a JSONL file.
 
-    The number is None for what is wrong with the whole file.
+    Holds one line in memory, and never raises. What is wrong with the whole file has number 0.
     """
-
-    number: int | None
-    row: Row | None
-    faults: list[Fault]
-
-
-def read_lines(path: str | Path) -> Iterator[Line]:
-    """Every line of a JSONL file, one in memory at a time; never raises for what stands there."""
-    empty = True
     try:
         with open(path, "rb") as file:
-            head = file.peek(1024)[:1024]
-            for pattern, (what, step) in STARTS.items():
-                if re.match(pattern, head.removeprefix(codecs.BOM_UTF8)):
-                    fault = Fault("not JSONL", f"the file is {what}", OBJECT, step)
-                    yield Line(None, None, [fault.at(path, None)])
-                    return
-            for number, raw in enumerate(file, 1):
+            head = file.peek(1024)[:1024].removeprefix(codecs.BOM_UTF8)
+            starts = [words for pattern, words in STARTS.items() if re.match(pattern, head)]
+            for number, raw in enumerate([] if starts else file, 1):
                 row, faults = read_line(raw, first=number == 1)
-                yield Line(number, row, [fault.at(path, number) for fault in faults])
-                empty = empty and not raw.strip()
-        fault = Fault("empty file", "the file holds no row", OBJECT, "check what wrote it")
+                yield number, row, [fault.at(path, number) for fault in faults]
+        for what, step in starts[:1]:
+            yield 0, None, [Fault("not JSONL", f"the file is {what}", OBJECT, step).at(path, None)]
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        empty, reason = True, getattr(error, "strerror", None) or str(error)
-        step = "check the path and its permissions"
-        fault = Fault("unreadable file", f"cannot be read ({reason})", "a JSONL file", step)
-    if empty:
-        yield Line(None, None, [fault.at(path, None)])
+        reason = getattr(error, "strerror", None) or str(error)
+        words = f"cannot be read ({reason})", "a JSONL file", "check the path and its permissions"
+        yield 0, None, [Fault("unreadable file", *words).at(path, None)]
 
 
 def read_line(raw: bytes, first: bool) -> tuple[Row | None, list[Fault]]:
@@ -243,33 +229,29 @@ def read_line(raw: bytes, first: bool) -> tuple[Row | None, list[Fault]]:
     if not raw.strip():
         return None, [Fault("blank line", "the line is blank", OBJECT, "remove it")]
     if len(raw) > MAX_LINE_BYTES:
-        found, expected = f"the line is {len(raw) / 1e6:.0f} MB long", "at most 10 MB"
-        return None, [Fault("line too long", found, expected, "is a line break missing?")]
-    faults = []
+        found, step = f"the line is {len(raw) / 1e6:.0f} MB long", "is a line break missing?"
+        return None, [Fault("line too long", found, "at most 10 MB", step)]
+    faults, repeated = [], []
     if first and raw.startswith(codecs.BOM_UTF8):
         found, step = "the file starts with a byte order mark", 'encoding="utf-8", not "utf-8-sig"'
         faults += [Fault("byte order mark", found, "plain UTF-8", f"save it with {step}")]
     if first and raw.endswith(b"\r\n"):
         found, step = "the line ends in CR LF (Windows)", 'write with newline="\\n", or: dos2unix'
         faults += [Fault("line ending", found, r"lines that end in \n alone", step)]
-    repeated: list[str] = []
 
     def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Python keeps the last of two equal keys in silence (RFC 8259, section 4)."""
         if len(unique := dict(pairs)) < len(pairs):
-            times = Counter(key for key, _ in pairs)
-            repeated.extend(key for key, count in times.items() if count > 1)
+            counts = Counter(key for key, _ in pairs)
+            repeated.extend(key for key, count in counts.items() if count > 1)
         return unique
 
     try:
         row = json.loads(raw.rstrip().decode("utf-8-sig"), object_pairs_hook=record)
     except UnicodeDecodeError as error:
         around = value_text(raw[max(0, error.start - 15) : error.start + 15].decode("latin-1"))
-        found, step = (
-            f"{error.object[error.start]:#x} is not UTF-8, near {around}",
-            "save it as UTF-8",
-        )
-        return None, [*faults, Fault("wrong encoding", found, OBJECT, step, value=around)]
+        found = f"byte {error.start + 1} is not UTF-8, near {around}"
+        return None, [*faults, Fault("wrong encoding", found, OBJECT, "save it as UTF-8")]
     except json.JSONDecodeError as error:
         around = value_text(error.doc[max(0, error.pos - 20) : error.pos + 20].strip())
         found = f"not JSON at column {error.colno}: {error.msg}, near {around}"

@@ -103,11 +103,19 @@ def examine_log(log: Log) -> Examination:
 # What several rules ask.
 
 
-def level(points: Points, steps: Iterable[int], limit: float, what: str) -> Evidence:
-    """Evidence for values beyond a limit: how far, and in how many steps."""
-    values = [value for step, value in points if step in set(steps)]
-    text = f"{what} from {min(values):.3g} to {max(values):.3g}" if values else ""
-    return steps, f"{text} in {len(values)} of {len(points)} steps (limit {limit:g})"
+def level(
+    points: Points,
+    what: str,
+    above: float = math.inf,
+    below: float = -math.inf,
+    also: Iterable[int] = (),
+) -> Evidence:
+    """Values beyond a limit in five of eight steps, and whatever they are in the steps `also`."""
+    steps = {*also, *held(points, lambda value: value > above or value < below)}
+    values = [value for step, value in points if step in steps]
+    span = f"{min(values):.3g} to {max(values):.3g}" if values else ""
+    limit = f"limit {above if math.isfinite(above) else below:g}"
+    return steps, f"{what} {span} in {len(steps)} of {len(points)} steps ({limit})"
 
 
 def describe(validations: list[tuple[int, dict[str, Any]]]) -> str:
@@ -145,30 +153,27 @@ def reward_not_a_number(log: Log) -> Evidence:
 @rule("`rftkit grade` on one of those answers: endpoint, time limit, a field of the formula")
 def grader_failures(log: Log) -> Evidence:
     """An answer without a grade teaches nothing, and the gradable ones are a biased sample."""
-    parts = {
-        r["step"]: [r.get("reward_mean", 0), *r.get("sub_rewards", {}).values()]
-        for r in log.records
-    }
-    without = [step for step, grades in parts.items() if log.graded and None in grades]
+    without = [
+        record["step"]
+        for record in log.records
+        if log.graded
+        and None in (record.get("reward_mean", 0), *record.get("sub_rewards", {}).values())
+    ]
     shares = log.lost | dict(log.points("lost"))
     lost = [step for step, share in shares.items() if share > MAX_LOST_SHARE]
     share = f"up to {max(shares.values(), default=0):.0%} of a step's answers without a grade"
-    return {
-        *without,
-        *lost,
-    }, f"no reward, or a part of it missing, in {len(without)} steps; {share}"
+    return [*without, *lost], f"a reward or a part of it missing in {len(without)} steps; {share}"
 
 
 @rule("`rftkit grade` on one answer of these steps, then mend what its traceback names")
 def grader_errors(log: Log) -> Evidence:
     """An answer on which the grader's program fails scores 0: the model learns to avoid that."""
-    steps, texts = [], []
-    for name, points in log.series("errors").items():
-        failing = held(points, lambda share: share > 0.5)  # of a step's answers (O)
-        if failing and name not in ("sample_parse_error", "truncated_observation_error"):
-            steps += failing
-            texts.append(level(points, failing, 0.5, f"{name}: share of answers")[1])
-    return steps, "; ".join(texts)
+    series = log.series("errors")
+    for name in ("sample_parse_error", "truncated_observation_error"):
+        series.pop(name, None)  # the answer's own fault
+    found = [level(p, f"{name}: share of answers", above=0.5) for name, p in series.items()]  # (O)
+    bad = [(steps, evidence) for steps, evidence in found if steps]
+    return {step for steps, _ in bad for step in steps}, "; ".join(text for _, text in bad)
 
 
 FOLLOWS_FROM_ERRORS = ("no_reward_spread", "dead_groups", "reward_stays_low", "loss_zero")
@@ -179,8 +184,8 @@ FOLLOWS_FROM_ERRORS = ("no_reward_spread", "dead_groups", "reward_stays_low", "l
 @rule("`rftkit grade` on a right answer and a wrong one: is the right field read?")
 def no_reward_spread(log: Log) -> Evidence:
     """Advantages compare scores. Where all are equal, every one is zero."""
-    points = log.points("reward_std")
-    return level(points, held(points, lambda std: std <= 1e-6, 10, 10), 0, "std of the rewards")
+    steps = held(log.points("reward_std"), lambda std: std <= 1e-6, least=10, window=10)
+    return steps, f"in {len(steps)} steps every answer scored alike"
 
 
 @rule(
@@ -249,9 +254,7 @@ def reward_stays_low(log: Log) -> Evidence:
     points = log.points("reward_mean")
     early = [(step, reward) for step, reward in points if step <= 20]
     rewards = [[reward for _, reward in part] for part in (early, points[-20:])]
-    means = [
-        mean(part[i : i + 5]) for part in rewards for i in range(max(1, len(part) - 4)) if part
-    ]
+    means = [mean(p[i : i + 5]) for p in rewards for i in range(max(1, len(p) - 4)) if p]
     low = bool(early) and points[-1][0] >= 20 and max(means) <= 0.15
     best = f"the best five steps reach a mean reward of {max(means, default=0):.2f}"
     return [step for step, _ in early if low], f"{best}; expected above 0.15 (grades: 0 to 1)"
@@ -310,8 +313,7 @@ def overfitting(log: Log) -> Evidence:
 )
 def truncation(log: Log) -> Evidence:
     """A completion that is cut usually scores 0: the limit has become part of the task."""
-    points = log.points("truncated")
-    return level(points, held(points, lambda share: share > 0.3), 0.3, "share cut")  # (A)
+    return level(log.points("truncated"), "share of completions cut", above=0.3)  # (A)
 
 
 def length_change(log: Log, grew: bool) -> Evidence:
@@ -339,8 +341,7 @@ def entropy_collapse(log: Log) -> Evidence:
     """A policy that is sure of every token tries nothing new, and its groups die."""
     # Nats a token: healthy from 0.05 (A). A has a red flag above 1.0 too; we have none: the
     # embedded mini starts above 1.0 and learns (measured: datasets/recorded_runs/demo.json).
-    points = log.points("entropy")
-    return level(points, held(points, lambda entropy: entropy < 0.05), 0.05, "entropy")
+    return level(log.points("entropy"), "entropy", below=0.05)
 
 
 @rule("learning_rate down, beta up, and back to the last checkpoint with a KL below 0.5")
@@ -350,8 +351,7 @@ def kl_blow_up(log: Log) -> Evidence:
     # gives it. A run that ends beyond KL_LOST did not come back.
     points = log.points("kl")
     at_once = KL_LOST if points and points[-1][1] > KL_LOST else 10 * KL_FAR
-    steps = {*held(points, lambda kl: kl > KL_FAR), *(s for s, kl in points if kl > at_once)}
-    return level(points, steps, KL_FAR, "KL")
+    return level(points, "KL", above=KL_FAR, also=[s for s, kl in points if kl > at_once])
 
 
 @rule("look at that step's answers; max_grad_norm at 1 or below, learning_rate down")
@@ -364,7 +364,7 @@ def gradient_spike(log: Log) -> Evidence:
         return NOTHING
     limit = max(1.0 if log.graded else 10.0, 10 * median(norm for _, norm in points))
     spikes = [step for step, norm in points if norm > limit]
-    return level(points, {*spikes, *held(points, lambda norm: norm > 10)}, limit, "gradient norm")
+    return level(points, "gradient norm", above=10, also=spikes)
 
 
 @rule("is the adapter trainable, and the one that is trained? learning_rate up, lora_rank up")
@@ -372,16 +372,13 @@ def gradient_vanishes(log: Log) -> Evidence:
     """Groups had a spread, and yet hardly any gradient arrived at the weights."""
     dead = dict(log.dead_share())
     points = [(s, norm) for s, norm in log.points("grad_norm") if dead.get(s, 0) < DEAD]
-    return level(points, held(points, lambda norm: norm < 0.001), 0.001, "gradient norm")  # (A)
+    return level(points, "gradient norm", below=0.001)  # (A)
 
 
 @rule("fewer updates a batch [num_iterations, steps_per_generation], learning_rate down")
 def clip_binds(log: Log) -> Evidence:
     """Many tokens have left the range in which old completions may still teach."""
-    points = log.points("clip_ratio")
-    return level(
-        points, held(points, lambda share: share > 0.1), 0.1, "share of tokens held"
-    )  # (A)
+    return level(log.points("clip_ratio"), "share of tokens that the clip holds", above=0.1)  # (A)
 
 
 @rule("eval_every above 0, on rows of other groups, by a metric that is not the reward")

@@ -13,7 +13,7 @@ MODELS = PACKAGE / "models"
 
 
 class UserError(ValueError):
-    """Something the user can fix: the command line prints it without a traceback.
+    """Something the user can fix, printed without a traceback.
 
     Write it as `place: what is there, expected what: what to do next`.
     """
@@ -27,9 +27,8 @@ class UserError(ValueError):
 def datasets_folder(package: Path = PACKAGE) -> Path:
     """The folder that holds one folder a task, and `recorded_runs/`.
 
-    Look into the wheel's copy first: beside an installed package stands site-packages/datasets,
-    which is Hugging Face's library and not our data. Only a pyproject.toml there makes it a
-    checkout. Raises UserError where neither is there.
+    Beside an installed package stands site-packages/datasets, Hugging Face's library: only a
+    pyproject.toml there makes it a checkout's folder.
     """
     in_wheel, beside = package / "_datasets", package.parent / "datasets"
     if in_wheel.is_dir():
@@ -37,23 +36,20 @@ def datasets_folder(package: Path = PACKAGE) -> Path:
     if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
         return beside
     raise UserError(
-        f"{package}: its datasets are missing, expected {in_wheel} (installed) or {beside} "
-        "(checkout): install rftkit again (`pip install -c constraints.txt .` in the checkout)"
+        f"{package}: no datasets, expected {in_wheel} or {beside}: install rftkit again "
+        "(`pip install -c constraints.txt .` in the checkout)"
     )
 
 
 def dataset(name: str) -> Path:
-    """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`.
-
-    Raises UserError that lists the datasets.
-    """
+    """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`."""
     folder = datasets_folder()
     path = folder / name
     if not path.exists():
         names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         raise UserError(
-            f"{folder}: no dataset {name!r}, expected one of {', '.join(names) or '(none)'}: "
-            "correct the name, or give the path of a folder of your own"
+            f"{folder}: no dataset {name!r}, expected one of {', '.join(names)}: correct the "
+            "name, or give the path of a folder of your own"
         )
     return path
 

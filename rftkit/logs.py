@@ -27,7 +27,7 @@ TRL_NAMES = {
     "clip_ratio/region_mean": "clip_ratio",
     "grader/lost": "lost",
 } | {name: name for name in ("clip_ratio", "entropy", "kl", "grad_norm", "loss", "eval_loss")}
-NO_TASK_METRIC = {"loss", "reward", "reward_std", "runtime", "num_tokens", "entropy", "kl"}
+NO_TASK_METRIC = re.compile("runtime|per_second|num_tokens|/")
 
 GAIN = 0.02  # a change of a grade (0 to 1) that counts: our own
 
@@ -36,18 +36,13 @@ Points = list[tuple[int, float]]  # (step, value)
 
 @dataclass
 class Log:
-    """A run's records, in the order in which they were written.
-
-    best_is_kept   the run hands back its best checkpoint, not its last
-    lost           step -> share of the step's answers that the grader could not grade
-    notes          what was left out in reading
-    """
+    """A run's records, in the order in which they were written."""
 
     source: str
     records: list[dict[str, Any]]
-    best_is_kept: bool = False
-    lost: dict[int, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    best_is_kept: bool = False  # the run hands back its best checkpoint, not its last
+    lost: dict[int, float] = field(default_factory=dict)  # step -> share of answers without a grade
+    notes: list[str] = field(default_factory=list)  # what was left out in reading
 
     def points(self, name: str) -> Points:
         """(step, value) wherever the log holds a finite number of this name."""
@@ -94,10 +89,9 @@ class Log:
 
 
 def number(value: Any) -> float | None:
-    """A logged value as a float. NaN and infinity, which some trainers write as text, come back
-    as such; None is what was not logged."""
+    """A logged value as a float, NaN and infinity too (some trainers write them as text)."""
     try:
-        return None if value is None else float(value)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -230,8 +224,7 @@ def renamed(entry: dict[str, Any]) -> dict[str, Any]:
         fields |= {ours: parts} if parts else {}
     held_out = [key.removeprefix("eval_") for key in entry if key.startswith("eval_")]
     # A metric of the task's own before the reward, which is what is trained on.
-    own = [name for name in held_out if name not in NO_TASK_METRIC and "/" not in name]
-    own = [name for name in own if not name.endswith("_per_second")]
+    own = [n for n in held_out if n not in TRL_NAMES and not NO_TASK_METRIC.search(n)]
     for metric in [*own, *(name for name in held_out if name == "reward")][:1]:
         fields["validation"] = {"metric": metric, "mean": entry[f"eval_{metric}"]}
     return fields

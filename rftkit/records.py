@@ -1,14 +1,13 @@
 """The records that every part passes around: how to sample, and what came back.
 
 A model says `<think>reasoning</think>output`. `Sample` keeps the two apart, because a grader
-sees the output alone. Plain dataclasses; `to_json` gives the object that stands as a line of
-`samples.jsonl`.
+sees the output alone.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -17,22 +16,14 @@ UNCLOSED = "unclosed thinking"  # the parse stage of a thought that was opened a
 
 @dataclass
 class SamplingConfig:
-    """How answers are drawn. The same settings mean the same for every engine and endpoint.
+    """How completions are drawn. The same settings mean the same for every engine and endpoint."""
 
-    temperature     0 is greedy; 1 samples from the model's own distribution
-    top_p           nucleus; 1 keeps every token
-    max_new_tokens  the limit of one completion, in tokens (the prefill not counted)
-    stop            texts that end a completion beside the end token; kept in the output
-    seed            one seed for the whole call
-    prefill         text put in the model's mouth; it counts as part of what the model said
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-    stop: list[str] = field(default_factory=list)
-    seed: int = 0
-    prefill: str = ""
+    temperature: float = 1.0  # 0 is greedy; 1 samples from the model's own distribution
+    top_p: float = 1.0  # nucleus; 1 keeps every token
+    max_new_tokens: int = 64  # of one completion, the prefill not counted
+    stop: list[str] = field(default_factory=list)  # beside the end token; kept in the output
+    seed: int = 0  # one for the whole call
+    prefill: str = ""  # put in the model's mouth; it counts as part of what the model said
 
     @property
     def greedy(self) -> bool:
@@ -69,15 +60,7 @@ def is_unclosed(text: str) -> bool:
 
 @dataclass
 class Sample:
-    """One answer of one model to one row: a line of samples.jsonl.
-
-    finish_reason  "stop" (ended by itself), "length" (cut at the limit), "error" (endpoint)
-    seconds        wall time of the call that drew it, shared equally by the call's samples
-    grade          0 to 1 as the grader sees it; None: not graded, or the grader itself failed
-    sub_grades     one number a sub-grader
-    parse_stage    how far the output could be read: "unclosed thinking", "empty", "text", "json"
-    errors         the names of the error fields that the grader's report raised
-    """
+    """One completion of one model for one row: a line of samples.jsonl."""
 
     row_id: str = ""
     model: str = ""
@@ -85,14 +68,14 @@ class Sample:
     seed: int = 0
     reasoning: str = ""
     output_text: str = ""
-    finish_reason: str = "stop"
+    finish_reason: str = "stop"  # or "length" (cut at the limit), "error" (endpoint)
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    seconds: float = 0.0
-    grade: float | None = None
+    seconds: float = 0.0  # wall time of the call, shared equally by the call's samples
+    grade: float | None = None  # 0 to 1; None: not graded, or the grader itself failed
     sub_grades: dict[str, float | None] = field(default_factory=dict)
-    parse_stage: str = ""
-    errors: list[str] = field(default_factory=list)
+    parse_stage: str = ""  # how far it could be read: unclosed thinking, empty, text or json
+    errors: list[str] = field(default_factory=list)  # error fields that the grader's report raised
 
     @classmethod
     def from_text(cls, text: str, **known: Any) -> Sample:
@@ -117,12 +100,6 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Sample:
-        """Read a line of samples.jsonl; fields that later versions add are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in record.items() if k in known})
 
 
 def _refuse_constant(name: str) -> Any:

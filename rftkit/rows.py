@@ -28,10 +28,10 @@ def read_rows(path: str | Path) -> list[Row]:
     UserError naming `file:line`.
     """
     rows = []
-    for line in read_lines(path):
-        if line.faults:
-            raise UserError(str(line.faults[0]))
-        rows.append(line.row)
+    for _, row, faults in read_lines(path):
+        if faults:
+            raise UserError(str(faults[0]))
+        rows.append(row)
     return rows
 
 

@@ -66,10 +66,6 @@ def later(name, value, start=0.5):
     return {name: lambda record, done: value if done > start else record[name]}
 
 
-def at(step, **values):
-    return planted(step, **values)
-
-
 def every_fifth_good(name, bad, good):
     return planted(**{name: lambda record, done: bad if record["step"] % 5 else good})
 
@@ -82,27 +78,19 @@ def hacked():
     return records
 
 
-def twice():
-    records = sound()
-    records.insert(9, dict(records[4]))
-    return records
-
-
 NAN = math.nan
 # (the finding, a log that must get it)
 FAULTS = [
-    ("not_finite", at(31, grad_norm=NAN, loss=NAN)),
-    ("not_finite", at(31, grad_norm=None, loss=None)),  # as our log writes a NaN
-    ("not_finite", at(31, kl=math.inf)),
-    ("not_finite", at(31, kl="NaN")),
-    ("reward_not_a_number", at(31, reward_mean=NAN)),
-    ("reward_not_a_number", at(31, reward_mean="-Infinity")),
-    ("grader_failures", at(31, reward_mean=None)),
+    ("not_finite", planted(31, grad_norm=NAN, loss=NAN)),
+    ("not_finite", planted(31, grad_norm=None, loss=None)),  # as our log writes a NaN
+    ("not_finite", planted(31, kl="-Infinity")),
+    ("not_finite", planted(31, alarms=[{"name": "not finite", "stops": False}])),
+    ("reward_not_a_number", planted(31, reward_mean=NAN)),
+    ("grader_failures", planted(31, reward_mean=None)),
     ("grader_failures", planted(sub_rewards={"judge": None, "format": 0.9})),
     ("grader_errors", planted(errors={"python_grader_runtime_error": 0.9})),
     ("no_reward_spread", planted(reward_mean=0.1, reward_std=0.0, dead_groups=1.0)),
     ("no_reward_spread", planted(**later("reward_std", 0.0))),
-    ("dead_groups", planted(dead_groups=0.9)),
     ("dead_groups", planted(**later("dead_groups", 0.875))),
     ("dead_groups", planted(dead_groups=lambda record, done: float(record["step"] % 2))),
     ("loss_zero", planted(loss=0.0, grad_norm=0.0, kl=0.0)),
@@ -111,25 +99,21 @@ FAULTS = [
     ("reward_falls", planted(reward_mean=lambda record, done: 0.6 - 0.3 * done)),
     ("reward_stays_low", planted(reward_mean=lambda r, done: 0.04 + 0.02 * (r["step"] % 3))),
     ("format_alone", planted(sub_rewards=lambda r, done: {"exact": 0.0, "format": done})),
-    ("truncation", planted(truncated=0.5)),
     ("truncation", planted(**later("truncated", 1.0, 0.8))),
     ("truncation", every_fifth_good("truncated", 0.9, 0.1)),
     ("entropy_collapse", every_fifth_good("entropy", 0.005, 0.06)),
-    ("entropy_collapse", planted(**later("entropy", 0.004))),
     ("entropy_collapse", planted(**later("entropy", 0.03))),
     ("kl_blow_up", every_fifth_good("kl", 3.0, 0.4)),
-    ("kl_blow_up", planted(30, 31, 32, 33, kl=1000.0)),
-    ("kl_blow_up", at(31, kl=50.0)),
-    ("kl_blow_up", planted(kl=lambda record, done: 6 * done**3)),
+    ("kl_blow_up", planted(31, kl=50.0)),
     ("kl_blow_up", planted(**later("kl", 0.8))),
-    ("kl_blow_up", at(STEPS, kl=9.0)),
-    ("gradient_spike", at(31, grad_norm=40.0)),
+    ("kl_blow_up", planted(STEPS, kl=9.0)),
+    ("gradient_spike", planted(31, grad_norm=40.0)),
     ("gradient_spike", planted(grad_norm=15.0)),
     ("gradient_vanishes", planted(grad_norm=2e-5)),
     ("length_explosion", planted(completion_tokens=lambda record, done: 20 + 200 * done)),
     ("length_collapse", planted(completion_tokens=lambda record, done: 200 - 185 * done)),
     ("clip_binds", planted(clip_ratio=0.25)),
-    ("steps_out_of_order", twice()),
+    ("steps_out_of_order", [*sound()[:9], *sound()[4:]]),
 ]
 SEEN_BELOW = {"past_the_peak", "nothing_held_out", "overfitting"}
 
@@ -177,25 +161,23 @@ def test_a_sound_log_gets_no_finding(tmp_path, name):
             assert not findings(sound(seed, steps))
 
 
+def test_every_rule_is_tried():
+    assert set(RULES) == {name for name, _ in FAULTS} | SEEN_BELOW
+
+
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("number", range(len(FAULTS)))
 def test_a_planted_fault_is_found_at_its_steps(tmp_path, number, name):
     expected, records = FAULTS[number]
-    if (expected, name) == ("steps_out_of_order", "trainer_state.json"):
-        return  # TRL writes a step's validation as a second entry of the step
+    ours_alone = expected == "steps_out_of_order" or "alarms" in records[30]
+    if ours_alone and name == "trainer_state.json":
+        return  # TRL writes no alarms, and a step's validation as a second entry of the step
     found = {f.name: f for f in examine(WRITERS[name](tmp_path / name, records)).findings}
-    assert expected in found
     finding = found[expected]
     assert finding.steps == sorted(finding.steps) and finding.evidence and finding.setting
-    good = {record["step"] for record, before in zip(records, sound()) if record == before}
+    sound_steps = {record["step"] for record, before in zip(records, sound()) if record == before}
     trend = ("reward", "length", "format", "steps")
-    assert expected.startswith(trend) or not good & set(finding.steps)
-
-
-def test_each_rule_is_tried_and_says_why_and_what_to_change():
-    assert set(RULES) == {name for name, _ in FAULTS} | SEEN_BELOW
-    for check, setting in RULES.values():
-        assert check.__doc__ and 10 < len(setting) < 200
+    assert expected.startswith(trend) or not sound_steps.intersection(finding.steps)
 
 
 def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
@@ -212,18 +194,11 @@ def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
         assert not findings(records)
 
 
-def test_a_level_is_named_at_its_steps_and_a_spike_at_its_own():
-    records = planted(*range(20, 28), truncated=0.6)
-    records[4]["grad_norm"] = 30.0
-    steps = {name: finding.steps for name, finding in findings(records).items()}
-    assert steps == {"truncation": list(range(20, 28)), "gradient_spike": [5]}
-
-
 @pytest.mark.parametrize(
     "records",
     [
-        at(31, truncated=1.0, dead_groups=1.0, entropy=0.0, kl=3.0, loss=0.0),  # one bad step
-        at(31, grad_norm=0.9),  # thirty times the usual, and still small
+        planted(31, truncated=1.0, dead_groups=1.0, entropy=0.0, kl=3.0, loss=0.0),  # one bad step
+        planted(31, grad_norm=0.9),  # thirty times the usual, and still small
         planted(completion_tokens=lambda record, done: 100 + 200 * done),  # with a gain
         planted(loss=0.0, kl=None),  # GRPO with one update a batch: the gradient is not zero
         planted(errors={"sample_parse_error": 0.9, "truncated_observation_error": 1.0}),
@@ -256,58 +231,43 @@ def test_recorded_sound_runs_get_no_finding_about_a_level():
     assert not [run for run in runs if findings(run["log"]).keys() & levels]
 
 
-def test_one_cause_is_named_once():
-    dead = planted(*range(1, 21), dead_groups=1.0, grad_norm=0.0)
-    assert set(findings(dead)) == {"dead_groups"}  # and no gradient_vanishes
-    no_number = planted(*range(31, 61), reward_mean=NAN)
-    assert set(findings(no_number)) == {"reward_not_a_number"}  # and no grader_failures
-    no_gain = planted(
-        completion_tokens=lambda r, done: 100 + 200 * done, reward_mean=0.3, validation=None
-    )
-    assert set(findings(no_gain)) == {"length_explosion"}
-    crashing = {
-        "reward_std": 0.0,
-        "dead_groups": 1.0,
-        "errors": {"python_grader_runtime_error": 0.9},
-    }
-    found = findings(planted(reward_mean=0.0, **crashing))
-    assert found["grader_errors"].steps == list(range(1, 61))
-    assert not found.keys() & {"no_reward_spread", "dead_groups", "reward_stays_low"}
-    elsewhere = planted(*range(1, 21), errors={"python_grader_runtime_error": 0.9})
-    for record in elsewhere[30:]:
+@pytest.mark.parametrize(
+    ("records", "names"),
+    [  # and not gradient_vanishes, grader_failures, or what a crashing grader explains
+        (planted(*range(1, 21), dead_groups=1.0, grad_norm=0.0), {"dead_groups"}),
+        (planted(*range(31, 61), reward_mean=NAN), {"reward_not_a_number"}),
+        (planted(reward_std=0.0, dead_groups=1.0, errors={"timeout": 0.9}), {"grader_errors"}),
+    ],
+)
+def test_one_cause_is_named_once(records, names):
+    assert set(findings(records)) == names
+
+
+def test_a_grader_that_fails_elsewhere_explains_nothing():
+    records = planted(*range(1, 21), errors={"python_grader_runtime_error": 0.9})
+    for record in records[30:]:
         record |= {"reward_std": 0.0, "dead_groups": 1.0}
-    assert {"grader_errors", "no_reward_spread", "dead_groups"} <= findings(elsewhere).keys()
-
-
-def test_a_step_that_the_watchdog_skipped_is_named():
-    records = sound()
-    records[8]["alarms"] = [{"name": "not finite", "cause": "a gradient", "stops": False}]
-    records[9]["alarms"] = [{"name": "all groups dead", "cause": "…", "stops": True}]
-    assert {name: f.steps for name, f in findings(records).items()} == {"not_finite": [9]}
+    assert {"grader_errors", "no_reward_spread", "dead_groups"} <= findings(records).keys()
 
 
 @pytest.mark.parametrize(
     ("held_out", "steps"),
     [
-        (lambda step: 1 + 0.01 * step, [20, 30, 40, 50, 60]),
         (lambda step: 1.2 if step in (20, 30) else 1.4, [30, 40, 50, 60]),
         (lambda step: 2 - 0.01 * step, []),
         (lambda step: 1.2 + 0.01 * (step % 20), []),  # stands still, but for noise
     ],
 )
-def test_an_sft_run_that_learns_by_heart_is_named(tmp_path, held_out, steps):
-    rng, path = random.Random(0), tmp_path / "trainer_state.json"
-    history = [
-        {"step": s, "loss": 2 - 0.02 * s + rng.gauss(0, 0.02), "grad_norm": 0.5}
-        for s in range(1, 61)
-    ]
-    history += [{"step": s, "eval_loss": held_out(s)} for s in range(10, 61, 10)]
-    path.write_text(json.dumps({"log_history": history}))
-    found = {f.name: f.steps for f in examine(path).findings}
+def test_an_sft_run_that_learns_by_heart_is_named_unless_its_best_is_kept(held_out, steps):
+    rng = random.Random(0)
+    records = [{"step": s, "loss": 2 - 0.02 * s + rng.gauss(0, 0.02)} for s in range(1, 61)]
+    records += [{"step": s, "eval_loss": held_out(s)} for s in range(10, 61, 10)]
+    log = Log("", sorted(records, key=lambda record: record["step"]))
+    found = {f.name: f.steps for f in examine_log(log).findings}
+    found.pop("steps_out_of_order", None)  # two entries a step, as read_trainer_state merges
     assert found == ({"overfitting": steps} if steps else {})
-    best = {"log_history": history, "best_model_checkpoint": "checkpoint-10"}
-    path.write_text(json.dumps(best))
-    assert not examine(path).findings  # the lowest is the one that is handed back
+    log.best_is_kept = True
+    assert "overfitting" not in {f.name for f in examine_log(log).findings}
 
 
 # Files.

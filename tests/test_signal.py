@@ -543,7 +543,7 @@ def test_a_record_does_not_come_back(tmp_path):
     signal.save(tmp_path)
     assert json.loads((tmp_path / "signal.json").read_text()) == signal.to_json()
     lines = (tmp_path / "signal_samples.jsonl").read_text().splitlines()
-    samples = [Sample.from_json(json.loads(line)) for line in lines]
+    samples = [Sample(**json.loads(line)) for line in lines]
     assert len(samples) == signal.rows * signal.answers == 240
     assert all(sample.grade is not None and sample.row_id for sample in samples)
     assert len(signal.shown) == 6 and signal.shown[0]["grade"] < signal.shown[-1]["grade"]
