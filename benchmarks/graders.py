@@ -6,7 +6,7 @@ string_check, rank      grades a second in this process
 fuzzy_match             time of a grade / time of calling rapidfuzz bare, on two sentences of about
                         150 characters, and on a third of that (the difference is a fixed few
                         microseconds, so short texts show it most)
-python, trivial         sandboxed grades a second (a fork each), one warm parent a core
+python, trivial         sandboxed grades a second (a fork each), one server a core
 python, numpy           the same with numpy imported and used by the grader
 fresh interpreter       the same trivial grade with a new interpreter each, the sandbox's fallback;
                         and a bare `python -c pass`, an interpreter that does nothing
@@ -36,9 +36,9 @@ from rftkit.environment import machine, versions
 from rftkit.files import write_json
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import rank_grader
-from rftkit.sandbox import fresh, report, runner
-from rftkit.sandbox.limits import Limits
-from rftkit.sandbox.runner import default_workers, python_runner
+from rftkit.sandbox import runner
+from rftkit.sandbox.isolation import Limits
+from rftkit.sandbox.runner import default_workers, python_runner, report
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "datasets" / "recorded_runs" / "graders.json"
@@ -120,12 +120,12 @@ def in_process(count: int) -> dict[str, float]:
 
 
 def sandboxed(count: int) -> dict[str, float]:
-    """Python graders: warm parents, and a new interpreter for each grade."""
+    """Python graders: servers that fork, and a new interpreter for each grade."""
     workers = default_workers()
     few = max(workers, count // 50)
     run = python_runner(allow_weak_isolation=True)
     sample = {"output_text": ANSWER}
-    _, request = runner.grade_request(sample, ITEM)
+    _, request = runner.make_request(TRIVIAL, {"sample": sample, "item": ITEM})
     nothing = [sys.executable, "-I", "-S", "-c", "pass"]
     with ThreadPoolExecutor(workers) as pool:
 
@@ -134,8 +134,8 @@ def sandboxed(count: int) -> dict[str, float]:
             assert all(outcome.value is not None for outcome in outcomes)
 
         for source in (TRIVIAL, NUMPY):
-            grade(source, 8 * workers)  # starts the warm parents
-        start_anew = lambda _: fresh.ask(TRIVIAL, request, Limits())  # noqa: E731
+            grade(source, 8 * workers)  # starts the servers
+        start_anew = lambda _: runner.ask_alone(request, Limits())  # noqa: E731
         start_only = lambda _: subprocess.run(nothing, check=True)  # noqa: E731
         seconds = best_times(
             {

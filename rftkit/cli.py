@@ -334,9 +334,10 @@ def environment_command(as_json: JsonFlag = False) -> None:
 
     Example: `rftkit environment`, or `rftkit environment --json` for a record.
     """
-    from rftkit import environment, sandbox
+    from rftkit import environment
+    from rftkit.sandbox import runner
 
-    isolation, machine = sandbox.report(), environment.report()
+    isolation, machine = runner.report(), environment.report()
     if as_json:
         print_json(machine | {"sandbox": isolation.to_json()})
         return

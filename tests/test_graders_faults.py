@@ -157,10 +157,9 @@ PYTHON = {"type": "python", "source": "def grade(sample, item):\n    return 1.0"
 
 def test_python_grader_is_refused_without_isolation(monkeypatch):
     from rftkit.sandbox import runner
-    from rftkit.sandbox.machine import Report
 
-    weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
-    monkeypatch.setattr(runner.machine, "report", lambda: weak)
+    weak = runner.Report({"files": [], "network": ["seccomp"]}, "a fork", "no Landlock")
+    monkeypatch.setattr(runner, "report", lambda: weak)
     loaded = Grader.load(PYTHON)  # loading and checking works
     for use in (
         lambda: loaded.run({}, "x"),
@@ -174,10 +173,9 @@ def test_python_grader_is_refused_without_isolation(monkeypatch):
 
 def test_weak_isolation_is_taken_silently(monkeypatch, capsys):
     from rftkit.sandbox import runner
-    from rftkit.sandbox.machine import Report
 
-    weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
-    monkeypatch.setattr(runner.machine, "report", lambda: weak)
+    weak = runner.Report({"files": [], "network": ["seccomp"]}, "a fork", "no Landlock")
+    monkeypatch.setattr(runner, "report", lambda: weak)
     runner._say_weak.cache_clear()
     loaded = Grader.load(PYTHON, GraderSettings(allow_weak_isolation=True))
     assert [loaded.run({}, "x")["reward"] for _ in range(2)] == [1.0, 1.0]
@@ -187,12 +185,11 @@ def test_weak_isolation_is_taken_silently(monkeypatch, capsys):
 
 def test_a_run_cannot_waive_isolation_or_a_task_waives_it_by_itself(monkeypatch, tmp_path):
     from rftkit.sandbox import runner
-    from rftkit.sandbox.machine import Report
     from rftkit.task import load_task
     from rftkit.training.config import RunConfig, config_task
 
-    weak = Report({"files": [], "network": ["seccomp"]}, "a fork", "the kernel has no Landlock")
-    monkeypatch.setattr(runner.machine, "report", lambda: weak)
+    weak = runner.Report({"files": [], "network": ["seccomp"]}, "a fork", "no Landlock")
+    monkeypatch.setattr(runner, "report", lambda: weak)
     task = {"name": "t", "question": "", "grader": PYTHON}
     (tmp_path / "task.json").write_text(json.dumps(task))
     config = {"task": str(tmp_path)}

@@ -1,78 +1,70 @@
-"""python_runner() for python graders, run_program() for code that a model wrote."""
+"""Our side of the sandbox: python_runner() for graders, run_program() for code a model wrote,
+report() for what this machine protects. Nothing that comes back is trusted."""
 
 from __future__ import annotations
 
 import atexit
 import functools
+import glob
+import io
 import json
 import os
+import re
 import secrets
+import shutil
 import signal
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
-import time
-from collections import OrderedDict
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError
-from rftkit.sandbox import fresh, machine
-from rftkit.sandbox.frames import (
-    DISK_FULL,
-    ERROR,
-    GRADE,
-    LOAD_ERROR,
-    NONCE_BYTES,
-    NUMBER,
-    PROGRAM,
-    REPLY_TOO_LARGE,
-)
-from rftkit.sandbox.limits import Limits
-from rftkit.sandbox.process import Answer, Lost, Sandboxed, TooLong
-from rftkit.sandbox.scratch import whole_blocks
+from rftkit.sandbox import server
+from rftkit.sandbox.isolation import Limits
+from rftkit.sandbox.server import GRADE, HEADER, LOADED, NONCE_BYTES, OVERHEAD, PROGRAM
 
-MOST_SOURCES = 16  # graders whose warm parents are kept; the one not used for longest goes
+MOST_IDLE = 16  # servers that are kept for the next grade
 MOST_WORKERS = 8
+PATIENCE = 120  # seconds for what only a very busy machine delays
+PREFIX = "rftkit-sandbox-"
+# A server imports these once where a text imports them: the libraries of OpenAI's grader image,
+# and what many graders use of the standard library.
+SHARED_LIBRARIES = frozenset(
+    "numpy pandas scipy sklearn rapidfuzz nltk rouge_score jsonschema pydantic yaml sympy sqlparse "
+    "deepdiff asyncio dataclasses datetime decimal difflib fractions math random statistics "
+    "string threading typing unicodedata".split()
+)
+# Not ours: what a numerical library should know, and nothing else.
+ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"} | dict.fromkeys(
+    (f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")), "1"
+)
+
+
+class Lost(Exception):
+    """The sandbox itself failed: it could not start, or ended without an answer."""
 
 
 @dataclass
 class Outcome:
-    """What became of one call of grade().
+    """What became of one call of grade(), or of one program.
 
-    value              the number it returned (a float, perhaps not finite), or None
-    runtime_error      why the PROGRAM failed: its traceback, or the limit it ran into
-    failed_to_load     the text itself failed, before any sample was seen: no sample is to blame
+    value              the number it returned (perhaps not finite), or the text a program printed
+    runtime_error      why the TEXT failed: its traceback, or the limit it ran into
+    failed_to_load     it failed before grade() was called: no sample is to blame
     server_error       why the MACHINERY failed, so that there is no grade
     server_error_type  "lost" (the sandbox ended), "request" (the row cannot be sent)
     """
 
-    value: float | None = None
+    value: float | str | None = None
     runtime_error: str | None = None
     server_error: str | None = None
     server_error_type: str | None = None
     failed_to_load: bool = False
-
-
-@dataclass
-class ProgramResult:
-    """What a program did.
-
-    stdout, stderr  what it printed, as text
-    exit_code       0 good, 1 an exception; None where it was stopped
-    error           why it was stopped, one sentence, or None
-    seconds         from the question to the answer
-    """
-
-    stdout: str = ""
-    stderr: str = ""
-    exit_code: int | None = None
-    error: str | None = None
-    seconds: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        return self.exit_code == 0
 
 
 def python_runner(
@@ -89,7 +81,7 @@ def python_runner(
     workers               grades at once; by default one a core, at most 8
 
     UserError where isolation is missing and was not waived. Calls with the same settings share
-    one runner, and so its warm parents.
+    one runner, and so its servers.
 
     >>> run = python_runner(allow_weak_isolation=True)
     >>> run("def grade(sample, item):\\n    return len(item)", {}, {"a": 1}).value
@@ -102,41 +94,33 @@ def python_runner(
 def run_program(
     source: str,
     stdin: str = "",
-    arguments: tuple[str, ...] = (),
     *,
     limits: Limits | None = None,
     allow_weak_isolation: bool = False,
-) -> ProgramResult:
+) -> Outcome:
     """Run a program that a model wrote, alone in the sandbox: the tests stay on our side.
 
-    Give the case as `stdin` or `arguments` and compare what it printed; never hand a program its
-    expected answer.
+    Give the case as `stdin` and compare what it printed; never hand a program its expected answer.
 
-    >>> run_program("print(int(input()) ** 2)", "7", allow_weak_isolation=True).stdout
+    >>> run_program("print(int(input()) ** 2)", "7", allow_weak_isolation=True).value
     '49\\n'
     """
-    require_isolation(allow_weak_isolation)
-    limits = limits or Limits()
-    request = {"source": source, "stdin": stdin, "arguments": list(arguments)}
-    start = time.perf_counter()
-    result = _shared_runner(limits, default_workers()).run_program(request)
-    result.seconds = time.perf_counter() - start
-    return result
+    runner = python_runner(limits=limits, allow_weak_isolation=allow_weak_isolation)
+    return runner.ask(source, {"stdin": stdin}, PROGRAM)
 
 
 def require_isolation(allow_weak_isolation: bool) -> None:
     """UserError where files or network cannot be kept from a program; a line where that is
     accepted."""
-    found = machine.report()
-    if found.strong:
+    protection = report()
+    if protection.strong:
         return
-    missing = " and ".join(found.missing)
+    missing = " and ".join(protection.missing)
     if not allow_weak_isolation:
         raise UserError(
-            f"sandbox: this machine cannot keep a program from {missing} ({found.reason}), "
-            f"expected Linux with Landlock and seccomp before other people's code or a model's "
-            f"runs: use such a machine, or pass allow_weak_isolation=True (a RunConfig's field, an "
-            f"option of `rftkit grade` and `rftkit evaluate`) for a text that you have read"
+            f"sandbox: this machine cannot keep a program from {missing} ({protection.reason}), "
+            f"expected Linux with Landlock and seccomp: use such a machine, or pass "
+            f"allow_weak_isolation=True for a text that you have read"
         )
     _say_weak(missing)
 
@@ -151,139 +135,93 @@ def default_workers() -> int:
     return max(1, min(MOST_WORKERS, cores or 1))
 
 
+def has_server() -> bool:
+    """Is there a server that forks? It needs Linux: macOS forks, but its libraries cannot bear
+    it."""
+    return sys.platform == "linux"
+
+
 class Runner:
-    """Runs grades of any number of sources; may be called from several threads.
+    """Runs grades of any number of texts; may be called from several threads.
 
     workers  how many run at once
+    given    {what is protected: by which means}, as the last server found them
     """
 
-    def __init__(self, limits: Limits, workers: int):
-        self.limits, self.workers = limits, workers
+    def __init__(self, limits: Limits, workers: int, may_unshare: bool = True):
+        self.limits, self.workers, self.may_unshare = limits, workers, may_unshare
         self._forget()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._abandon)
+            os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self, source: str, sample: dict[str, Any], item: dict[str, Any]) -> Outcome:
-        """One grade; never raises for anything that the source does."""
+        """One grade; never raises for anything that the text does."""
+        return self.ask(source, {"sample": sample, "item": item})
+
+    def check(self, source: str) -> str:
+        """Load the text without grading: why it fails, or ""."""
+        outcome = self.ask(source, {})
+        return outcome.runtime_error or outcome.server_error or ""
+
+    def ask(self, source: str, content: dict[str, Any], kind: bytes = GRADE) -> Outcome:
         try:
-            nonce, request = grade_request(sample, item)
+            nonce, request = make_request(source, content, kind)
         except (TypeError, ValueError, RecursionError) as error:
             text = f"the row or the sample is not JSON ({error})"
             return Outcome(server_error=text, server_error_type="request")
         try:
-            answer = self._ask(source, request)
-        except TooLong:
-            return Outcome(runtime_error=_too_long(self.limits))
+            with self._places:
+                answer = self._send(_libraries_of(source), request)
         except Lost as error:
             return Outcome(server_error=f"the sandbox was lost: {error}", server_error_type="lost")
-        if isinstance(answer, str):
-            return Outcome(runtime_error=answer, failed_to_load=True)
-        return _read_reply(nonce, answer, self.limits)
-
-    def check(self, source: str) -> str:
-        """Run the source alone, without grading: its traceback, or ""."""
-        outcome = self(source, {}, {}) if not machine.can_fork() else self._load(source)
-        return (outcome.failed_to_load and outcome.runtime_error) or outcome.server_error or ""
-
-    def run_program(self, request: dict[str, Any]) -> ProgramResult:
-        """See `rftkit.sandbox.run_program`."""
-        content = PROGRAM + bytes(NONCE_BYTES) + json.dumps(request).encode()
-        try:
-            answer = self._ask("", content)
-        except TooLong:
-            return ProgramResult(error=_too_long(self.limits))
-        except Lost as error:
-            return ProgramResult(error=f"the sandbox was lost: {error}")
-        stdout, stderr = (text.decode("utf-8", "replace") for text in answer.texts[1:])
-        result = ProgramResult(stdout, stderr, error=_beyond_limits(answer, self.limits))
-        if result.error is None and answer.status < 0:
-            result.error = _killed(-answer.status)
-        if result.error is None:
-            result.exit_code = answer.status
-        return result
+        return _read_answer(answer, nonce, self.limits)
 
     def close(self) -> None:
         """End all that is idle."""
         with self._lock:
-            idle = [one for ones in self._idle.values() for one in ones]
-            self._idle.clear()
-        for one in idle:
-            one.close()
+            idle, self._idle = self._idle, []
+        for sandbox in idle:
+            sandbox.close()
 
-    def _ask(self, source: str, request: bytes) -> Answer | str:
-        """The answer, or the traceback of a source that cannot be loaded."""
-        with self._places:
-            if not machine.can_fork():
-                return fresh.ask(source, request, self.limits)
-            sandboxed = self._take(source)
-            if sandboxed.load_error:
-                return sandboxed.load_error
-            try:
-                return sandboxed.ask(request)
-            finally:
-                self._give_back(source, sandboxed)
-
-    def _load(self, source: str) -> Outcome:
-        try:
-            with self._places:
-                sandboxed = self._take(source)
-                self._give_back(source, sandboxed)
-        except Lost as error:
-            return Outcome(server_error=f"the sandbox was lost: {error}")
-        return Outcome(runtime_error=sandboxed.load_error, failed_to_load=True)
-
-    def _take(self, source: str) -> Sandboxed:
+    def _send(self, libraries: tuple[str, ...], request: bytes) -> bytes:
+        if not has_server():
+            return ask_alone(request, self.limits)
+        sandbox = self._take(libraries)
+        answer = sandbox.ask(request)
+        finished = HEADER.unpack_from(answer)[2]
         with self._lock:
-            if source in self._failed:
-                return self._failed[source]
-            idle = self._idle.setdefault(source, [])
-            self._idle.move_to_end(source)
-            while idle:
-                sandboxed = idle.pop()
-                if sandboxed.alive:
-                    return sandboxed
-                sandboxed.close()  # killed by somebody while it waited
-        sandboxed = Sandboxed(source, self.limits)
-        if sandboxed.load_error:
-            with self._lock:
-                self._failed[source] = sandboxed
-        return sandboxed
+            if not finished and len(self._idle) < MOST_IDLE:
+                self._idle.append(sandbox)
+                return answer
+        sandbox.close()
+        return answer
 
-    def _give_back(self, source: str, sandboxed: Sandboxed) -> None:
-        too_many: list[Sandboxed] = []
+    def _take(self, libraries: tuple[str, ...]) -> Sandbox:
         with self._lock:
-            if sandboxed.usable:
-                self._idle.setdefault(source, []).append(sandboxed)
-            while len(self._idle) > MOST_SOURCES:
-                too_many += self._idle.popitem(last=False)[1]
-        for one in too_many:
-            one.close()
+            for sandbox in reversed(self._idle):
+                if sandbox.libraries == libraries:
+                    self._idle.remove(sandbox)
+                    if sandbox.process.poll() is None:
+                        return sandbox
+                    sandbox.close()  # killed by somebody while it waited
+                    break
+        sandbox = Sandbox(self.limits, libraries, self.may_unshare)
+        self.given = sandbox.given
+        return sandbox
 
     def _forget(self) -> None:
+        """At the start, and in a process forked from ours: servers belong to who started them."""
+        self._others = getattr(self, "_idle", [])
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(self.workers)
-        self._idle: OrderedDict[str, list[Sandboxed]] = OrderedDict()
-        self._failed: dict[str, Sandboxed] = {}  # sources that cannot be loaded, so only once
-
-    def _abandon(self) -> None:
-        """In a process forked from ours: the sandboxes stay with the one that started them."""
-        for ones in self._idle.values():
-            for one in ones:
-                one.abandon()
-        self._forget()
+        self._idle: list[Sandbox] = []  # the one used last at the end
 
 
-def ask_once(sandboxed: Sandboxed, sample: dict[str, Any], item: dict[str, Any]) -> Outcome:
-    """One grade of one warm parent; raises TooLong and Lost."""
-    nonce, request = grade_request(sample, item)
-    return _read_reply(nonce, sandboxed.ask(request), sandboxed.limits)
-
-
-def grade_request(sample: dict[str, Any], item: dict[str, Any]) -> tuple[bytes, bytes]:
-    """(the random bytes that its reply must begin with, the request)."""
+def make_request(source: str, content: dict[str, Any], kind: bytes = GRADE) -> tuple[bytes, bytes]:
+    """(the random bytes that its reply must hold, the request)."""
     nonce = secrets.token_bytes(NONCE_BYTES)
-    return nonce, GRADE + nonce + json.dumps({"sample": sample, "item": item}).encode()
+    return nonce, kind + nonce + json.dumps({"source": source, **content}).encode()
 
 
 @functools.cache
@@ -291,43 +229,264 @@ def _shared_runner(limits: Limits, workers: int) -> Runner:
     return Runner(limits, workers)
 
 
-def _read_reply(nonce: bytes, answer: Answer, limits: Limits) -> Outcome:
-    """An Outcome from what came back. The bytes are a hostile program's until proven otherwise."""
-    beyond = _beyond_limits(answer, limits)
-    if beyond:
-        return Outcome(runtime_error=beyond)
-    reply = answer.texts[0]
-    kind, body = reply[len(nonce) : len(nonce) + 1], reply[len(nonce) + 1 :]
-    if reply.startswith(nonce) and kind == NUMBER and len(body) == 8:
+@functools.lru_cache(maxsize=64)
+def _libraries_of(source: str) -> tuple[str, ...]:
+    """The shared libraries that a text imports: `import a.b` and `from a.b import c`."""
+    names = set(re.findall(r"^\s*(?:import|from)\s+([\w.]+)", source, re.MULTILINE))
+    return tuple(sorted(name for name in names if name.partition(".")[0] in SHARED_LIBRARIES))
+
+
+class Sandbox:
+    """One server, asked by one thread at a time.
+
+    given   {what is protected: by which means}, as the server found them
+    usable  False once it has to be replaced
+    """
+
+    def __init__(self, limits: Limits, libraries: tuple[str, ...], may_unshare: bool):
+        self.libraries, self.usable, self.process = libraries, True, None
+        self.folder = _new_folder()
+        try:
+            self.process = subprocess.Popen(**_interpreter("main", self.folder))
+            hello = self.ask(_settings(self.folder, limits, libraries, may_unshare))
+            self.given: dict[str, list[str]] = json.loads(hello)
+        except (OSError, ValueError) as error:  # where it is no JSON, it is a traceback
+            self.close()
+            raise Lost(f"it did not start: {getattr(error, 'doc', error)}") from None
+
+    def ask(self, message: bytes) -> bytes:
+        """The answer to a message. Lost ends this sandbox."""
+        try:
+            server.write_message(self.process.stdin, message)
+            answer = server.read_message(self.process.stdout)
+            if answer is None:
+                raise OSError("no answer")
+            return answer
+        except OSError as error:
+            self.close()
+            raise Lost(f"it ended: {error}") from None
+        except BaseException:  # KeyboardInterrupt: a late answer must meet nobody
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it: the server sees the closed pipe, ends, and takes its child with it."""
+        if self.usable and self.process is not None:
+            with suppress(OSError):  # of what it did not read any more
+                self.process.stdin.close()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process.stdout.close()
+        self.usable = False
+        _remove(self.folder)
+
+
+def ask_alone(request: bytes, limits: Limits) -> bytes:
+    """An answer from a new interpreter: the way of machines without a server.
+
+    Weak isolation: a process and an empty folder of its own, nothing of our environment, a time
+    limit, and the kernel's limits where it has them; files and network are within reach.
+    """
+    folder, status, cause = _new_folder(), 0, server.DONE
+    messages = io.BytesIO()
+    for message in (_settings(folder, limits, (), may_unshare=False), request):
+        server.write_message(messages, message)
+    with tempfile.TemporaryFile() as output:
+        arguments = _interpreter("main_alone", folder) | {"stdin": None, "stdout": output}
+        try:
+            words = {"input": messages.getvalue(), "timeout": limits.seconds}
+            status = subprocess.run(**arguments, **words).returncode
+        except subprocess.TimeoutExpired:
+            cause = server.TOO_LONG
+        except OSError as error:
+            raise Lost(f"no process could be started ({error})") from None
+        finally:
+            _remove(folder)
+        output.seek(0)
+        reply = output.read(limits.reply + OVERHEAD + 1)
+    if len(reply) > limits.reply + OVERHEAD:
+        cause = server.TOO_LARGE
+    return HEADER.pack(cause, status, True) + reply
+
+
+def _interpreter(entry: str, folder: str) -> dict[str, Any]:
+    """Arguments of Popen for an interpreter without our paths, settings and environment."""
+    root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
+    path = f"import sys; sys.path.append({root!r})"
+    run = f"from rftkit.sandbox import server; server.{entry}()"
+    scratch = os.path.join(folder, "scratch")
+    windows = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    return {
+        "args": [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", f"{path}; {run}"],
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "env": ENVIRONMENT | {"HOME": scratch, "TMPDIR": scratch} | windows,
+        "cwd": scratch,
+        "start_new_session": os.name == "posix",  # Ctrl-C in a terminal is ours to answer
+    }
+
+
+def _settings(folder: str, limits: Limits, libraries: tuple[str, ...], may_unshare: bool) -> bytes:
+    """The first message to a process inside. may_unshare: False as in a container that gives no
+    namespaces."""
+    installed = ("site-packages", "dist-packages")
+    settings = {
+        "folder": folder,
+        "scratch": os.path.join(folder, "scratch"),
+        "limits": limits,
+        "libraries": libraries,
+        "library_folders": [path for path in sys.path if os.path.basename(path) in installed],
+        "may_unshare": may_unshare,
+    }
+    return json.dumps(settings).encode()
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def _new_folder() -> str:
+    """A folder of ours with an empty scratch folder in it, named after this process."""
+    _sweep()
+    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    folder = os.path.join(tempfile.gettempdir(), name)
+    os.makedirs(os.path.join(folder, "scratch"), 0o700)
+    return folder
+
+
+@functools.cache
+def _sweep() -> None:
+    """Remove the folders of processes that were killed before they could do it."""
+    for folder in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*-*")):
+        owner = folder.split("-")[-2]
+        if os.name == "posix" and owner.isdigit():  # on Windows os.kill would end the owner
+            try:
+                os.kill(int(owner), 0)
+            except ProcessLookupError:
+                _remove(folder)
+            except (OSError, OverflowError):  # somebody else's
+                pass
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, whatever was done in it: closed, or nested deeper than Python recurses."""
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder) and os.name == "posix":
+        for words in (["chmod", "-R", "u+rwX", folder], ["rm", "-rf", folder]):
+            subprocess.run(words, stderr=subprocess.DEVNULL)
+
+
+# --- what came back -----------------------------------------------------------------------------
+
+
+def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
+    """An Outcome from what came back. The reply is a hostile program's until proven otherwise."""
+    cause, status, _ = HEADER.unpack_from(answer)
+    reply = answer[HEADER.size :]
+    is_loaded = reply.startswith(LOADED)
+    reply = reply.removeprefix(LOADED)
+    kind, body = reply[NONCE_BYTES : NONCE_BYTES + 1], reply[NONCE_BYTES + 1 :]
+    kind = kind if reply.startswith(nonce) else b""
+    if cause == server.TOO_LONG:
+        error = f"the program ran longer than {limits.seconds:g} s: stopped"
+    elif cause == server.TOO_LARGE:
+        error = f"the reply is larger than {limits.reply:,} bytes: refused"
+    elif kind == server.NUMBER and is_loaded and len(body) == 8:
         return Outcome(value=struct.unpack("<d", body)[0])
-    if reply.startswith(nonce) and kind in (ERROR, LOAD_ERROR):
-        text = body.decode("utf-8", "replace")
-        return Outcome(runtime_error=text, failed_to_load=kind == LOAD_ERROR)
-    if reply:
-        return Outcome(runtime_error="the program wrote into the reply channel: result refused")
-    if answer.status < 0:
-        return Outcome(runtime_error=_killed(-answer.status))
-    what = f"the program ended its process (exit code {answer.status}) before grade() returned"
-    return Outcome(runtime_error=what)
+    elif kind == server.TEXT and is_loaded:
+        return Outcome(value=body.decode("utf-8", "replace"))
+    elif kind == server.ERROR:
+        error = body.decode("utf-8", "replace")
+    elif reply:
+        error = "the program wrote into the reply channel: result refused"
+    elif status == server.BROKEN and not is_loaded:
+        text = "the sandbox was lost: its protections could not be put on"
+        return Outcome(server_error=text, server_error_type="lost")
+    elif status < 0:
+        error = f"the program ended by signal {-status} ({signal.strsignal(-status)})"
+    else:
+        error = f"the program ended its process (exit code {status}) before grade() returned"
+    return Outcome(runtime_error=error, failed_to_load=not is_loaded)
 
 
-def _beyond_limits(answer: Answer, limits: Limits) -> str | None:
-    if answer.cause == REPLY_TOO_LARGE:
-        return f"the reply is larger than {limits.reply:,} bytes: refused"
-    if answer.cause == DISK_FULL or answer.bytes_left > whole_blocks(limits.disk):
-        return f"more than {limits.disk:,} bytes were written to disk: stopped"
-    return None
+# --- what this machine gives --------------------------------------------------------------------
 
 
-def _killed(number: int) -> str:
-    """What it means that this signal ended a program."""
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    why = {
-        "SIGSEGV": "it crashed: recursion too deep, or a library's fault",
-        "SIGKILL": "it was killed: the machine's memory, or its time, was used up",
-    }.get(name, "it was stopped")
-    return f"the program ended by {name} ({why})"
+@dataclass
+class Report:
+    """What stands between a sandboxed program and this machine.
+
+    protections  {files, network, processes, threads, memory, time, disk, environment: by which
+                 means}; an empty list: not protected here
+    way          how a grade runs: in a fork of a server, or in a new interpreter
+    reason       why something is missing, one sentence, or ""
+    """
+
+    protections: dict[str, list[str]]
+    way: str
+    reason: str = ""
+
+    @property
+    def missing(self) -> list[str]:
+        """Those of files and network that are not protected."""
+        return [name for name in ("files", "network") if not self.protections.get(name)]
+
+    @property
+    def strong(self) -> bool:
+        """Files and network are both out of a program's reach."""
+        return not self.missing
+
+    def to_json(self) -> dict[str, Any]:
+        return {"isolation": "strong" if self.strong else "weak", **asdict(self)}
+
+    def __str__(self) -> str:
+        """One line a protection."""
+        lines = [f"{self.to_json()['isolation']} isolation, {self.way}"]
+        for name, means in self.protections.items():
+            lines.append(f"  {name}: {', '.join(means) or 'NOT protected'}")
+        return "\n".join(lines + ([f"  {self.reason}"] if self.reason else []))
 
 
-def _too_long(limits: Limits) -> str:
-    return f"the program ran longer than {limits.seconds:g} s: stopped"
+# Prints the name of each protection that does not hold.
+_TRIAL = """
+import os, socket
+def attempt(name, action):
+    try:
+        action()
+        print(name)
+    except OSError:
+        pass
+file, folder = input(), input()
+attempt("files", lambda: open(file).read(1))
+attempt("files", lambda: os.listdir(folder))
+attempt("network", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+attempt("processes", lambda: os.kill(os.getppid(), 0))
+"""
+
+
+@functools.cache
+def report() -> Report:
+    """Which protections this machine gives: a sandbox is started and tries to break out (once a
+    process, about 0.1 s)."""
+    protections = {name: [] for name in ("files", "network", "processes", "threads", "memory")}
+    protections |= {"disk": [], "time": ["a clock outside"], "environment": ["an empty one"]}
+    if not has_server():
+        reason = f"{sys.platform} has neither Landlock nor seccomp"
+        return Report(protections, "a new interpreter for each grade", reason)
+    runner = Runner(Limits(seconds=30), 1)
+    stdin = f"{os.path.realpath(__file__)}\n{os.path.expanduser('~')}\n"
+    outcome = runner.ask(_TRIAL, {"stdin": stdin}, PROGRAM)
+    runner.close()
+    way = "a fork of a server for each grade"
+    if outcome.value is None:
+        error = outcome.server_error or outcome.runtime_error
+        return Report(protections, way, f"the sandbox failed its trial: {error}")
+    protections |= runner.given
+    protections |= {name: [] for name in outcome.value.split()}
+    why = {"files": "the kernel has no Landlock", "network": "the kernel has no seccomp"}
+    reasons = [reason for name, reason in why.items() if not protections[name]]
+    return Report(protections, way, "; ".join(reasons))

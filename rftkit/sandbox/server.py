@@ -1,0 +1,287 @@
+"""The sandbox's own processes: a launcher, a server, and a child for each grade.
+
+    launcher   enters the namespaces, starts the server, removes the folder after it
+    server     imports libraries and nothing else, then forks a child for each request; it runs no
+               foreign text and never looks into what a child says
+    child      puts on the lock, compiles the grader's text, runs it, replies and ends
+
+So a grade costs a fork and no start of an interpreter, and what it does dies with it. A request is
+GRADE or PROGRAM, NONCE_BYTES random bytes, and JSON. A reply is LOADED once the text has been run,
+then the random bytes, then NUMBER and eight bytes, or TEXT or ERROR and a text: nothing in it is
+ever parsed. The server's answer is a HEADER and the reply.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import gc
+import importlib
+import io
+import json
+import linecache
+import os
+import select
+import signal
+import struct
+import sys
+import time
+import traceback
+import types
+from contextlib import suppress
+from typing import IO, Any
+
+from rftkit.sandbox import isolation
+from rftkit.sandbox.isolation import Limits
+
+LENGTH = struct.Struct("<I")  # of a message, before it
+GRADE, PROGRAM = b"G", b"P"
+NONCE_BYTES = 16
+LOADED, NUMBER, TEXT, ERROR = b"+", b"F", b"T", b"E"
+OVERHEAD = len(LOADED) + NONCE_BYTES + 1  # bytes of a reply beside its text
+# Cause, exit status (negative: the signal that ended the child), has the server finished.
+HEADER = struct.Struct("<ci?")
+DONE, TOO_LONG, TOO_LARGE = b"D", b"T", b"R"
+BROKEN = 70  # exit status of a child that could not be locked in
+_MOST_ERROR_TEXT = 20_000
+_FILE = "grader.py"
+
+# Taken before any foreign text runs, which may replace what stands in `builtins` and in modules.
+_issubclass, _type, _float, _int, _pack = issubclass, type, float, int, struct.pack
+_write, _exit, _format = os.write, os._exit, traceback.format_exception
+_decode = json.JSONDecoder().raw_decode  # touches less memory than json.loads
+
+
+def write_message(file: IO[bytes], data: bytes) -> None:
+    file.write(LENGTH.pack(len(data)) + data)
+    file.flush()
+
+
+def read_message(file: IO[bytes]) -> bytes | None:
+    """The next message; None at the end of the pipe."""
+    head = file.read(LENGTH.size)
+    return file.read(*LENGTH.unpack(head)) if len(head) == LENGTH.size else None
+
+
+# --- launcher and server ------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Entry point of the launcher."""
+    settings, requests, replies = start()
+    namespaces = isolation.enter_namespaces() if settings["may_unshare"] else []
+    pid = os.fork()
+    if pid == 0:
+        try:
+            server = Server(settings, namespaces, requests, replies)
+        except Exception:
+            write_message(replies, traceback.format_exc().encode())
+            os._exit(1)
+        try:
+            server.serve()
+        finally:
+            os._exit(0)
+    requests.close()
+    replies.close()
+    os.waitpid(pid, 0)  # all that it started ends with it
+    folder, scratch = settings["folder"], settings["scratch"]
+    isolation.unmount(scratch)
+    os.rmdir(scratch)  # fails where files are left, which are our side's to remove
+    os.rmdir(folder)
+
+
+def main_alone() -> None:
+    """Entry point where there is no server (macOS, Windows): one request in this interpreter."""
+    settings, requests, replies = start()
+    isolation.set_limits(settings["limits"], count_threads=False)
+    answer(read_message(requests), replies.fileno())
+
+
+def start() -> tuple[dict[str, Any], IO[bytes], IO[bytes]]:
+    """The settings, the first message; and the two pipes, whose places /dev/null takes."""
+    requests, replies = open(os.dup(0), "rb"), open(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    os.close(nothing)
+    settings = json.loads(read_message(requests))
+    sys.path[-1:] = settings["library_folders"]  # in the place of the folder that holds rftkit
+    return settings | {"limits": Limits(*settings["limits"])}, requests, replies
+
+
+class Server:
+    """Serves requests until our side closes the pipe."""
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        namespaces: list[str],
+        requests: IO[bytes],
+        replies: IO[bytes],
+    ):
+        self.requests, self.replies, self.namespaces = requests, replies, namespaces
+        self.limits, self.scratch = settings["limits"], settings["scratch"]
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # short of memory, the machine ends this and not the training
+        self.given, self.filter = isolation.shut_in(self.limits, self.scratch, namespaces)
+        for name in settings["libraries"]:
+            with suppress(BaseException):  # the child says why, where the text still asks for it
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # what is here stays: a child's collector need not touch (and so copy) it
+
+    def serve(self) -> None:
+        write_message(self.replies, json.dumps(self.given).encode())
+        finished = False
+        while not finished and (request := read_message(self.requests)) is not None:
+            cause, status, reply = self.run_child(request)
+            # Without seccomp a process may be left. What cannot be removed needs a new server.
+            finished = self.filter is None or not is_emptied(self.scratch)
+            write_message(self.replies, HEADER.pack(cause, status, finished) + reply)
+
+    def run_child(self, request: bytes) -> tuple[bytes, int, bytes]:
+        """Fork a child for one request; (cause, exit status, reply)."""
+        deadline, server = time.monotonic() + self.limits.seconds, os.getpid()
+        pipe, pipe_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                if "process" not in self.namespaces:  # which ends with the server, and all in it
+                    isolation.die_with_parent()
+                if self.filter is not None:
+                    self.filter.load()
+                if os.getppid() == server:
+                    os.dup2(pipe_end, 3)
+                    os.closerange(4, 256)
+                    answer(request, 3)
+            finally:
+                os._exit(BROKEN)
+        os.close(pipe_end)
+        try:
+            cause, reply = self.collect(pipe, deadline)
+        finally:  # whatever it said, it does not go on
+            os.kill(child, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os.close(pipe)
+        return cause, status, reply
+
+    def collect(self, pipe: int, deadline: float) -> tuple[bytes, bytes]:
+        """Read a pipe to its end; stop early where the child takes too long or says too much."""
+        poll = select.poll()
+        poll.register(self.requests, 0)  # asks for nothing: only the end of the pipe is reported
+        poll.register(pipe, select.POLLIN)
+        reply = b""
+        while len(reply) <= self.limits.reply + OVERHEAD:
+            left = deadline - time.monotonic()
+            ready = poll.poll(left * 1000) if left > 0 else []
+            if not ready:
+                return TOO_LONG, reply
+            data = os.read(pipe, 65536) if all(file == pipe for file, _ in ready) else b""
+            if not data:  # the end of this pipe, or of our side
+                return DONE, reply
+            reply += data
+        return TOO_LARGE, reply[:1]
+
+
+def is_emptied(folder: str) -> bool:
+    """Remove what a grade left, as far as that goes."""
+    with suppress(OSError, RecursionError):
+        for place, folders, files in os.walk(folder, topdown=False):
+            for name in files:
+                os.unlink(os.path.join(place, name))
+            for name in folders:
+                os.rmdir(os.path.join(place, name))
+    return not os.listdir(folder)
+
+
+# --- the child ----------------------------------------------------------------------------------
+
+
+def answer(request: bytes, pipe: int) -> None:
+    """One request, from the first byte to the end of this process. Never returns."""
+    nonce = request[1 : 1 + NONCE_BYTES]
+    try:
+        content = _decode(request[1 + NONCE_BYTES :].decode())[0]
+    except Exception as error:  # too deep, or too large for the memory it may use
+        say(pipe, nonce + ERROR + f"the row cannot be read: {error!r}".encode())
+    if request[:1] == PROGRAM:
+        _write(pipe, LOADED)
+        say(pipe, nonce + run_program(content["source"], content["stdin"]))
+    module = types.ModuleType("grader")
+    try:
+        run_text(content["source"], module)
+    except BaseException as error:
+        say(pipe, nonce + _describe(error))
+    _write(pipe, LOADED)
+    if "item" not in content:  # only its loading was asked for
+        say(pipe, nonce + encode(0))
+    try:
+        result = encode(module.grade(content["sample"], content["item"]))
+    except BaseException as error:  # SystemExit and KeyboardInterrupt are no way out either
+        result = _describe(error)
+    say(pipe, nonce + result)
+
+
+def run_text(source: str, module: types.ModuleType) -> None:
+    module.__file__ = _FILE
+    sys.modules[module.__name__] = module
+    linecache.cache[_FILE] = (len(source), None, source.splitlines(True), _FILE)
+    exec(compile(source, _FILE, "exec", dont_inherit=True), module.__dict__)
+
+
+def run_program(source: str, stdin: str) -> bytes:
+    """Run a text as a program with that input: what it printed, or why it failed."""
+    printed = io.BytesIO()
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode("utf-8", "surrogatepass")), "utf-8")
+    sys.stdout = io.TextIOWrapper(printed, "utf-8", "backslashreplace", write_through=True)
+    builtins.exit = builtins.quit = sys.exit
+    try:
+        run_text(source, types.ModuleType("__main__"))
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) and not error.code):
+            return _describe(error)
+    return TEXT + printed.getvalue()
+
+
+def encode(value: object) -> bytes:
+    """A returned value as reply. The number is read from the object itself: what a subclass of
+    float says about itself (`__float__`, `__repr__`, `__class__`) is not asked."""
+    kind = _type(value)
+    if _issubclass(kind, _float):
+        return NUMBER + _pack("<d", value)
+    if _issubclass(kind, _int):  # bool as well
+        try:
+            return NUMBER + _pack("<d", _float(_int.__add__(value, 0)))
+        except OverflowError:
+            what = f"a whole number of {_int.bit_length(value):,} bits ({kind.__name__})"
+    else:
+        what = f"a {_type.__dict__['__name__'].__get__(kind)}"
+    return ERROR + f"grade returned {what}, expected a finite number".encode("utf-8", "replace")
+
+
+def _describe(error: BaseException) -> bytes:
+    """ERROR, the traceback within the text, and what the sandbox has to do with it."""
+    kind, hint = _type(error), ""
+    try:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_frame.f_code.co_filename != _FILE:
+            frame = frame.tb_next
+        text = "".join(_format(kind, error, frame)).strip()[-_MOST_ERROR_TEXT:]
+        if _issubclass(kind, PermissionError):
+            hint = "no network, no other process, and no file but libraries and a scratch folder"
+        elif _issubclass(kind, MemoryError):
+            hint = "a limited memory"
+        elif _issubclass(kind, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):
+            hint = "a limited number of bytes and files on disk"
+    except BaseException as second:  # its __str__ raises, or the memory is gone
+        text = f"{kind.__name__} (and {_type(second).__name__} while its text was made)"
+    text += f"\n(the sandbox gives a grade {hint})" if hint else ""
+    return ERROR + text.encode("utf-8", "replace")
+
+
+def say(pipe: int, data: bytes) -> None:
+    """Reply and be gone: no destructor, no exit handler, no thread gets another turn."""
+    view = memoryview(data)
+    while view:
+        view = view[_write(pipe, view) :]
+    _exit(0)
