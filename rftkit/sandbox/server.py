@@ -72,6 +72,7 @@ def main() -> None:
     namespaces = isolation.enter_namespaces() if settings["may_unshare"] else []
     pid = os.fork()
     if pid == 0:
+        isolation.die_with_parent()
         try:
             server = Server(settings, namespaces, requests, replies)
         except Exception:
