@@ -217,6 +217,11 @@ class LocalPolicy(Policy):
         )
         return text + prefill
 
+    def encode(self, prompts: list[Messages], prefill: str = "") -> list[list[int]]:
+        """The token ids that the model reads, one list a prompt."""
+        texts = [self.render(messages, prefill) for messages in prompts]
+        return self.tokenizer(texts, add_special_tokens=False).input_ids
+
     def sample(
         self,
         prompts: list[Messages],
@@ -226,8 +231,7 @@ class LocalPolicy(Policy):
     ) -> list[list[Sample]]:
         """See Policy.sample; `progress` hears of each batch."""
         config = config or SamplingConfig()
-        texts = [self.render(messages, config.prefill) for messages in prompts]
-        encoded = self.tokenizer(texts, add_special_tokens=False).input_ids
+        encoded = self.encode(prompts, config.prefill)
         samples: list[list[Sample]] = [[] for _ in prompts]
         # Prompts of like length side by side: less padding.
         order = sorted(range(len(prompts)), key=lambda p: len(encoded[p]))
