@@ -35,7 +35,7 @@ from typing import Any
 from rftkit.environment import machine, versions
 from rftkit.files import write_json
 from rftkit.graders.grader import Grader
-from rftkit.graders.presets import rank_grader
+from rftkit.graders.presets import preset
 from rftkit.sandbox import runner
 from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.runner import default_workers, python_runner, report
@@ -94,7 +94,7 @@ def in_process(count: int) -> dict[str, float]:
     fuzzy = Grader.load(
         {"type": "text_similarity", "name": "f", **texts, "evaluation_metric": "fuzzy_match"}
     )
-    rank = rank_grader()
+    rank = Grader.load(preset("rank"))
     genes, right = ANSWER.partition("</think>")[2], ITEM["answer"]
     short = TEXT[:50], {"answer": right[:50]}
 

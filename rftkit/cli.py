@@ -204,10 +204,11 @@ def validate_grader_command(
 
 def validate_file(file: str) -> dict[str, Any]:
     """What `validate-grader --json` prints; a file that is no JSON is a problem as well."""
-    from rftkit.graders.spec import GraderSpecError, read_spec, validate_spec
+    from rftkit.graders.grader import read_grader
+    from rftkit.graders.spec import GraderSpecError, validate_spec
 
     try:
-        spec, notes = validate_spec(*read_spec(Path(file)))
+        spec, notes = validate_spec(*read_grader(Path(file)))
     except UserError as error:
         problems = error.problems if isinstance(error, GraderSpecError) else [str(error)]
         return {"valid": False, "type": None, "problems": problems, "notes": []}
@@ -227,14 +228,14 @@ def graders_command(
 
     Example: `rftkit graders` lists them, `rftkit graders gene_rank > grader.json` takes one.
     """
-    from rftkit.graders.presets import SHELF, shelf_json
+    from rftkit.graders.presets import PRESETS, preset
 
     if name is not None:
-        print_json(shelf_json(name))
+        print_json(preset(name))
         return
     presets = [
-        {"name": name, "type": preset.make().to_json()["type"], "about": preset.about}
-        for name, preset in SHELF.items()
+        {"name": name, "type": make()["type"], "about": make.__doc__.partition("\n")[0]}
+        for name, make in PRESETS.items()
     ]
     if as_json:
         print_json({"graders": presets})

@@ -22,7 +22,6 @@ from rftkit.evaluation import MetricFunction, SystemResult, clusters_of
 from rftkit.files import MODELS, UserError, model_gates, read_json, write_json, write_text
 from rftkit.graders.answer import Context
 from rftkit.graders.grader import GraderSettings, read_grader
-from rftkit.graders.presets import SHELF, shelf_json
 from rftkit.policy import LocalPolicy, check_weights, load_policy, model_folder
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import digest_of, messages_digest, read_rows, row_ids, row_ids_note, sha256_of
@@ -108,8 +107,7 @@ def open_bench(asked: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
     settings = GraderSettings(allow_weak_isolation=asked.allow_weak_isolation)
     changes: dict[str, Any] = {"settings": settings}
     if asked.grader is not None:
-        is_preset = not Path(asked.grader).exists() and asked.grader in SHELF
-        changes["grader_spec"] = (shelf_json if is_preset else read_grader)(asked.grader)
+        changes["grader_spec"], _ = read_grader(asked.grader)
     if asked.group_by is not None:
         changes["group_by"] = asked.group_by
     task = replace(task, **changes)

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.files import UserError, write_json
-from rftkit.graders.grader import Grader
-from rftkit.graders.presets import grader
+from rftkit.graders.grader import Grader, grader
 from rftkit.policy import LocalPolicy, load_policy
 from rftkit.records import Sample
 

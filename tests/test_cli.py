@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from rftkit import __version__, cli
-from rftkit.graders.presets import SHELF
+from rftkit.graders.presets import PRESETS, preset
 
 GROUP = typer.main.get_command(cli.app)
 COMMANDS = sorted(GROUP.commands)
@@ -38,7 +38,7 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "grader.json").write_text(json.dumps(SHELF["gene_rank"].make().to_json()))
+    (tmp_path / "grader.json").write_text(json.dumps(preset("gene_rank")))
     (tmp_path / "item.json").write_text('{"reference_gene": "A"}')
     (tmp_path / "sample.txt").write_text('<think>B?</think>{"genes": ["B", "A"]}')
     return tmp_path
@@ -149,7 +149,7 @@ def test_a_valid_grader_is_called_so(run, files):
 
 def test_presets_are_listed_and_printed(run):
     listed = json.loads(run("graders", "--json")[1])["graders"]
-    assert [preset["name"] for preset in listed] == list(SHELF)
+    assert [row["name"] for row in listed] == list(PRESETS)
     text = run("graders")[1]
     assert all(preset["name"] in text for preset in listed)
-    assert json.loads(run("graders", "gene_rank")[1]) == SHELF["gene_rank"].make().to_json()
+    assert json.loads(run("graders", "gene_rank")[1]) == preset("gene_rank")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rftkit.files import UserError
-from rftkit.graders.answer import GraderFailure
+from rftkit.graders.rewards import GraderFailure
 from rftkit.policy import load_policy
 from rftkit.records import SamplingConfig
 from rftkit.task import load_task, task_from_json

@@ -199,7 +199,7 @@ def test_a_grader_or_rows_beside_a_task_are_ignored(tmp_path):
     assert rows == task.rows("train") and held_out == task.rows("validation")[:3]
     bad = write(tmp_path / "bad.json", task="gene_ranking", grader={})
     code, _, error = command("train", bad, "--out", tmp_path / "run", "--dry-run")
-    assert code == 1 and isinstance(error, UserError) and '"type" is missing' in str(error)
+    assert code == 1 and isinstance(error, UserError) and "type: missing" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from rftkit import widgets
 from rftkit.files import UserError
-from rftkit.graders.presets import grader
+from rftkit.graders.grader import grader
 from rftkit.records import Sample
 from rftkit.task import load_task
 from rftkit.widgets import (

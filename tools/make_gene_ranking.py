@@ -14,7 +14,7 @@ from typing import Any
 
 from rftkit.files import write_json, write_text
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE
-from rftkit.graders.presets import gene_rank
+from rftkit.graders.presets import preset
 from rftkit.rows import sha256_of, write_rows
 from tools.medical_school.world import WORLD_SEED, World, build_world, cases, row
 
@@ -36,7 +36,7 @@ def ranking_task(
     return {
         "name": name,
         "question": question,
-        "grader": gene_rank().to_json(),
+        "grader": preset("gene_rank"),
         "answer_template": '{"genes": ["{{item.reference_gene}}"]}',
         "worse_answers": [
             '{"genes": ["NOTAGENE", "{{item.reference_gene}}"]}',

@@ -1,68 +1,54 @@
 """`calculate_output` of a multi grader: a formula over the sub-grades, e.g. `0.5*a + 0.5*b`.
 
-    sum      = product (("+" | "-") product)*
-    product  = signed (("*" | "/") signed)*
-    signed   = ("+" | "-") signed | power
-    power    = atom ("^" signed)?              right-associative: 2^3^2 is 2^9
-    atom     = number | variable | function "(" sum ("," sum)* ")" | "(" sum ")"
-
-`^` binds tighter than a minus before it (-2^2 is -4). Functions: min and max (one or more
-arguments), abs, floor, ceil, exp, sqrt, log (natural). Source: OpenAI's graders guide,
-"Multigraders"; precedence and the base of log are our stated choice.
-
-The text is compiled to a flat list of steps for a stack of numbers and run in a loop: nothing is
-handed to Python's eval, and no formula can make it recurse.
+Python reads it, with `^` as its `**`: so 2^3^2 is 2^9 and -2^2 is -4. Only the nodes of arithmetic
+are let through to `eval`. OpenAI's guide names the operators and functions; precedence and the base
+of log (e) are our stated choice.
 """
 
 from __future__ import annotations
 
+import ast
 import math
-import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import CodeType
 
-MAX_LENGTH = 10_000  # characters
-MAX_DEPTH = 50  # brackets, functions, signs and powers within one another
+from rftkit.files import shorten
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)|(?P<symbol>\S))"
-)
-_OPERATORS: dict[str, Callable[[float, float], float]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-    "^": math.pow,  # not **: a negative number to a fraction must fail, not become complex
-}
+MAX_LENGTH = 4_000  # characters; keeps Python's own parser and compiler within their depth
+
+# All give floats, since a power of whole numbers could fill the memory. math.fabs refuses complex
+# numbers, which a negative number to a fraction becomes: abs() alone would let them through.
 FUNCTIONS: dict[str, Callable[..., float]] = {
-    "min": min,
-    "max": max,
-    "abs": abs,
-    "floor": math.floor,
-    "ceil": math.ceil,
+    "min": lambda *numbers: min(numbers),
+    "max": lambda *numbers: max(numbers),
+    "abs": math.fabs,
+    "floor": lambda number: float(math.floor(number)),
+    "ceil": lambda number: float(math.ceil(number)),
     "exp": math.exp,
     "sqrt": math.sqrt,
     "log": math.log,
 }
-_MANY_ARGUMENTS = ("min", "max")
+_NODES = (
+    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.BinOp, ast.UnaryOp),
+    *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub),
+)
+_NAME = re.compile(r"(?<![\w.])[^\W\d]\w*")
+# A character that no formula has, Python's own power, or a number that runs into a letter (0x1F).
+_FOREIGN = re.compile(r"[^\w\s+*/^(),.-]|\*\*|(?<![\w.])(?>\d[\d.]*(?:[eE][+-]?\d+)?)[^\W\d]")
 
 
 class FormulaError(ValueError):
-    """A formula that cannot be read (with the position, counted from 1) or has no finite value."""
+    """A formula that cannot be read, or that has no finite value."""
 
 
 @dataclass(frozen=True)
 class Formula:
-    """A compiled formula. Made by `parse_formula`.
-
-    steps  (number of arguments, what): (0, 0.5) puts a number, (0, "first") a variable,
-           (2, operator.add) takes two numbers and puts their sum
-    """
+    """A compiled formula. Made by `parse_formula`."""
 
     text: str
-    steps: tuple[tuple[int, Any], ...]
+    code: CodeType
     variables: frozenset[str]
 
     def evaluate(self, values: Mapping[str, float]) -> float:
@@ -71,147 +57,69 @@ class Formula:
         >>> parse_formula("0.5*a + 0.5*b").evaluate({"a": 1, "b": 0})
         0.5
         """
-        stack: list[float] = []
+        names = {f"_{name}": float(values[name]) for name in self.variables}
         try:
-            for count, what in self.steps:
-                if count == 0:
-                    stack.append(float(values[what]) if type(what) is str else what)
-                elif count == 2:
-                    right = stack.pop()
-                    stack[-1] = what(stack[-1], right)
-                elif count == 1:
-                    stack[-1] = what(stack[-1])
-                else:
-                    arguments = stack[-count:]
-                    del stack[-count:]
-                    stack.append(what(*arguments))
-            result = float(stack[0])
+            result = float(eval(self.code, {"__builtins__": {}, **FUNCTIONS}, names))
         except ZeroDivisionError:
-            raise FormulaError(f"{self.text!r} divides by zero") from None
+            raise FormulaError("it divides by zero") from None
         except OverflowError:
-            raise FormulaError(f"{self.text!r} is too large a number") from None
-        except ValueError:
-            raise FormulaError(
-                f"{self.text!r} takes a root, a logarithm or a power outside its domain"
-            ) from None
+            raise FormulaError("its value is too large") from None
+        except (ValueError, TypeError):  # TypeError: a complex number
+            raise FormulaError("a root, logarithm or power is outside its domain") from None
         if not math.isfinite(result):
-            raise FormulaError(f"{self.text!r} is {result}, not a finite number")
+            raise FormulaError(f"its value is {result}, not a finite number")
         return result
 
 
 def parse_formula(text: str) -> Formula:
-    """Compile a formula; raises FormulaError naming position, what stands there, what may."""
+    """Compile a formula; raises FormulaError with the position (from 1) and what stands there."""
     if len(text) > MAX_LENGTH:
         raise FormulaError(f"{len(text)} characters, expected at most {MAX_LENGTH}: shorten it")
-    tokens = _split(text)
-    steps: list[tuple[int, Any]] = []
-    variables: set[str] = set()
-    position = 0  # into tokens
-
-    def fail(expected: str) -> FormulaError:
-        kind, value, start = tokens[position]
-        there = "the end" if kind == "end" else repr(value)
-        return FormulaError(f"position {start + 1}: {there}, expected {expected}")
-
-    def take(symbol: str) -> bool:
-        nonlocal position
-        if tokens[position][:2] == ("symbol", symbol):
-            position += 1
-            return True
-        return False
-
-    def read_sum(depth: int) -> None:
-        read_product(depth)
-        while tokens[position][1] in ("+", "-"):
-            symbol = tokens[position][1]
-            take(symbol)
-            read_product(depth)
-            steps.append((2, _OPERATORS[symbol]))
-
-    def read_product(depth: int) -> None:
-        read_signed(depth)
-        while tokens[position][1] in ("*", "/"):
-            symbol = tokens[position][1]
-            take(symbol)
-            if tokens[position][1] == "*" and symbol == "*":
-                raise fail("a number or a variable (a power is written ^, not **)")
-            read_signed(depth)
-            steps.append((2, _OPERATORS[symbol]))
-
-    def read_signed(depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise fail(f"at most {MAX_DEPTH} brackets, signs and powers within one another")
-        if take("-"):
-            read_signed(depth + 1)
-            steps.append((1, operator.neg))
-        elif take("+"):
-            read_signed(depth + 1)
-        else:
-            read_atom(depth)
-            if take("^"):
-                read_signed(depth + 1)
-                steps.append((2, _OPERATORS["^"]))
-
-    def read_atom(depth: int) -> None:
-        nonlocal position
-        kind, value, start = tokens[position]
-        if kind == "number":
-            position += 1
-            steps.append((0, float(value)))
-        elif kind == "name" and tokens[position + 1][1] == "(":
-            if value not in FUNCTIONS:
-                raise FormulaError(
-                    f"position {start + 1}: function {value!r}, expected one of "
-                    f"{', '.join(FUNCTIONS)}"
-                )
-            position += 2
-            read_arguments(value, start, depth + 1)
-        elif kind == "name":
-            position += 1
-            variables.add(value)
-            steps.append((0, value))
-        elif take("("):
-            read_sum(depth + 1)
-            if not take(")"):
-                raise fail('an operator or ")"')
-        else:
-            raise fail('a number, a variable, a function or "("')
-
-    def read_arguments(name: str, start: int, depth: int) -> None:
-        count = 1
-        read_sum(depth)
-        while take(","):
-            count += 1
-            read_sum(depth)
-        if not take(")"):
-            raise fail('an operator, "," or ")"')
-        if name in _MANY_ARGUMENTS:
-            if count > 1:  # the smallest of one number is that number
-                steps.append((count, FUNCTIONS[name]))
-        elif count != 1:
-            raise FormulaError(f"position {start + 1}: {name} with {count} arguments, expected 1")
-        else:
-            steps.append((1, FUNCTIONS[name]))
-
-    read_sum(0)
-    if tokens[position][0] != "end":
-        raise fail("an operator or the end")
-    return Formula(text, tuple(steps), frozenset(variables))
+    if foreign := _FOREIGN.search(text):
+        raise FormulaError(
+            f"position {foreign.start() + 1}: {foreign[0]!r}, expected numbers, variables, "
+            "functions and + - * / ^ ( ) ,: a power is written a^2, not **"
+        )
+    # Variables get an underscore: so `class` is none of Python's words, and `max` no function.
+    line = re.sub(r"\s", " ", text)
+    indent = len(line) - len(line.lstrip())
+    python = _NAME.sub(r"_\g<0>", line.strip()).replace("^", "**")
+    try:
+        tree = ast.parse(python, mode="eval")
+        variables = _check(tree)
+        return Formula(text, compile(tree, "<formula>", "eval"), frozenset(variables))
+    except FormulaError:
+        raise
+    except SyntaxError as error:
+        before = python[: error.offset - 1 if error.offset else len(python)]
+        position = indent + len(before) - before.count("**") - len(_NAME.findall(before)) + 1
+        raise FormulaError(f"position {position}: {error.msg}") from None
+    except (ValueError, OverflowError, MemoryError, RecursionError):
+        raise FormulaError("nested too deep, or a number too long: simplify it") from None
 
 
-def _split(text: str) -> list[tuple[str, str, int]]:
-    """Tokens as (kind, text, start), closed by two of kind "end" so that one may look ahead."""
-    tokens = []
-    position, stop = 0, len(text.rstrip())
-    while position < stop:
-        match = _TOKEN.match(text, position)
-        kind = match.lastgroup
-        value, start = match.group(kind), match.start(kind)
-        if kind == "symbol" and value not in "+-*/^(),":
-            raise FormulaError(
-                f"position {start + 1}: {value!r}, expected a number, a variable, one of + - * / ^ "
-                f"( ) , or a function"
-            )
-        tokens.append((kind, value, start))
-        position = match.end()
-    return tokens + [("end", "", stop)] * 2
+def _check(tree: ast.Expression) -> set[str]:
+    """The variables of a formula in which all is allowed. Numbers become floats, and functions
+    lose the underscore that every name got."""
+    variables = set()
+    for node in ast.walk(tree):  # a call comes before its function's name
+        if isinstance(node, ast.Call):
+            name = node.func.id[1:] if isinstance(node.func, ast.Name) else ""
+            if name not in FUNCTIONS or node.keywords or not node.args:
+                names = ", ".join(FUNCTIONS)
+                raise FormulaError(f"{_shown(node)}, expected one of {names} of a value")
+            if len(node.args) > 1 and name not in ("min", "max"):
+                raise FormulaError(f"{_shown(node)}: {len(node.args)} arguments, expected 1")
+            node.func.id = name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+            node.value = float(node.value)
+        elif isinstance(node, ast.Name) and node.id.startswith("_"):
+            variables.add(node.id[1:])
+        elif not isinstance(node, _NODES) or isinstance(node, ast.Constant):
+            raise FormulaError(f"{_shown(node)}, expected arithmetic alone")
+    return variables
+
+
+def _shown(node: ast.AST) -> str:
+    """What the author wrote, near enough."""
+    return repr(shorten(re.sub(r"\b_", "", ast.unparse(node)).replace("**", "^")))

@@ -5,6 +5,10 @@
     reward, sub_rewards = grader.grade(item, sample) # the quick way, for many
     trainer = GRPOTrainer(reward_funcs=reward_function(grader), …)
 
+    @grader                                          # a Python function of your own
+    def short(sample, item):
+        return 1.0 if len(sample["output_text"]) < 10 else 0.0
+
 `item` is a row of the JSONL (a dict); `sample` a Sample, a text (thinking tags are cut off) or a
 dict as OpenAI shows it to python graders. A grader may be called from several threads.
 """
@@ -12,111 +16,42 @@ dict as OpenAI shows it to python graders. A grader may be called from several t
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
+import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rftkit.files import UserError
+from rftkit.files import UserError, read_text, shorten
 from rftkit.graders.answer import (
+    ERROR_FIELDS,
+    PROGRAM_FAILED,
     Context,
     Fault,
     Grade,
-    GraderReport,
-    Template,
+    Scorer,
     compile_template,
-    error_object,
     grader_fault,
     sample_fault,
 )
 from rftkit.graders.formula import FormulaError, parse_formula
-from rftkit.graders.python import Runner, compile_python, require_loading, require_runner
-from rftkit.graders.similarity import compile_string_check
-from rftkit.graders.spec import read_spec, validate_spec
+from rftkit.graders.presets import PRESETS, preset
+from rftkit.graders.python import Runner, as_score, compile_python
+from rftkit.graders.similarity import Embedder, compile_string_check, compile_text_similarity
+from rftkit.graders.spec import texts_of, validate_spec
 from rftkit.records import Sample
 
 if TYPE_CHECKING:
     from rftkit.graders.judge import JudgeSettings
 
-# ------------------------------------------------------------------------------------------
-# from rftkit.graders.multi:
-# `multi`: several graders, and a formula over their grades.
-
-Scorer = Callable[[Context], float]
-
-
-def as_fault(error: Exception) -> Fault:
-    """What an exception of a scorer means. A bug below becomes `other_error`: a library that
-    cannot take one text must not end a run. A UserError passes: the set-up is wrong, not this
-    grade."""
-    if isinstance(error, UserError):
-        raise error
-    if isinstance(error, Fault):
-        return error
-    return grader_fault("other_error", f"{type(error).__name__}: {error}")
-
-
-def compile_single(score: Scorer) -> Callable[[Context], Grade]:
-    """An evaluation that consists of one score."""
-
-    def evaluate(context: Context) -> Grade:
-        try:
-            return Grade(score(context), {})
-        except Exception as error:
-            fault = as_fault(error)
-            return Grade(fault.score, {}, (("", fault),))
-
-    return evaluate
-
-
-def compile_multi(scorers: Mapping[str, Scorer], formula_text: str) -> Callable[[Context], Grade]:
-    """An evaluation of several scores and the formula over them.
-
-    A sub-grader with the sample's fault enters the formula as 0. One without any score (its own
-    fault) leaves the whole without a score, unless the formula does not use it.
-    """
-    formula = parse_formula(formula_text)
-    parts = tuple(scorers.items())
-
-    def evaluate(context: Context) -> Grade:
-        values: dict[str, float | None] = {}
-        faults: list[tuple[str, Fault]] = []
-        for variable, score in parts:
-            try:
-                values[variable] = score(context)
-            except Exception as error:
-                fault = as_fault(error)
-                values[variable] = fault.score
-                faults.append((variable, fault))
-        if any(f.score is None and variable in formula.variables for variable, f in faults):
-            return Grade(None, values, tuple(faults))
-        try:
-            return Grade(formula.evaluate(values), values, tuple(faults))
-        except FormulaError as error:
-            fault = grader_fault("formula_parse_error", f"calculate_output: {error}")
-            return Grade(None, values, (*faults, ("", fault)))
-
-    return evaluate
-
-
-# ------------------------------------------------------------------------------------------
-# from rftkit.graders.core:
-# A grader: from what a model said about a row to a number, most often 0 to 1.
-#
-#     grader = Grader.load("grader.json")              # OpenAI's grader JSON: dict, file or text
-#     report = grader.run(item, sample)                # a dict, all fields of graders/run
-#     reward, sub_rewards = grader.grade(item, sample) # the quick way, for many
-#     trainer = GRPOTrainer(reward_funcs=reward_function(grader), …)
-#
-# `item` is a row of the JSONL (a dict); `sample` a Sample, a text (thinking tags are cut off) or a
-# dict as OpenAI shows it to python graders. A grader may be called from several threads.
-
 ROWS_SHOWN = 5  # in a message about rows
+IN_PROCESS = "runs in this process, with all its rights and without isolation: for your own code"
 
 
 @dataclass(frozen=True)
@@ -133,15 +68,32 @@ class GraderSettings:
     """
 
     judge: JudgeSettings | None = None
-    embedder: Callable[[list[str]], Sequence[Sequence[float]]] | None = None
+    embedder: Embedder | None = None
     python_runner: Runner | None = None
     allow_weak_isolation: bool = False
 
 
-class Grader:
-    """One grader, of any kind. Made by `Grader.load`, by `rftkit.graders.presets` or by `@grader`.
+class GraderReport(NamedTuple):
+    """The answer of graders/run; `explanations` (a sentence a fault) are ours and not in it."""
 
-    name      for reports and series
+    reward: float | None
+    sub_rewards: dict[str, float | None]
+    metadata: dict[str, Any]
+    token_usage: dict[str, dict[str, int]]
+    explanations: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "reward": self.reward,
+            "sub_rewards": self.sub_rewards,
+            "metadata": self.metadata,
+            "model_grader_token_usage_per_model": self.token_usage,
+        }
+
+
+class Grader:
+    """One grader, of any kind. Made by `Grader.load` or by `@grader`.
+
     type      "string_check", "multi", … or "function" for a Python function of the user's own
     notes     what was tolerated while loading, one sentence each
     maximum   the best grade that there is (the upper end of a score_model's range, else 1)
@@ -153,23 +105,22 @@ class Grader:
         self,
         name: str,
         type: str,
-        evaluate: Callable[[Context], Grade],
+        scorers: dict[str, Scorer],
         export: Callable[[], dict[str, Any]],
         *,
-        variables: Sequence[str] = (),
-        item_templates: Sequence[Template] = (),
-        check_ready: Callable[[], None] = lambda: None,
+        formula: str | None = None,
+        texts: Iterable[str] = (),
         notes: Sequence[str] = (),
         maximum: float = 1.0,
-        workers: int = 1,
     ):
-        self.name, self.type = name, type
-        self.variables = tuple(variables)
-        self.notes, self.maximum, self.workers = list(notes), maximum, workers
-        self._evaluate, self._export = evaluate, export
-        self._check_ready = check_ready
-        paths = [path for template in item_templates for path in template.paths]
-        self._item_paths = {path.text: path for path in paths if path.namespace == "item"}
+        """`scorers` are {variable: scorer} with a formula over them, or {"": the only one}; `texts`
+        are all the templates in them."""
+        self.name, self.type, self.notes, self.maximum = name, type, list(notes), maximum
+        self.workers = max(scorer.workers for scorer in scorers.values())
+        self._scorers, self._export = scorers, export
+        self._formula = parse_formula(formula) if formula is not None else None
+        paths = [path for text in texts for path in compile_template(text).paths]
+        self._item_paths = {path.steps: path for path in paths if path.namespace == "item"}
         self._warned = False
 
     @classmethod
@@ -180,22 +131,35 @@ class Grader:
         *,
         job: bool = False,
     ) -> Grader:
-        """A grader from OpenAI's grader JSON: a dict, a path, or JSON text.
+        """A grader from OpenAI's grader JSON (see `read_grader`) or the name of a preset.
 
-        job  it is the top grader of a training job (label_model is refused there)
-
-        Raises UserError naming every fault with its path inside the JSON.
+        In a training `job` the top grader may not be a label_model. Raises UserError naming every
+        fault with its path inside the JSON.
         """
         settings = settings or GraderSettings()
-        value, place = read_spec(source)
+        value, place = read_grader(source)
         spec, notes = validate_spec(
             value, place, job=job, has_embedder=settings.embedder is not None
         )
-        if spec["type"] == "python" or any(
-            part["type"] == "python" for part in spec.get("graders", {}).values()
-        ):
+        is_multi = spec["type"] == "multi"
+        parts = spec["graders"] if is_multi else {"": spec}
+        if any(part["type"] == "python" for part in parts.values()):
             notes = [*notes, "python graders run in isolation (rftkit.sandbox) or not at all"]
-        return build(spec, notes, settings)
+        return cls(
+            spec["name"],
+            spec["type"],
+            {variable: _compile(part, settings) for variable, part in parts.items()},
+            lambda: copy.deepcopy(spec),
+            formula=spec["calculate_output"] if is_multi else None,
+            texts=[text for part in parts.values() for _, text in texts_of(part)],
+            notes=notes,
+            maximum=float(spec.get("range", (0, 1))[1]),
+        )
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of a multi grader's sub-rewards."""
+        return tuple(self._scorers) if self._formula else ()
 
     def to_json(self) -> dict[str, Any]:
         """The grader as OpenAI's grader JSON; UserError where it cannot be written as such."""
@@ -211,16 +175,27 @@ class Grader:
         start = time.perf_counter()
         context = Context(item, sample)
         grade = self._grade(context)
-        return GraderReport(
-            name=self.name,
-            type=self.type,
-            reward=grade.reward,
-            sub_rewards=grade.sub_rewards,
-            errors=error_object(grade.faults),
-            execution_time=time.perf_counter() - start,
-            token_usage=context.usage,
-            explanations=_explain(context, grade),
-        )
+        errors: dict[str, Any] = {}
+        for name, details in ERROR_FIELDS.items():
+            texts = [_sentence(*each) for each in grade.faults if each[1].field == name]
+            errors[name] = bool(texts)
+            if details:
+                errors[details] = "\n".join(texts) or None
+        metadata = {
+            "name": self.name,
+            "type": self.type,
+            "errors": errors,
+            "execution_time": time.perf_counter() - start,
+            "scores": dict(grade.sub_rewards),
+            "token_usage": sum(usage.get("total_tokens", 0) for usage in context.usage.values())
+            if context.usage
+            else None,
+            "sampled_model_name": next(iter(context.usage), None),
+        }
+        explanations = [_sentence(variable, fault) for variable, fault in grade.faults]
+        if context.unclosed and context.finish_reason != "length":
+            explanations.append("<think> was opened and never closed: the output is empty")
+        return GraderReport(grade.reward, grade.sub_rewards, metadata, context.usage, explanations)
 
     def evaluate(self, item: dict[str, Any] | None, sample: Sample | str | dict) -> Grade:
         """One grade as (reward, sub_rewards, faults); `.errors` are the fields for a Sample."""
@@ -230,8 +205,7 @@ class Grader:
         self, item: dict[str, Any] | None, sample: Sample | str | dict
     ) -> tuple[float | None, dict[str, float | None]]:
         """The quick way: (reward, sub_rewards). The reward is None where the grader failed."""
-        grade = self._grade(Context(item, sample))
-        return grade.reward, grade.sub_rewards
+        return self._grade(Context(item, sample))[:2]
 
     def evaluate_many(
         self, items: Sequence[dict[str, Any]], samples: Sequence[Sample | str | dict]
@@ -249,7 +223,8 @@ class Grader:
 
     def check_ready(self) -> None:
         """Raise UserError if this grader cannot run here (no endpoint, no isolation, no corpus)."""
-        self._check_ready()
+        for scorer in self._scorers.values():
+            scorer.check_ready()
 
     def check_rows(self, rows: Iterable[dict[str, Any]]) -> None:
         """Raise UserError naming rows that lack a field which the grader's templates ask for."""
@@ -264,44 +239,75 @@ class Grader:
             more = f" (and {len(faults) - ROWS_SHOWN} more)" if len(faults) > ROWS_SHOWN else ""
             raise UserError(
                 f"grader {self.name!r} cannot grade these rows{more}: give every row the field, or "
-                f"change the template\n  " + "\n  ".join(faults[:ROWS_SHOWN])
+                "change the template\n  " + "\n  ".join(faults[:ROWS_SHOWN])
             )
 
     def _grade(self, context: Context) -> Grade:
-        finished = context.finish_reason
-        if finished == "length":
+        if context.finish_reason == "length":
             why = "the answer was cut at its limit"
             if context.unclosed:
                 why += ": its thought was never closed, and the output is empty"
             fault = sample_fault("truncated_observation_error", why)
             return Grade(0.0, dict.fromkeys(self.variables, 0.0), (("", fault),))
-        if finished == "error":
+        if context.finish_reason == "error":
             fault = grader_fault("other_error", "there is no answer: its endpoint failed")
             return Grade(None, dict.fromkeys(self.variables), (("", fault),))
-        grade = self._evaluate(context)
+        grade = self._score(context)
         reward = grade.reward
         if reward is not None and not 0.0 <= reward <= 1.0 and not self._warned:
             self._warned = True
             warnings.warn(
-                f"grader {self.name!r} gave {reward:g}, outside 0 to 1: it is used as it is (said "
-                f"once); divide in calculate_output if 0 to 1 was meant",
+                f"grader {self.name!r} gave {reward:g}, outside 0 to 1: it is used as it is (shown "
+                "once); divide in calculate_output if 0 to 1 was meant",
                 stacklevel=4,
             )
         return grade
+
+    def _score(self, context: Context) -> Grade:
+        """A sub-grader with the sample's fault enters the formula as 0. One without any score (its
+        own fault) leaves the whole without a score, unless the formula does not use it."""
+        values: dict[str, float | None] = {}
+        faults: list[tuple[str, Fault]] = []
+        for variable, scorer in self._scorers.items():
+            try:
+                values[variable] = scorer.score(context)
+            except Fault as fault:
+                values[variable] = fault.score
+                faults.append((variable, fault))
+            except UserError:  # the set-up is wrong, not this grade
+                raise
+            except Exception as error:  # a library that cannot take one text must not end a run
+                values[variable] = None
+                fault = grader_fault("other_error", f"{type(error).__name__}: {error}")
+                faults.append((variable, fault))
+        if self._formula is None:
+            return Grade(values[""], {}, tuple(faults))
+        if any(values[variable] is None for variable in self._formula.variables):
+            return Grade(None, values, tuple(faults))
+        try:
+            return Grade(self._formula.evaluate(values), values, tuple(faults))
+        except FormulaError as error:
+            fault = grader_fault("formula_parse_error", f"calculate_output: {error}")
+            return Grade(None, values, (*faults, ("", fault)))
 
     def __repr__(self) -> str:
         return f"<Grader {self.name!r} ({self.type})>"
 
 
-def _explain(context: Context, grade: Grade) -> list[str]:
-    """A sentence for each fault, and one for a thought that never closed."""
-    said = [
-        f"{variable}: {fault.detail}" if variable else fault.detail
-        for variable, fault in grade.faults
-    ]
-    if context.unclosed and context.finish_reason != "length":
-        said.append("the thought was opened by <think> and never closed: the output is empty")
-    return said
+def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
+    if spec["type"] == "string_check":
+        return compile_string_check(spec)
+    if spec["type"] == "text_similarity":
+        return compile_text_similarity(spec, settings.embedder)
+    if spec["type"] == "python":
+        return compile_python(spec, settings.python_runner, settings.allow_weak_isolation)
+    from rftkit.graders.judge import JudgeSettings, compile_model_grader
+
+    return compile_model_grader(spec, settings.judge or JudgeSettings())
+
+
+def _sentence(variable: str, fault: Fault) -> str:
+    return f"{variable}: {fault.detail}" if variable else fault.detail
 
 
 def row_id(row: dict[str, Any], number: int) -> str:
@@ -309,110 +315,127 @@ def row_id(row: dict[str, Any], number: int) -> str:
     return str(row.get("case_id") or row.get("row_id") or number)
 
 
-def build(
-    spec: dict[str, Any],
-    notes: Sequence[str] = (),
-    settings: GraderSettings | None = None,
-) -> Grader:
-    """A grader for a checked spec in its plain form."""
-    settings = settings or GraderSettings()
-    parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
-    scorers, readiness, workers = {}, [], 1
-    for variable, part in parts.items():
-        if part["type"] == "python":
-            score, ready, wanted = _compile_python(part, settings)
-        else:
-            score, ready, wanted = _compile(part, settings)
-        scorers[variable] = score
-        readiness.append(ready)
-        workers = max(workers, wanted)
-
-    def check_ready() -> None:
-        for ready in readiness:
-            ready()
-
-    if spec["type"] == "multi":
-        evaluate = compile_multi(scorers, spec["calculate_output"])
-        variables = tuple(scorers)
-    else:
-        evaluate, variables = compile_single(scorers[""]), ()
-    is_score = spec["type"] == "score_model"
-    return Grader(
-        spec["name"],
-        spec["type"],
-        evaluate,
-        lambda: copy.deepcopy(spec),
-        variables=variables,
-        item_templates=[t for part in parts.values() for t in _templates(part)],
-        check_ready=check_ready,
-        notes=notes,
-        maximum=float((spec.get("range") or [0, 1])[1]) if is_score else 1.0,
-        workers=workers,
-    )
-
-
-def _compile_python(
-    spec: dict[str, Any], settings: GraderSettings
-) -> tuple[Scorer, Callable[[], None], int]:
-    """As `_compile`, for a python grader."""
-    from rftkit.sandbox.runner import default_workers
-
-    runner, allow_weak_isolation = settings.python_runner, settings.allow_weak_isolation
-
-    def check_ready() -> None:
-        require_loading(spec, require_runner(runner, spec["name"], allow_weak_isolation))
-
-    workers = getattr(runner, "workers", None) or default_workers()
-    return compile_python(spec, runner, allow_weak_isolation), check_ready, workers
-
-
-def _compile(
-    spec: dict[str, Any], settings: GraderSettings
-) -> tuple[Scorer, Callable[[], None], int]:
-    """(scorer, what raises UserError if it cannot run here, useful number of workers)."""
-    kind = spec["type"]
-    if kind == "string_check":
-        return compile_string_check(spec), lambda: None, 1
-    if kind == "text_similarity":
-        from rftkit.graders.similarity import compile_text_similarity, require_metric
-
-        metric = spec["evaluation_metric"]
-        return compile_text_similarity(spec, settings.embedder), lambda: require_metric(metric), 1
-    from rftkit.graders.judge import JudgeSettings, compile_model_grader
-
-    judge = settings.judge or JudgeSettings()
-    return compile_model_grader(spec, judge), judge.check_ready, judge.concurrency
-
-
-def _templates(node: Any) -> list[Template]:
-    """The templates of one spec: what stands under input and reference."""
-    texts: list[str] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, str):
-            texts.append(value)
-        elif isinstance(value, dict):
-            for child in value.values():
-                collect(child)
-        elif isinstance(value, list):
-            for child in value:
-                collect(child)
-
-    for key in ("input", "reference"):
-        collect(node.get(key))
-    return [compile_template(text) for text in texts]
-
-
 def is_best(reward: float | None, maximum: float) -> bool:
     """Is this the best grade there is, but for rounding in a formula?"""
     return reward is not None and math.isclose(reward, maximum, rel_tol=1e-9, abs_tol=1e-9)
 
 
-def read_grader(place: str) -> Any:
+# --- grader JSON, wherever it stands ---
+
+
+def read_grader(source: dict[str, Any] | str | Path) -> tuple[Any, str]:
+    """(the JSON value of a grader, the place it came from, for messages).
+
+    The source is a dict, JSON text (it begins with a brace or bracket), a path, or the name of a
+    preset. Raises UserError where it cannot be read; the value is not checked.
+    """
+    if isinstance(source, dict):
+        return source, "grader"
+    if not isinstance(source, (str, Path)):
+        kind = type(source).__name__
+        raise UserError(f"grader: a {kind}, expected a dict, JSON text, a path or a preset's name")
+    if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
+        return _parse(source, "grader"), "grader"
+    if source in PRESETS and not Path(source).exists():
+        return preset(source), "grader"
+    place = shorten(str(source), 200)
+    return _parse(read_text(source), place), place
+
+
+def _parse(text: str, place: str) -> Any:
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the key {shorten(twice, 40)!r} stands twice in one object")
+        return dict(pairs)
+
+    def refuse_constant(name: str) -> Any:
+        raise ValueError(f"{name} is no number of JSON")
+
     try:
-        return json.loads(Path(place).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant)
+    except json.JSONDecodeError as error:
         raise UserError(
-            f'"grader": {place} cannot be read ({error}), expected a grader\'s JSON or a file with '
-            "it: `rftkit validate-grader` checks one"
+            f"{place}:{error.lineno}: not JSON at column {error.colno} ({error.msg}): correct it"
         ) from None
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of 5,000 digits
+        raise UserError(f"{place}: not a grader's JSON ({shorten(error)}): correct it") from None
+
+
+# --- Python functions as graders ---
+
+
+def grader(
+    function: Callable[[dict, dict], float] | None = None,
+    *,
+    name: str | None = None,
+    maximum: float = 1.0,
+) -> Any:
+    """Turn your own function (sample, item) -> number into a Grader.
+
+    It runs IN THIS PROCESS with all your rights, without isolation: for your own code only (the
+    grader's `notes` say so too). Text that others wrote goes through `{"type": "python"}`, which
+    runs isolated.
+
+    sample  {"output_text", "output_json" (None where it is not JSON), "output_tools", "choices"}
+    As for python graders, an exception or anything but a finite number scores 0, and the report
+    says what happened. `to_json()` exports it if it uses nothing from outside itself.
+
+    >>> @grader
+    ... def short(sample, item):
+    ...     return 1.0 if len(sample["output_text"]) < 10 else 0.0
+    >>> short.grade({}, "yes")
+    (1.0, {})
+    """
+    if function is None:
+        return lambda later: grader(later, name=name, maximum=maximum)
+    own_name = getattr(function, "__name__", "grade")
+    try:
+        inspect.signature(function).bind("sample", "item")
+    except TypeError as error:
+        raise UserError(
+            f"@grader: {own_name!r} cannot be called with (sample, item) ({error}): give it "
+            "exactly these two arguments"
+        ) from None
+
+    def score(context: Context) -> float:
+        try:
+            value = function(context.as_dict(), context.item)
+        except UserError:  # the set-up is wrong, not this answer
+            raise
+        except Exception as error:  # as the contract has it for python graders
+            detail = f"{type(error).__name__}: {error}"
+            raise sample_fault(PROGRAM_FAILED, detail) from None
+        return as_score(value)
+
+    return Grader(
+        name or own_name,
+        "function",
+        {"": Scorer(score)},
+        lambda: _export_function(function, own_name),
+        notes=[f"@grader: {name or own_name!r} {IN_PROCESS}"],
+        maximum=maximum,
+    )
+
+
+def _export_function(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    """A user's function as a python grader; UserError if its text alone would not run."""
+    try:
+        outside = inspect.getclosurevars(function)
+        source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError) as error:
+        raise UserError(
+            f"@grader: the source of {name!r} cannot be found ({error}): define it with def in a "
+            "file or a notebook cell"
+        ) from None
+    borrowed = sorted({*outside.globals, *outside.nonlocals, *outside.unbound})
+    if borrowed or not source.lstrip().startswith(("def ", "@")):
+        needs = f"uses {', '.join(borrowed)} from outside" if borrowed else "is not a def"
+        raise UserError(
+            f"@grader: {name!r} {needs}, expected a function that stands alone: import and define "
+            "within it what it needs, then export"
+        )
+    source = source[source.index("def ") :]
+    call = f"\n\ndef grade(sample, item):\n    return {name}(sample, item)\n"
+    return {"type": "python", "name": name, "source": source + ("" if name == "grade" else call)}

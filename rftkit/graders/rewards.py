@@ -6,19 +6,30 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rftkit.graders.answer import Grade, GraderFailure, sample_from_completion
-from rftkit.records import Sample
-
-if TYPE_CHECKING:
-    from rftkit.graders.grader import Grader
-
+from rftkit.graders.answer import Grade
+from rftkit.graders.grader import Grader
+from rftkit.records import UNCLOSED, Sample
 
 # What TRL hands to a reward function beside the dataset's own columns.
 TRL_ARGUMENTS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 MAX_LOST_SHARE = 0.05
 _names_in_use: dict[str, str] = {}  # function name -> what the grader is
+
+
+class GraderFailure(Exception):
+    """Too many grades of one step were lost to the grader's own faults: stop with a checkpoint.
+
+    `lost` of `total` grades have no score, for up to five different `reasons`.
+    """
+
+    def __init__(self, name: str, lost: int, total: int, reasons: list[str]):
+        super().__init__(
+            f"grader {name!r} failed on {lost} of {total} answers of one step, and the answers are "
+            f"not to blame: {'; '.join(reasons)}"
+        )
+        self.name, self.lost, self.total, self.reasons = name, lost, total, reasons
 
 
 def reward_function(
@@ -40,7 +51,7 @@ def reward_function(
                     (and scores 0 then: its output is empty, which a grader may well like)
     item_column     the column that holds each whole item as JSON, where rows differ in their
                     fields or types; the other columns are then not read
-    observer        hears the samples and their grades of every call, before the rewards return
+    observer        gets the samples and their grades of every call, before the rewards return
 
     Each completion is graded once. A sample's fault gives 0, the grader's own fault None (TRL
     leaves it out of the group). Logged through TRL's `log_metric`, as means over the call:
@@ -48,8 +59,8 @@ def reward_function(
     and `grader_errors/FIELD` for each kind of error that occurred; through `log_extra` the column
     `grader_errors`.
 
-    >>> from rftkit.graders import exact_match
-    >>> function = reward_function(exact_match(reference="answer"))
+    >>> from rftkit.graders.presets import preset
+    >>> function = reward_function(Grader.load(preset("exact_match", reference="answer")))
     >>> function(completions=["4", "5"], answer=["4", "4"])  # a hit and a miss
     [1.0, 0.0]
     """
@@ -59,26 +70,31 @@ def reward_function(
         completions: list[Any], prompts: list[Any] | None = None, **columns: Any
     ) -> list[float | None]:
         count = len(completions)
-        ends_known = end_token_ids is not None and columns.get("completion_ids") is not None
-        cut = _find_cut(columns.get("completion_ids"), end_token_ids, count)
-        if item_column is None:
-            items = _items_of(columns, count)
-        else:
-            items = [json.loads(item) for item in columns[item_column]]
-        samples = [
-            sample_from_completion(
-                completion,
-                prompts[index] if prompts else None,
-                not ends_known,
-                **({"finish_reason": "length"} if cut[index] else {}),
-            )
-            for index, completion in enumerate(completions)
-        ]
+        token_ids = columns.get("completion_ids") if end_token_ids is not None else None
+        items = (
+            [json.loads(item) for item in columns[item_column]]
+            if item_column
+            else _items_of(columns, count)
+        )
+        samples = []
+        for index, completion in enumerate(completions):
+            sample, tools = _read(completion, prompts[index] if prompts else None)
+            if token_ids is None:
+                cut = sample.parse_stage == UNCLOSED
+            else:
+                ids = token_ids[index]
+                cut = not (len(ids) and int(ids[-1]) in end_token_ids)
+            sample.finish_reason = "length" if cut else "stop"
+            samples.append({**vars(sample), "output_tools": tools} if tools else sample)
         grades = grader.evaluate_many(items, samples)
         if observer is not None:
             observer(samples, grades)
         _log(grades, columns.get("log_metric"), columns.get("log_extra"))
-        _stop_if_failing(grader.name, grades, max_lost_share)
+        lost = [grade for grade in grades if grade.reward is None]
+        if len(lost) > max_lost_share * count:
+            faults = [fault for grade in lost for _, fault in grade.faults if fault.score is None]
+            reasons = list(dict.fromkeys(fault.detail for fault in faults))[:5]
+            raise GraderFailure(grader.name, len(lost), count, reasons)
         return [grade.reward for grade in grades]
 
     reward.__name__ = reward.__qualname__ = _unique_name(grader)
@@ -89,21 +105,28 @@ def _items_of(columns: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """N items from the columns; what TRL adds is left out, and a constant serves all."""
     items: list[dict[str, Any]] = [{} for _ in range(count)]
     for key, values in columns.items():
-        if key in TRL_ARGUMENTS:
-            continue
-        per_item = isinstance(values, (list, tuple)) and len(values) == count
-        for index, item in enumerate(items):
-            item[key] = values[index] if per_item else values
+        if key not in TRL_ARGUMENTS:
+            per_item = isinstance(values, (list, tuple)) and len(values) == count
+            for index, item in enumerate(items):
+                item[key] = values[index] if per_item else values
     return items
 
 
-def _find_cut(
-    completion_ids: list[list[int]] | None, end_token_ids: Collection[int] | None, count: int
-) -> list[bool]:
-    if completion_ids is None or end_token_ids is None:
-        return [False] * count
-    ends = set(end_token_ids)
-    return [not (len(ids) and int(ids[-1]) in ends) for ids in completion_ids]
+def _read(completion: Any, prompt: Any) -> tuple[Sample, list[Any]]:
+    """(sample, tool calls) of what TRL hands over: a text, or a list of chat messages.
+
+    A plain prompt that ends in `<think>` opened the thinking itself, so the completion is read
+    as if it began there. Of a list of messages, the last assistant message is the output.
+    """
+    if isinstance(completion, str):
+        opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
+        return Sample.from_text("<think>" + completion if opened else completion), []
+    assistant = [message for message in completion if message.get("role") == "assistant"]
+    content = assistant[-1].get("content") if assistant else ""
+    if isinstance(content, list):  # content parts: [{"type": "text", "text": …}]
+        content = "".join(part.get("text") or "" for part in content)
+    tools = [call for message in assistant for call in message.get("tool_calls") or []]
+    return Sample.from_text(content or ""), tools
 
 
 def _log(
@@ -120,20 +143,11 @@ def _log(
         if values:
             log_metric(f"sub_rewards/{variable}", sum(values) / len(values))
     lost = sum(grade.reward is None for grade in grades)
-    faulty = sum(any(f.score is not None for _, f in grade.faults) for grade in grades)
+    faulty = sum(any(fault.score is not None for _, fault in grade.faults) for grade in grades)
     log_metric("grader/sample_faults", faulty / len(grades))
     log_metric("grader/lost", lost / len(grades))
     for name, number in Counter(e for grade in grades for e in grade.errors).items():
         log_metric(f"grader_errors/{name}", number / len(grades))
-
-
-def _stop_if_failing(name: str, grades: list[Grade], max_lost_share: float) -> None:
-    lost = [grade for grade in grades if grade.reward is None]
-    if len(lost) > max_lost_share * len(grades):
-        reasons = dict.fromkeys(
-            fault.detail for g in lost for _, fault in g.faults if fault.score is None
-        )
-        raise GraderFailure(name, len(lost), len(grades), list(reasons)[:5])
 
 
 def _unique_name(grader: Grader) -> str:

@@ -578,7 +578,7 @@ def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
     unread = None
     if isinstance(record.get("grader"), str):
         try:
-            record["grader"] = read_grader(record["grader"])
+            record["grader"] = read_grader(record["grader"])[0]
         except UserError as error:
             unread = error
     config = RunConfig.from_json(record)

@@ -20,8 +20,8 @@ from typing import Any
 
 from rftkit.evaluation import pattern_shares
 from rftkit.files import UserError
-from rftkit.graders.answer import PROGRAM_FAILED, GraderFailure, fill_template
-from rftkit.graders.rewards import reward_function
+from rftkit.graders.answer import PROGRAM_FAILED, fill_template
+from rftkit.graders.rewards import GraderFailure, reward_function
 from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import row_ids

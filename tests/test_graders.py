@@ -1,0 +1,575 @@
+"""What graders score: documented examples, presets, metrics, Python functions; and whose fault a
+lost grade is."""
+
+import json
+import math
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from nltk.translate.gleu_score import sentence_gleu
+from rapidfuzz import fuzz, utils
+from rouge_score.rouge_scorer import RougeScorer
+
+from rftkit.files import UserError
+from rftkit.graders import similarity
+from rftkit.graders.answer import ERROR_FIELDS
+from rftkit.graders.grader import Grader, GraderSettings, grader
+from rftkit.graders.presets import DECAYS, PRESETS, preset
+from rftkit.graders.spec import GraderSpecError
+from rftkit.records import Sample
+from rftkit.sandbox.runner import Outcome
+from rftkit.task import load_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
+quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def check(input, reference, operation="eq", **more):
+    texts = {"input": input, "reference": reference, "operation": operation}
+    return {"type": "string_check", "name": "check", **texts, **more}
+
+
+def similar(input, reference, metric="fuzzy_match", **more):
+    texts = {"input": input, "reference": reference, "evaluation_metric": metric}
+    return {"type": "text_similarity", "name": "similar", **texts, **more}
+
+
+def multi(formula, **graders):
+    return {"type": "multi", "name": "all", "graders": graders, "calculate_output": formula}
+
+
+def python(body):
+    return {"type": "python", "source": f"def grade(sample, item):\n    {body}\n"}
+
+
+def raised(report):
+    return [name for name in ERROR_FIELDS if report["metadata"]["errors"][name]]
+
+
+def run_unprotected(source, sample, item):
+    """A runner without isolation, for our own texts and a thousand answers."""
+    space: dict = {}
+    exec(source, space)
+    try:
+        return Outcome(space["grade"](sample, item))
+    except Exception as error:
+        return Outcome(runtime_error=f"{type(error).__name__}: {error}")
+
+
+IN_PROCESS = GraderSettings(python_runner=run_unprotected)
+
+
+def loaded(name, **arguments):
+    return Grader.load(preset(name, **arguments), IN_PROCESS)
+
+
+# --- public examples of this grader JSON, restated with the score that their text implies ---
+
+OUTPUT, LABEL = "{{sample.output_text}}", "{{item.label}}"
+CONTACT = multi(  # OpenAI's guide: two fields, a typo allowed in one of them
+    "(name + email) / 2",
+    name=similar("{{sample.output_json.name}}", "{{item.name}}", pass_threshold=0.9),
+    email=check("{{sample.output_json.email}}", "{{item.email}}"),
+)
+JANE = {"name": "Jane Roe", "email": "jane.roe@example.org"}
+CALL = "{{sample.output_tools[0].function."
+TOOL_CALL = multi(  # its tool call: the name and the arguments, half each
+    "0.5 * function_name + 0.5 * arguments",
+    function_name=check("look_up", CALL + "name}}"),
+    arguments=check('{"smiles": "{{item.smiles}}"}', CALL + "arguments}}"),
+)
+DISTANCE = multi(
+    "(100 - abs(expected - actual)) / 100",
+    expected=python("return int(item['expected'])"),
+    actual=python("return int(sample['output_text'])"),
+)
+
+
+def called(name, arguments):
+    call = {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"output_text": "", "output_tools": [call]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "item", "sample", "expected"),
+    [
+        (check(OUTPUT, LABEL), {"label": "Paris"}, "Paris", 1),
+        (check(OUTPUT, LABEL), {"label": "Paris"}, "paris", 0),
+        (check(OUTPUT, LABEL), {"label": "Paris"}, "Paris ", 0),
+        (check(OUTPUT, LABEL, "ne"), {"label": "no"}, "yes", 1),
+        (check(OUTPUT, LABEL, "neq"), {"label": "no"}, "no", 0),
+        (check(OUTPUT, LABEL, "like"), {"label": "cat"}, "a cat sat", 1),
+        (check(OUTPUT, LABEL, "like"), {"label": "Cat"}, "a cat", 0),
+        (check(OUTPUT, LABEL, "like"), {"label": "a cat sat"}, "cat", 0),
+        (check(OUTPUT, LABEL, "ilike"), {"label": "CAT"}, "a cat sat", 1),
+        (check(OUTPUT, "\\boxed{", "like"), {}, "so \\boxed{4}", 1),
+        (check("yes", "yes"), {}, "whatever", 1),
+        (check("Answer: {{ sample.output_text }}.", LABEL), {"label": "Answer: 4."}, "4", 1),
+        (check(OUTPUT, LABEL), {"label": 1.0}, "1.0", 1),
+        (check("{{sample.output_json}}", LABEL), {"label": '{"a": [1]}'}, '{"a":[1]}', 1),
+        (check(OUTPUT, "{{item.a.b[1].c}}"), {"a": {"b": [0, {"c": "x"}]}}, "x", 1),
+        (check("{{sample.choices[0].message.content}}", "hello"), {}, "hello", 1),
+        (check(OUTPUT, LABEL), {"label": "4"}, "<think>2+2</think>4", 1),
+        (check("{{sample.reasoning}}", "2+2"), {}, "<think>2+2</think>4", 1),
+        (check(OUTPUT, "{{item.secret}}"), {"secret": "s"}, "{{item.secret}}", 0),
+        (check("{{sample.output_json.a}}", "", "ne"), {}, "{}", 0),  # absent: no "ne"
+        (check("{{sample.output_json.a}}", "", "ne"), {}, '{"a": "x"}', 1),
+        (similar(OUTPUT, LABEL), {"label": "fuzzy bear"}, "Fuzzy bear!", 1),
+        (similar(OUTPUT, LABEL, "rouge_1"), {"label": "a b"}, "a c", 0.5),
+        (CONTACT, JANE, json.dumps(JANE), 1),
+        (CONTACT, JANE, json.dumps({"name": "Jane Roe"}), 0.5),
+        (CONTACT, JANE, "Jane Roe, jane.roe@example.org", 0),
+        (TOOL_CALL, {"smiles": "CCO"}, called("look_up", '{"smiles": "CCO"}'), 1),
+        (TOOL_CALL, {"smiles": "CCO"}, called("look_up", '{"smiles": "C"}'), 0.5),
+        (TOOL_CALL, {"smiles": "CCO"}, {"output_text": "CCO"}, 0),
+        (multi("min(a, b)", a=check(OUTPUT, "x"), b=check(OUTPUT, "y")), {}, "x", 0),
+        (DISTANCE, {"expected": 80}, "70", 0.9),
+        (python("return 1"), {}, "x", 1),
+        (python("return True"), {}, "x", 1),
+        (python("return item['no']"), {}, "x", 0),
+        (python("return float('nan')"), {}, "x", 0),
+        (python("return 10**400"), {}, "x", 0),
+        (python("pass"), {}, "x", 0),
+        (python("return '1'"), {}, "x", 0),
+    ],
+    ids=str,
+)
+def test_a_documented_example_scores_what_its_text_implies(spec, item, sample, expected):
+    made = Grader.load(spec, IN_PROCESS)
+    assert made.grade(item, sample)[0] == pytest.approx(expected, abs=1e-12)
+    assert made.run(item, sample)["reward"] == made.grade(item, sample)[0]
+    if isinstance(sample, str):  # a Sample says the same as its text
+        assert made.grade(item, Sample.from_text(sample)) == made.grade(item, sample)
+    plain = made.to_json()
+    assert Grader.load(plain).to_json() == plain
+
+
+def test_python_graders_and_presets_score_the_same_in_the_sandbox():
+    weak = GraderSettings(allow_weak_isolation=True)
+    item = {"reference_gene": "A", "answer": 42, "relevance": ["A", "B"]}
+    for name in ("ndcg", "numeric_match", "format", "json_schema"):
+        isolated = Grader.load(preset(name), weak)
+        isolated.check_ready()
+        for output in ('{"genes": ["B", "A"]}', "about 42.", "[]"):
+            assert isolated.grade(item, output)[0] == loaded(name).grade(item, output)[0], name
+    assert Grader.load(DISTANCE, weak).grade({"expected": 80}, "70")[0] == pytest.approx(0.9)
+
+
+def test_the_list_of_the_api_reference_names_its_graders_by_type_or_by_name():
+    first, second = check(OUTPUT, "A"), check(OUTPUT, "B")
+    spec = multi("0.5 * text_similarity_score +  0.5 * string_check_score")
+    spec["graders"] = [similar("Some text", "Some text"), first]
+    assert Grader.load(spec).grade({}, "B") == (
+        0.5, {"text_similarity_score": 1.0, "string_check_score": 0.0},
+    )  # fmt: skip
+    spec = multi("is_A + 0.5*is_B")
+    spec["graders"] = [{**first, "name": "is A"}, {**second, "name": "is-B"}]
+    assert Grader.load(spec).grade({}, "B") == (0.5, {"is_A": 0.0, "is_B": 1.0})
+
+
+def test_a_report_has_exactly_the_fields_of_the_openai_type():
+    from openai.types.fine_tuning.alpha import GraderRunResponse
+
+    def names(model):
+        return {field.alias or name for name, field in model.model_fields.items()}
+
+    report = Grader.load(CONTACT).run(JANE, "{}")
+    read = GraderRunResponse.model_validate(report)
+    assert read.sub_rewards == {"name": 0.0, "email": 0.0} and read.reward == 0.0
+    assert set(report) == names(GraderRunResponse)
+    assert set(report["metadata"]) == names(type(read.metadata))
+    assert set(report["metadata"]["errors"]) == names(type(read.metadata.errors))
+
+
+# --- presets ---
+
+
+def test_the_gene_tasks_grader_is_the_preset():
+    assert load_task("gene_ranking").grader_spec == preset("gene_rank")
+    assert json.dumps(load_task("gene_ranking").grader_spec) == json.dumps(preset("gene_rank"))
+
+
+@pytest.mark.parametrize(
+    ("genes", "reward"),
+    [
+        (["BRCA1", "B", "C", "D", "E"], 1.0), (["A", "BRCA1", "C", "D", "E"], 0.73),
+        (["A", "B", "BRCA1", "D", "E"], 0.55), (["A", "B", "C", "BRCA1", "E"], 0.37),
+        (["A", "B", "C", "D", "BRCA1"], 0.19), (["A", "B", "C", "D", "E", "BRCA1"], 0.1),
+        (["BRCA1"], 1.0), ([], 0.0), ([""], 0.0), (["brca1"], 0.1), ("BRCA1", 0.0),
+        ({"0": "BRCA1"}, 0.0), (["BRCA1", "A", "A", "B", "C"], 0.975),
+        (["A", "BRCA1", "BRCA1"], 0.705), (["BRCA1"] * 5, 0.9), (["A"] * 5, 0.0),
+        (["A", "B", "C", "D", "E", "A"], 0.1),  # a sixth place is worth nothing, and costs none
+        (["AB", "A", "B", "BA"], 0.1),  # a name within another is not a repeat
+        ([1, "1", 1.0], 0.075),  # as texts: "1", "1", "1.0"
+    ],
+)  # fmt: skip
+def test_the_gene_grader_scores_a_list_by_what_is_there(genes, reward):
+    made = Grader.load(preset("gene_rank"))
+    got, parts = made.grade({"reference_gene": "BRCA1"}, json.dumps({"genes": genes}))
+    assert got == pytest.approx(reward, abs=1e-12) and tuple(parts) == made.variables
+
+
+NAMES = st.sampled_from(["A", "B", "C", "", 'q"', "ü", "1", "True", "None"])
+RANKS = {name: loaded("rank", decay=name) for name in DECAYS} | {
+    "gene": loaded("gene_rank"), "long": loaded("reciprocal_rank", length=12),
+    "bare": loaded("rank", key=""), "short": loaded("rank", length=2),
+}  # fmt: skip
+WORTHS = DECAYS | {"long": [1 / n for n in range(1, 13)], "short": (1, 0.7), "bare": DECAYS["demo"]}
+
+
+@quick
+@given(NAMES, st.lists(NAMES, max_size=14))
+def test_a_rank_is_worth_what_its_scale_gives_to_the_first_right_place(right, genes):
+    place = genes.index(right) if right in genes else 99
+    item, output = {"reference_gene": right}, json.dumps({"genes": genes})
+    for name, worths in WORTHS.items():
+        text = json.dumps(genes) if name == "bare" else output
+        expected = worths[place] if place < len(worths) else 0
+        assert RANKS[name].grade(item, text)[0] == pytest.approx(expected, abs=1e-15), name
+    shown = genes[:5]
+    form = 1 - (len(shown) - len(set(shown))) / 4 if genes and genes[0] else 0
+    expected = 0.9 * (DECAYS["demo"][place] if place < 5 else 0) + 0.1 * form
+    assert RANKS["gene"].grade(item, output)[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_ndcg_is_the_textbooks():
+    gains, discount = {"A": 3, "B": 2, "C": 1}, [1, 1 / math.log2(3), 1 / 2]
+    ideal = sum(gain * share for gain, share in zip((3, 2, 1), discount))
+    for genes, expected in (
+        ("ABC", 1), ("BAx", (2 + 3 * discount[1]) / ideal), ("CCCC", 1 / ideal), ("xyz", 0),
+    ):  # fmt: skip
+        output = json.dumps({"genes": list(genes)})
+        assert loaded("ndcg").grade({"relevance": gains}, output)[0] == pytest.approx(expected)
+    assert loaded("ndcg", length=1).grade({"relevance": ["A"]}, '{"genes": ["B", "A"]}')[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "hit"),
+    [
+        ("42", 42, 1), ("The answer is 42.", 42, 1), ("42.0000001", 42, 1), ("43", 42, 0),
+        ("6*7=42", "42", 1), ("1,234,567", 1234567, 1), ("\N{MINUS SIGN}3", -3, 1),
+        ("30-40", 40, 1), ("x=-5", -5, 1), ("1e3", 1000, 1), ("41 42 43", 42, 0), ("none", 42, 0),
+        ("", 0, 0), ("$3.50", 3.5, 1), ("0", 1e-9, 1), (".5", 0.5, 1), ("7.", 7, 1),
+    ],
+)  # fmt: skip
+def test_a_number_is_read_from_the_end_of_the_text(output, answer, hit):
+    assert loaded("numeric_match").grade({"answer": answer}, output)[0] == hit
+    field = loaded("numeric_match", key="n", tolerance=0.1)
+    assert field.grade({"answer": 10}, '{"n": 10.5, "m": 3}')[0] == 1
+
+
+def test_the_form_of_an_answer_is_a_list_of_different_texts_or_a_schema():
+    five = ["A", "B", "C", "D", "E"]
+    wrong = (five[:4], [*five, "F"], ["A"] * 5, ["A", "B", "C", "D", " "], "ABCDE", [1, 2, 3])
+    for genes in (five, *wrong):
+        output = json.dumps({"genes": genes})
+        assert loaded("format").grade({}, output)[0] == (genes is five)
+    assert loaded("format", length=None).grade({}, '{"genes": ["A"]}')[0] == 1
+    schema = loaded("json_schema", schema={"type": "object", "required": ["a"]})
+    assert [schema.grade({}, text)[0] for text in ('{"a": 1}', "{}", "no JSON")] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "hit"),
+    [("It is $0.5$.", "1/2", 1), ("\\boxed{3\\sqrt{2}}", "\\sqrt{18}", 1), ("so 43", 42, 0),
+     ("$x^2+2x+1$", "(x+1)^2", 1), ("", 1, 0)],
+)  # fmt: skip
+def test_mathematics_is_compared_by_value(output, answer, hit):
+    pytest.importorskip("math_verify")
+    assert loaded("math").grade({"answer": answer}, output)[0] == hit
+    assert loaded("math", key="x").grade({"answer": answer}, json.dumps({"x": output}))[0] == hit
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_valid_grader_for_a_job(name):
+    assert Grader.load(preset(name), job=True).to_json() == preset(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("steep", {}), ("rank", {"decay": "steep"}), ("rank", {"length": 6}), ("rank", {"k": 1}),
+        *(("rank", {"decay": wrong}) for wrong in [(), (0.5, 1), (1, -1), (math.inf, 1)]),
+        ("rank", {"decay": (math.nan,)}), ("json_schema", {"schema": {"type": "objekt"}}),
+    ],
+)  # fmt: skip
+def test_a_preset_that_makes_no_sense_is_refused(name, arguments):
+    with pytest.raises(UserError):
+        preset(name, **arguments)
+
+
+# --- text metrics: the libraries called bare, with the settings that we state ---
+
+
+def rouge(kind):
+    scorer = RougeScorer([kind], use_stemmer=False)
+    return lambda text, reference: scorer.score(target=reference, prediction=text)[kind].fmeasure
+
+
+SMOOTH = SmoothingFunction().method4
+BARE = {
+    "fuzzy_match": lambda a, b: fuzz.WRatio(a, b, processor=utils.default_process) / 100,
+    "bleu": lambda a, b: sentence_bleu([b.split()], a.split(), smoothing_function=SMOOTH),
+    "gleu": lambda a, b: sentence_gleu([b.split()], a.split()),
+    **{f"rouge_{kind.lower()}": rouge(f"rouge{kind}") for kind in "12345L"},
+}
+METRICS = {metric: Grader.load(similar(OUTPUT, LABEL, metric)) for metric in BARE}
+WORDS = st.text("ab c.", max_size=20) | st.sampled_from(
+    ["fuzzy wuzzy was a bear", "The cat sat on it.", "größer als 3,5 mm", "中文 字", "x " * 200]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(WORDS, WORDS)
+def test_a_metric_is_the_library_called_bare(text, reference):
+    for metric, bare in BARE.items():
+        reward, _ = METRICS[metric].grade({"label": reference}, text)
+        assert reward == pytest.approx(bare(text, reference), abs=1e-12) and 0 <= reward <= 1
+
+
+def test_meteor_without_its_corpus_names_the_download_and_is_nltks_with_it(monkeypatch):
+    class Missing:
+        def ensure_loaded(self):
+            raise LookupError("no wordnet")
+
+    meteor = Grader.load(similar(OUTPUT, LABEL, "meteor"))
+    monkeypatch.setattr("nltk.corpus.wordnet", Missing())
+    for use in (meteor.check_ready, lambda: meteor.run({"label": "a"}, "b")):
+        with pytest.raises(UserError, match="python -m nltk.downloader wordnet"):
+            use()
+    monkeypatch.setattr(similarity, "require_corpus", lambda name: None)
+    similarity.get_metric.cache_clear()
+    reward, _ = meteor.grade({"label": "a b c d"}, "a b c d")  # equal words need no corpus
+    similarity.get_metric.cache_clear()
+    assert reward == pytest.approx(1 - 0.5 * (1 / 4) ** 3)
+
+
+def test_cosine_needs_an_embedder():
+    spec = similar(OUTPUT, LABEL, "cosine")
+    with pytest.raises(GraderSpecError, match="embedder"):
+        Grader.load(spec)
+    vectors = {"same": [3, 4], "other": [4, -3], "half": [1, 0], "zero": [0, 0], "long": [1, 2, 3]}
+    made = Grader.load(spec, GraderSettings(embedder=lambda texts: [vectors[t] for t in texts]))
+    for text, expected in [("same", 1), ("other", 0), ("half", 0.6), ("zero", 0)]:
+        assert made.grade({"label": "same"}, text)[0] == pytest.approx(expected)
+    for broken in ("unknown", "long"):
+        report = made.run({"label": "same"}, broken)
+        assert report["reward"] is None and raised(report) == ["other_error"]
+
+
+# --- whose fault it is: the sample's costs the grade (0), the grader's own gives none ---
+
+GENES = Grader.load(preset("gene_rank"))
+ITEM = {"reference_gene": "BRCA1"}
+TWO = {"a": check(OUTPUT, "A"), "b": check(OUTPUT, "B")}
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", '{"genes": ["BRCA1"]', "NaN", "[" * 100_000])
+def test_an_answer_that_is_no_json_scores_zero(text):
+    report = GENES.run(ITEM, text)
+    assert report["reward"] == 0.0 and raised(report) == ["sample_parse_error"]
+
+
+def test_a_short_list_is_a_fault_of_the_missing_places_only():
+    report = GENES.report(ITEM, '{"genes": ["A", "BRCA1"]}')
+    missing = ["third", "fourth", "fifth"]
+    missing += [f"{place}_again" for place in missing]
+    assert [line.split(":")[0] for line in report.explanations] == missing
+    assert raised(report.to_json()) == ["sample_parse_error"]
+
+
+def test_a_row_without_the_field_gives_no_grade_and_is_named_before_training():
+    report = GENES.run({"gene": "BRCA1"}, '{"genes": ["BRCA1"]}')
+    assert report["reward"] is None and "invalid_variable_error" in raised(report)
+    with pytest.raises(UserError, match=r"row case-7: \{\{item.reference_gene\}\}") as error:
+        GENES.check_rows([ITEM, {"case_id": "case-7"}, {}])
+    assert "row 3" in str(error.value) and "row 1" not in str(error.value)
+    GENES.check_rows([ITEM])
+
+
+def test_an_answer_that_was_cut_scores_zero_and_one_that_never_came_is_not_graded():
+    whole = Sample(output_text='{"genes": ["BRCA1"]}', finish_reason="length")
+    report = GENES.run(ITEM, whole)
+    assert report["reward"] == 0.0 and raised(report) == ["truncated_observation_error"]
+    assert set(report["sub_rewards"].values()) == {0.0}
+    lost = GENES.run(ITEM, Sample(finish_reason="error"))
+    assert lost["reward"] is None and set(lost["sub_rewards"].values()) == {None}
+
+
+def test_a_report_says_that_the_thought_never_closed():
+    made = Grader.load(check(OUTPUT, "4", "ne"))
+    for text, finish, lines in (
+        ("<think>foo", "stop", 1), ("<think>foo", "length", 1), ("5", "stop", 0), ("", "stop", 0),
+        ("<think>foo</think>5", "stop", 0),
+    ):  # fmt: skip
+        report = made.report({}, Sample.from_text(text, finish_reason=finish))
+        assert len(report.explanations) == lines
+        assert all("never closed" in line for line in report.explanations)
+
+
+@pytest.mark.parametrize("formula", ["1 / a", "log(a)", "exp(1000 * b)", "(a-1)^0.5"])
+def test_a_formula_without_a_value_is_the_graders_fault(formula):
+    report = Grader.load(multi(formula, **TWO)).run({}, "B")
+    assert report["reward"] is None and raised(report) == ["formula_parse_error"]
+    assert report["sub_rewards"] == {"a": 0.0, "b": 1.0}
+
+
+def test_a_lost_sub_grade_loses_the_whole_only_if_the_formula_uses_it():
+    parts = {"a": check(OUTPUT, "A"), "b": check(OUTPUT, "{{item.missing}}")}
+    assert Grader.load(multi("a", **parts)).grade({}, "A") == (1.0, {"a": 1.0, "b": None})
+    assert Grader.load(multi("a + b", **parts)).grade({}, "A") == (None, {"a": 1.0, "b": None})
+
+
+def test_a_reward_outside_0_to_1_is_kept_and_warned_of_once():
+    made = Grader.load(multi("3 * a - b", **TWO))
+    with pytest.warns(UserWarning, match="outside 0 to 1") as warned:
+        assert [made.grade({}, text)[0] for text in "AB"] == [3.0, -1.0]
+    assert len(warned) == 1
+
+
+def test_a_library_that_breaks_on_a_text_costs_one_grade_and_not_the_run(monkeypatch):
+    monkeypatch.setattr(similarity, "get_metric", lambda name: lambda a, b: 1 / 0)
+    report = METRICS["bleu"].run({"label": "x"}, "x")
+    assert report["reward"] is None and raised(report) == ["other_error"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reward", "field"),
+    [
+        (Outcome(0.25), 0.25, None), (Outcome(math.inf), 0.0, "python_grader_runtime_error"),
+        (Outcome(runtime_error="why"), 0.0, "python_grader_runtime_error"),
+        (Outcome(runtime_error="why", failed_to_load=True), None, "python_grader_runtime_error"),
+        (Outcome(server_error="why"), None, "python_grader_server_error"),
+    ],
+)  # fmt: skip
+def test_what_a_python_grader_did_becomes_the_right_kind_of_fault(outcome, reward, field):
+    calls = []
+    runner = lambda *call: calls.append(call) or outcome  # noqa: E731
+    spec = python("return 1")
+    report = Grader.load(spec, GraderSettings(python_runner=runner)).run({"k": 1}, '{"a": 1}')
+    assert report["reward"] == reward and raised(report) == [field] * bool(field)
+    if field and not outcome.value:
+        assert "why" in report["metadata"]["errors"][ERROR_FIELDS[field]]
+    choice = {"index": 0, "finish_reason": "stop",
+              "message": {"role": "assistant", "content": '{"a": 1}'}}  # fmt: skip
+    sample = {"output_text": '{"a": 1}', "output_json": {"a": 1}, "output_tools": [],
+              "choices": [choice]}  # fmt: skip
+    assert calls == [(spec["source"], sample, {"k": 1})]
+
+
+def test_a_python_grader_is_refused_without_isolation_unless_its_user_waives_it(monkeypatch):
+    def runner(*, allow_weak_isolation):
+        if not allow_weak_isolation:
+            raise UserError("this machine cannot isolate")
+        return run_unprotected
+
+    monkeypatch.setattr("rftkit.sandbox.runner.python_runner", runner)
+    strict = Grader.load(python("return 1"))  # loading and checking works
+    for use in (lambda: strict.run({}, "x"), strict.check_ready,
+                lambda: strict.evaluate_many([{}] * 2, "xy")):  # fmt: skip
+        with pytest.raises(UserError, match="refused here: this machine"):
+            use()
+    waived = GraderSettings(allow_weak_isolation=True)
+    assert Grader.load(python("return 1"), waived).grade({}, "x")[0] == 1.0
+
+
+def test_a_run_may_waive_isolation_and_a_task_may_not(tmp_path):
+    from rftkit.training.config import RunConfig, config_task
+
+    task = {"name": "t", "question": "", "grader": python("return 1")}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    for waived in (False, True):
+        config = RunConfig(task=str(tmp_path), allow_weak_isolation=waived)
+        assert config_task(config).settings.allow_weak_isolation is waived
+    for key in ("allow_weak_isolation", "settings"):
+        (tmp_path / "task.json").write_text(json.dumps(task | {key: True}))
+        with pytest.raises(UserError, match=key):
+            load_task(tmp_path)
+
+
+def test_a_python_grader_that_cannot_load_does_not_blame_the_samples():
+    source = "import not_installed_here\ndef grade(sample, item):\n    return 1.0"
+    spec = {"type": "python", "source": source}
+    made = Grader.load(spec, GraderSettings(allow_weak_isolation=True))
+    assert made.run({}, "x")["reward"] is None
+    with pytest.raises(UserError, match="cannot be loaded.*\n(.*\n)*ModuleNotFoundError"):
+        made.check_ready()
+
+
+# --- Python functions ---
+
+FACTOR = 2
+
+
+def test_a_decorated_function_is_a_grader_that_travels_if_it_stands_alone():
+    @grader(name="long enough", maximum=2)
+    def longer(sample, item):
+        return len(sample["output_text"]) / item["limit"]
+
+    assert (longer.name, longer.maximum) == ("long enough", 2)
+    assert any("'long enough' runs in this process" in note for note in longer.notes)
+    assert longer.grade({"limit": 4}, "abc")[0] == 0.75
+    report = longer.run({}, "abc")
+    assert report["reward"] == 0.0 and raised(report) == ["python_grader_runtime_error"]
+    exported = Grader.load(longer.to_json(), IN_PROCESS)
+    assert exported.grade({"limit": 4}, "abc")[0] == 0.75
+
+
+def test_a_function_that_cannot_be_called_or_exported_is_refused():
+    local = 3
+
+    @grader
+    def borrows(sample, item):
+        return FACTOR * local / 6
+
+    assert borrows.grade({}, "x")[0] == 1.0
+    with pytest.raises(UserError, match="FACTOR, local"):
+        borrows.to_json()
+    with pytest.raises(UserError, match="two arguments"):
+        grader(lambda sample: 1)
+    with pytest.raises(UserError, match="not a def"):
+        grader(lambda sample, item: 1).to_json()
+
+
+# --- whatever comes, there is a report or a refusal ---
+
+TEXTS = st.text(st.characters(), max_size=20)  # half surrogate pairs among them
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=10,
+)
+PATHS = st.sampled_from(
+    ["item.a", "item.b[0]", "sample.output_text", "sample.output_json.genes[1]", "sample.choices",
+     "sample.reasoning", "sample.output_tools[0].function", "item['a']"]
+).map(lambda path: "{{" + path + "}}")  # fmt: skip
+SAMPLES = st.one_of(
+    TEXTS,
+    JSON.map(json.dumps),
+    JSON.map(lambda genes: json.dumps({"genes": genes})),
+    st.builds(Sample, output_text=TEXTS, finish_reason=st.sampled_from(["stop", "length"])),
+    st.builds(lambda t, tools: {"output_text": t, "output_tools": tools}, TEXTS, st.lists(JSON)),
+)
+
+
+@quick
+@given(st.tuples(PATHS, PATHS), st.fixed_dictionaries({"a": JSON}, optional={"b": JSON}), SAMPLES)
+def test_any_row_and_answer_give_a_report(texts, item, sample):
+    parts = {"a": check(*texts), "b": similar(*texts, "rouge_l"), "p": python("return item['b']")}
+    report = Grader.load(multi("a / b + log(p)", **parts), IN_PROCESS).run(item, sample)
+    reward, errors = report["reward"], report["metadata"]["errors"]
+    assert reward is None or math.isfinite(reward)
+    assert reward is not None or any(errors[name] for name in ERROR_FIELDS)
+    json.dumps(report, allow_nan=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the gene grader never leaves 0 to 1
+        assert 0 <= GENES.run({"reference_gene": "A"}, sample)["reward"] <= 1
+
+
+@pytest.mark.parametrize(("item", "sample"), [([], "x"), (5, "x"), ({}, None), ({}, b"x")])
+def test_what_is_no_row_or_no_sample_is_refused(item, sample):
+    with pytest.raises(UserError):
+        GENES.run(item, sample)

@@ -1,0 +1,277 @@
+"""Judges over HTTP: a local endpoint that fails in every way. No grade is lost, the run ends."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rftkit.files import UserError
+from rftkit.graders.answer import ERROR_FIELDS
+from rftkit.graders.grader import Grader, GraderSettings
+from rftkit.graders.judge import JudgeSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
+MESSAGES = [{"role": "developer", "content": "You grade."},
+            {"role": "user", "content": "{{item.answer}} / {{sample.output_text}}"}]  # fmt: skip
+LABEL = {"type": "label_model", "name": "judge", "model": "big", "input": MESSAGES,
+         "labels": ["good", "fair", "bad"], "passing_labels": ["good", "fair"]}  # fmt: skip
+SCORE = {"type": "score_model", "name": "judge", "model": "big", "input": MESSAGES,
+         "sampling_params": {"temperature": 0, "max_completions_tokens": 50}}  # fmt: skip
+
+
+def completion(content, finish_reason="stop", **message):
+    choice = {"finish_reason": finish_reason, "message": {"content": content, **message}}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    return {"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+def answer_to(command):
+    """(status, body) for a command that the tests put into the answer under judgement."""
+    word, _, value = command.partition(" ")
+    if word == "score":
+        return 200, completion(json.dumps({"steps": [], "result": json.loads(value)}))
+    if word == "say":
+        return 200, completion(value)
+    if word == "status":
+        return int(value), {"error": {"message": "as ordered"}}
+    return {
+        "think": (200, completion('<think>{"result": 1}?</think>\n{"result": 0.3}')),
+        "refuse": (200, completion(None, refusal="I would rather not")),
+        "filter": (200, completion("", finish_reason="content_filter")),
+        "cut": (200, completion('{"steps": [{"desc', finish_reason="length")),
+        "garbage": (200, b"<html>busy</html>"), "list": (200, b"[]"), "nothing": (200, b""),
+        "no choices": (200, {"choices": []}),
+    }.get(command, (200, completion('{"result": 0.5}')))  # fmt: skip
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        command = str(body["messages"][-1]["content"]).partition(" / ")[2]
+        with self.server.lock:
+            self.server.requests.append(body)
+            self.server.seen[command] += 1
+            tries = self.server.seen[command]
+        word, _, rest = command.partition(" ")
+        if word == "later":  # fails twice, then obeys
+            command = rest if tries > 2 else "status 500"
+        if word == "hang":
+            time.sleep(1)
+        if word == "hangup":
+            self.close_connection = True
+            return
+        status, answer = answer_to(command)
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.send_header("retry-after-ms", "1")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.handle_error = lambda *arguments: None  # a client that hung up is part of the test
+    server.daemon_threads, server.lock = True, threading.Lock()
+    server.requests, server.seen = [], Counter()
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def judge(endpoint, spec=SCORE, **changes):
+    options = {"retries": 2, "timeout": 20, "cache": None, "api_key": "secret-key", **changes}
+    return Grader.load(spec, GraderSettings(judge=JudgeSettings(endpoint.url, **options)))
+
+
+def run(endpoint, command, spec=SCORE, **changes):
+    """(reward, error fields, report) of one answer."""
+    report = judge(endpoint, spec, **changes).run({"answer": "A"}, command)
+    errors = [name for name in ERROR_FIELDS if report["metadata"]["errors"][name]]
+    return report["reward"], errors, report
+
+
+def test_the_request_is_what_the_grader_says(endpoint):
+    reward, errors, report = run(endpoint, "score 0.75", model_names={"big": "qwen"})
+    assert (reward, errors) == (0.75, []) and report["metadata"]["token_usage"] == 15
+    assert report["metadata"]["sampled_model_name"] == "big"
+    assert report["model_grader_token_usage_per_model"]["big"]["prompt_tokens"] == 10
+    (request,) = endpoint.requests
+    assert request["messages"] == [{"role": "system", "content": "You grade."},
+                                   {"role": "user", "content": "A / score 0.75"}]  # fmt: skip
+    assert (request["model"], request["temperature"]) == ("qwen", 0)
+    assert request["max_completion_tokens"] == 50
+    schema = request["response_format"]["json_schema"]
+    assert schema["strict"] and schema["schema"]["required"] == ["steps", "result"]
+
+
+@pytest.mark.parametrize(
+    ("command", "limits", "reward"),
+    [
+        ("score 1.5", None, 1.0), ("score -3", None, 0.0), ("score 1.5", [0, 10], 1.5),
+        ("score 99", [0, 10], 10.0), ("score -2", [-1, 1], -1.0), ('score "0.5"', None, 0.5),
+        ("say 0.7", None, 0.7), ('say ```json\n{"result": 0.4}\n```', None, 0.4),
+        ("think", None, 0.3), ("later score 0.25", None, 0.25),
+    ],
+)  # fmt: skip
+def test_a_score_is_read_and_cut_to_the_range(endpoint, command, limits, reward):
+    assert run(endpoint, command, {**SCORE, "range": limits})[:2] == (reward, [])
+
+
+@pytest.mark.parametrize(
+    ("label", "reward", "errors"),
+    [("good", 1.0, []), ("fair", 1.0, []), ("bad", 0.0, []),
+     ("excellent", 0.0, ["model_grader_parse_error"])],
+)  # fmt: skip
+def test_a_label_passes_or_not(endpoint, label, reward, errors):
+    command = "say " + json.dumps({"steps": [], "label": label})
+    assert run(endpoint, command, LABEL)[:2] == (reward, errors)
+    schema = endpoint.requests[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["label"]["enum"] == ["good", "fair", "bad"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["score null", "score true", "score [1]", 'score "NaN"', "score 1e999", "say good", "say",
+     "say {}", "say []", "cut"],
+)  # fmt: skip
+def test_a_verdict_without_a_number_scores_zero(endpoint, command):
+    assert run(endpoint, command)[:2] == (0.0, ["model_grader_parse_error"])
+
+
+@pytest.mark.parametrize(
+    ("command", "tries", "word"),
+    [
+        ("status 500", 3, "500"), ("status 429", 3, "429"), ("status 401", 1, "401"),
+        ("status 404", 1, "404"), ("garbage", 1, "not JSON"), ("nothing", 1, "not JSON"),
+        ("list", 1, "choices"), ("no choices", 1, "choices"), ("hangup", 3, "Connection"),
+        ("hang", 3, "imeout"),
+    ],
+)  # fmt: skip
+def test_an_endpoint_that_fails_gives_no_grade_after_its_retries(endpoint, command, tries, word):
+    timeout = 0.25 if command == "hang" else 20
+    reward, errors, report = run(endpoint, command, timeout=timeout)
+    assert (reward, errors) == (None, ["model_grader_server_error"])
+    assert word in report["metadata"]["errors"]["model_grader_server_error_details"]
+    assert endpoint.seen[command] == tries
+
+
+@pytest.mark.parametrize("command", ["refuse", "filter"])
+def test_a_refusal_is_no_grade(endpoint, command):
+    assert run(endpoint, command)[:2] == (None, ["model_grader_refusal_error"])
+
+
+def test_an_unreadable_sample_never_reaches_the_judge(endpoint):
+    spec = {**SCORE, "input": [{"role": "user", "content": "{{sample.output_json.a}}"}]}
+    assert run(endpoint, "no JSON", spec)[:2] == (0.0, ["sample_parse_error"])
+    assert endpoint.requests == []
+
+
+def test_content_parts_are_sent_in_the_chat_apis_words(endpoint):
+    text = {"type": "input_text", "text": "x / {{sample.output_text}}"}
+    image = {"type": "input_image", "image_url": "{{item.url}}", "detail": "low"}
+    for parts, expected in (
+        ([text, image], [{"type": "text", "text": "x / half ?"},
+                         {"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}]),
+        (["a", text], "ax / half ?"),
+    ):  # fmt: skip
+        spec = {**SCORE, "input": [{"role": "user", "content": parts}]}
+        assert judge(endpoint, spec).grade({"url": "data:,x"}, "half \ud800")[0] == 0.5
+        assert endpoint.requests[-1]["messages"][0]["content"] == expected
+
+
+def test_the_cache_pays_once_and_for_good_replies_only(endpoint, tmp_path):
+    def twice(command, **changes):
+        rewards = [run(endpoint, command, cache=tmp_path, **changes)[0] for _ in range(2)]
+        return rewards, endpoint.seen[command]
+
+    assert twice("score 1") == ([1.0, 1.0], 1)
+    for bad in ("say nonsense", "refuse", "status 401"):
+        assert twice(bad)[1] == 2
+    (file,) = tmp_path.rglob("*.json")
+    assert "secret-key" not in file.read_text()
+    file.write_text('{"torn')
+    assert twice("score 1") == ([1.0, 1.0], 2)
+    assert twice("score 1", model_names={"big": "small"}) == ([1.0, 1.0], 3)  # another request
+    (tmp_path / "blocked").write_text("")
+    assert run(endpoint, "score 1", cache=tmp_path / "blocked")[0] == 1.0
+
+
+def test_equal_requests_at_the_same_time_are_sent_once(endpoint, tmp_path):
+    made = judge(endpoint, cache=tmp_path, concurrency=16)
+    grades = made.evaluate_many([{"answer": "A"}] * 40, ["score 0.5"] * 40)
+    assert [grade.reward for grade in grades] == [0.5] * 40
+    assert endpoint.seen["score 0.5"] == 1
+
+
+def test_many_rows_over_a_failing_endpoint_lose_no_good_grade(endpoint, tmp_path):
+    lost = (None, ["model_grader_server_error"])
+    failing = dict.fromkeys(["status 429", "status 500", "garbage", "nothing"], lost) | {
+        "cut": (0.0, ["model_grader_parse_error"]),
+        "refuse": (None, ["model_grader_refusal_error"]), "later score 0.25": (0.25, []),
+    }  # fmt: skip
+    commands = [*failing, *(f"score 0.{number}" for number in range(20))] * 15
+    items = [{"answer": str(number % 50)} for number in range(len(commands))]
+    grades = judge(endpoint, cache=tmp_path, concurrency=12).evaluate_many(items, commands)
+    for command, grade in zip(commands, grades):
+        expected = failing.get(command) or (float(command.rpartition(" ")[2]), [])
+        assert (grade.reward, grade.errors) == expected, command
+
+
+def test_a_judge_without_an_endpoint_is_refused_before_the_run(endpoint, monkeypatch, tmp_path):
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = Grader.load(SCORE)
+    for use in (made.check_ready, lambda: made.run({"answer": "A"}, "x")):
+        with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+            use()
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
+    with pytest.raises(UserError, match="http"):
+        Grader.load(SCORE).check_ready()
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    assert Grader.load(SCORE).grade({"answer": "A"}, "score 1")[0] == 1.0
+    assert list((tmp_path / "rftkit" / "judge").rglob("*.json"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+)
+CHOICES = st.fixed_dictionaries({}, optional={"message": JSON, "finish_reason": JSON}) | st.builds(
+    lambda content, refusal: {"message": {"content": content, "refusal": refusal}}, JSON, JSON
+)
+VERDICTS = JSON.map(lambda value: completion(json.dumps({"result": value, "label": value})))
+REPLIES = VERDICTS | st.dictionaries(st.sampled_from(["choices", "usage"]), st.lists(CHOICES))
+
+
+@settings(max_examples=100, deadline=None)
+@given(REPLIES | JSON, st.sampled_from([SCORE, LABEL]))
+def test_any_reply_is_a_grade_from_0_to_1_or_a_fault(reply, spec):
+    class Reached(JudgeSettings):
+        def ask(self, request, read):
+            return read(reply)
+
+    made = Grader.load(spec, GraderSettings(judge=Reached()))
+    grade = made.evaluate({"answer": "x"}, "y")
+    assert 0 <= grade.reward <= 1 if grade.reward is not None else grade.errors
+    assert "other_error" not in grade.errors
