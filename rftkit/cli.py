@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from rftkit import __version__, cli_runs
-from rftkit.cli_runs import print_signal  # noqa: F401  (notebook 03)
 from rftkit.console import (
     FINDINGS,
     GOOD,

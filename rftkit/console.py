@@ -176,7 +176,7 @@ class TrainingProgress:
     def gate(self, signal: Any) -> None:
         self.reporter.say(f"signal gate: {signal.verdict}: {signal.reason}")
         for finding in signal.findings:
-            self.reporter.say(f"  {finding.name}: {finding.evidence}\n    -> {finding.knob}")
+            self.reporter.say(f"  {finding.name}: {finding.evidence}\n    -> {finding.setting}")
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         self.validation = record.get("validation", self.validation)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rftkit import signal
+from rftkit.signal import verdict as signal
 from rftkit.task import load_task, task_from_json
 from rftkit.training.config import RunConfig
 from rftkit.training.run import GateSaysFix, train

@@ -25,7 +25,7 @@ from rftkit.graders.rewards import GraderFailure, reward_function
 from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import row_ids
-from rftkit.signal.checks import look_at_template
+from rftkit.signal.checks import check_template
 from rftkit.task import Task
 from rftkit.training.config import Plan, RunConfig, run_order
 from rftkit.training.heldout import HeldOut, rounded
@@ -467,7 +467,7 @@ class StepReward:
     def check_first_batch(self, prompts: list, ids: list) -> None:
         self.checked = True
         policy = self.session.policy
-        look = look_at_template(policy, self.session.rows[:TEMPLATE_ROWS])
+        look = check_template(policy, self.session.rows[:TEMPLATE_ROWS])
         texts = [policy.render(prompt) for prompt in prompts]
         found = look.faults + garbage_in_first_batch(policy.tokenizer, texts, ids, self.ends)
         if found:

@@ -1,0 +1,160 @@
+"""The gate's findings: what the numbers and checks say, with evidence and what to change.
+
+A share is bad where its whole 95 % interval lies above its threshold ("fix"), and open where the
+threshold lies inside.
+"""
+
+from __future__ import annotations
+
+from rftkit.evaluation import Interval
+from rftkit.signal.checks import Reference, TemplateCheck
+from rftkit.signal.numbers import more_rows
+from rftkit.signal.record import Finding, Signal
+
+# Axolotl, docs/training_stability: groups without spread under 0.8, cut answers under 0.3.
+MOST_DEAD, MOST_CUT = 0.8, 0.3
+MOST_UNREADABLE = 0.5  # ours: above it most of what the model hears is about form
+MOST_RIGHT = 0.9  # ours: above it little is left to gain
+MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
+LOW_TEMPERATURE = 0.5  # ours: below it most answers are the likeliest one and its neighbours
+
+# Why most dead groups are dead -> (the finding's name, what to change).
+DEAD = {
+    "always right": ("task too easy", "rows: harder ones, or a grader that asks for more; or stop"),
+    "never right": (
+        "task impossible",
+        "easier rows, partial credit, a warm start by SFT (init_adapter) or a stronger model",
+    ),
+    "repeated": (
+        "too little exploration",
+        "temperature: 1.0 lets answers differ; or init_adapter, if it lost its variety",
+    ),
+    "alike": (
+        "no spread",
+        "more answers_per_prompt, partial credit, or rows neither always nor never solved",
+    ),
+}
+READ_THE_ROW = "grader: compare the answer with the row's own field, not only its form"
+VERIFIABLE = (
+    "the task: ask for something that a rule can check (which of these facts does the text state?);"
+    " or the method: SFT on good examples, preference learning"
+)
+
+
+def above(share: Interval | None, most: float) -> bool:
+    """Is a share bad: its whole 95 % interval above the threshold?"""
+    return share is not None and share.low > most
+
+
+class Findings:
+    """What stands in the way, causes first; what a cause explains is not named beside it."""
+
+    def __init__(self, signal: Signal, reference: Reference, template: TemplateCheck, rows: int):
+        self.signal, self.reference, self.template = signal, reference, template
+        self.found: list[Finding] = []
+        probe = signal.lengths.get("probe")
+        self.endless = probe is not None and probe["ended"] <= probe["answers"] / 2
+        self.is_cut = above(signal.cut, MOST_CUT)
+        garbled = self.garbled = self.is_cut or above(signal.unreadable, MOST_UNREADABLE)
+        explained = self.read_template()
+        template_findings = len(self.found)
+        self.read_grader()
+        sound = len(self.found) == template_findings  # else rewards say nothing about the task
+        if not explained:
+            self.read_answers()
+        if not garbled and signal.dead_ability is not None:
+            if sound:
+                self.read_spread()
+            if rows == 1:
+                evidence = "one row: nothing compares across rows, it will be learned by heart"
+                setting = "rows: add some, a few dozen to start with"
+                self.found.append(Finding("too few rows", evidence, setting, "open"))
+        self.found.sort(key=lambda finding: finding.level != "fix")
+
+    def add(
+        self, name: str, evidence: str, setting: str, share: Interval | None = None, most: float = 0
+    ) -> None:
+        """Add a fault; or what a share says that is bad above `most`, and open around it."""
+        finding = Finding(name, evidence, setting)
+        if share is not None and not above(share, most):
+            if share.high <= most:
+                return
+            finding.level, finding.missing_rows = "open", more_rows(share, most, self.signal.rows)
+            finding.evidence += f"; {most:.0%} lies inside the interval, so it cannot be told yet"
+        self.found.append(finding)
+
+    def read_template(self) -> bool:
+        """Is the question read, and do answers end? True where this explains the answers."""
+        faults, odd, no_end = self.template.faults, self.template.odd, self.template.no_end
+        if faults or (odd and self.garbled):
+            evidence = "; ".join(faults or [*odd, self.signal.stages_text()])
+            setting = "tokenizer.chat_template: take the template of this very model"
+            self.add("chat template broken", evidence, setting)
+            return True
+        if not self.is_cut or not (no_end or self.endless):
+            return False
+        evidence = "; ".join(filter(None, [no_end, self.signal.cut_text()]))
+        setting = "tokenizer.eos_token or generation_config.eos_token_id: what closes an answer"
+        self.add("end token missing", evidence, setting)
+        return bool(no_end and self.endless)  # one sign alone fits answers that are merely long
+
+    def read_grader(self) -> None:
+        """What does the grader give to answers known to be right and wrong, and to the samples?"""
+        signal, reference, check = self.signal, self.reference, self.reference.check
+        if signal.lost_grades > MOST_LOST:
+            errors = sorted({e for group in signal.drawn for s in group for e in s.errors})
+            evidence = f"{signal.lost_grades:.0%} of the grades were lost: {', '.join(errors)}"
+            setting = "grader: `rftkit grade` on one of the shown samples says what failed"
+            self.add("grader fails", evidence, setting)
+        if reference.inverted:
+            setting = "grader: its sign (1 - x), its operation (eq, ne) or the formula"
+            self.add("inverted reward", str(reference), setting)
+            return
+        constant = signal.distinct_rewards == 1 and (reference.right is None or reference.blind)
+        if check.failures and not (constant and signal.reward.mean > 0):
+            setting = "grader or rows: until every row's own answer scores the maximum"
+            if reference.misshapen:
+                setting = "answer_template: write it in the form that the grader reads"
+            self.add("reference cannot score", f"{reference.first_failure()}; {reference}", setting)
+        if constant:
+            evidence = f"all {signal.samples} sampled answers score {signal.reward.mean:.2f}"
+            self.add("constant reward", f"{evidence}; {reference}", READ_THE_ROW)
+        elif reference.blind and check.passed:
+            self.add("blind grader", str(reference), READ_THE_ROW)
+
+    def read_answers(self) -> None:
+        """Do answers fit into the limit, and can they be read?"""
+        signal, setting = self.signal, "max_completion_tokens"
+        if probe := signal.lengths.get("probe"):
+            room = -(-1.1 * probe["p95"] // 16) * 16  # a tenth more, in steps of 16
+            more = "more than" if self.endless else "about"
+            limit = signal.lengths["limit"]
+            setting += f": {limit} -> {more} {room:.0f}, the p95 of the probe and a little"
+        self.add("limit too short", signal.cut_text(), setting, signal.cut, MOST_CUT)
+        if self.reference.misshapen:
+            return  # an answer_template in the wrong form finds no answer to read
+        evidence = f"{signal.unreadable} ended, but cannot be read; {signal.stages_text()}"
+        setting = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
+        self.add("unreadable answers", evidence, setting, signal.unreadable, MOST_UNREADABLE)
+
+    def read_spread(self) -> None:
+        """Do the answers of a group earn different rewards, and why not?"""
+        signal, dead = self.signal, self.signal.dead_ability
+        evidence = (
+            f"{dead} of the groups of {signal.group} show no spread among readable answers; pass@1 "
+            f"{signal.pass_at[1]}; of {signal.rows} rows {len(signal.never)} are never solved, "
+            f"{len(signal.always)} always; two answers to a row are one text in "
+            f"{signal.repeated:.0%} of the cases, at temperature {signal.temperature:g}"
+        )
+        if above(signal.pass_at[1], MOST_RIGHT):
+            self.add(DEAD["always right"][0], evidence, DEAD["always right"][1])
+            return
+        kind = max(signal.dead_kinds, key=signal.dead_kinds.get)
+        if kind != "always right" and signal.temperature < LOW_TEMPERATURE:
+            kind = "repeated"  # what the model could do has not been seen
+        self.add(DEAD[kind][0], evidence, DEAD[kind][1], dead, MOST_DEAD)
+        if above(dead, MOST_DEAD) and signal.dead_groups.high <= MOST_DEAD:
+            evidence = f"{signal.dead_groups} of the groups have no spread, {dead} none among "
+            evidence += f"readable answers: {signal.format_share:.0%} of the variance is form"
+            setting = "teach the form first (by an example, by SFT), or give it less weight"
+            self.add("format alone", evidence, setting)
