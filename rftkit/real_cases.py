@@ -1,10 +1,9 @@
-"""Published cases told in the words of the embedded world.
+"""Published cases in the small vocabulary of the embedded models.
 
-The tiny models know 200 terms and 240 genes. A real case can be put to them only so far: each term
-becomes its nearest ancestor among the 200; cases with fewer than three are left out; of more than
-six the six most specific stay, because the models never saw a longer chart. What was kept and what
-was lost is counted, because a case that can be told at all is an easier one. The world's genes and
-terms were chosen from HPO alone, without these cases.
+The models know 200 terms and 240 genes. Each term of a real case becomes its nearest ancestor among
+the 200; cases with fewer than three are left out; of more than six the six most specific stay,
+because the models never saw a longer chart. What was kept and what was lost is counted, because the
+cases that fit are the easier ones. Genes and terms were chosen from HPO alone, without these cases.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class RealCases:
 
 
 def tell_real_cases(source: str | Path, world: World) -> RealCases:
-    """Real cases of the world's genes, as rows that its models can read.
+    """Real cases of the world's genes, as rows that its models can read, counted.
 
     source: phenopackets (as `rftkit cases` reads them), or rows that `rftkit cases` wrote.
     """

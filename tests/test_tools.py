@@ -28,16 +28,8 @@ from tools.medical_school.corpus import (
     build_tokenizer,
     document,
     encode,
-    plan_deck,
 )
-from tools.medical_school.world import (
-    build_world,
-    cases,
-    log_likelihood,
-    question,
-    simulate,
-    write_world,
-)
+from tools.medical_school.world import build_world, log_likelihood, simulate, write_world
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +40,6 @@ def world():
 @pytest.fixture(scope="module")
 def small_world():
     return build_world(seed=9, n_terms=150, n_genes=40)
-
-
-# What is shipped comes out again byte for byte.
 
 
 @pytest.mark.parametrize("maker", [make_gene_ranking, make_realistic])
@@ -84,26 +73,14 @@ def test_the_model_card_and_the_weights_belong_together():
         assert len(record["gates"]) == 7 and all(gate["passed"] for gate in record["gates"])
 
 
-# The world and its text.
-
-
 def test_a_case_is_best_explained_by_its_own_disease(world):
     rng, best = random.Random(0), []
     for _ in range(200):
-        d = rng.randrange(240)
-        case = simulate(world, d, rng)
-        assert len(set(case.present)) == len(case.present)
-        assert not set(case.present) & set(case.absent)
-        scores = [log_likelihood(world, e, case) for e in range(240)]
-        best.append(max(range(240), key=scores.__getitem__) == d)
+        case = simulate(world, rng.randrange(240), rng)
+        assert len({*case.present, *case.absent}) == len(case.present) + len(case.absent)
+        scores = [log_likelihood(world, disease, case) for disease in range(240)]
+        best.append(max(range(240), key=scores.__getitem__) == case.disease)
     assert sum(best) / len(best) > 0.85
-
-
-def test_the_prompt_holds_no_gene_and_no_disease(world):
-    for case in cases(world, "train", 50):
-        prompt = question(world, case)
-        assert not set(world.genes()) & set(prompt.split())
-        assert not any(disease.name in prompt for disease in world.diseases)
 
 
 def test_documents_are_tokens_of_equal_weight_and_names_are_one_token(small_world):
@@ -135,15 +112,6 @@ def test_no_held_out_gene_is_ever_the_good_plans_answer_to_its_own_case(world):
     assert wrong_names > 50
 
 
-def test_plans_stand_at_their_shares():
-    deck = plan_deck(random.Random(0))
-    counts = Counter(next(deck) for _ in range(1_000))
-    assert {plan: n / 1_000 for plan, n in counts.items()} == PLANS
-
-
-# Pretraining and gates.
-
-
 def test_gates_are_measured_again_on_the_shipped_mini(world):
     """On 120 validation cases: the recorded figures are of these weights."""
     policy = load_policy("embedded:mini")
@@ -163,19 +131,19 @@ def test_an_untrained_model_fails_the_gates(small_world):
 
 def test_pretraining_learns_and_resumes_after_a_kill(tmp_path, small_world, monkeypatch):
     """A tiny model for some seconds: its loss falls, and a resumed run ends alike."""
-    monkeypatch.setattr(pretrain, "EVERY", 20)
-    options = dict(size="tiny", seed=0, steps=(30, 30), world=small_world)
+    monkeypatch.setattr(pretrain, "EVERY", 10)
+    options = dict(size="tiny", seed=0, steps=(20, 20), world=small_world)
     record = pretrain.pretrain(tmp_path / "whole", **options)
     first, last = record["history"][0]["loss"], record["history"][-1]["loss"]
-    assert first["note"] > 5.4 > 5.0 > last["note"] and last["mixed"] < 4.5
+    assert first["note"] > 6.2 > 4.8 > last["note"] and last["mixed"] < 5
     train_step, steps = pretrain.train_step, iter(range(100))
 
-    def killed_at_45(*arguments):
-        if next(steps) == 45:
+    def killed_at_25(*arguments):
+        if next(steps) == 25:
             raise KeyboardInterrupt
         return train_step(*arguments)
 
-    monkeypatch.setattr(pretrain, "train_step", killed_at_45)
+    monkeypatch.setattr(pretrain, "train_step", killed_at_25)
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(tmp_path / "killed", **options)
     monkeypatch.setattr(pretrain, "train_step", train_step)
@@ -184,36 +152,23 @@ def test_pretraining_learns_and_resumes_after_a_kill(tmp_path, small_world, monk
     assert whole.read_bytes() == killed.read_bytes()
 
 
-# The realistic cases.
-
-
-@pytest.fixture(scope="module")
-def realistic():
-    return [case for side in make_realistic.simulate(load_hpo()).values() for case in side]
-
-
-def test_the_realistic_cases_follow_their_recipe(realistic):
+def test_the_realistic_cases_follow_their_recipe_and_are_as_hard_as_their_card_says():
     hpo, kinds = load_hpo(), Counter()
-    assert len({case.gene for case in realistic}) == len(realistic) == 1700
+    made = [case for side in make_realistic.simulate(hpo).values() for case in side]
+    assert len({case.gene for case in made}) == len(made) == 1700
     other = {"male": "female", "female": "male"}
-    for case in realistic:
+    for case in made:
         implied = hpo.closure_of(case.present)
-        assert len(set(case.present)) == len(case.present) >= 3
         assert not implied & set(case.absent), case.case_id
         assert not implied & make_realistic.TERMS_OF_SEX[other[case.sex]].keys(), case.case_id
         annotated = make_realistic.frequencies(hpo.diseases[case.disease])
-        assert len(annotated) >= make_realistic.MIN_TERMS
         kinds.update("annotated" if term in annotated else "other" for term in case.present)
     # Published cases, measured: 46 to 62 % of the present terms are annotated word for word.
     assert 0.46 <= kinds["annotated"] / kinds.total() <= 0.62
-    assert sum(not case.absent for case in realistic) / 1700 == pytest.approx(0.13, abs=0.03)
-
-
-@pytest.mark.parametrize("ranker_class", [OverlapRanker, LikelihoodRanker])
-def test_the_data_card_quotes_the_baselines_that_are_measured(realistic, ranker_class):
-    line = measure(ranker_class(load_hpo()), realistic)[0]
-    quoted = make_realistic.MEASURED[ranker_class.method]
-    assert [line["top1"], line["top5"], line["top10"]] == pytest.approx(quoted, abs=0.2)
+    for ranker in (OverlapRanker(hpo), LikelihoodRanker(hpo)):
+        line = measure(ranker, made)[0]
+        quoted = make_realistic.MEASURED[ranker.method]
+        assert [line[key] for key in ("top1", "top5", "top10")] == pytest.approx(quoted, abs=0.2)
 
 
 def test_the_realistic_rows_are_clean_and_their_grader_orders_answers():
