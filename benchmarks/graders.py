@@ -36,7 +36,7 @@ from rftkit.environment import machine, versions
 from rftkit.files import write_json
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import preset
-from rftkit.sandbox import runner
+from rftkit.sandbox import process, runner
 from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.runner import default_workers, python_runner, report
 
@@ -135,7 +135,7 @@ def sandboxed(count: int) -> dict[str, float]:
 
         for source in (TRIVIAL, NUMPY):
             grade(source, 8 * workers)  # starts the servers
-        start_anew = lambda _: runner.ask_alone(request, Limits())  # noqa: E731
+        start_anew = lambda _: process.ask_alone(request, Limits())  # noqa: E731
         start_only = lambda _: subprocess.run(nothing, check=True)  # noqa: E731
         seconds = best_times(
             {

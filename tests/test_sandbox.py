@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from rftkit import cli
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader, GraderSettings
-from rftkit.sandbox import isolation, runner, seccomp
+from rftkit.sandbox import isolation, process, runner, seccomp
 from rftkit.sandbox.isolation import Limits
-from rftkit.sandbox.runner import PREFIX, Lost, Runner, python_runner, report, run_program
+from rftkit.sandbox.process import PREFIX, Lost
+from rftkit.sandbox.runner import Runner, python_runner, report, run_program
 
 ECHO = "def grade(sample, item):\n    return item['number']\n"
 SLEEP = "import time\ndef grade(sample, item):\n    time.sleep(60)\n"
@@ -121,7 +122,7 @@ def test_a_program_reads_its_case_and_prints_its_answer(source, stdin, printed):
 
 @linux
 def test_a_server_killed_in_a_grade_is_no_zero(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: str(tmp_path))
     grader = Grader.load({"type": "python", "source": SLEEP}, GraderSettings(python_runner=small))
 
     def kill_the_server():
@@ -165,7 +166,7 @@ def test_the_answer_to_an_interrupted_question_meets_nobody(small, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner.server, "read_message", interrupt)
+        patch.setattr(process.server, "read_message", interrupt)
         small(ECHO, {}, {"number": 2})
     assert small(ECHO, {}, {"number": 3}).value == 3.0
 
@@ -240,9 +241,9 @@ def test_folders_of_dead_users_are_swept_at_the_next_start(tmp_path, monkeypatch
     left.chmod(0)
     for other in (f"{PREFIX}{os.getpid()}-ab", f"{PREFIX}of-somebody", "rftkit-1-ab"):
         (tmp_path / other).mkdir()
-    monkeypatch.setattr(runner.tempfile, "gettempdir", lambda: str(tmp_path))
-    runner._sweep.cache_clear()
-    folder = runner._new_folder()
+    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: str(tmp_path))
+    process._sweep.cache_clear()
+    folder = process.new_folder()
     names = {path.name for path in tmp_path.iterdir()} - {os.path.basename(folder)}
     assert names == {f"{PREFIX}{os.getpid()}-ab", f"{PREFIX}of-somebody", "rftkit-1-ab"}
 

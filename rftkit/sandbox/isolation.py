@@ -110,7 +110,7 @@ def shut_in(
     machine lacks, and the filter that each child is to load. OSError where a means fails.
     """
     trees, lists = readable_paths()
-    user, passes_closed_folders = _private_user([*trees, scratch])
+    user, passes_closed_folders = _private_user([*trees, os.path.dirname(scratch)])
     if user is not None:
         os.chown(scratch, user, user)
     is_mounted = "mount" in namespaces and mount_in_memory(scratch, limits.disk, user)

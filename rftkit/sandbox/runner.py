@@ -5,33 +5,25 @@ from __future__ import annotations
 
 import atexit
 import functools
-import glob
-import io
 import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import struct
-import subprocess
 import sys
-import tempfile
 import threading
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError
 from rftkit.sandbox import server
 from rftkit.sandbox.isolation import Limits
-from rftkit.sandbox.server import GRADE, HEADER, LOADED, NONCE_BYTES, OVERHEAD, PROGRAM
+from rftkit.sandbox.process import Lost, Sandbox, ask_alone
+from rftkit.sandbox.server import GRADE, HEADER, LOADED, NONCE_BYTES, PROGRAM
 
 MOST_IDLE = 16  # servers that are kept for the next grade
 MOST_WORKERS = 8
-PATIENCE = 120  # seconds for what only a very busy machine delays
-PREFIX = "rftkit-sandbox-"
 # A server imports these once where a text imports them: the libraries of OpenAI's grader image,
 # and what many graders use of the standard library.
 SHARED_LIBRARIES = frozenset(
@@ -39,14 +31,6 @@ SHARED_LIBRARIES = frozenset(
     "deepdiff asyncio dataclasses datetime decimal difflib fractions math random statistics "
     "string threading typing unicodedata".split()
 )
-# Not ours: what a numerical library should know, and nothing else.
-ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"} | dict.fromkeys(
-    (f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")), "1"
-)
-
-
-class Lost(Exception):
-    """The sandbox itself failed: it could not start, or ended without an answer."""
 
 
 @dataclass
@@ -189,12 +173,13 @@ class Runner:
             return ask_alone(request, self.limits)
         sandbox = self._take(libraries)
         answer = sandbox.ask(request)
-        finished = HEADER.unpack_from(answer)[2]
+        has_ended = HEADER.unpack_from(answer)[2]
         with self._lock:
-            if not finished and len(self._idle) < MOST_IDLE:
+            is_kept = not has_ended and len(self._idle) < MOST_IDLE
+            if is_kept:
                 self._idle.append(sandbox)
-                return answer
-        sandbox.close()
+        if not is_kept:
+            sandbox.close()
         return answer
 
     def _take(self, libraries: tuple[str, ...]) -> Sandbox:
@@ -202,7 +187,7 @@ class Runner:
             for sandbox in reversed(self._idle):
                 if sandbox.libraries == libraries:
                     self._idle.remove(sandbox)
-                    if sandbox.process.poll() is None:
+                    if sandbox.is_alive():
                         return sandbox
                     sandbox.close()  # killed by somebody while it waited
                     break
@@ -234,150 +219,6 @@ def _libraries_of(source: str) -> tuple[str, ...]:
     """The shared libraries that a text imports: `import a.b` and `from a.b import c`."""
     names = set(re.findall(r"^\s*(?:import|from)\s+([\w.]+)", source, re.MULTILINE))
     return tuple(sorted(name for name in names if name.partition(".")[0] in SHARED_LIBRARIES))
-
-
-class Sandbox:
-    """One server, asked by one thread at a time.
-
-    given   {what is protected: by which means}, as the server found them
-    usable  False once it has to be replaced
-    """
-
-    def __init__(self, limits: Limits, libraries: tuple[str, ...], may_unshare: bool):
-        self.libraries, self.usable, self.process = libraries, True, None
-        self.folder = _new_folder()
-        try:
-            self.process = subprocess.Popen(**_interpreter("main", self.folder))
-            hello = self.ask(_settings(self.folder, limits, libraries, may_unshare))
-            self.given: dict[str, list[str]] = json.loads(hello)
-        except (OSError, ValueError) as error:  # where it is no JSON, it is a traceback
-            self.close()
-            raise Lost(f"it did not start: {getattr(error, 'doc', error)}") from None
-
-    def ask(self, message: bytes) -> bytes:
-        """The answer to a message. Lost ends this sandbox."""
-        try:
-            server.write_message(self.process.stdin, message)
-            answer = server.read_message(self.process.stdout)
-            if answer is None:
-                raise OSError("no answer")
-            return answer
-        except OSError as error:
-            self.close()
-            raise Lost(f"it ended: {error}") from None
-        except BaseException:  # KeyboardInterrupt: a late answer must meet nobody
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End it: the server sees the closed pipe, ends, and takes its child with it."""
-        if self.usable and self.process is not None:
-            with suppress(OSError):  # of what it did not read any more
-                self.process.stdin.close()
-            try:
-                self.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-            self.process.stdout.close()
-        self.usable = False
-        _remove(self.folder)
-
-
-def ask_alone(request: bytes, limits: Limits) -> bytes:
-    """An answer from a new interpreter: the way of machines without a server.
-
-    Weak isolation: a process and an empty folder of its own, nothing of our environment, a time
-    limit, and the kernel's limits where it has them; files and network are within reach.
-    """
-    folder, status, cause = _new_folder(), 0, server.DONE
-    messages = io.BytesIO()
-    for message in (_settings(folder, limits, (), may_unshare=False), request):
-        server.write_message(messages, message)
-    with tempfile.TemporaryFile() as output:
-        arguments = _interpreter("main_alone", folder) | {"stdin": None, "stdout": output}
-        try:
-            words = {"input": messages.getvalue(), "timeout": limits.seconds}
-            status = subprocess.run(**arguments, **words).returncode
-        except subprocess.TimeoutExpired:
-            cause = server.TOO_LONG
-        except OSError as error:
-            raise Lost(f"no process could be started ({error})") from None
-        finally:
-            _remove(folder)
-        output.seek(0)
-        reply = output.read(limits.reply + OVERHEAD + 1)
-    if len(reply) > limits.reply + OVERHEAD:
-        cause = server.TOO_LARGE
-    return HEADER.pack(cause, status, True) + reply
-
-
-def _interpreter(entry: str, folder: str) -> dict[str, Any]:
-    """Arguments of Popen for an interpreter without our paths, settings and environment."""
-    root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
-    path = f"import sys; sys.path.append({root!r})"
-    run = f"from rftkit.sandbox import server; server.{entry}()"
-    scratch = os.path.join(folder, "scratch")
-    windows = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
-    return {
-        "args": [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", f"{path}; {run}"],
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.DEVNULL,
-        "env": ENVIRONMENT | {"HOME": scratch, "TMPDIR": scratch} | windows,
-        "cwd": scratch,
-        "start_new_session": os.name == "posix",  # Ctrl-C in a terminal is ours to answer
-    }
-
-
-def _settings(folder: str, limits: Limits, libraries: tuple[str, ...], may_unshare: bool) -> bytes:
-    """The first message to a process inside. may_unshare: False as in a container that gives no
-    namespaces."""
-    installed = ("site-packages", "dist-packages")
-    settings = {
-        "folder": folder,
-        "scratch": os.path.join(folder, "scratch"),
-        "limits": limits,
-        "libraries": libraries,
-        "library_folders": [path for path in sys.path if os.path.basename(path) in installed],
-        "may_unshare": may_unshare,
-    }
-    return json.dumps(settings).encode()
-
-
-# --- folders ------------------------------------------------------------------------------------
-
-
-def _new_folder() -> str:
-    """A folder of ours with an empty scratch folder in it, named after this process."""
-    _sweep()
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    folder = os.path.join(tempfile.gettempdir(), name)
-    os.makedirs(os.path.join(folder, "scratch"), 0o700)
-    return folder
-
-
-@functools.cache
-def _sweep() -> None:
-    """Remove the folders of processes that were killed before they could do it."""
-    for folder in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*-*")):
-        owner = folder.split("-")[-2]
-        if os.name == "posix" and owner.isdigit():  # on Windows os.kill would end the owner
-            try:
-                os.kill(int(owner), 0)
-            except ProcessLookupError:
-                _remove(folder)
-            except (OSError, OverflowError):  # somebody else's
-                pass
-
-
-def _remove(folder: str) -> None:
-    """Remove a folder, whatever was done in it: closed, or nested deeper than Python recurses."""
-    with suppress(RecursionError):
-        shutil.rmtree(folder, ignore_errors=True)
-    if os.path.exists(folder) and os.name == "posix":
-        for words in (["chmod", "-R", "u+rwX", folder], ["rm", "-rf", folder]):
-            subprocess.run(words, stderr=subprocess.DEVNULL)
 
 
 # --- what came back -----------------------------------------------------------------------------

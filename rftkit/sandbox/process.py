@@ -1,0 +1,173 @@
+"""Our side of the sandbox's processes: start one, ask it, end it, and leave no folder behind."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import io
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rftkit.sandbox import server
+from rftkit.sandbox.isolation import Limits
+
+PATIENCE = 120  # seconds for what only a very busy machine delays
+PREFIX = "rftkit-sandbox-"
+# Not ours: what a numerical library should know, and nothing else.
+ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"} | dict.fromkeys(
+    (f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")), "1"
+)
+
+
+class Lost(Exception):
+    """The sandbox itself failed: it could not start, or ended without an answer."""
+
+
+class Sandbox:
+    """One server, asked by one thread at a time.
+
+    given  {what is protected: by which means}, as the server found them
+    """
+
+    def __init__(self, limits: Limits, libraries: tuple[str, ...], may_unshare: bool):
+        self.libraries, self.folder, self.process = libraries, new_folder(), None
+        settings = _settings(self.folder, limits, libraries, may_unshare)
+        try:
+            self.process = subprocess.Popen(**_interpreter("main", self.folder))
+            self.given: dict[str, list[str]] = json.loads(self.ask(settings))
+        except (OSError, ValueError) as error:  # where it is no JSON, it is a traceback
+            self.close()
+            raise Lost(f"it did not start: {getattr(error, 'doc', error)}") from None
+
+    def ask(self, message: bytes) -> bytes:
+        """The answer to a message. Lost ends this sandbox."""
+        try:
+            server.write_message(self.process.stdin, message)
+            answer = server.read_message(self.process.stdout)
+        except OSError as error:
+            self.close()
+            raise Lost(f"it ended: {error}") from None
+        except BaseException:  # KeyboardInterrupt: a late answer must meet nobody
+            self.close()
+            raise
+        if answer is None:
+            self.close()
+            raise Lost("it ended without an answer")
+        return answer
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """End it: the server sees the closed pipe, ends, and takes its child with it."""
+        if self.process is not None:
+            with suppress(OSError):  # of what it did not read any more
+                self.process.stdin.close()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process.stdout.close()
+        _remove(self.folder)
+
+
+def ask_alone(request: bytes, limits: Limits) -> bytes:
+    """An answer from a new interpreter: the way of machines without a server.
+
+    Weak isolation: a process and an empty folder of its own, nothing of our environment, a time
+    limit, and the kernel's limits where it has them; files and network are within reach.
+    """
+    folder, status, cause = new_folder(), 0, server.DONE
+    messages = io.BytesIO()
+    server.write_message(messages, _settings(folder, limits, (), may_unshare=False))
+    server.write_message(messages, request)
+    with tempfile.TemporaryFile() as output:
+        arguments = _interpreter("main_alone", folder) | {"stdin": None, "stdout": output}
+        arguments |= {"input": messages.getvalue(), "timeout": limits.seconds}
+        try:
+            status = subprocess.run(**arguments).returncode
+        except subprocess.TimeoutExpired:
+            cause = server.TOO_LONG
+        except OSError as error:
+            raise Lost(f"no process could be started ({error})") from None
+        finally:
+            _remove(folder)
+        output.seek(0)
+        reply = output.read(limits.reply + server.OVERHEAD + 1)
+    if len(reply) > limits.reply + server.OVERHEAD:
+        cause = server.TOO_LARGE
+    return server.HEADER.pack(cause, status, True) + reply
+
+
+def _interpreter(entry: str, folder: str) -> dict[str, Any]:
+    """Arguments of Popen for an interpreter without our paths, settings and environment."""
+    root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
+    path = f"import sys; sys.path.append({root!r})"
+    run = f"from rftkit.sandbox import server; server.{entry}()"
+    scratch = os.path.join(folder, "scratch")
+    windows = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    return {
+        "args": [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", f"{path}; {run}"],
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "env": ENVIRONMENT | {"HOME": scratch, "TMPDIR": scratch} | windows,
+        "cwd": scratch,
+        "start_new_session": os.name == "posix",  # Ctrl-C in a terminal is ours to answer
+    }
+
+
+def _settings(folder: str, limits: Limits, libraries: tuple[str, ...], may_unshare: bool) -> bytes:
+    """The first message to a process inside. may_unshare: False as in a container that gives no
+    namespaces."""
+    installed = ("site-packages", "dist-packages")
+    settings = {
+        "folder": folder,
+        "scratch": os.path.join(folder, "scratch"),
+        "limits": limits,
+        "libraries": libraries,
+        "library_folders": [path for path in sys.path if os.path.basename(path) in installed],
+        "may_unshare": may_unshare,
+    }
+    return json.dumps(settings).encode()
+
+
+def new_folder() -> str:
+    """A folder of ours with an empty scratch folder in it, named after this process."""
+    _sweep()
+    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    folder = os.path.join(tempfile.gettempdir(), name)
+    os.makedirs(os.path.join(folder, "scratch"), 0o700)
+    return folder
+
+
+@functools.cache
+def _sweep() -> None:
+    """Remove the folders of processes that were killed before they could do it."""
+    for folder in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*-*")):
+        owner = folder.split("-")[-2]
+        if os.name == "posix" and owner.isdigit():  # on Windows os.kill would end the owner
+            try:
+                os.kill(int(owner), 0)
+            except ProcessLookupError:
+                _remove(folder)
+            except (OSError, OverflowError):  # somebody else's
+                pass
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, whatever was done in it: closed, or nested deeper than Python recurses."""
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder) and os.name == "posix":
+        for words in (["chmod", "-R", "u+rwX", folder], ["rm", "-rf", folder]):
+            subprocess.run(words, stderr=subprocess.DEVNULL)
