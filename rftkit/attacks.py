@@ -332,7 +332,7 @@ def attack(
     honest = {"best": levels[0], "middle": levels[len(levels) // 2], "worst": levels[-1]}
     means = {name: _mean(rewards) for name, rewards in honest.items()}
     if None in means.values():
-        why = "; ".join(grader.report(rows[0], outputs[0][0]).explanations) or "no reason given"
+        why = "; ".join(grader.evaluate(rows[0], outputs[0][0]).explanations) or "no reason given"
         raise UserError(
             f"grader {grader.name!r}: no grade for honest answers ({why}): fix it first"
         )

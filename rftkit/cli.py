@@ -162,7 +162,7 @@ def grade_one(grader: str, sample: str, item: str | None, weak_isolation: bool =
 
     loaded = Grader.load(Path(grader), GraderSettings(allow_weak_isolation=weak_isolation))
     text = read_text(sample[1:]) if sample.startswith("@") else sample
-    return loaded.report({} if item is None else read_item(item), text)
+    return loaded.evaluate({} if item is None else read_item(item), text)
 
 
 def read_item(item: str) -> dict[str, Any]:

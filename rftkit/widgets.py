@@ -83,7 +83,7 @@ def look_at(
     try:
         made = grader if isinstance(grader, Grader) else Grader.load(_spec(grader))
         made.check_ready()
-        report = made.report(row, sample)
+        report = made.evaluate(row, sample)
         samples = [Sample.from_text(text) for text in (others or {}).values()]
         grades = made.evaluate_many([row] * len(samples), samples)
     except UserError as error:

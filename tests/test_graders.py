@@ -279,8 +279,10 @@ def test_the_form_of_an_answer_is_a_list_of_different_texts_or_a_schema():
 )  # fmt: skip
 def test_mathematics_is_compared_by_value(output, answer, hit):
     pytest.importorskip("math_verify")
-    assert loaded("math").grade({"answer": answer}, output)[0] == hit
-    assert loaded("math", key="x").grade({"answer": answer}, json.dumps({"x": output}))[0] == hit
+    assert loaded("math_match").grade({"answer": answer}, output)[0] == hit
+    assert (
+        loaded("math_match", key="x").grade({"answer": answer}, json.dumps({"x": output}))[0] == hit
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -374,7 +376,7 @@ def test_an_answer_that_is_no_json_scores_zero(text):
 
 
 def test_a_short_list_is_a_fault_of_the_missing_places_only():
-    report = GENES.report(ITEM, '{"genes": ["A", "BRCA1"]}')
+    report = GENES.evaluate(ITEM, '{"genes": ["A", "BRCA1"]}')
     missing = ["third", "fourth", "fifth"]
     missing += [f"{place}_again" for place in missing]
     assert [line.split(":")[0] for line in report.explanations] == missing
@@ -405,7 +407,7 @@ def test_a_report_says_that_the_thought_never_closed():
         ("<think>foo", "stop", 1), ("<think>foo", "length", 1), ("5", "stop", 0), ("", "stop", 0),
         ("<think>foo</think>5", "stop", 0),
     ):  # fmt: skip
-        report = made.report({}, Sample.from_text(text, finish_reason=finish))
+        report = made.evaluate({}, Sample.from_text(text, finish_reason=finish))
         assert len(report.explanations) == lines
         assert all("never closed" in line for line in report.explanations)
 
@@ -528,7 +530,7 @@ def test_a_function_that_cannot_be_called_or_exported_is_refused():
     assert borrows.grade({}, "x")[0] == 1.0
     with pytest.raises(UserError, match="FACTOR, local"):
         borrows.to_json()
-    with pytest.raises(UserError, match="two arguments"):
+    with pytest.raises(UserError, match="sample, item"):
         grader(lambda sample: 1)
     with pytest.raises(UserError, match="not a def"):
         grader(lambda sample, item: 1).to_json()

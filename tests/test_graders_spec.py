@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import preset
-from rftkit.graders.python import DISTRIBUTIONS, IMAGE_LIBRARIES
 from rftkit.graders.spec import TYPES, GraderSpecError
 
 OUTPUT = {"input": "{{sample.output_text}}"}
@@ -147,23 +146,17 @@ def test_label_model_is_refused_at_the_top_of_a_job_only():
     assert Grader.load(of(a=LABEL), job=True).type == "multi"
 
 
-def test_what_a_source_imports_in_vain_is_noted_with_what_to_install(monkeypatch):
-    monkeypatch.setattr("rftkit.graders.python._is_installed", lambda name: name in ("json", "re"))
-    imports = "import json, re, cv2, mine\nfrom sklearn import metrics\nimport yaml, PIL.Image\n"
+def test_what_a_source_imports_and_is_not_installed_is_noted():
+    imports = "import json, no_such_one.x\nfrom no_such_two import y\n"
     note, _ = Grader.load({**PYTHON, "source": imports + PYTHON["source"]}).notes
-    assert note.startswith("source: ") and "PIL, cv2, mine, sklearn, yaml" in note
-    command = "pip install 'rftkit[grader-image]' mine opencv-python-headless pillow"
-    assert note.endswith(command)
-    assert set(DISTRIBUTIONS.values()) & IMAGE_LIBRARIES == {
-        "pyyaml", "rouge-score", "scikit-learn",
-    }  # fmt: skip
+    assert note.startswith("source: ") and "no_such_one, no_such_two, not installed" in note
+    assert "json" not in note and "rftkit[grader-image]" in note
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
         (b'{"type": "string_check",\n "name" }', ":2"), (b"\xff\xfe", "UTF-8"),
-        (b'{"a": 1, "a": 2}', "'a'"), (b'{"range": [0, Infinity]}', "Infinity"),
         (b"[" * 100_000, "JSON"), (b"", "JSON"),
     ],
 )  # fmt: skip

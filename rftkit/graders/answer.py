@@ -13,16 +13,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rftkit.files import UserError, shorten
 from rftkit.records import UNCLOSED, Sample, is_unclosed, split_completion
 
-# A python grader's own program failed on a sample, which scores 0 for it.
-PROGRAM_FAILED = "python_grader_runtime_error"
-# The error fields of graders/run -> the field that carries the text, where the API has one
-# (`openai.types.fine_tuning.alpha.GraderRunResponse`).
+PROGRAM_FAILED = "python_grader_runtime_error"  # which scores 0
+# An error field of graders/run -> the field that carries the text, where the API has one.
 ERROR_FIELDS: dict[str, str | None] = {
     "formula_parse_error": None,
     "sample_parse_error": None,
@@ -59,17 +57,63 @@ def grader_fault(field: str, detail: str) -> Fault:
     return Fault(field, detail, None)
 
 
-class Grade(NamedTuple):
-    """One grade. `faults` pairs a sub-grader's variable ("" for the whole) with its fault."""
+@dataclass
+class Grade:
+    """One grade; `to_json()` writes it as OpenAI's graders/run answers.
+
+    The reward is None where the grader itself failed. `faults` pairs a sub-grader's variable (""
+    for the whole) with its fault; `token_usage` is {model: {"total_tokens": …}} of judges.
+    """
 
     reward: float | None
     sub_rewards: dict[str, float | None]
     faults: tuple[tuple[str, Fault], ...] = ()
+    name: str = ""
+    type: str = ""
+    seconds: float = 0.0
+    token_usage: dict[str, dict[str, int]] = field(default_factory=dict)
+    unclosed: bool = False
 
     @property
     def errors(self) -> list[str]:
-        """The names of the error fields, each once: what `Sample.errors` holds."""
+        """What `Sample.errors` holds: the names of the error fields, each once."""
         return list(dict.fromkeys(fault.field for _, fault in self.faults))
+
+    @property
+    def explanations(self) -> list[str]:
+        """A sentence for each fault."""
+        sentences = [_sentence(variable, fault) for variable, fault in self.faults]
+        if self.unclosed and "truncated_observation_error" not in self.errors:
+            sentences.append("<think> was opened and never closed: the output is empty")
+        return sentences
+
+    def to_json(self) -> dict[str, Any]:
+        errors: dict[str, Any] = {}
+        for name, details in ERROR_FIELDS.items():
+            texts = [_sentence(*each) for each in self.faults if each[1].field == name]
+            errors[name] = bool(texts)
+            if details:
+                errors[details] = "\n".join(texts) or None
+        tokens = sum(usage.get("total_tokens", 0) for usage in self.token_usage.values())
+        metadata = {
+            "name": self.name,
+            "type": self.type,
+            "errors": errors,
+            "execution_time": self.seconds,
+            "scores": self.sub_rewards,
+            "token_usage": tokens if self.token_usage else None,
+            "sampled_model_name": next(iter(self.token_usage), None),
+        }
+        return {
+            "reward": self.reward,
+            "sub_rewards": self.sub_rewards,
+            "metadata": metadata,
+            "model_grader_token_usage_per_model": self.token_usage,
+        }
+
+
+def _sentence(variable: str, fault: Fault) -> str:
+    return f"{variable}: {fault.detail}" if variable else fault.detail
 
 
 class Scorer(NamedTuple):
@@ -84,6 +128,9 @@ class Scorer(NamedTuple):
     workers: int = 1
 
 
+Answer = Sample | str | dict  # see Context
+
+
 class Context:
     """What one grade can see: a row and an answer, its JSON parsed once and only if asked for.
 
@@ -92,18 +139,18 @@ class Context:
     that model graders spend.
     """
 
-    def __init__(self, item: dict[str, Any] | None, sample: Sample | str | dict[str, Any]):
-        if item is not None and not isinstance(item, dict):
+    def __init__(self, item: dict[str, Any] | None, sample: Answer):
+        if not isinstance(item, dict | None):
             raise UserError(f"item: a {type(item).__name__}, expected one row of the JSONL")
+        if not isinstance(sample, Answer):
+            kind = type(sample).__name__
+            raise UserError(f"sample: a {kind}, expected a Sample, a text or a dict")
         if isinstance(sample, str):
             reasoning, output = split_completion(sample)
             stage = UNCLOSED if is_unclosed(sample) else ""
             known = {"reasoning": reasoning, "output_text": output, "parse_stage": stage}
-        elif isinstance(sample, (Sample, dict)):
-            known = sample if isinstance(sample, dict) else vars(sample)
         else:
-            kind = type(sample).__name__
-            raise UserError(f"sample: a {kind}, expected a Sample, a text or a dict")
+            known = sample if isinstance(sample, dict) else vars(sample)
         self.item: dict[str, Any] = item or {}
         self.usage: dict[str, dict[str, int]] = {}
         self.output_text: str = known.get("output_text") or ""
@@ -133,11 +180,9 @@ class Context:
     def choices(self) -> list[dict[str, Any]]:
         """As the chat API would show this answer: one choice with one assistant message."""
         if self._choices is None:
-            message: dict[str, Any] = {"role": "assistant", "content": self.output_text}
-            if self.output_tools:
-                message["tool_calls"] = self.output_tools
-            choice = {"index": 0, "finish_reason": self.finish_reason, "message": message}
-            self._choices = [choice]
+            tools = {"tool_calls": self.output_tools} if self.output_tools else {}
+            message = {"role": "assistant", "content": self.output_text, **tools}
+            self._choices = [{"index": 0, "finish_reason": self.finish_reason, "message": message}]
         return self._choices
 
     @property
@@ -170,7 +215,7 @@ _PATH = re.compile(rf"\s*(item|sample)((?:{_STEP.pattern})+)\s*")
 
 
 class TemplateError(ValueError):
-    """A template that cannot be read: what is wrong and what to write instead."""
+    """A template that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -188,15 +233,14 @@ class Path:
         if self.namespace == "sample":
             value, steps = getattr(context, steps[0]), steps[1:]
         for step in steps:
-            if isinstance(value, dict if isinstance(step, str) else (list, tuple)):
-                try:
-                    value = value[step]
-                    continue
-                except (KeyError, IndexError):
-                    pass
-            keys = f"the keys {', '.join(map(str, value))}" if isinstance(value, dict) else ""
-            there = keys or f"a {type(value).__name__}"
-            raise self._fault(shorten(f"is not there: no {step!r} in {there}", 200))
+            try:
+                if not isinstance(value, dict if isinstance(step, str) else (list, tuple)):
+                    raise KeyError
+                value = value[step]
+            except (KeyError, IndexError):
+                keys = f", which has {', '.join(map(str, value))}" if type(value) is dict else ""
+                there = shorten(f"a {type(value).__name__}{keys}", 200)
+                raise self._fault(f"is not there: no {step!r} in {there}") from None
         return value
 
     def render(self, context: Context) -> str:
@@ -217,7 +261,6 @@ class Path:
 class Template:
     """A compiled text: literal pieces and paths in turn. Made by `compile_template`."""
 
-    text: str
     pieces: tuple[str | Path, ...]
 
     @property
@@ -242,11 +285,10 @@ def compile_template(text: str) -> Template:
         if number % 2:  # split() alternates between literal text and what stood in the braces
             pieces.append(_parse_path(piece))
         elif "{{" in piece:
-            near = shorten(piece[piece.index("{{") :], 40)
-            raise TemplateError(f"{near!r}: two braces open and do not close: close them")
+            raise TemplateError(f"{shorten(piece, 60)!r}: two braces open and do not close")
         elif piece:
             pieces.append(piece)
-    return Template(text, tuple(pieces))
+    return Template(tuple(pieces))
 
 
 def _parse_path(text: str) -> Path:
@@ -295,13 +337,11 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
     '{"genes": ["a \\\\"b\\\\""], "n": 2}'
     """
     text = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
-    context = Context(item, "")
-    written: list[str] = []
-    in_quotes = False
+    context, written, in_quotes = Context(item, ""), [], False
     try:
-        compiled = compile_template(text)
-        is_json = _is_json("".join(p if isinstance(p, str) else "0" for p in compiled.pieces))
-        for piece in compiled.pieces:
+        pieces = compile_template(text).pieces
+        is_json = _is_json("".join(p if isinstance(p, str) else "0" for p in pieces))
+        for piece in pieces:
             if isinstance(piece, str):
                 written.append(piece)
                 unescaped_quotes = re.sub(r"\\.", "", piece).count('"')
@@ -315,9 +355,7 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
             else:
                 written.append(json.dumps(piece.resolve(context), ensure_ascii=False))
     except (Fault, ValueError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"answer template: {error}: give every row that field, or change the template"
-        ) from None
+        raise UserError(f"answer template: {error}: correct it, or the row") from None
     return "".join(written)
 
 

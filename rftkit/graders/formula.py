@@ -60,12 +60,8 @@ class Formula:
         names = {f"_{name}": float(values[name]) for name in self.variables}
         try:
             result = float(eval(self.code, {"__builtins__": {}, **FUNCTIONS}, names))
-        except ZeroDivisionError:
-            raise FormulaError("it divides by zero") from None
-        except OverflowError:
-            raise FormulaError("its value is too large") from None
-        except (ValueError, TypeError):  # TypeError: a complex number
-            raise FormulaError("a root, logarithm or power is outside its domain") from None
+        except (ArithmeticError, ValueError, TypeError) as error:  # TypeError: a complex number
+            raise FormulaError(f"no value: {error}") from None
         if not math.isfinite(result):
             raise FormulaError(f"its value is {result}, not a finite number")
         return result
@@ -76,10 +72,8 @@ def parse_formula(text: str) -> Formula:
     if len(text) > MAX_LENGTH:
         raise FormulaError(f"{len(text)} characters, expected at most {MAX_LENGTH}: shorten it")
     if foreign := _FOREIGN.search(text):
-        raise FormulaError(
-            f"position {foreign.start() + 1}: {foreign[0]!r}, expected numbers, variables, "
-            "functions and + - * / ^ ( ) ,: a power is written a^2, not **"
-        )
+        place = f"position {foreign.start() + 1}: {foreign[0]!r}"
+        raise FormulaError(f"{place}, expected names, numbers and + - * / ^ ( ) ,")
     # Variables get an underscore: so `class` is none of Python's words, and `max` no function.
     line = re.sub(r"\s", " ", text)
     indent = len(line) - len(line.lstrip())

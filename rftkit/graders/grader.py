@@ -2,12 +2,8 @@
 
     grader = Grader.load("grader.json")              # OpenAI's grader JSON: dict, file or text
     report = grader.run(item, sample)                # a dict, all fields of graders/run
-    reward, sub_rewards = grader.grade(item, sample) # the quick way, for many
+    reward, sub_rewards = grader.grade(item, sample)
     trainer = GRPOTrainer(reward_funcs=reward_function(grader), …)
-
-    @grader                                          # a Python function of your own
-    def short(sample, item):
-        return 1.0 if len(sample["output_text"]) < 10 else 0.0
 
 `item` is a row of the JSONL (a dict); `sample` a Sample, a text (thinking tags are cut off) or a
 dict as OpenAI shows it to python graders. A grader may be called from several threads.
@@ -25,13 +21,14 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from rftkit.files import UserError, read_text, shorten
+from rftkit.files import UserError, plural, read_json, shorten
 from rftkit.graders.answer import (
-    ERROR_FIELDS,
     PROGRAM_FAILED,
+    Answer,
     Context,
     Fault,
     Grade,
@@ -45,13 +42,11 @@ from rftkit.graders.presets import PRESETS, preset
 from rftkit.graders.python import Runner, as_score, compile_python
 from rftkit.graders.similarity import Embedder, compile_string_check, compile_text_similarity
 from rftkit.graders.spec import texts_of, validate_spec
-from rftkit.records import Sample
 
 if TYPE_CHECKING:
     from rftkit.graders.judge import JudgeSettings
 
 ROWS_SHOWN = 5  # in a message about rows
-IN_PROCESS = "runs in this process, with all its rights and without isolation: for your own code"
 
 
 @dataclass(frozen=True)
@@ -73,32 +68,13 @@ class GraderSettings:
     allow_weak_isolation: bool = False
 
 
-class GraderReport(NamedTuple):
-    """The answer of graders/run; `explanations` (a sentence a fault) are ours and not in it."""
-
-    reward: float | None
-    sub_rewards: dict[str, float | None]
-    metadata: dict[str, Any]
-    token_usage: dict[str, dict[str, int]]
-    explanations: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "reward": self.reward,
-            "sub_rewards": self.sub_rewards,
-            "metadata": self.metadata,
-            "model_grader_token_usage_per_model": self.token_usage,
-        }
-
-
 class Grader:
     """One grader, of any kind. Made by `Grader.load` or by `@grader`.
 
-    type      "string_check", "multi", … or "function" for a Python function of the user's own
-    notes     what was tolerated while loading, one sentence each
-    maximum   the best grade that there is (the upper end of a score_model's range, else 1)
-    workers   how many grades may usefully run at once (asking a judge means waiting; a check is
-              pure computation: 1)
+    type     "string_check", "multi", … or "function" for a Python function of the user's own
+    notes    what was tolerated while loading, one sentence each
+    maximum  the best grade that there is (the upper end of a score_model's range, else 1)
+    workers  how many grades may usefully run at once
     """
 
     def __init__(
@@ -107,21 +83,19 @@ class Grader:
         type: str,
         scorers: dict[str, Scorer],
         export: Callable[[], dict[str, Any]],
-        *,
         formula: str | None = None,
         texts: Iterable[str] = (),
         notes: Sequence[str] = (),
         maximum: float = 1.0,
     ):
         """`scorers` are {variable: scorer} with a formula over them, or {"": the only one}; `texts`
-        are all the templates in them."""
+        are all their templates."""
         self.name, self.type, self.notes, self.maximum = name, type, list(notes), maximum
         self.workers = max(scorer.workers for scorer in scorers.values())
-        self._scorers, self._export = scorers, export
+        self._scorers, self._export, self._warned = scorers, export, False
         self._formula = parse_formula(formula) if formula is not None else None
         paths = [path for text in texts for path in compile_template(text).paths]
         self._item_paths = {path.steps: path for path in paths if path.namespace == "item"}
-        self._warned = False
 
     @classmethod
     def load(
@@ -138,9 +112,7 @@ class Grader:
         """
         settings = settings or GraderSettings()
         value, place = read_grader(source)
-        spec, notes = validate_spec(
-            value, place, job=job, has_embedder=settings.embedder is not None
-        )
+        spec, notes = validate_spec(value, place, job, settings.embedder is not None)
         is_multi = spec["type"] == "multi"
         parts = spec["graders"] if is_multi else {"": spec}
         if any(part["type"] == "python" for part in parts.values()):
@@ -149,11 +121,11 @@ class Grader:
             spec["name"],
             spec["type"],
             {variable: _compile(part, settings) for variable, part in parts.items()},
-            lambda: copy.deepcopy(spec),
-            formula=spec["calculate_output"] if is_multi else None,
-            texts=[text for part in parts.values() for _, text in texts_of(part)],
-            notes=notes,
-            maximum=float(spec.get("range", (0, 1))[1]),
+            partial(copy.deepcopy, spec),
+            spec["calculate_output"] if is_multi else None,
+            [text for part in parts.values() for _, text in texts_of(part)],
+            notes,
+            float(spec.get("range", (0, 1))[1]),
         )
 
     @property
@@ -165,61 +137,34 @@ class Grader:
         """The grader as OpenAI's grader JSON; UserError where it cannot be written as such."""
         return self._export()
 
-    def run(self, item: dict[str, Any] | None, sample: Sample | str | dict) -> dict[str, Any]:
-        """One grade as the object that OpenAI's graders/run answers with, all error fields in it.
-        `reward` is None (null) where the grader itself failed."""
-        return self.report(item, sample).to_json()
+    def run(self, item: dict[str, Any] | None, sample: Answer) -> dict[str, Any]:
+        """One grade as the object that OpenAI's graders/run answers with, all errors in it."""
+        return self.evaluate(item, sample).to_json()
 
-    def report(self, item: dict[str, Any] | None, sample: Sample | str | dict) -> GraderReport:
-        """The same as an object, with a sentence for each fault in `explanations`."""
+    def grade(
+        self, item: dict[str, Any] | None, sample: Answer
+    ) -> tuple[float | None, dict[str, float | None]]:
+        """One grade as (reward, sub_rewards). The reward is None where the grader failed."""
+        grade = self.evaluate(item, sample)
+        return grade.reward, grade.sub_rewards
+
+    def evaluate(self, item: dict[str, Any] | None, sample: Answer) -> Grade:
         start = time.perf_counter()
         context = Context(item, sample)
         grade = self._grade(context)
-        errors: dict[str, Any] = {}
-        for name, details in ERROR_FIELDS.items():
-            texts = [_sentence(*each) for each in grade.faults if each[1].field == name]
-            errors[name] = bool(texts)
-            if details:
-                errors[details] = "\n".join(texts) or None
-        metadata = {
-            "name": self.name,
-            "type": self.type,
-            "errors": errors,
-            "execution_time": time.perf_counter() - start,
-            "scores": dict(grade.sub_rewards),
-            "token_usage": sum(usage.get("total_tokens", 0) for usage in context.usage.values())
-            if context.usage
-            else None,
-            "sampled_model_name": next(iter(context.usage), None),
-        }
-        explanations = [_sentence(variable, fault) for variable, fault in grade.faults]
-        if context.unclosed and context.finish_reason != "length":
-            explanations.append("<think> was opened and never closed: the output is empty")
-        return GraderReport(grade.reward, grade.sub_rewards, metadata, context.usage, explanations)
-
-    def evaluate(self, item: dict[str, Any] | None, sample: Sample | str | dict) -> Grade:
-        """One grade as (reward, sub_rewards, faults); `.errors` are the fields for a Sample."""
-        return self._grade(Context(item, sample))
-
-    def grade(
-        self, item: dict[str, Any] | None, sample: Sample | str | dict
-    ) -> tuple[float | None, dict[str, float | None]]:
-        """The quick way: (reward, sub_rewards). The reward is None where the grader failed."""
-        return self._grade(Context(item, sample))[:2]
+        grade.name, grade.type, grade.unclosed = self.name, self.type, context.unclosed
+        grade.token_usage, grade.seconds = context.usage, time.perf_counter() - start
+        return grade
 
     def evaluate_many(
-        self, items: Sequence[dict[str, Any]], samples: Sequence[Sample | str | dict]
+        self, items: Sequence[dict[str, Any]], samples: Sequence[Answer]
     ) -> list[Grade]:
         """One Grade for each pair, in order; judges and sandboxes are asked side by side."""
-        if len(items) != len(samples):
-            raise ValueError(f"{len(items)} items and {len(samples)} samples, expected as many")
-        if self.workers == 1 or len(items) < 2:
-            return [self.evaluate(item, sample) for item, sample in zip(items, samples)]
-        pool = ThreadPoolExecutor(min(self.workers, len(items)))
-        try:
-            return list(pool.map(self.evaluate, items, samples))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        pairs = list(zip(items, samples, strict=True))
+        if self.workers == 1 or len(pairs) < 2:
+            return [self.evaluate(*pair) for pair in pairs]
+        with ThreadPoolExecutor(min(self.workers, len(pairs))) as pool:
+            return list(pool.map(lambda pair: self.evaluate(*pair), pairs))
 
     def check_ready(self) -> None:
         """Raise UserError if this grader cannot run here (no endpoint, no isolation, no corpus)."""
@@ -234,12 +179,11 @@ class Grader:
                 try:
                     path.resolve(Context(row, ""))
                 except Fault as fault:
-                    faults.append(f"row {row_id(row, number)}: {fault.detail}")
+                    faults.append(f"\n  row {row_id(row, number)}: {fault.detail}")
         if faults:
-            more = f" (and {len(faults) - ROWS_SHOWN} more)" if len(faults) > ROWS_SHOWN else ""
             raise UserError(
-                f"grader {self.name!r} cannot grade these rows{more}: give every row the field, or "
-                "change the template\n  " + "\n  ".join(faults[:ROWS_SHOWN])
+                f"grader {self.name!r}: {plural(len(faults), 'field')} missing: give every row the "
+                f"field, or change the template{''.join(faults[:ROWS_SHOWN])}"
             )
 
     def _grade(self, context: Context) -> Grade:
@@ -253,12 +197,11 @@ class Grader:
             fault = grader_fault("other_error", "there is no answer: its endpoint failed")
             return Grade(None, dict.fromkeys(self.variables), (("", fault),))
         grade = self._score(context)
-        reward = grade.reward
-        if reward is not None and not 0.0 <= reward <= 1.0 and not self._warned:
+        if not self._warned and not 0.0 <= (grade.reward or 0.0) <= 1.0:
             self._warned = True
             warnings.warn(
-                f"grader {self.name!r} gave {reward:g}, outside 0 to 1: it is used as it is (shown "
-                "once); divide in calculate_output if 0 to 1 was meant",
+                f"grader {self.name!r} gave {grade.reward:g}, outside 0 to 1: it is used as it is "
+                "(shown once); divide in calculate_output if 0 to 1 was meant",
                 stacklevel=4,
             )
         return grade
@@ -271,27 +214,25 @@ class Grader:
         for variable, scorer in self._scorers.items():
             try:
                 values[variable] = scorer.score(context)
-            except Fault as fault:
-                values[variable] = fault.score
-                faults.append((variable, fault))
+                continue
             except UserError:  # the set-up is wrong, not this grade
                 raise
+            except Fault as error:
+                fault = error
             except Exception as error:  # a library that cannot take one text must not end a run
-                values[variable] = None
                 fault = grader_fault("other_error", f"{type(error).__name__}: {error}")
-                faults.append((variable, fault))
+            values[variable] = fault.score
+            faults.append((variable, fault))
         if self._formula is None:
             return Grade(values[""], {}, tuple(faults))
-        if any(values[variable] is None for variable in self._formula.variables):
-            return Grade(None, values, tuple(faults))
-        try:
-            return Grade(self._formula.evaluate(values), values, tuple(faults))
-        except FormulaError as error:
-            fault = grader_fault("formula_parse_error", f"calculate_output: {error}")
-            return Grade(None, values, (*faults, ("", fault)))
-
-    def __repr__(self) -> str:
-        return f"<Grader {self.name!r} ({self.type})>"
+        reward = None
+        if all(values[variable] is not None for variable in self._formula.variables):
+            try:
+                reward = self._formula.evaluate(values)
+            except FormulaError as error:
+                fault = grader_fault("formula_parse_error", f"calculate_output: {error}")
+                faults.append(("", fault))
+        return Grade(reward, values, tuple(faults))
 
 
 def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
@@ -306,10 +247,6 @@ def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
     return compile_model_grader(spec, settings.judge or JudgeSettings())
 
 
-def _sentence(variable: str, fault: Fault) -> str:
-    return f"{variable}: {fault.detail}" if variable else fault.detail
-
-
 def row_id(row: dict[str, Any], number: int) -> str:
     """A row's own id (`case_id` or `row_id`), or its number counted from 1."""
     return str(row.get("case_id") or row.get("row_id") or number)
@@ -318,9 +255,6 @@ def row_id(row: dict[str, Any], number: int) -> str:
 def is_best(reward: float | None, maximum: float) -> bool:
     """Is this the best grade there is, but for rounding in a formula?"""
     return reward is not None and math.isclose(reward, maximum, rel_tol=1e-9, abs_tol=1e-9)
-
-
-# --- grader JSON, wherever it stands ---
 
 
 def read_grader(source: dict[str, Any] | str | Path) -> tuple[Any, str]:
@@ -335,35 +269,13 @@ def read_grader(source: dict[str, Any] | str | Path) -> tuple[Any, str]:
         kind = type(source).__name__
         raise UserError(f"grader: a {kind}, expected a dict, JSON text, a path or a preset's name")
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
-        return _parse(source, "grader"), "grader"
+        try:
+            return json.loads(source), "grader"
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"grader: not JSON ({error}): correct it") from None
     if source in PRESETS and not Path(source).exists():
         return preset(source), "grader"
-    place = shorten(str(source), 200)
-    return _parse(read_text(source), place), place
-
-
-def _parse(text: str, place: str) -> Any:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise ValueError(f"the key {shorten(twice, 40)!r} stands twice in one object")
-        return dict(pairs)
-
-    def refuse_constant(name: str) -> Any:
-        raise ValueError(f"{name} is no number of JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{place}:{error.lineno}: not JSON at column {error.colno} ({error.msg}): correct it"
-        ) from None
-    except (RecursionError, ValueError) as error:  # nested too deep; a number of 5,000 digits
-        raise UserError(f"{place}: not a grader's JSON ({shorten(error)}): correct it") from None
-
-
-# --- Python functions as graders ---
+    return read_json(source), shorten(str(source), 200)
 
 
 def grader(
@@ -374,13 +286,11 @@ def grader(
 ) -> Any:
     """Turn your own function (sample, item) -> number into a Grader.
 
-    It runs IN THIS PROCESS with all your rights, without isolation: for your own code only (the
-    grader's `notes` say so too). Text that others wrote goes through `{"type": "python"}`, which
-    runs isolated.
-
-    sample  {"output_text", "output_json" (None where it is not JSON), "output_tools", "choices"}
-    As for python graders, an exception or anything but a finite number scores 0, and the report
-    says what happened. `to_json()` exports it if it uses nothing from outside itself.
+    It runs IN THIS PROCESS with all your rights, without isolation: for your own code only. Text
+    that others wrote goes through `{"type": "python"}`, which runs isolated. `sample` has the keys
+    output_text, output_json (None where it is not JSON), output_tools and choices. As for python
+    graders, an exception or anything but a finite number scores 0, and the report says what
+    happened. `to_json()` exports it if it uses nothing from outside itself.
 
     >>> @grader
     ... def short(sample, item):
@@ -394,10 +304,7 @@ def grader(
     try:
         inspect.signature(function).bind("sample", "item")
     except TypeError as error:
-        raise UserError(
-            f"@grader: {own_name!r} cannot be called with (sample, item) ({error}): give it "
-            "exactly these two arguments"
-        ) from None
+        raise UserError(f"@grader: {own_name}(sample, item): {error}") from None
 
     def score(context: Context) -> float:
         try:
@@ -405,37 +312,27 @@ def grader(
         except UserError:  # the set-up is wrong, not this answer
             raise
         except Exception as error:  # as the contract has it for python graders
-            detail = f"{type(error).__name__}: {error}"
-            raise sample_fault(PROGRAM_FAILED, detail) from None
+            raise sample_fault(PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
         return as_score(value)
 
-    return Grader(
-        name or own_name,
-        "function",
-        {"": Scorer(score)},
-        lambda: _export_function(function, own_name),
-        notes=[f"@grader: {name or own_name!r} {IN_PROCESS}"],
-        maximum=maximum,
-    )
+    shown = name or own_name
+    notes = [f"@grader: {shown!r} runs in this process, without isolation"]
+    export = partial(_export, function, own_name)
+    return Grader(shown, "function", {"": Scorer(score)}, export, notes=notes, maximum=maximum)
 
 
-def _export_function(function: Callable[..., Any], name: str) -> dict[str, Any]:
+def _export(function: Callable[..., Any], name: str) -> dict[str, Any]:
     """A user's function as a python grader; UserError if its text alone would not run."""
     try:
         outside = inspect.getclosurevars(function)
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as error:
-        raise UserError(
-            f"@grader: the source of {name!r} cannot be found ({error}): define it with def in a "
-            "file or a notebook cell"
-        ) from None
+        raise UserError(f"@grader: the source of {name!r} cannot be found ({error})") from None
     borrowed = sorted({*outside.globals, *outside.nonlocals, *outside.unbound})
-    if borrowed or not source.lstrip().startswith(("def ", "@")):
-        needs = f"uses {', '.join(borrowed)} from outside" if borrowed else "is not a def"
-        raise UserError(
-            f"@grader: {name!r} {needs}, expected a function that stands alone: import and define "
-            "within it what it needs, then export"
-        )
+    if borrowed or not source.startswith(("def ", "@")):
+        what = f"uses {', '.join(borrowed)} from outside" if borrowed else "is not a def"
+        raise UserError(f"@grader: {name!r} {what}: import and define within it what it needs")
     source = source[source.index("def ") :]
-    call = f"\n\ndef grade(sample, item):\n    return {name}(sample, item)\n"
-    return {"type": "python", "name": name, "source": source + ("" if name == "grade" else call)}
+    if name != "grade":
+        source += f"\n\ndef grade(sample, item):\n    return {name}(sample, item)\n"
+    return {"type": "python", "name": name, "source": source}

@@ -1,13 +1,10 @@
 """`score_model` and `label_model`: another model judges, over any OpenAI-compatible endpoint.
 
-The judge is asked through chat completions and made to answer in JSON:
-
-    score_model   {"steps": [{"description", "conclusion"}, …], "result": number}
-    label_model   {"steps": …, "label": one of the labels}
-
-A number is cut to `range`. No number, no JSON or an unknown label is 0 and model_grader_parse_error
-("default to 0 for all non-numeric outputs": an answer that breaks the judge must not pay). Where
-the judge refuses, or the endpoint fails after all retries, there is no grade.
+The judge is asked through chat completions and made to answer in JSON: {"steps": […], "result":
+number} or {"steps": […], "label": one of the labels}. A number is cut to `range`. No number, no
+JSON or an unknown label is 0 and model_grader_parse_error ("default to 0 for all non-numeric
+outputs": an answer that breaks the judge must not pay). Where the judge refuses, or the endpoint
+fails after all retries, there is no grade.
 
 Each good reply is a file of the cache, named by the request's content, so a resumed run does not
 pay twice. A sample that was judged once keeps its grade even at temperature 1.
@@ -21,6 +18,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +46,10 @@ class JudgeSettings:
 
     base_url, api_key  None: OPENAI_BASE_URL and OPENAI_API_KEY of the environment
     model_names        {"the grader's model": "the endpoint's name for it"}
+    concurrency        requests at once
     timeout            seconds without a byte from the endpoint
     retries            after the first try: on timeouts, lost connections, 408, 409, 429 and 5xx,
                        waiting 0.5, 1, 2 … 8 seconds or as the endpoint asks
-    concurrency        requests at once
     cache              folder of replies; None: no cache
     """
 
@@ -83,20 +81,14 @@ class JudgeSettings:
                 "http://localhost:8000/v1 for an endpoint of your own, or the key for OpenAI's"
             )
         if base_url and not base_url.startswith(("http://", "https://")):
-            raise UserError(
-                f"judge: the base URL is {base_url!r}, expected http://… or https://…: write it "
-                "whole, most often ending in /v1"
-            )
+            raise UserError(f"judge: the base URL is {base_url!r}, expected http://…/v1")
         import openai
 
-        return openai.OpenAI(
-            base_url=base_url,
-            api_key=api_key or "none",  # local endpoints ask for no key, the client for any
-            timeout=self.timeout,
-            max_retries=self.retries,
-        )
+        api_key = api_key or "none"  # local endpoints ask for no key, the client for any
+        options = {"timeout": self.timeout, "max_retries": self.retries}
+        return openai.OpenAI(base_url=base_url, api_key=api_key, **options)
 
-    def ask(self, request: dict[str, Any], read: Callable[[dict[str, Any]], float]) -> float:
+    def ask(self, request: dict[str, Any], read: Callable[[Any], float]) -> float:
         """What `read` makes of the reply to a chat completion request.
 
         The reply comes from the cache if it is there, and is kept if `read` raises no Fault.
@@ -110,20 +102,39 @@ class JudgeSettings:
             turn = self._in_flight.setdefault(key, threading.Lock())
         try:
             with turn:
-                reply = _read_cached(file)
-                if reply is not None:
-                    return read(reply)
+                with suppress(OSError, ValueError, KeyError, TypeError, Fault):  # damaged: anew
+                    if file is not None:
+                        return read(json.loads(file.read_text(encoding="utf-8"))["reply"])
                 reply = _send(client, request)
                 value = read(reply)
-                if file is not None:
-                    try:
+                with suppress(OSError, ValueError):  # a full disk must not stop a run
+                    if file is not None:
                         write_json(file, {"request": request, "reply": reply})
-                    except (OSError, ValueError):  # a full disk must not stop a run
-                        pass
                 return value
         finally:
             with self._lock:
                 self._in_flight.pop(key, None)
+
+
+def _send(client: Any, request: dict[str, Any]) -> Any:
+    """The reply to one request, with the client's retries."""
+    import httpx
+    import openai
+
+    try:
+        answer = client.chat.completions.with_raw_response.create(**request)
+        return json.loads(answer.content)
+    except openai.APIStatusError as error:
+        raise _server_fault(str(error.status_code), shorten(error.message, 200)) from None
+    except (openai.OpenAIError, httpx.HTTPError) as error:
+        cause = type(error.__cause__ or error).__name__
+        raise _server_fault(type(error).__name__, f"{shorten(str(error))} ({cause})") from None
+    except (ValueError, RecursionError):
+        raise _server_fault("reply", f"not JSON: {shorten(answer.text)}") from None
+
+
+def _server_fault(kind: str, detail: str) -> Fault:
+    return grader_fault("model_grader_server_error", f"{kind}: {detail}")
 
 
 def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Scorer:
@@ -133,23 +144,25 @@ def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Score
     if "max_completions_tokens" in sampling:  # the chat API's name has no s
         sampling["max_completion_tokens"] = sampling.pop("max_completions_tokens")
     fixed = {"model": model, "response_format": _response_format(spec), **sampling}
-    read_answer = _read_label if spec["type"] == "label_model" else _read_number
 
     def score(context: Context) -> float:
-        def read(reply: dict[str, Any]) -> float:
-            message = _message(reply)
+        def read(reply: Any) -> float:
+            try:
+                choice = reply["choices"][0]
+                message, finish = dict(choice["message"]), choice.get("finish_reason")
+            except (KeyError, IndexError, TypeError, ValueError):
+                shown = shorten(str(reply))
+                raise _server_fault("reply", f"no choices: {shown}") from None
             _count_tokens(context.usage, spec["model"], reply.get("usage"))
-            refusal = message.get("refusal")
-            if message["finish_reason"] == "content_filter":
-                refusal = "content filter"
+            refusal = "content filter" if finish == "content_filter" else message.get("refusal")
             if refusal:
                 detail = f"{model} refused to judge: {shorten(refusal)}"
                 raise grader_fault("model_grader_refusal_error", detail)
             content = message.get("content")
             content = content if isinstance(content, str) else ""
-            value = read_answer(_find_json(content), spec)
+            value = _read_verdict(_find_json(content), spec)
             if value is None:
-                cut = " (cut at its token limit)" if message["finish_reason"] == "length" else ""
+                cut = " (cut at its token limit)" if finish == "length" else ""
                 detail = f"{model} gave no readable verdict{cut}: {shorten(content)!r}"
                 raise sample_fault("model_grader_parse_error", detail)
             return value
@@ -157,9 +170,6 @@ def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Score
         return settings.ask({**fixed, "messages": [fill(context) for fill in messages]}, read)
 
     return Scorer(score, settings.client, settings.concurrency)
-
-
-# --- the request ---
 
 
 def _compile_message(message: dict[str, Any]) -> Callable[[Context], dict[str, Any]]:
@@ -186,97 +196,53 @@ def _compile_part(part: Any) -> Callable[[Context], dict[str, Any]]:
         return lambda context: {"type": "input_audio", "input_audio": part["input_audio"]}
     template = compile_template(part["image_url" if part["type"] == "input_image" else "text"])
 
-    def text(context: Context) -> str:
-        """Half a surrogate pair cannot be sent: it becomes a question mark."""
-        return template.render(context).encode("utf-8", "replace").decode("utf-8")
+    def fill(context: Context) -> dict[str, Any]:
+        # Half a surrogate pair cannot be sent: it becomes a question mark.
+        text = template.render(context).encode("utf-8", "replace").decode("utf-8")
+        if part["type"] == "input_image":
+            image = {"url": text, "detail": part.get("detail") or "auto"}
+            return {"type": "image_url", "image_url": image}
+        return {"type": "text", "text": text}
 
-    if part["type"] == "input_image":
-        detail = part.get("detail") or "auto"
-        return lambda context: {
-            "type": "image_url",
-            "image_url": {"url": text(context), "detail": detail},
-        }
-    return lambda context: {"type": "text", "text": text(context)}
+    return fill
 
 
 def _response_format(spec: dict[str, Any]) -> dict[str, Any]:
     """The form that the judge's answer is forced into (structured outputs)."""
 
-    def record(properties: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        }
+    def record(**properties: Any) -> dict[str, Any]:
+        names = {"properties": properties, "required": list(properties)}
+        return {"type": "object", **names, "additionalProperties": False}
 
-    step = record({"description": {"type": "string"}, "conclusion": {"type": "string"}})
+    step = record(description={"type": "string"}, conclusion={"type": "string"})
     steps = {"type": "array", "items": step}
     if spec["type"] == "label_model":
-        schema = record({"steps": steps, "label": {"type": "string", "enum": spec["labels"]}})
+        schema = record(steps=steps, label={"type": "string", "enum": spec["labels"]})
     else:
-        schema = record({"steps": steps, "result": {"type": "number"}})
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "grade", "strict": True, "schema": schema},
-    }
-
-
-def _send(client: Any, request: dict[str, Any]) -> Any:
-    """The reply to one request, with the client's retries."""
-    import httpx
-    import openai
-
-    try:
-        answer = client.chat.completions.with_raw_response.create(**request)
-        return json.loads(answer.content)
-    except openai.APIStatusError as error:
-        raise _server_fault(str(error.status_code), shorten(error.message, 200)) from None
-    except (openai.OpenAIError, httpx.HTTPError) as error:
-        cause = type(error.__cause__ or error).__name__
-        raise _server_fault(type(error).__name__, f"{shorten(str(error))} ({cause})") from None
-    except (ValueError, RecursionError):
-        raise _server_fault("reply", f"not JSON: {shorten(answer.text)}") from None
-
-
-def _server_fault(kind: str, detail: str) -> Fault:
-    return grader_fault("model_grader_server_error", f"{kind}: {detail}")
-
-
-# --- the reply ---
-
-
-def _message(reply: dict[str, Any]) -> dict[str, Any]:
-    try:
-        choice = reply["choices"][0]
-        return {**choice["message"], "finish_reason": choice.get("finish_reason")}
-    except (KeyError, IndexError, TypeError):
-        raise _server_fault("reply", f"no choices: {shorten(str(reply))}") from None
+        schema = record(steps=steps, result={"type": "number"})
+    named = {"name": "grade", "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def _find_json(content: str) -> Any:
     """The judge's JSON. Endpoints that ignore response_format may think aloud or fence it."""
     _, text = split_completion(content)
     for candidate in (text, text[text.find("{") : text.rfind("}") + 1]):
-        try:
+        with suppress(ValueError, RecursionError):
             return json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
     return text.strip()
 
 
-def _read_label(answer: Any, spec: dict[str, Any]) -> float | None:
-    label = answer.get("label") if isinstance(answer, dict) else answer
-    return float(label in spec["passing_labels"]) if label in spec["labels"] else None
-
-
-def _read_number(answer: Any, spec: dict[str, Any]) -> float | None:
-    """The result cut to the range, also where it came as a text ("0.8")."""
+def _read_verdict(answer: Any, spec: dict[str, Any]) -> float | None:
+    """1 or 0 for a label, a number cut to the range; None where there is neither."""
+    if spec["type"] == "label_model":
+        label = answer.get("label") if isinstance(answer, dict) else answer
+        return float(label in spec["passing_labels"]) if label in spec["labels"] else None
     result = answer.get("result") if isinstance(answer, dict) else answer
     if isinstance(result, bool) or not isinstance(result, (int, float, str)):
         return None
     try:
-        number = float(result)
+        number = float(result)  # also of a text: "0.8"
     except (ValueError, OverflowError):
         return None
     low, high = spec.get("range") or (0.0, 1.0)
@@ -289,13 +255,3 @@ def _count_tokens(usage: dict[str, dict[str, int]], model: str, spent: Any) -> N
         for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
             if isinstance(spent.get(key), int):
                 total[key] = total.get(key, 0) + spent[key]
-
-
-def _read_cached(file: Path | None) -> dict[str, Any] | None:
-    """A kept reply, or None; a truncated or foreign file counts as none."""
-    try:
-        reply = json.loads(file.read_text(encoding="utf-8"))["reply"]
-        _message(reply)
-        return reply
-    except Exception:
-        return None

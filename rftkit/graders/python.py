@@ -1,14 +1,8 @@
 """`python` graders: text that defines `grade(sample, item)`, run in isolation or not at all.
 
 The text is parsed here and never run in this process. It runs through one runner, a function of the
-settings or `rftkit.sandbox.python_runner()`:
-
-    runner(source: str, sample: dict, item: dict) -> Outcome
-
-A runner may have `check(source) -> str` too (why the text cannot even be loaded, or "") and
-`workers`, how many grades it runs at once. An outcome has `value`; or `runtime_error`, why the
-PROGRAM failed, which grades 0 (or not at all if `failed_to_load`, for no sample is to blame then);
-or `server_error` and `server_error_type`, why the MACHINERY failed, which gives no grade.
+settings or `rftkit.sandbox.python_runner()`: runner(source, sample, item) -> Outcome. It may have
+`check(source)` too (why the text cannot even be loaded, or "") and `workers`.
 """
 
 from __future__ import annotations
@@ -25,25 +19,6 @@ from rftkit.files import UserError, shorten
 from rftkit.graders.answer import PROGRAM_FAILED, Context, Scorer, grader_fault, sample_fault
 
 MAX_SOURCE_BYTES = 256_000  # OpenAI's limit
-# The libraries that OpenAI's guide lists for the machines that run python graders, by the names
-# that pip knows; those missing here come with the extra grader-image.
-IMAGE_LIBRARIES = {
-    *("deepdiff", "jsonschema", "nltk", "numpy", "pandas", "pydantic", "pyyaml", "rapidfuzz"),
-    *("rouge-score", "scikit-learn", "scipy", "sqlparse", "sympy"),
-}
-# Libraries that are imported under another name than pip knows.
-DISTRIBUTIONS = {
-    "Bio": "biopython",
-    "PIL": "pillow",
-    "bs4": "beautifulsoup4",
-    "cv2": "opencv-python-headless",
-    "dateutil": "python-dateutil",
-    "math_verify": "math-verify[antlr4_13_2]",
-    "rouge_score": "rouge-score",
-    "sklearn": "scikit-learn",
-    "yaml": "pyyaml",
-}
-
 Runner = Callable[[str, dict[str, Any], dict[str, Any]], Any]
 
 
@@ -86,13 +61,10 @@ def missing_imports(source: str) -> str:
             names.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
-    missing = sorted(name for name in names if not _is_installed(name))
+    missing = ", ".join(sorted(name for name in names if not _is_installed(name)))
     if not missing:
         return ""
-    wanted = {DISTRIBUTIONS.get(name, name) for name in missing}
-    needs = ["'rftkit[grader-image]'"] if wanted & IMAGE_LIBRARIES else []
-    needs += sorted(wanted - IMAGE_LIBRARIES)
-    return f"{', '.join(missing)}, not installed here: pip install {' '.join(needs)}"
+    return f"{missing}, not installed here (pip install 'rftkit[grader-image]' for OpenAI's image)"
 
 
 def _is_installed(name: str) -> bool:
@@ -129,10 +101,11 @@ def compile_python(
 
     def score(context: Context) -> float:
         outcome = isolated()(spec["source"], context.as_dict(), context.item)
-        if outcome.server_error:
+        if outcome.server_error:  # the machinery failed, not the program
             kind = outcome.server_error_type or "server_error"
             raise grader_fault("python_grader_server_error", f"{kind}: {outcome.server_error}")
         if outcome.runtime_error:
+            # A text that fails before it saw the sample says nothing about the sample.
             blame = grader_fault if outcome.failed_to_load else sample_fault
             raise blame(PROGRAM_FAILED, outcome.runtime_error)
         return as_score(outcome.value)

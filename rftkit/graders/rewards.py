@@ -19,10 +19,7 @@ _names_in_use: dict[str, str] = {}  # function name -> what the grader is
 
 
 class GraderFailure(Exception):
-    """Too many grades of one step were lost to the grader's own faults: stop with a checkpoint.
-
-    `lost` of `total` grades have no score, for up to five different `reasons`.
-    """
+    """Too many grades of one step were lost to the grader's own faults."""
 
     def __init__(self, name: str, lost: int, total: int, reasons: list[str]):
         super().__init__(
@@ -42,22 +39,19 @@ def reward_function(
 ) -> Callable[..., list[float | None]]:
     """TRL's signature over a grader: `completions, **columns -> list[float | None]`.
 
-    completions     N texts, or N lists of chat messages
-    columns         the dataset's fields, N values each: together they are the N items
     max_lost_share  more grades than this lost to the grader's own faults in one call raise
                     GraderFailure (training turns it into a checkpoint and a stop)
     end_token_ids   with it, an answer whose token ids do not end in one of these was cut at the
                     limit and scores 0; without it, only thinking that never closed shows a cut
                     (and scores 0 then: its output is empty, which a grader may well like)
     item_column     the column that holds each whole item as JSON, where rows differ in their
-                    fields or types; the other columns are then not read
+                    fields or types; otherwise all columns together are the items
     observer        gets the samples and their grades of every call, before the rewards return
 
-    Each completion is graded once. A sample's fault gives 0, the grader's own fault None (TRL
-    leaves it out of the group). Logged through TRL's `log_metric`, as means over the call:
-    `sub_rewards/VARIABLE`, `grader/sample_faults` and `grader/lost` (shares of the completions),
-    and `grader_errors/FIELD` for each kind of error that occurred; through `log_extra` the column
-    `grader_errors`.
+    Each completion (a text, or a list of chat messages) is graded once. A sample's fault gives 0,
+    the grader's own fault None. Logged through TRL's `log_metric`, as means over the call:
+    `sub_rewards/VARIABLE`, `grader/sample_faults`, `grader/lost` and `grader_errors/FIELD`; through
+    `log_extra` the column `grader_errors`.
 
     >>> from rftkit.graders.presets import preset
     >>> function = reward_function(Grader.load(preset("exact_match", reference="answer")))
@@ -71,19 +65,17 @@ def reward_function(
     ) -> list[float | None]:
         count = len(completions)
         token_ids = columns.get("completion_ids") if end_token_ids is not None else None
-        items = (
-            [json.loads(item) for item in columns[item_column]]
-            if item_column
-            else _items_of(columns, count)
-        )
+        if item_column is None:
+            items = _items_of(columns, count)
+        else:
+            items = [json.loads(item) for item in columns[item_column]]
         samples = []
         for index, completion in enumerate(completions):
             sample, tools = _read(completion, prompts[index] if prompts else None)
-            if token_ids is None:
-                cut = sample.parse_stage == UNCLOSED
-            else:
-                ids = token_ids[index]
-                cut = not (len(ids) and int(ids[-1]) in end_token_ids)
+            cut = sample.parse_stage == UNCLOSED
+            if token_ids is not None:
+                last = [int(token) for token in token_ids[index][-1:]]
+                cut = not last or last[0] not in end_token_ids
             sample.finish_reason = "length" if cut else "stop"
             samples.append({**vars(sample), "output_tools": tools} if tools else sample)
         grades = grader.evaluate_many(items, samples)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from rftkit.files import UserError, shorten
 from rftkit.graders.answer import TemplateError, compile_template
@@ -27,14 +27,14 @@ TYPES = {
     "python": "PythonGrader",
     "multi": "MultiGrader",
 }
-SAMPLING_RANGES = {
+# OpenAI's type knows one grader in `graders`, not an object of them: this one stands in.
+_ANY_GRADER = {"type": "python", "name": "any", "source": ""}
+_SAMPLING_RANGES = {
     "temperature": (0, 2),
     "top_p": (0, 1),
     "max_completions_tokens": (1, math.inf),
     "seed": (-math.inf, math.inf),
 }
-# OpenAI's type knows one grader in `graders`, not an object of them: this one stands in.
-_ANY_GRADER = {"type": "python", "name": "any", "source": ""}
 
 
 class GraderSpecError(UserError):
@@ -45,27 +45,20 @@ class GraderSpecError(UserError):
         super().__init__("\n".join(f"{place}: {problem}" for problem in problems))
 
 
-class ValidSpec(NamedTuple):
-    """A checked grader in its plain form (what `to_json` returns), and what was tolerated."""
-
-    spec: dict[str, Any]
-    notes: list[str]
-
-
 def validate_spec(
-    spec: Any, place: str = "grader", *, job: bool = False, has_embedder: bool = False
-) -> ValidSpec:
-    """Check a grader's JSON and bring it to its plain form; GraderSpecError names every fault.
+    spec: Any, place: str = "grader", job: bool = False, has_embedder: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """(the grader in its plain form, notes on what was tolerated); GraderSpecError has every fault.
 
     In a `job` the top grader may not be a label_model. With an embedder "cosine" can be computed.
     """
     checker = _Checker(has_embedder)
     plain = checker.check(spec, "")
     if job and plain.get("type") == "label_model":
-        checker.problem("type", "label_model cannot stand at the top of a job: put it in a multi")
+        checker.problem("label_model cannot stand at the top of a job: put it in a multi", "type")
     if checker.problems:
         raise GraderSpecError(place, checker.problems)
-    return ValidSpec(plain, checker.notes)
+    return plain, checker.notes
 
 
 def texts_of(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -86,32 +79,31 @@ def texts_of(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 class _Checker:
-    """Collects problems and notes while it walks one spec."""
+    """Collects problems and notes while it walks one spec. A path is given in steps."""
 
     def __init__(self, has_embedder: bool):
         self.has_embedder = has_embedder
         self.problems: list[str] = []
         self.notes: list[str] = []
 
-    def problem(self, path: str, text: str) -> None:
-        self.problems.append(f"{path}: {text}" if path else text)
+    def problem(self, text: str, *path: str) -> None:
+        self.problems.append(": ".join(filter(None, [_join(*path), text])))
 
-    def note(self, path: str, text: str) -> None:
-        self.notes.append(f"{path}: {text}" if path else text)
+    def note(self, text: str, *path: str) -> None:
+        self.notes.append(": ".join(filter(None, [_join(*path), text])))
 
     def check(self, spec: Any, path: str, variable: str = "") -> dict[str, Any]:
         """The plain form of the grader at `path`; `variable` is its name in a multi grader."""
         if not isinstance(spec, dict):
-            self.problem(path, f'{describe(spec)}, expected an object that holds a "type"')
+            self.problem(f'{_shown(spec)}, expected an object that holds a "type"', path)
             return {}
         kind = spec.get("type")
-        if not isinstance(kind, str) or kind not in TYPES or (kind == "multi" and variable):
-            allowed = [name for name in TYPES if name != "multi" or not variable]
+        allowed = [name for name in TYPES if name != "multi" or not variable]
+        if kind not in allowed:
             inner = next((key for key in ("grader", "method") if key in spec), None)
             hint = f": hand over what stands under {inner!r}" if inner else ""
-            found = describe(kind) if "type" in spec else "missing"
-            text = f"{found}, expected one of {', '.join(allowed)}{hint}"
-            self.problem(_join(path, "type"), text)
+            found = _shown(kind) if "type" in spec else "missing"
+            self.problem(f"{found}, expected one of {', '.join(allowed)}{hint}", path, "type")
             return {}
         before = len(self.problems)
         plain = self._tolerate({k: v for k, v in spec.items() if v is not None}, path, variable)
@@ -122,30 +114,25 @@ class _Checker:
         self._shape(plain, path)
         if len(self.problems) == before:  # the rest relies on the types being right
             self._templates(plain, path)
-            check = {"text_similarity": self._similarity, "score_model": self._score_model}
-            check |= {"label_model": self._label_model, "python": self._python}
-            if kind in check:
-                check[kind](plain, path)
+            self._values(plain, path)
         return plain
 
     def _tolerate(self, plain: dict[str, Any], path: str, variable: str) -> dict[str, Any]:
         kind = plain["type"]
         if "name" not in plain and kind in ("python", "multi"):
             plain["name"] = variable or kind
-            self.note(_join(path, "name"), f'missing, read as "{plain["name"]}"')
+            self.note(f'missing, read as "{plain["name"]}"', path, "name")
         if kind == "string_check" and plain.get("operation") == "neq":
             plain["operation"] = "ne"
-            self.note(_join(path, "operation"), '"neq", read as "ne"')
-        if "pass_threshold" in plain:
-            del plain["pass_threshold"]
-            self.note(_join(path, "pass_threshold"), "belongs to evals and changes no grade")
-        if kind == "score_model" and isinstance(plain.get("sampling_params"), dict):
+            self.note('"neq", read as "ne"', path, "operation")
+        if plain.pop("pass_threshold", None) is not None:
+            self.note("belongs to evals and changes no grade", path, "pass_threshold")
+        if isinstance(plain.get("sampling_params"), dict):
             params = {k: v for k, v in plain["sampling_params"].items() if v is not None}
             for alias in ("max_tokens", "max_completion_tokens"):
                 if alias in params and "max_completions_tokens" not in params:
                     params["max_completions_tokens"] = params.pop(alias)
-                    text = 'read as "max_completions_tokens"'
-                    self.note(_join(path, f"sampling_params.{alias}"), text)
+                    self.note('read as "max_completions_tokens"', path, "sampling_params", alias)
             plain["sampling_params"] = params
         return plain
 
@@ -163,7 +150,7 @@ class _Checker:
                 if place.endswith("content"):  # one finding for each form that it could have
                     message = "Input should be a text, an input_text, or a list of these"
                 elif finding["type"] not in ("missing", "extra_forbidden"):
-                    message += f", not {describe(finding['input'])}"
+                    message += f", not {_shown(finding['input'])}"
                 findings.setdefault(place, message)
         except RecursionError:
             findings[""] = "nested too deep"
@@ -172,7 +159,7 @@ class _Checker:
             if value == [] or (key != "input" and isinstance(value, str) and not value.strip()):
                 findings[key] = "empty"
         for place, message in findings.items():
-            self.problem(_join(path, place), message)
+            self.problem(message, path, place)
 
     def _templates(self, plain: dict[str, Any], path: str) -> None:
         before, namespaces = len(self.problems), set()
@@ -181,71 +168,74 @@ class _Checker:
                 text.encode("utf-8")
                 namespaces |= {part.namespace for part in compile_template(text).paths}
             except UnicodeEncodeError:
-                self.problem(_join(path, place), "holds half a surrogate pair")
+                self.problem("holds half a surrogate pair", path, place)
             except TemplateError as error:
-                self.problem(_join(path, place), str(error))
+                self.problem(str(error), path, place)
         readable = len(self.problems) == before
         if readable and "sample" not in namespaces and plain["type"] != "python":
-            self.note(path, "no {{sample.…}} in it: every answer to a row gets the same grade")
+            self.note("no {{sample.…}} in it: every answer to a row gets the same grade", path)
 
-    def _similarity(self, plain: dict[str, Any], path: str) -> None:
-        if plain["evaluation_metric"] == "cosine" and not self.has_embedder:
-            text = "cosine needs an embedder (GraderSettings), expected another metric: fuzzy_match"
-            self.problem(_join(path, "evaluation_metric"), text)
+    def _values(self, plain: dict[str, Any], path: str) -> None:
+        """What the types leave open in one grader that is no multi."""
 
-    def _python(self, plain: dict[str, Any], path: str) -> None:
-        problem = source_problem(plain["source"])
-        if problem:
-            self.problem(_join(path, "source"), problem)
-        elif missing := missing_imports(plain["source"]):
-            self.note(_join(path, "source"), f"imports {missing}")
+        def problem(value: Any, expected: str, *place: str) -> None:
+            self.problem(f"{_shown(value)}, expected {expected}", path, *place)
 
-    def _score_model(self, plain: dict[str, Any], path: str) -> None:
+        if plain.get("evaluation_metric") == "cosine" and not self.has_embedder:
+            problem("cosine", "another metric, or GraderSettings(embedder=…)", "evaluation_metric")
+        if plain["type"] == "python":
+            if wrong := source_problem(plain["source"]):
+                self.problem(wrong, path, "source")
+            elif missing := missing_imports(plain["source"]):
+                self.note(f"imports {missing}", path, "source")
         limits = plain.get("range", [0, 1])
         if len(limits) != 2 or not all(map(_is_number, limits)) or not limits[0] < limits[1]:
-            text = f"{describe(limits)}, expected two numbers, the lower one first"
-            self.problem(_join(path, "range"), text)
+            problem(limits, "two numbers, the lower one first", "range")
         for key, value in plain.get("sampling_params", {}).items():
-            low, high = SAMPLING_RANGES.get(key, (None, None))
+            low, high = _SAMPLING_RANGES.get(key, (None, None))
             if low is not None and not (_is_number(value) and low <= value <= high):
-                text = f"{describe(value)}, expected a number from {low} to {high}"
-                self.problem(_join(path, f"sampling_params.{key}"), text)
-
-    def _label_model(self, plain: dict[str, Any], path: str) -> None:
-        labels, passing = plain["labels"], plain["passing_labels"]
-        for key in ("labels", "passing_labels"):
-            if not plain[key] or len(set(plain[key])) != len(plain[key]) or "" in plain[key]:
-                text = f"{describe(plain[key])}, expected different, non-empty texts"
-                self.problem(_join(path, key), text)
-        strangers = [label for label in passing if label not in labels]
-        if strangers:
-            text = f"{describe(strangers[0])} is not among labels: add it there or take it out"
-            self.problem(_join(path, "passing_labels"), text)
-        elif set(passing) == set(labels):
-            self.note(_join(path, "passing_labels"), "holds every label: each answer scores 1")
+                problem(value, f"a number from {low} to {high}", "sampling_params", key)
+        if plain["type"] == "label_model":
+            labels, passing = plain["labels"], plain["passing_labels"]
+            for key, values in (("labels", labels), ("passing_labels", passing)):
+                if not values or len(set(values)) != len(values) or "" in values:
+                    problem(values, "different, non-empty texts", key)
+            if not set(passing) <= set(labels):
+                problem(passing, f"some of {_shown(labels)}", "passing_labels")
+            elif set(passing) == set(labels):
+                self.note("every label: each answer scores 1", path, "passing_labels")
 
     def _multi(self, plain: dict[str, Any], path: str) -> None:
         graders, places = plain.get("graders"), {}
+        formula, here = plain.get("calculate_output"), (path, "calculate_output")
         if isinstance(graders, list):
-            named = self._name_list(graders, str(plain.get("calculate_output")), path)
-            places = {variable: f"graders[{index}]" for variable, (index, _) in named.items()}
-            graders = {variable: part for variable, (_, part) in named.items()}
+            graders, places = self._name_list(graders, str(formula), path)
         if not isinstance(graders, dict) or not graders:
-            text = f"{describe(graders)}, expected an object of graders"
-            self.problem(_join(path, "graders"), text)
+            self.problem(f"{_shown(graders)}, expected an object of graders", path, "graders")
             graders = {}
-        parts = {}
+        parts = plain["graders"] = {}
         for variable, spec in graders.items():
-            here = _join(path, places.get(variable, f"graders.{variable}"))
+            place = _join(path, places.get(variable, f"graders.{variable}"))
             if not str(variable).isidentifier():
-                self.problem(here, "a formula needs a name of letters, digits and _: rename it")
-            parts[variable] = self.check(spec, here, str(variable))
-        plain["graders"] = parts
-        if isinstance(plain.get("calculate_output"), str):
-            self._formula(plain["calculate_output"], parts, _join(path, "calculate_output"))
+                self.problem("a formula needs a name of letters, digits and _: rename it", place)
+            parts[variable] = self.check(spec, place, str(variable))
+        if not isinstance(formula, str):
+            return
+        try:
+            used = parse_formula(formula).variables
+        except FormulaError as error:
+            self.problem(f"{error}: the formula is {shorten(formula)!r}", *here)
+            return
+        for variable in sorted(used - set(parts)) if parts else ():
+            self.problem(f"{variable!r} is no grader, expected {', '.join(parts)}", *here)
+        for variable in parts:
+            if variable not in used:
+                self.note(f"does not use {variable!r}: it is graded and reported only", *here)
 
-    def _name_list(self, graders: list[Any], formula: str, path: str) -> dict[str, tuple[int, Any]]:
-        """variable -> (index, grader) for a list of graders.
+    def _name_list(
+        self, graders: list[Any], formula: str, path: str
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """({variable: grader}, {variable: place}) for a list of graders.
 
         The API reference shows a list whose formula says `string_check_score`: so a variable is
         TYPE_score where the formula uses that and one grader has the type, otherwise the
@@ -253,52 +243,36 @@ class _Checker:
         """
         records = [grader if isinstance(grader, dict) else {} for grader in graders]
         kinds = [record.get("type") for record in records]
-        named: dict[str, tuple[int, Any]] = {}
+        named, places = {}, {}
         for index, (record, kind) in enumerate(zip(records, kinds)):
             variable = f"{kind}_score"
             if kinds.count(kind) != 1 or variable not in formula:
-                name = str(record.get("name") or "")
-                variable = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+                variable = "".join(c if c.isalnum() else "_" for c in str(record.get("name")))
                 variable = variable if variable.isidentifier() else f"grader_{index}"
             if variable in named:
-                text = f"leads to the variable {variable} a second time: rename one"
-                self.problem(_join(path, f"graders[{index}].name"), text)
-            named[variable] = (index, graders[index])
-        text = f"a list; its graders are the variables {', '.join(named)}"
-        self.note(_join(path, "graders"), text)
-        return named
-
-    def _formula(self, text: str, parts: dict[str, Any], path: str) -> None:
-        try:
-            used = parse_formula(text).variables
-        except FormulaError as error:
-            self.problem(path, f"{error}: the formula is {shorten(text)!r}")
-            return
-        for variable in sorted(used - set(parts)) if parts else ():
-            known = ", ".join(parts) or "none"
-            self.problem(path, f"{variable!r} is no variable, expected the graders': {known}")
-        for variable in parts:
-            if variable not in used:
-                self.note(path, f"does not use {variable!r}: it is graded and reported only")
+                place = _join(path, f"graders[{index}]", "name")
+                self.problem(f"leads to the variable {variable} a second time: rename one", place)
+            named[variable], places[variable] = graders[index], f"graders[{index}]"
+        self.note(f"a list; its graders are the variables {', '.join(named)}", path, "graders")
+        return named, places
 
 
 def _place(loc: tuple[str | int, ...]) -> str:
     """A pydantic location as a path; what it adds below a message's content is cut off."""
     if "content" in loc:
         loc = loc[: loc.index("content") + 1]
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
-    return "".join(steps).removeprefix(".")
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)[1:]
 
 
-def _join(path: str, place: str) -> str:
-    return f"{path}.{place}" if path and place else path or place
+def _join(*steps: str) -> str:
+    return ".".join(filter(None, steps))
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def describe(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value as its author wrote it, short."""
     try:
         return shorten(json.dumps(value, ensure_ascii=False))
