@@ -123,7 +123,8 @@ def train_command(
     Exit code 1: invalid input, or a watchdog stopped the run. 3: the signal gate says fix. 130:
     interrupted, and resumable.
     """
-    from rftkit.dashboard import save_run_picture
+    from rftkit.dashboard import dashboard_figure
+    from rftkit.plots import save_figure
     from rftkit.training.run import GateSaysFix, plan_of, read_run_config, train
     from rftkit.training.trainer import Interrupted
 
@@ -145,7 +146,8 @@ def train_command(
             print_json({"out": str(out), "interrupted": str(stop)})
         complain(str(stop))
         raise typer.Exit(INTERRUPTED) from None
-    picture = str(save_run_picture(out))
+    picture = f"{out}/curve.png"
+    save_figure(dashboard_figure(run.log, run.start), picture)
     if as_json:
         record = {"training": run.training, "start": run.start, "best": run.best}
         print_json({"out": str(out), **record, "alarms": run.alarms, "picture": picture})

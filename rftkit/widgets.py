@@ -1,8 +1,7 @@
-"""Widgets of the notebooks. Each is a thin shell over pure functions, which the tests call.
+"""The grader lab of the notebooks: a thin shell over pure functions, which the tests call.
 
     grader_lab(task, rows, samples)     choose a row and an answer, edit the grader, see the grade
     look_at(grader, row, answer, …)     the same as a record, without any widget
-    weights_of, with_weight             the numbers of a formula that the lab's slider moves
 
 Where there is no widget front end (a notebook run by a program, a terminal), the same view is
 printed as text.
@@ -16,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rftkit.attacks import prompt_of
@@ -41,8 +40,6 @@ class View:
     sub_rewards   {variable: grade}, as they enter the formula
     parse_stage   how far the output could be read: "unclosed thinking", "empty", "text", "json"
     explanations  one sentence a fault
-    place, of     where the answer stands among all of `others` and itself, best 1; level answers
-                  share the better place; None without a reward
     others        {name: reward} of the answers that it is compared with
     """
 
@@ -52,18 +49,48 @@ class View:
     sub_rewards: dict[str, float | None] = field(default_factory=dict)
     parse_stage: str = ""
     explanations: list[str] = field(default_factory=list)
-    place: int | None = None
-    of: int = 0
     others: dict[str, float | None] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """(where the answer stands, best 1, among how many); equal answers share the better place.
+        None without a reward."""
+        if self.reward is None:
+            return None
+        known = [reward for reward in self.others.values() if reward is not None]
+        return 1 + sum(reward > self.reward + 1e-9 for reward in known), 1 + len(known)
 
     def __str__(self) -> str:
-        return view_text(self)
+        if self.problem:
+            return f"no grade: {self.problem}"
+        lines = [f"reward      {_number(self.reward)}   read as: {self.parse_stage}"]
+        if self.formula:
+            lines.append(f"formula     {self.formula}")
+        lines += [f"  {name:14} {_bar(value)}" for name, value in self.sub_rewards.items()]
+        if self.place:
+            lines.append("standing    {} of {}".format(*self.place))
+        if self.others:
+            ranking = [(value, " ", name) for name, value in self.others.items()]
+            ranking.append((self.reward, ">", "this answer"))
+            ranking.sort(key=lambda entry: float("inf") if entry[0] is None else -entry[0])
+            lines += [f"{mark} {name:14} {_bar(value)}" for value, mark, name in ranking]
+        lines += [f"! {shorten(line, 100)}" for line in self.explanations[:3]]
+        if len(self.explanations) > 3:
+            lines.append(f"! and {len(self.explanations) - 3} more")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return view_html(self)
+        """For a notebook. Whatever a model wrote is escaped."""
+        style = ' style="color:#c0392b"' if self.problem else ""
+        return f"<pre{style}>{html.escape(str(self))}</pre>"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _bar(value: float | None) -> str:
+    return f"{_number(value)} {'█' * round(BAR * min(max(value or 0.0, 0.0), 1.0))}"
 
 
 def look_at(
@@ -76,7 +103,7 @@ def look_at(
 
     grader  a grader, or grader JSON as a dict or as text (as somebody is just editing it)
     others  {name: answer} to the same row
-    Whatever is wrong with the grader is said in `problem`; nothing is raised for it.
+    Whatever is wrong with the grader stands in `problem`; nothing is raised for it.
     """
     sample = Sample.from_text(answer)
     view = View(parse_stage=sample.parse_stage)
@@ -96,10 +123,6 @@ def look_at(
     view.reward, view.sub_rewards = report.reward, dict(report.sub_rewards)
     view.explanations = report.explanations
     view.others = {name: grade.reward for name, grade in zip(others or {}, grades)}
-    known = [reward for reward in view.others.values() if reward is not None]
-    if report.reward is not None:
-        view.place = 1 + sum(reward > report.reward + 1e-9 for reward in known)
-        view.of = 1 + len(known)
     return view
 
 
@@ -110,14 +133,15 @@ def _spec(grader: dict[str, Any] | str) -> dict[str, Any]:
     try:
         spec = json.loads(grader)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"grader: not JSON ({error}), expected grader JSON: mend it there"
-        ) from None
+        raise UserError(f"grader: not JSON ({error}): correct it there") from None
     if not isinstance(spec, dict):
-        raise UserError(
-            f"grader: a {type(spec).__name__}, expected one JSON object: wrap it in braces"
-        )
+        kind = type(spec).__name__
+        raise UserError(f"grader: a {kind}, expected one JSON object: wrap it in braces")
     return spec
+
+
+def _text(spec: dict[str, Any]) -> str:
+    return json.dumps(spec, indent=1, ensure_ascii=False)
 
 
 def weights_of(grader: str) -> dict[str, float]:
@@ -137,19 +161,12 @@ def weights_of(grader: str) -> dict[str, float]:
 
 
 def with_weight(grader: str, name: str, value: float) -> str:
-    """The grader JSON with that number in its formula: what moving the lab's slider writes."""
-    if name not in weights_of(grader):
-        known = ", ".join(weights_of(grader)) or "none"
-        raise UserError(f"grader: no number stands before * {name}, expected one of: {known}")
+    """The grader JSON with that number in its formula, which has one before `* name`."""
     spec = _spec(grader)
     formula = spec["calculate_output"]
-    match = next(found for found in WEIGHT.finditer(formula) if found[3] == name)
+    match = next(match for match in WEIGHT.finditer(formula) if match[3] == name)
     spec["calculate_output"] = formula[: match.start(1)] + f"{value:g}" + formula[match.end(1) :]
     return _text(spec)
-
-
-def _text(spec: dict[str, Any]) -> str:
-    return json.dumps(spec, indent=1, ensure_ascii=False)
 
 
 def answers_for(task: Task, row: dict[str, Any], samples: Sequence[Sample] = ()) -> dict[str, str]:
@@ -163,63 +180,11 @@ def answers_for(task: Task, row: dict[str, Any], samples: Sequence[Sample] = ())
     return offered
 
 
-def view_text(view: View) -> str:
-    """The view for a terminal: reward, sub-rewards as bars, stage, standing."""
-    if view.problem:
-        return f"no grade: {view.problem}"
-    lines = [f"reward      {_number(view.reward)}   read as: {view.parse_stage}"]
-    if view.formula:
-        lines.append(f"formula     {view.formula}")
-    for name, value in view.sub_rewards.items():
-        lines.append(f"  {name:14} {_number(value)} {_bar(value)}")
-    if view.place:
-        lines.append(f"standing    {view.place} of {view.of}")
-    named = list(view.others.items())
-    shown = [*named, ("this answer", view.reward)]
-    for name, value in sorted(shown, key=lambda entry: -_order(entry[1])) if named else []:
-        mark = ">" if name == "this answer" else " "
-        lines.append(f"{mark} {name:14} {_number(value)} {_bar(value)}")
-    lines += [f"! {shorten(line, 100)}" for line in view.explanations[:3]]
-    if len(view.explanations) > 3:
-        lines.append(f"! and {len(view.explanations) - 3} more")
-    return "\n".join(lines)
-
-
-def view_html(view: View) -> str:
-    """The view for a notebook. Whatever a model wrote is escaped."""
-    if view.problem:
-        return f'<pre style="color:#c0392b">{html.escape(view_text(view))}</pre>'
-    return f"<pre>{html.escape(view_text(view))}</pre>"
-
-
-def _bar(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "█" * round(BAR * min(max(value, 0.0), 1.0))
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
-
-
-def _order(value: float | None) -> float:
-    return float("-inf") if value is None else value
-
-
-def has_front_end() -> tuple[bool, str]:
-    """(whether widgets can be used here, the reason).
-
-    A kernel cannot ask who listens. Jupyter names its notebook to the kernels that it starts,
-    VS Code and Colab leave their own marks; a notebook that a program runs has none of them.
-    """
-    if "google.colab" in sys.modules:
-        return True, "Colab"
-    if os.environ.get("JPY_SESSION_NAME"):
-        return True, "a Jupyter front end started this kernel"
-    main = sys.modules.get("__main__")
-    if hasattr(main, "__vsc_ipynb_file__"):
-        return True, "VS Code"
-    return False, "no widget front end: shown as text"
+def has_front_end() -> bool:
+    """Can widgets be used here? A kernel cannot ask who listens: Jupyter names its notebook to the
+    kernels that it starts, VS Code and Colab leave marks of their own."""
+    is_vs_code = hasattr(sys.modules.get("__main__"), "__vsc_ipynb_file__")
+    return is_vs_code or "google.colab" in sys.modules or "JPY_SESSION_NAME" in os.environ
 
 
 def grader_lab(
@@ -241,15 +206,14 @@ def grader_lab(
     """
     if not rows:
         raise UserError("grader_lab: no rows, expected at least one: hand over task.rows('train')")
-    usable, reason = has_front_end() if widget is None else (widget, "")
-    if not usable:
-        offered = answers_for(task, rows[0], samples[0] if samples else ())
-        name = next(reversed(offered), "")
-        answer = offered.pop(name, "")
-        print(f"({reason})" if reason else "", f"row {row_ids(rows)[0]}, {name}:", answer)
-        print(look_at(task.grader_spec, rows[0], answer, offered))
-        return None
-    return _build_lab(task, rows, samples)
+    if has_front_end() if widget is None else widget:
+        return _build_lab(task, rows, samples)
+    offered = answers_for(task, rows[0], samples[0] if samples else ())
+    name = next(reversed(offered), "")
+    answer = offered.pop(name, "")
+    print(f"(no widget front end: shown as text) row {row_ids(rows)[0]}, {name}:", answer)
+    print(look_at(task.grader_spec, rows[0], answer, offered))
+    return None
 
 
 def _build_lab(
@@ -257,19 +221,18 @@ def _build_lab(
 ) -> Any:
     import ipywidgets as w
 
-    wide = w.Layout(width="98%")
-    names = [str(name) for name in row_ids(rows)]
-    row = w.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="row")
+    def wide(**more: str) -> w.Layout:
+        return w.Layout(width="98%", **more)
+
+    spec = _text(task.grader_spec)
+    names = [(str(name), place) for place, name in enumerate(row_ids(rows))]
+    row = w.Dropdown(options=names, description="row")
     choice = w.Dropdown(description="answer")
-    answer = w.Textarea(description="typed", layout=w.Layout(width="98%", height="5em"))
-    editor = w.Textarea(
-        value=_text(task.grader_spec),
-        description="grader",
-        layout=w.Layout(width="98%", height="16em"),
-    )
+    answer = w.Textarea(description="typed", layout=wide(height="5em"))
+    editor = w.Textarea(value=spec, description="grader", layout=wide(height="16em"))
     weight = w.Dropdown(description="number", layout=w.Layout(width="16em"))
     slider = w.FloatSlider(min=0, max=1, step=0.05, layout=w.Layout(width="24em"))
-    prompt, shown = w.HTML(layout=wide), w.HTML(layout=wide)
+    prompt, shown = w.HTML(layout=wide()), w.HTML(layout=wide())
 
     def offered() -> dict[str, str]:
         own = samples[row.value] if row.value < len(samples) else ()
@@ -279,16 +242,17 @@ def _build_lab(
         answers = offered()
         if answers.get(choice.value) == answer.value:  # as it was chosen, not typed
             del answers[choice.value]
-        shown.value = view_html(look_at(editor.value, rows[row.value], answer.value, answers))
+        view = look_at(editor.value, rows[row.value], answer.value, answers)
+        shown.value = view._repr_html_()
 
     def take_answer(_: Any = None) -> None:
         answer.value = offered().get(choice.value, answer.value)
         show()
 
     def take_row(_: Any = None) -> None:
-        text = prompt_of(rows[row.value])
+        text = html.escape(prompt_of(rows[row.value]))
         fields = {k: v for k, v in rows[row.value].items() if k != "messages"}
-        prompt.value = f"<p>{html.escape(text)}</p><p><small>{html.escape(shorten(fields, 300))}"
+        prompt.value = f"<p>{text}</p><p><small>{html.escape(shorten(fields, 300))}"
         choice.options = list(offered())
         choice.value = next(iter(offered()), None)
         take_answer()
@@ -312,12 +276,9 @@ def _build_lab(
         if weights_of(editor.value).get(weight.value, slider.value) != slider.value:
             editor.value = with_weight(editor.value, weight.value, slider.value)
 
-    row.observe(take_row, "value")
-    weight.observe(take_weight, "value")
-    slider.observe(move, "value")
-    choice.observe(take_answer, "value")
-    answer.observe(show, "value")
-    editor.observe(take_editor, "value")
+    observers = {row: take_row, weight: take_weight, slider: move, choice: take_answer}
+    for control, observer in (observers | {answer: show, editor: take_editor}).items():
+        control.observe(observer, "value")
     take_row()
     take_editor()
     return w.VBox([w.HBox([row, choice]), prompt, answer, editor, w.HBox([weight, slider]), shown])

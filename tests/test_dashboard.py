@@ -1,11 +1,9 @@
-"""The live view: everything that it says comes from the log."""
+"""The live view and the pictures: everything that they say comes from the log."""
 
 import base64
-import json
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from rftkit.dashboard import (
@@ -13,18 +11,16 @@ from rftkit.dashboard import (
     clock,
     dashboard_figure,
     dashboard_html,
-    dashboard_state,
     dashboard_text,
     headline,
     in_jupyter,
-    save_run_picture,
     seconds_left,
 )
+from rftkit.plots import cost_figure, curve_figure, table_figure
 from rftkit.records import Sample
-from rftkit.training.config import Plan
 
 
-def look(mean):
+def validation(mean):
     return {"metric": "top1", "mean": mean, "low": mean - 0.1, "high": mean + 0.1,
             "patterns": {"lead": 0.2, "weigh": mean}}  # fmt: skip
 
@@ -35,159 +31,156 @@ def made_log(steps=10):
         record = {
             "step": step, "seconds": 2.0 * step, "reward_mean": 0.2 + 0.03 * step,
             "group_spread": 0.1, "dead_groups": 0.25, "completion_tokens": 20.0 + step,
-            "truncated": 0.0, "entropy": 1.0 / step, "loss": 0.1, "patterns": {},
+            "truncated": 0.0, "entropy": 1.0 / step, "loss": 0.1, "patterns": {"lead": 0.5},
         }  # fmt: skip
         if step % 5 == 0:
-            record["validation"] = look(0.6 if step == 5 else 0.4)
+            record["validation"] = validation(0.6 if step == 5 else 0.4)
         log.append(record)
     return log
 
 
-ANSWERS = [
+START = validation(0.2)
+SAMPLES = [
     Sample(row_id="r1", reasoning="Lead.", output_text='{"genes": ["A"]}', grade=0.1),
     Sample(row_id="r2", reasoning="Weigh.", output_text='{"genes": ["<b>"]}', grade=0.9),
     Sample(row_id="r3", output_text="never graded"),
 ]
-PLAN = Plan("grpo", 8, 4, 2, 4, 8, 8, 1, 8, 20, 160, 5.0, 5, 8, 4, 1e-3, ["because of this"])
+PLAN = SimpleNamespace(steps=20, reasons=["because of this"])
 ENDED = SimpleNamespace(training={"stopped": "patience"})
 
 
-def test_state_says_something_that_the_log_does_not():
-    state = dashboard_state(made_log(), 20, look(0.2), ANSWERS)
-    assert (state["step"], state["steps"], state["left_seconds"]) == (10, 20, 20.0)
-    assert state["reward"] == pytest.approx(0.5) and state["spread"] == 0.1
-    assert state["look"]["mean"] == 0.4 and state["best"]["mean"] == 0.6
-    assert state["best"]["step"] == 5 and state["alarms"] == []
-    assert state["best_answer"]["row"] == "r2" and state["worst_answer"]["grade"] == 0.1
-    text = headline(state)
-    for part in ("step 10/20, 0:20 left", "reward 0.50", "dead groups 25%", "best 0.600 at step 5"):
-        assert part in text
-    empty = dashboard_state([], 20)
-    assert empty["left_seconds"] is None and headline(empty) == "step 0/20"
+def test_the_headline_says_what_the_log_says():
+    line = headline(made_log(), 20, START)
+    for part in ("step 10/20, 0:20 left", "reward 0.50 (std in a group 0.10)", "dead groups 25%"):
+        assert part in line
+    assert "validation top1 0.400 [0.300, 0.500], best 0.600 at step 5" in line
+    assert "ended by patience" in headline(made_log(), 20, START, "patience")
+    assert headline([], 20) == "step 0/20"
 
 
-def test_time_left_counts_what_is_over():
-    log = made_log(10)
-    assert seconds_left(log, 10) == 0 and seconds_left(log[:1], 3) == 4.0
-    slower = log + [{"step": 11, "seconds": 40.0}]
-    assert seconds_left(slower, 12) == pytest.approx(38 / 10)
+def test_the_time_left_follows_the_last_twenty_steps():
+    log = made_log(30)
+    assert seconds_left(log, 30) == 0 and seconds_left(log[:1], 3) == 4.0
+    assert seconds_left([*log, {"step": 31, "seconds": 80.0}], 32) == pytest.approx(58 / 20)
     assert clock(59.6) == "1:00" and clock(3725) == "1:02:05"
 
 
-def test_pictures_need_more_than_the_log():
-    figure = dashboard_figure(made_log(), look(0.2), 20)
-    titles = [axes.get_title() for axes in figure.axes]
-    assert len(titles) == 6 and "best ringed" in titles[1] and "held-out answers" in titles[2]
-    assert figure.axes[1].lines[0].get_xydata().tolist() == [[0, 0.2], [5, 0.6], [10, 0.4]]
-    assert figure.axes[0].get_xlim() == (0, 20)
-    alarmed = made_log()
-    alarmed[6]["alarms"] = [{"name": "n", "cause": "c"}]
-    lines = len(dashboard_figure(alarmed).axes[5].lines)
-    assert lines == len(dashboard_figure(made_log()).axes[5].lines) + 1
-    alarmed[3]["truncated"] = 0.125
-    [note] = dashboard_figure(alarmed).axes[3].texts
-    assert note.get_text() == "cut at the limit: 12% at step 4"
+def test_the_dashboard_draws_validation_alarms_and_truncation():
+    log = made_log()
+    log[6]["alarms"] = [{"name": "n", "cause": "c"}]
+    log[3]["truncated"] = 0.125
+    panels = dashboard_figure(log, START, 20).axes
+    without_alarm = dashboard_figure(made_log(), START, 20).axes
+    assert len(panels) == 6 and panels[0].get_xlim() == (0, 20)
+    assert panels[1].lines[0].get_xydata().tolist() == [[0, 0.2], [5, 0.6], [10, 0.4]]
+    assert "validation" in panels[2].get_title() and len(panels[2].get_legend().texts) == 2
+    assert all(len(a.lines) == len(b.lines) + 1 for a, b in zip(panels, without_alarm))
+    assert [text.get_text() for text in panels[3].texts] == ["truncated: 12% at step 4"]
+
+
+def test_pictures_bear_logs_without_rewards_validations_or_steps():
     sft = [{"step": s, "seconds": s, "reward_mean": None, "loss": 1.0 / s} for s in (1, 2)]
     assert dashboard_figure(sft).axes[0].get_title() == "loss"
-    dashboard_figure([])
+    assert "training" in dashboard_figure(made_log(1)).axes[2].get_title()
+    for log in ([], sft, made_log(1)):
+        assert len(dashboard_figure(log).axes) == 6 and len(curve_figure(log).axes) == 2
 
 
-def dark_pixels(axes):
-    """How much ink the lines of a panel leave, its frame and letters apart."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    for artist in (*axes.spines.values(), axes.xaxis, axes.yaxis, axes.title, *axes.texts):
-        artist.set_visible(False)
-    if axes.get_legend():
-        axes.get_legend().set_visible(False)
-    canvas = FigureCanvasAgg(axes.figure)
-    canvas.draw()
-    box = axes.get_window_extent()
-    height = canvas.get_width_height()[1]
-    rows = slice(int(height - box.y1), int(height - box.y0))
-    inside = np.asarray(canvas.buffer_rgba())[rows, int(box.x0) : int(box.x1), :3]
-    return int((inside < 250).any(axis=-1).sum())
+def test_one_step_leaves_a_visible_mark_in_each_panel():
+    for axes in dashboard_figure(made_log(1), START, 20).axes:
+        assert axes.lines and all(line.get_marker() in (".", "o") for line in axes.lines)
 
 
-def test_after_one_step_the_panels_are_empty():
-    figure = dashboard_figure(made_log(1), look(0.2), 20)
-    ink = [dark_pixels(axes) for axes in figure.axes]
-    assert all(pixels > 5 for pixels in ink), ink
+def test_the_curve_marks_the_step_that_was_kept():
+    above, below = curve_figure(made_log(), START, base=0.2).axes
+    assert [5, 5] in [list(line.get_xdata()) for line in above.lines]
+    assert [text.get_text() for text in below.get_legend().texts] == ["lead", "weigh"]
 
 
-def test_a_run_folder_is_not_drawn(tmp_path):
-    lines = [json.dumps(record) for record in made_log()]
-    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
-    assert save_run_picture(tmp_path).read_bytes()[:4] == b"\x89PNG"
-    (tmp_path / "training.json").write_text(json.dumps({"start": look(0.2)}))
-    assert save_run_picture(tmp_path) == tmp_path / "curve.png"
+def test_the_table_draws_each_system_and_reference_line():
+    system = {"top1": {"mean": 0.5, "low": 0.4, "high": 0.6}, "greedy": {"top1": 0.7}}
+    systems = [system | {"name": name} for name in ("mini base", "RFT mini", "mine")]
+    lines = [{"name": "o1", "value": 0.25}]
+    report = {"systems": systems, "n_cases": 9, "reference_lines": lines}
+    [axes] = table_figure(report, colours={"mine": "#4c9a5b"}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "mini base",
+        "RFT mini",
+        "mine",
+    ]
+    assert len(axes.patches) == 3 and len({bar.get_facecolor() for bar in axes.patches}) == 3
+    assert len(axes.lines) == 3 * 2 + 1
 
 
-def test_html_lets_an_answer_write_html():
+def test_the_cost_is_drawn_by_count_length_and_size():
+    sizes = {"embedded:mini": 1e6, "embedded:large": 3e6}
+    points = [
+        {"way": way, "model": model, "answers_per_prompt": count, "completion_tokens": tokens,
+         "seconds_a_step": 1.0}
+        for way in ("trl", "rftkit") for model in sizes
+        for count, tokens in ((8, 32), (4, 32), (8, 16))
+    ]  # fmt: skip
+    middle = {"answers_per_prompt": 8, "completion_tokens": 32}
+    panels = cost_figure({"middle": middle, "parameters": sizes, "points": points}).axes
+    assert [len(axes.lines) for axes in panels] == [4, 4, 2]
+    assert panels[0].lines[0].get_xdata().tolist() == [4, 8]
+    assert panels[2].lines[0].get_xdata().tolist() == [1, 3]
+
+
+def test_html_shows_alarms_and_completions_escaped_and_as_text():
     log = made_log()
     log[3]["alarms"] = [{"name": "entropy collapse", "cause": "a < b"}]
-    state = dashboard_state(log, 20, None, ANSWERS)
-    page = dashboard_html(state, dashboard_figure(log))
+    page = dashboard_html(headline(log, 20), dashboard_figure(log), log, SAMPLES)
     assert "&lt;b&gt;" in page and "<b>&" not in page and "a &lt; b" in page
-    data = page.split("base64,")[1].split('"')[0]
-    assert base64.b64decode(data)[:4] == b"\x89PNG"
+    assert base64.b64decode(page.split("base64,")[1].split('"')[0])[:4] == b"\x89PNG"
+    lines = dashboard_text(page).splitlines()
+    assert lines[:2] == [headline(log, 20), "step 4: entropy collapse. a < b"]
+    assert lines[2].endswith("grade 0.90") and lines[3] == 'Weigh. → {"genes": ["<b>"]}'
+    assert lines[4].endswith("grade 0.10") and len(lines) == 6
 
 
-def test_a_reader_without_html_sees_an_objects_address():
-    """What Jupyter gets beside the HTML: the same words, no tags, no picture."""
-    state = dashboard_state(made_log(), 20, None, ANSWERS)
-    text = dashboard_text(dashboard_html(state, dashboard_figure(made_log())))
-    lines = text.splitlines()
-    assert lines[0] == headline(state) and "base64" not in text and "div" not in text
-    assert lines[1] == "best of the newest answers, grade 0.90"
-    assert lines[2] == 'Weigh. → {"genes": ["<b>"]}'
-
-
-def test_drawing_slows_the_run_down():
+def test_drawing_costs_a_tenth_of_the_time_at_most():
     """Drawn at once, then not again until ten times the drawing's time has gone by; at the end."""
     shown = []
 
     def slow(page):
         shown.append(page)
-        time.sleep(0.02)
+        time.sleep(0.05)
 
     dashboard = TrainingDashboard(show=slow)
-    dashboard.begin(PLAN, [], look(0.2))
+    dashboard.begin(PLAN, [], START)
     for record in made_log(5):
         dashboard(record)
-        dashboard.answers(record, ANSWERS)
-    assert len(shown) == 1 and "step 1/20" in shown[0]
+        dashboard.answers(record, SAMPLES)
+    dashboard.drawing_took = 1e9
     dashboard.end(ENDED)
-    assert len(shown) == 2 and "step 5/20" in shown[1] and "grade 0.90" in shown[1]
-    assert "ended by patience" in shown[1] and " left" not in shown[1], "it seems to be running"
+    assert len(shown) == 2 and "step 1/20" in shown[0]
+    assert "step 5/20" in shown[1] and "ended by patience" in shown[1] and " left" not in shown[1]
 
 
-def test_an_ended_run_keeps_room_for_steps_that_never_come(monkeypatch):
+def test_an_ended_run_keeps_no_room_for_steps_that_never_come(monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "rftkit.dashboard.dashboard_figure",
         lambda log, start, steps: drawn.append(steps) or dashboard_figure(log, start, steps),
     )
     dashboard = TrainingDashboard(show=lambda page: None)
-    dashboard.begin(PLAN, [], look(0.2))
-    for record in made_log(5):
-        dashboard(record)
+    dashboard.begin(PLAN, made_log(5), START)
     dashboard.draw()
     dashboard.end(ENDED)
     assert drawn == [PLAN.steps, 0]
-    assert dashboard_figure(made_log(5), look(0.2), 0).axes[0].get_xlim() == (0, 5)
 
 
-def test_without_jupyter_there_is_silence():
+def test_without_jupyter_it_prints_reasons_validations_and_alarms():
     assert not in_jupyter()
-    said = []
-    dashboard = TrainingDashboard(say=said.append)
-    dashboard.begin(PLAN, made_log(4), look(0.2))
+    lines = []
+    dashboard = TrainingDashboard(say=lines.append)
+    dashboard.begin(PLAN, made_log(4), START)
     log = made_log(10)
     log[6]["alarms"] = [{"name": "entropy collapse", "cause": "flat"}]
     for record in log[4:]:
         dashboard(record)
         dashboard.answers(record, [])
     dashboard.end(ENDED)
-    assert said[0] == "because of this" and said[1].startswith("step 5/20")
-    assert said[3] == "  alarm: entropy collapse. flat" and len(said) == 5
+    assert lines[0] == "because of this" and lines[1].startswith("step 5/20")
+    assert lines[3] == "  alarm: entropy collapse. flat" and len(lines) == 5
