@@ -134,7 +134,7 @@ def run_way(way: str, config: RunConfig, folder: Path, threads: int, exact: bool
 
 
 def ignore_end_tokens() -> None:
-    from rftkit import policy as decoding
+    from rftkit import decoding
     from rftkit.training.trainer import StepReward
 
     decoding.end_tokens = lambda model, tokenizer: set()
@@ -256,7 +256,7 @@ def load(config: RunConfig) -> tuple[Any, Any]:
 
 def noted_reward(task: Any, model: Any, tokenizer: Any, turns: Turns) -> Callable:
     """The grader as TRL's reward function; what it gave is noted for the turn's report."""
-    from rftkit.policy import end_tokens
+    from rftkit.decoding import end_tokens
 
     reward = reward_function(
         task.grader, item_column="item", end_token_ids=end_tokens(model, tokenizer)
@@ -284,8 +284,8 @@ def floor(
 
     import torch
 
+    from rftkit.decoding import end_tokens
     from rftkit.environment import set_seed
-    from rftkit.policy import end_tokens
     from rftkit.training.config import config_rows, config_task
     from rftkit.training.run import with_lora
     from rftkit.training.trainer import prompt_table

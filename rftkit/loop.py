@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rftkit.decoding import decode
 from rftkit.environment import set_seed
 from rftkit.evaluation import row_values
 from rftkit.packing import token_logprobs
-from rftkit.policy import LocalPolicy, decode, load_model, merged_adapter, model_folder
+from rftkit.policy import LocalPolicy, load_model, merged_adapter, model_folder
 from rftkit.records import Sample, SamplingConfig
 from rftkit.task import Task, load_task
 

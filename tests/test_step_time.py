@@ -8,7 +8,8 @@ import grpo_ways
 import pytest
 from project_files import ROOT
 
-from rftkit.policy import decode, load_model, model_folder
+from rftkit.decoding import decode
+from rftkit.policy import load_model, model_folder
 from rftkit.records import SamplingConfig
 from rftkit.training.config import RunConfig
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit.cli import app
+from rftkit.decoding import uniform_numbers
 from rftkit.files import UserError
-from rftkit.policy import uniform_numbers
 from rftkit.records import SamplingConfig
 from rftkit.task import load_task
 from rftkit.training.config import (

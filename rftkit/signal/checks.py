@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rftkit.attacks import Check, reference_check
+from rftkit.decoding import end_tokens
 from rftkit.files import UserError
 from rftkit.graders.answer import PROGRAM_FAILED, fill_template
-from rftkit.policy import Policy, end_tokens
+from rftkit.policy import Policy
 from rftkit.records import Sample
 from rftkit.task import Task
 

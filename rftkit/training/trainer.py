@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rftkit.decoding import decode, end_tokens
 from rftkit.evaluation import pattern_shares
 from rftkit.files import UserError
 from rftkit.graders.answer import PROGRAM_FAILED, fill_template
 from rftkit.graders.rewards import GraderFailure, reward_function
-from rftkit.policy import LocalPolicy, decode, end_tokens, merged_adapter
+from rftkit.policy import LocalPolicy, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import row_ids
 from rftkit.signal.checks import check_template
