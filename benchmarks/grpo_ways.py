@@ -135,7 +135,7 @@ def run_way(way: str, config: RunConfig, folder: Path, threads: int, exact: bool
 
 def ignore_end_tokens() -> None:
     from rftkit import decoding
-    from rftkit.training.trainer import StepReward
+    from rftkit.training.rollouts import StepReward
 
     decoding.end_tokens = lambda model, tokenizer: set()
     StepReward.check_first_batch = lambda self, prompts, ids: None  # it asks for end tokens
@@ -147,8 +147,8 @@ def ignore_end_tokens() -> None:
 def rftkit(config: RunConfig, folder: Path, turns: Turns, exact: bool = False) -> None:
     """The whole of train(): records, samples and a checkpoint every `save_every` steps included."""
     from rftkit.training.run import train
+    from rftkit.training.session import Session
     from rftkit.training.store import Recorder
-    from rftkit.training.trainer import Session
 
     turns.watch_trl()
     turns.watch(Recorder, "step", "records")
@@ -193,7 +193,8 @@ def defaults(config: RunConfig, folder: Path, answers_a_pass: int) -> dict[str, 
 
 
 def trl(config: RunConfig, folder: Path, turns: Turns, exact: bool = False) -> None:
-    from rftkit.training.config import config_rows, config_task, make_plan
+    from rftkit.training.config import config_rows, config_task
+    from rftkit.training.plan import make_plan
     from rftkit.training.trainer import trainer_settings
 
     plan = make_plan(config, *config_rows(config, config_task(config)))

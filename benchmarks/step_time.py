@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -238,9 +238,8 @@ def measure_cost(steps: int, threads: int, sizes: dict[str, Sequence[int]]) -> d
     points = []
     for model in ("embedded:mini", "embedded:large"):
         for group, tokens in cells:
-            config = replace(
-                settings(steps + 1, answers_per_prompt=group, max_completion_tokens=tokens),
-                model=model,
+            config = settings(
+                steps + 1, answers_per_prompt=group, max_completion_tokens=tokens, model=model
             )
             with started(config, ["rftkit", "trl"], threads, exact=True) as (children, _):
                 reports: dict[str, list[dict]] = {way: [] for way in children}

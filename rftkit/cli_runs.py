@@ -58,8 +58,7 @@ def signal_command(
     """
     from rftkit.policy import load_policy
     from rftkit.signal.verdict import measure_signal
-    from rftkit.training.config import config_base, config_rows, config_task
-    from rftkit.training.run import read_run_config
+    from rftkit.training.config import config_base, config_rows, config_task, read_run_config
     from rftkit.training.store import make_folder
 
     run = read_run_config(config)
@@ -125,8 +124,9 @@ def train_command(
     """
     from rftkit.dashboard import dashboard_figure
     from rftkit.plots import save_figure
-    from rftkit.training.run import GateSaysFix, plan_of, read_run_config, train
-    from rftkit.training.trainer import Interrupted
+    from rftkit.training.config import read_run_config
+    from rftkit.training.run import GateSaysFix, plan_of, train
+    from rftkit.training.session import Interrupted
 
     config = read_run_config(file, model)
     if dry_run:
@@ -196,7 +196,7 @@ def runs_command(
 
     Example: `rftkit runs runs`
     """
-    from rftkit.training.run import list_runs, runs_table
+    from rftkit.training.report import list_runs, runs_table
 
     runs = list_runs(folder)
     if as_json:

@@ -9,7 +9,7 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -262,7 +262,7 @@ class Demo:
             **settings,
         )
         if config.method == "sft":
-            config = replace(config, eval_every=-(-len(rows) // config.prompts_per_step))
+            config = config.replace(eval_every=-(-len(rows) // config.prompts_per_step))
         self.reporter.stage(f"training {name}")
         observe = partial(self.show_step, config)
         held_out = self.validation_rows

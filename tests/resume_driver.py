@@ -1,12 +1,12 @@
-"""Trains, kills, goes on: the process behind test_training_resume.py.
+"""Trains, kills, resumes: the process behind test_training_resume.py.
 
     python resume_driver.py CONFIG.json OUT '[wounds]'
 
-torch and TRL are imported once; every session of the run is a fork of this process, which is killed
-with SIGKILL by its wound, the next one goes on. After the last wound the run goes to its end.
+torch and TRL are imported once. Every session of the run is a fork of this process, which is killed
+with SIGKILL by its wound; the next one resumes. After the last wound the run goes to its end.
 
     {"lines": 3, "delay": 0.2}   so many seconds after the log has so many lines
-    {"at": "marker", "call": 2}  inside: while the 2nd checkpoint is written (see POINTS)
+    {"at": "state", "call": 2}   inside: while the 2nd checkpoint is written (see POINTS)
     {"signal": "SIGTERM", "lines": 2}   asked to stop, not killed
 """
 
@@ -26,11 +26,8 @@ import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: F401  imported once, here
 
-from rftkit.training import heldout
-from rftkit.training import store as checkpoints
-from rftkit.training import store as record
-from rftkit.training.config import RunConfig
-from rftkit.training.run import train
+from rftkit import RunConfig, train
+from rftkit.training import heldout, store
 
 
 def kill_at(call: int):
@@ -58,7 +55,7 @@ def before(module, name: str, count) -> None:
 
 def tear_a_line(count) -> None:
     """Before a log line is whole, half of it stands in the file."""
-    whole = record.append_lines
+    whole = store.append_lines
 
     def torn(path, records):
         if records and path.name == "log.jsonl":
@@ -69,15 +66,16 @@ def tear_a_line(count) -> None:
                 file.truncate(file.tell() - 60)
         whole(path, records)
 
-    record.append_lines = torn
+    store.append_lines = torn
 
 
 POINTS = {
-    "weights": lambda count: before(checkpoints, "write_adapter", count),
-    "marker": lambda count: before(checkpoints, "write_marker", count),
-    "rename": lambda count: before(checkpoints.os, "replace", count),
-    "old ones go": lambda count: before(checkpoints.shutil, "rmtree", count),
+    "weights": lambda count: before(store, "write_adapter", count),
+    "state": lambda count: before(store, "write_json", count),
+    "rename": lambda count: before(store.os, "replace", count),
+    "old ones go": lambda count: before(store.shutil, "rmtree", count),
     "best adapter": lambda count: before(heldout, "copy_adapter", count),
+    "copied weights": lambda count: before(store.shutil, "copyfile", count),
     "log line": tear_a_line,
 }
 
@@ -113,7 +111,7 @@ def session(config: RunConfig, out: Path, wound: dict) -> int:
 
 
 def main() -> None:
-    config = RunConfig.from_json(json.loads(Path(sys.argv[1]).read_text()))
+    config = RunConfig(**json.loads(Path(sys.argv[1]).read_text()))
     out, wounds = Path(sys.argv[2]), json.loads(sys.argv[3])
     ends = []
     for wound in [*wounds, {}]:

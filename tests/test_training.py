@@ -1,44 +1,60 @@
 """A real run, small: it learns from its reward and from nothing else, and what it saves is it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+from project_files import ROOT
+from typer.testing import CliRunner
 
-from rftkit.files import UserError
+from rftkit import RunConfig, UserError, load_task, train
+from rftkit.cli import app
 from rftkit.graders.rewards import GraderFailure
 from rftkit.policy import load_policy
 from rftkit.records import SamplingConfig
-from rftkit.task import load_task, task_from_json
-from rftkit.training.config import RunConfig
-from rftkit.training.heldout import HeldOut
-from rftkit.training.run import train
-from rftkit.training.trainer import StepReward, rollouts, sft_example
+from rftkit.task import task_from_json
+from rftkit.training.report import list_runs, runs_table
+from rftkit.training.rollouts import StepReward, sampler
+from rftkit.training.run import GateSaysFix, plan_of
+from rftkit.training.session import Interrupted
+from rftkit.training.store import open_folder, read_lines, sole_user
+from rftkit.training.trainer import sft_example
 
 # Quicker than the demo's settings, and rougher: enough to see the direction in half a minute.
 QUICK = dict(
-    model="embedded:mini",
-    task="gene_ranking",
-    steps=24,
-    learning_rate=3e-3,
-    beta=0.01,
-    eval_every=6,
-    patience=0,
-    eval_rows=120,
-    eval_samples=2,
-    gate="off",
-)
+    task="gene_ranking", steps=24, learning_rate=3e-3, beta=0.01, eval_every=6, patience=0,
+    eval_rows=120, gate="off",
+)  # fmt: skip
+TINY = dict(
+    task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=0,
+    eval_rows=4, eval_samples=1, max_completion_tokens=40, gate="off", save_every=1,
+)  # fmt: skip
 LOG_FIELDS = {
     "step", "seconds", "reward_mean", "reward_std", "sub_rewards", "dead_groups",
     "completion_tokens", "truncated", "entropy", "kl", "grad_norm", "loss", "patterns",
 }  # fmt: skip
+WEIGHTS = "adapter_model.safetensors"
 
 
 def shuffled(rows):
     """The same prompts with each other's answers: a reward that has nothing to do with the case."""
     answers = [row["reference_gene"] for row in rows]
     return [row | {"reference_gene": answers[(i + 7) % len(answers)]} for i, row in enumerate(rows)]
+
+
+def graded_by(spec):
+    return task_from_json(load_task("gene_ranking").to_json() | {"grader": spec})
+
+
+def write_config(folder, **fields):
+    (folder / "run.json").write_text(json.dumps(TINY | fields))
+    return str(folder / "run.json")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +65,15 @@ def run(tmp_path_factory):
     return done
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Two validated steps, finished. A test that changes it copies it."""
+    return train(RunConfig(**TINY | {"eval_every": 1}), tmp_path_factory.mktemp("tiny") / "run")
+
+
+# What is learned.
+
+
 def test_rft_raises_the_held_out_score(run):
     assert run.best["mean"] >= run.start["mean"] + 0.15
     before, after = run.start["patterns"], run.best["patterns"]
@@ -57,168 +82,61 @@ def test_rft_raises_the_held_out_score(run):
 
 def test_a_shuffled_reward_teaches_nothing(tmp_path):
     task = load_task("gene_ranking")
-    done = train(
-        RunConfig(**QUICK), tmp_path, [], task, shuffled(task.rows("train")),
-        task.rows("validation"),
-    )  # fmt: skip
+    rows, held_out = shuffled(task.rows("train")), task.rows("validation")
+    done = train(RunConfig(**QUICK | {"steps": 12}), tmp_path, [], task, rows, held_out)
     assert done.best["mean"] < done.start["mean"] + 0.1
 
 
-def test_two_steps_draw_the_same_answers(tmp_path):
-    rows = load_task("gene_ranking").rows("train")[:1]
-    config = dict(steps=2, prompts_per_step=1, learning_rate=1e-12, eval_every=0)
-    done = train(RunConfig(**QUICK | config), tmp_path, rows=rows, held_out=[])
-    drawn = {1: [], 2: []}
-    for line in open(done.out / "samples.jsonl"):
-        record = json.loads(line)
-        drawn[record["step"]].append(record["reasoning"] + record["output_text"])
-    assert len(drawn[1]) == len(drawn[2]) == 8 and drawn[1] != drawn[2]
-
-
-def test_a_look_changes_what_is_drawn_next(tmp_path):
-    import torch
-
-    class Dice:
-        """A policy that draws from torch's own random numbers, as Hugging Face's generate does."""
-
-        model = torch.nn.Linear(1, 1)
-
-        def sample(self, prompts, n, settings):
-            return torch.rand(3).tolist()
-
-    task = load_task("gene_ranking")
-    watch = HeldOut(task, task.rows("validation"), RunConfig(**QUICK), tmp_path)
-    before = torch.random.get_rng_state()
-    assert len(watch.sample(Dice())) == 3
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert Dice.model.training, "the model is left in evaluation"
-
-
-def test_a_look_that_a_kill_undid_stays_the_best(tmp_path):
-    task = load_task("gene_ranking")
-    watch = HeldOut(task, task.rows("validation"), RunConfig(**QUICK), tmp_path)
-    remembered = watch.place(6)
-    remembered.mkdir(parents=True)
-    (remembered / "adapter_model.safetensors").write_text("of step 6")
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("of step 12")
-    watch.best = {"step": 6, "mean": 0.3}
-    watch.restore_best()
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_text() == "of step 6"
-
-
-def test_log_has_one_whole_object_a_step(run):
-    lines = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 25))
-    assert all(LOG_FIELDS <= line.keys() for line in lines)
-    assert [line["step"] for line in lines if "validation" in line] == [6, 12, 18, 24]
-    assert lines == run.log
-    assert all(0 <= line["dead_groups"] <= 1 and line["truncated"] < 0.2 for line in lines)
-    assert set(lines[0]["sub_rewards"]) == set(load_task("gene_ranking").grader.variables)
-    events = [json.loads(line) for line in (run.out / "events.jsonl").read_text().splitlines()]
-    assert "full validation mean reward=" in events[5]["message"]
-    samples = (run.out / "samples.jsonl").read_text().splitlines()
-    assert len(samples) == 24 * 64 and json.loads(samples[-1])["step"] == 24
-
-
-def test_adapter_reloaded_in_a_fresh_process_gives_the_same_answers(run):
-    prompts = [row["messages"] for row in load_task("gene_ranking").rows("validation")[:10]]
-    greedy = SamplingConfig(temperature=0, max_new_tokens=48)
-    here = [g[0].output_text for g in run.policy.sample(prompts, 1, greedy)]
-    base = [g[0].output_text for g in load_policy("embedded:mini").sample(prompts, 1, greedy)]
-    assert here != base
-    code = (
-        "import json, sys\n"
-        "from rftkit.data import SamplingConfig\n"
-        "from rftkit.policy import load_policy\n"
-        "out = load_policy(sys.argv[1]).sample(json.loads(sys.argv[2]), 1,\n"
-        "    SamplingConfig(temperature=0, max_new_tokens=48))\n"
-        "print('RESULT', json.dumps([g[0].output_text for g in out]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(run.out), json.dumps(prompts)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert "RESULT" in done.stdout, done.stderr[-1500:]
-    assert json.loads(done.stdout.split("RESULT ")[1]) == here
-
-
-def test_adapter_names_the_base_and_not_this_machine(run):
-    config = json.loads((run.out / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "embedded:mini"
-
-
 def test_the_answer_never_reaches_the_model(run):
-    """What the sampler reads is the messages alone: a changed answer changes no rollout."""
     rows = load_task("gene_ranking").rows("train")[:3]
-    seen = []
 
     class Trainer:
         class state:
             global_step = 0
 
-    draw = rollouts(run.policy, RunConfig(**QUICK))
-    for changed in (rows, shuffled(rows)):
-        prompts = [row["messages"] for row in changed for _ in range(8)]
-        out = draw(prompts, Trainer)
-        seen.append((out["prompt_ids"], out["completion_ids"]))
-    assert seen[0] == seen[1]
-    text = run.policy.tokenizer.decode(seen[0][0][0])
-    assert rows[0]["reference_gene"] not in text
+    session = SimpleNamespace(
+        policy=run.policy, config=RunConfig(**QUICK), timed=lambda name: nullcontext()
+    )
+    draw = sampler(session)
+    one, other = (draw([r["messages"] for r in x for _ in range(8)], Trainer)
+                  for x in (rows, shuffled(rows)))  # fmt: skip
+    assert one == other
+    assert rows[0]["reference_gene"] not in run.policy.tokenizer.decode(one["prompt_ids"][0])
 
 
-def test_reward_is_the_graders_formula():
-    task = load_task("gene_ranking")
-    reward = StepReward(task)
-    item = json.dumps({"reference_gene": "B"})
-    texts = [
-        '<think>x</think>{"genes": ["B", "A"]}',
-        '<think>x</think>{"genes": ["A", "B"]}',
-        '<think>x</think>{"genes": ["A", "A", "A", "A", "B"]}',
-        '<think>x</think>{"genes": ["A"]}',
-        '<think>x</think>{"genes": ["A"',
-        '<think>{"genes": ["B"]}',
-    ]
-    assert reward([""] * 6, texts, [item] * 6) == pytest.approx([1.0, 0.73, 0.115, 0.1, 0.0, 0.0])
+def test_each_step_draws_other_answers(tmp_path):
+    rows = load_task("gene_ranking").rows("train")[:1]
+    config = RunConfig(**TINY | {"prompts_per_step": 1, "learning_rate": 1e-12})
+    train(config, tmp_path, rows=rows, held_out=[])
+    drawn = {1: [], 2: []}
+    for line in read_lines(tmp_path / "samples.jsonl"):
+        drawn[line["step"]].append(line["reasoning"] + line["output_text"])
+    assert len(drawn[1]) == len(drawn[2]) == 4 and drawn[1] != drawn[2]
 
 
-def test_training_on_a_held_out_group_is_refused(tmp_path):
-    task = load_task("gene_ranking")
-    rows = task.rows("train")[:4]
-    with pytest.raises(ValueError, match="stand in both training and held-out rows"):
-        train(RunConfig(**QUICK), tmp_path, [], task, rows, rows[:1])
+def test_gradients_of_several_passes_add_up_to_one_step(tmp_path, tiny):
+    parts = train(RunConfig(**TINY | {"micro_batch": 2, "steps": 1}), tmp_path).log[0]
+    assert json.loads((tmp_path / "plan.json").read_text())["accumulation"] == 4
+    assert parts["reward_mean"] == tiny.log[0]["reward_mean"]
+    assert parts["grad_norm"] == pytest.approx(tiny.log[0]["grad_norm"], rel=1e-3)
 
 
-def test_impossible_values_are_refused_all_at_once():
-    config = RunConfig(method="ppo", answers_per_prompt=1, learning_rate=-1, seed=True, task=None)
-    found = config.problems()
-    named = " ".join(found)
-    for name in ("method", "answers_per_prompt", "learning_rate", "seed", "train_file", "grader"):
-        assert name in named
-    with pytest.raises(UserError, match="one answer has nothing to be compared with"):
-        config.check()
-    with pytest.raises(UserError, match="unknown lerning_rate"):
-        RunConfig.from_json({"lerning_rate": 1})
-    assert RunConfig.from_json(RunConfig(**QUICK).to_json()) == RunConfig(**QUICK)
-
-
-def test_sft_learns_completions_alone():
-    task = load_task("gene_ranking")
-    policy = load_policy("embedded:mini")
+def test_sft_learns_the_completion_alone():
+    task, policy = load_task("gene_ranking"), load_policy("embedded:mini")
     row = task.rows("train")[0]
     config = RunConfig(method="sft", completion_template="<think></think>" + task.answer_template)
     example = sft_example(policy, task, row, config)
     learned = [i for i, label in zip(example["input_ids"], example["labels"]) if label != -100]
-    said = policy.tokenizer.decode(learned)
-    assert said == f'<think></think>{{"genes": ["{row["reference_gene"]}"]}}<|end|>'
+    completion = f'<think></think>{{"genes": ["{row["reference_gene"]}"]}}<|end|>'
+    assert policy.tokenizer.decode(learned) == completion
     read = policy.tokenizer.decode(example["input_ids"][: -len(learned)])
     assert read == policy.render(row["messages"])
 
 
-def test_sft_run_keeps_its_best_epoch(tmp_path):
+def test_an_sft_run_learns_its_completions(tmp_path):
     task = load_task("gene_ranking")
-    plan = "<think>Common first.</think>"
-    rows = [r | {"completion": plan + '{"genes": ["X"]}'} for r in task.rows("train")[:32]]
+    completion = '<think>Common first.</think>{"genes": ["X"]}'
+    rows = [row | {"completion": completion} for row in task.rows("train")[:32]]
     config = RunConfig(
         method="sft", task="gene_ranking", prompts_per_step=16, epochs=4, steps=99, eval_every=2,
         patience=0, eval_rows=20, keep_start=False, learning_rate=2e-2,
@@ -230,27 +148,14 @@ def test_sft_run_keeps_its_best_epoch(tmp_path):
     assert done.log[0]["reward_mean"] is None
 
 
-def test_config_from_files_makes_its_own_task(tmp_path):
-    task = load_task("gene_ranking")
-    config = RunConfig(
-        task=None, train_file=str(task.folder / "train.jsonl"), grader=task.grader_spec,
-        answer_template=task.answer_template, steps=1, prompts_per_step=2, answers_per_prompt=2,
-        eval_every=0, gate="off",
-    )  # fmt: skip
-    done = train(config, tmp_path)
-    assert len(done.log) == 1 and done.best == {}
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-
-
 def test_engine_unsloth_trains_too(tmp_path):
     code = (
         "import sys\n"
         "from rftkit.policy import choose_engine\n"
         "choose_engine('unsloth', 'cpu')\n"
         "import unsloth\n"
-        "from rftkit.training import RunConfig, train\n"
-        "c = RunConfig(task='gene_ranking', engine='unsloth', steps=2, prompts_per_step=2,\n"
-        "    answers_per_prompt=4, eval_every=0, gate='off')\n"
+        "from rftkit import RunConfig, train\n"
+        f"c = RunConfig(**{TINY}, engine='unsloth')\n"
         "r = train(c, sys.argv[1])\n"
         "print('RESULT', r.policy.engine, len(r.log), r.log[-1]['grad_norm'])\n"
     )
@@ -258,29 +163,377 @@ def test_engine_unsloth_trains_too(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
     )
     assert "RESULT unsloth 2" in done.stdout, (done.stdout[-500:], done.stderr[-1500:])
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "adapter" / WEIGHTS).exists()
 
 
-def test_task_without_groups_clusters_rows():
-    record = load_task("gene_ranking").to_json()
-    record.pop("group_by")
-    assert task_from_json(record).group_by is None
+def test_a_second_round_starts_from_the_first_ones_adapter(tmp_path, tiny):
+    first = {"init_adapter": str(tiny.out), "eval_every": 1}
+    second = train(RunConfig(**TINY | first, seed=5), tmp_path / "2")
+    assert second.start["mean"] == tiny.best["mean"]
+    start = tmp_path / "2" / "checkpoints" / "best" / "step-000000" / WEIGHTS
+    assert not start.exists() or start.read_bytes() == (tiny.out / "adapter" / WEIGHTS).read_bytes()
+    for wrong, named in (
+        ({"lora_rank": 8}, "lora_rank to 4"),
+        ({"model": "embedded:large"}, "base"),
+    ):
+        with pytest.raises(UserError, match=f"init_adapter: .*{named}"):
+            train(RunConfig(**TINY | first | wrong), tmp_path / "3")
 
 
-def test_a_field_that_is_missing_stops_before_step_1(tmp_path):
+# What is stored.
+
+
+def test_the_log_has_one_whole_object_a_step(run):
+    assert [line["step"] for line in run.log] == list(range(1, 25))
+    assert all(LOG_FIELDS <= line.keys() for line in run.log)
+    assert [line["step"] for line in run.log if "validation" in line] == [6, 12, 18, 24]
+    assert read_lines(run.out / "log.jsonl") == run.log
+    assert all(0 <= line["dead_groups"] <= 1 and line["truncated"] < 0.2 for line in run.log)
+    assert set(run.log[0]["sub_rewards"]) == set(load_task("gene_ranking").grader.variables)
+
+
+def test_samples_say_where_they_come_from(tiny):
+    samples = read_lines(tiny.out / "samples.jsonl")
+    assert len(samples) == 16 and all(s["seconds"] > 0 < s["completion_tokens"] for s in samples)
+    assert {s["step"]: s["seed"] for s in samples} == {1: 1, 2: 2}
+    assert [s["index"] for s in samples[:8]] == [0, 1, 2, 3] * 2
+    tokens = {s["row_id"]: s["prompt_tokens"] for s in samples}
+    assert all(s["prompt_tokens"] == tokens[s["row_id"]] > 20 for s in samples)
+    assert len(set(tokens.values())) > 1
+
+
+def test_the_saved_adapter_gives_the_answers_of_the_run(run):
+    prompts = [row["messages"] for row in load_task("gene_ranking").rows("validation")[:10]]
+    greedy = SamplingConfig(temperature=0, max_new_tokens=48)
+    trained, loaded, base = (
+        [group[0].output_text for group in policy.sample(prompts, 1, greedy)]
+        for policy in (run.policy, load_policy(str(run.out)), load_policy("embedded:mini"))
+    )
+    assert trained == loaded != base
+    made = json.loads((run.out / "adapter" / "adapter_config.json").read_text())
+    assert made["base_model_name_or_path"] == "embedded:mini"  # and not a path of this machine
+
+
+def test_the_report_says_what_the_log_says(tiny):
+    report = json.loads((tiny.out / "report.json").read_text())
+    start, kept = report["systems"]
+    assert start["name"] == "before training" and kept["name"] == f"kept, step {tiny.best['step']}"
+    assert kept["top1"] == {key: tiny.best[key] for key in ("mean", "low", "high")}
+    (pair,) = report["paired"]
+    difference = kept["top1"]["mean"] - start["top1"]["mean"]
+    assert pair["difference"] == pytest.approx(difference, abs=1e-3)
+    assert pair["low"] <= pair["difference"] <= pair["high"] and pair["metric"] == "top1"
+    assert report["training"]["steps"] == 2 and report["n_cases"] == kept["n"] == 4
+    assert report["training"]["answer_groups_shared_with_eval"] == 0 and report["seed"] == 0
+    assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader", "task"}
+    text = (tiny.out / "report.md").read_text()
+    assert f"| {kept['name']} | {kept['top1']['mean']:.3f} [" in text
+
+
+def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp_path):
+    """A stand-in for TensorBoard."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    heard = []
+
+    class Reports(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest):
+            heard.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
+    done = train(RunConfig(**TINY | {"report_to": "tensorboard", "eval_every": 1}), tmp_path)
+    logged = {r["step"]: r["validation"]["mean"] for r in done.log}
+    assert {s: v["held_out/top1"] for s, v in heard if "held_out/top1" in v} == logged
+    assert [step for step, logs in heard if "reward" in logs] == [1, 2]
+
+
+# The same folder again.
+
+
+def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
+    def files():
+        return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in tiny.out.rglob("*")
+                if p.is_file() and p.name != ".lock"}  # fmt: skip
+
+    before, heard = files(), []
+    config = RunConfig(**TINY | {"eval_every": 1, "save_every": 9, "gate": "on"})  # free fields
+    assert train(config, tiny.out, [heard.append]).log == tiny.log
+    assert heard == [] and files() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"learning_rate": 0.5, "steps": 3}, r"steps: 2 there, 3 here; learning_rate: None there"),
+        ({"answer_template": '{"genes": ["NOT", "{{item.reference_gene}}"]}'}, "answer_template"),
+        ({"grader": {"type": "string_check", "name": "x", "input": "{{sample.output_text}}",
+                     "reference": "{{item.reference_gene}}", "operation": "like"}}, "grader"),
+    ],
+)  # fmt: skip
+def test_another_config_is_refused_by_its_fields(tiny, change, named):
+    with pytest.raises(UserError, match=f"another run stands here.*{named}"):
+        train(RunConfig(**TINY | {"eval_every": 1} | change), tiny.out)
+
+
+def test_rows_are_compared_by_content(tmp_path):
     task = load_task("gene_ranking")
-    rows = [dict(row) for row in task.rows("train")[:4]]
-    rows[2].pop("reference_gene")
+    rows = task.rows("train")[:6]
+    paths = []
+    for name in ("a", "b"):  # the same rows under two names
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = RunConfig(**TINY | {"task": None, "grader": task.grader_spec, "train_file": paths[0]})
+    train(config, tmp_path / "run")
+    assert len(train(config.replace(train_file=paths[1]), tmp_path / "run").log) == 2
+    other = config.replace(train_file=task.folder / "train.jsonl")
+    with pytest.raises(UserError, match="train_file.*training rows: 6 there, 128 here"):
+        train(other, tmp_path / "run")
+    with pytest.raises(UserError, match="training rows: not the same"):
+        train(config, tmp_path / "run", rows=rows[::-1])
+    assert train(other, tmp_path / "run", existing="replace").training["examples"] == 128
+
+
+@pytest.mark.parametrize("existing", ["resume", "replace"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"adapter/mine.txt": "mine", "report.md": "mine"},
+        {"config.json": '{"model_type": "llama"}', "adapter/mine.txt": "mine"},  # a model's
+        {"log.jsonl": '{"step": 1}\n', "config.json": "torn"},
+    ],
+)
+def test_files_that_no_run_wrote_are_kept(tmp_path, files, existing):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        open_folder(tmp_path, RunConfig(**TINY), {}, existing)
+    assert {n: (tmp_path / n).read_text() for n in files} == files
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    with sole_user(tmp_path), pytest.raises(UserError, match="another process"):
+        train(RunConfig(**TINY), tmp_path)
+
+
+# What stops a run before its first step.
+
+
+def test_a_held_out_group_must_not_be_trained_on(tmp_path):
+    task = load_task("gene_ranking")
+    rows = task.rows("train")[:4]
+    with pytest.raises(UserError, match="both training and held-out rows"):
+        train(RunConfig(**TINY), tmp_path, [], task, rows, rows[:1])
+
+
+@pytest.mark.parametrize("side", ["rows", "held_out"])
+def test_a_row_without_its_answer_stops_the_run(tmp_path, side):
+    task = load_task("gene_ranking")
     task.group_by = None
+    rows = {"rows": task.rows("train")[:4], "held_out": task.rows("validation")[:4]}
+    rows[side][2].pop("reference_gene")
     with pytest.raises(UserError, match="reference_gene"):
-        train(RunConfig(**QUICK | {"eval_every": 0}), tmp_path, [], task, rows, [])
-    assert (tmp_path / "log.jsonl").read_text() == ""
+        train(RunConfig(**TINY | {"eval_every": 1}), tmp_path, task=task, **rows)
+    assert read_lines(tmp_path / "log.jsonl") == []
 
 
-def test_a_grader_that_fails_stops_the_run_instead_of_teaching_zeros():
-    record = load_task("gene_ranking").to_json()
-    record["grader"] = dict(record["grader"], calculate_output="1 / (first - first)")
-    reward = StepReward(task_from_json(record))
+def test_an_adapter_as_the_model_is_refused(tiny, tmp_path):
+    config = RunConfig(**TINY | {"model": str(tiny.out)})
+    for start in (plan_of, lambda config: train(config, tmp_path / "new")):
+        with pytest.raises(UserError, match=f'"init_adapter" to {tiny.out}'):
+            start(config)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("under", [".", "run"])
+def test_a_place_that_cannot_be_a_folder_is_named(tmp_path, under):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / under
+    with pytest.raises(UserError, match=f"^{place}: "):
+        train(RunConfig(**TINY), place)
+
+
+CONSTANT = {"type": "string_check", "name": "constant", "operation": "ne",
+            "input": "{{sample.output_text}}", "reference": "never said"}  # fmt: skip
+
+
+def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
+    rows, task, seen = load_task("gene_ranking").rows("train"), graded_by(CONSTANT), []
+
+    class Watcher:
+        def gate(self, signal):
+            seen.append(signal.verdict)
+
+        def __call__(self, record):
+            seen.append(record["step"])
+
+    config = RunConfig(**TINY | {"gate": "on"})
+    for _ in range(2):  # the same question has the same answer
+        with pytest.raises(GateSaysFix) as stop:
+            train(config, tmp_path, [Watcher()], task, rows)
+        assert stop.value.exit_code == 3 and stop.value.verdict["verdict"] == "fix"
+    assert seen == ["fix"] and read_lines(tmp_path / "log.jsonl") == []
+    train(config, tmp_path, [Watcher()], task, rows, force=True)
+    assert seen == ["fix", 1, 2]
+    assert json.loads((tmp_path / "gate.json").read_text())["forced"]
+
+
+def test_the_gate_does_not_change_the_run(tmp_path, tiny):
+    """And it is not asked again by a run that starts anew, having saved no checkpoint."""
+
+    def stop(record):
+        raise RuntimeError("stopped from outside")
+
+    config = RunConfig(**TINY | {"gate": "on", "eval_every": 1})
+    with pytest.raises(RuntimeError, match="from outside"):
+        train(config, tmp_path, [stop], force=True)
+    asked = (tmp_path / "gate.json").read_text()
+    done = train(config, tmp_path, force=True)
+    assert [r["loss"] for r in done.log] == [r["loss"] for r in tiny.log]
+    assert json.loads(asked) == json.loads((tmp_path / "gate.json").read_text())
+
+
+def test_a_refusal_of_the_gate_ends_with_3_and_prints_its_verdict(tmp_path):
+    template = load_task("gene_ranking").answer_template
+    file = write_config(tmp_path, gate="on", grader=CONSTANT, answer_template=template)
+    arguments = ["train", file, "--out", str(tmp_path / "r"), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exception.exit_code == 3
+    verdict = json.loads(result.stdout)["gate"]
+    assert verdict["verdict"] == "fix" and verdict["findings"]
+
+
+# The command, and what interrupts it.
+
+
+def test_train_prints_what_it_kept(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", write_config(tmp_path, eval_every=1), "--out", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "kept step" in done.output and "held-out top1" in done.output
+    again = CliRunner().invoke(app, [*arguments, "--json"]).stdout
+    assert json.loads(again[again.index("{\n") :])["training"]["steps"] == 2
+    assert (out / "curve.png").exists()
+
+
+def test_ctrl_c_saves_a_checkpoint_of_the_step(tmp_path):
+    config = RunConfig(**TINY | {"steps": 3, "save_every": 50})
+    handler, heard = signal.getsignal(signal.SIGINT), []
+
+    def press(record):
+        if record["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 1"):
+        train(config, tmp_path, [press])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert (tmp_path / "checkpoints" / "step-000001" / "run_state.json").exists()
+    done = train(config, tmp_path, [heard.append])
+    assert [r["step"] for r in heard] == [2, 3] and [r["step"] for r in done.log] == [1, 2, 3]
+
+
+def test_sigterm_ends_the_command_with_130(tmp_path):
+    write_config(tmp_path, steps=400)
+    command = [sys.executable, "-m", "rftkit.cli", "train", "run.json", "--out", "r", "--json"]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    log = tmp_path / "r" / "log.jsonl"
+    while child.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    out, errors = child.communicate(timeout=600)
+    assert child.returncode == 130, errors[-2000:]
+    assert "after step" in json.loads(out)["interrupted"] and "Traceback" not in errors
+
+
+# All runs of a folder.
+
+VALIDATION = {"metric": "top1", "mean": 0.4, "low": 0.3, "high": 0.5}
+LOG = (
+    b'{"step": 1, "seconds": NaN}\n{"step": 2, "seconds": 3, "validation": '
+    + json.dumps(VALIDATION).encode()
+    + b"}\n"
+)
+SUMMARY = {"training": {"stopped": "steps"}, "start": VALIDATION, "best": VALIDATION | {"step": 2}}
+
+
+def made_run(folder, log=LOG, summary=None, **config):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"task": "gene_ranking"} | config))
+    (folder / "log.jsonl").write_bytes(log)
+    if summary is not None:
+        (folder / "training.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize(
+    ("log", "summary"),
+    [
+        (b"not json\n" + LOG, None),
+        (LOG + b"\xff\xfe{}\n", None),
+        (LOG + b"[1, 2]\n", None),
+        (b'{"step": 1, "seconds": 1, "validation": 3}\n', None),
+        (b'{"step": 1, "seconds": 1, "validation": {"mean": NaN, "low": 0, "high": 1}}\n', None),
+        (b'{"step": 1}\n', None),
+        (LOG, SUMMARY | {"best": {"mean": 0.4}}),
+        (LOG, [1]),
+    ],
+)
+def test_one_broken_run_does_not_hide_the_others(tmp_path, log, summary):
+    made_run(tmp_path / "a", seed=1)
+    made_run(tmp_path / "z", LOG + b'{"step": 3, "patterns": {"\xc3', SUMMARY, seed=2)  # killed
+    made_run(tmp_path / "bad", log, summary, seed=7)
+    found = list_runs(tmp_path)
+    assert [(r["name"], r["state"], r["steps"]) for r in found["runs"]] == [
+        ("a", "unfinished", 2), ("z", "finished", 2)
+    ]  # fmt: skip
+    assert found["differing"] == ["seed"] and str(tmp_path / "bad") in found["unreadable"][0]
+    table = runs_table(found)
+    assert table[0] == {"run": "a", "held out": "top1 0.400 [0.300, 0.500]", "at step": "2",
+                        "steps": "2", "ended by": "unfinished", "alarms": "none",
+                        "seed": "1"}  # fmt: skip
+    result = CliRunner().invoke(app, ["runs", str(tmp_path)])
+    assert result.exit_code == 0 and "left out: " in result.output
+    assert len(json.loads(CliRunner().invoke(app, ["runs", str(tmp_path), "--json"]).stdout)) == 3
+
+
+# The reward function alone.
+
+
+def test_step_reward_works_as_trl_calls_it_without_a_run():
+    """TRL hands over keywords: prompts, completions, their token ids, and the table's columns."""
+    task = load_task("gene_ranking")
+    texts = {
+        '<think>x</think>{"genes": ["B", "A"]}': 1.0,
+        '<think>x</think>{"genes": ["A", "B"]}': 0.73,
+        '<think>x</think>{"genes": ["A", "A", "A", "A", "B"]}': 0.115,
+        '<think>x</think>{"genes": ["A"]}': 0.1,
+        '<think>x</think>{"genes": ["A"': 0.0,
+        '<think>{"genes": ["B"]}': 0.0,
+    }
+    reward, count = StepReward(task), len(texts)
+    rewards = reward(
+        prompts=[[{"role": "user", "content": "?"}]] * count,
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        completion_ids=[[1, 2, 3]] * count,
+        item=[json.dumps({"reference_gene": "B"})] * count,
+        row_id=[f"row {n}" for n in range(count)],
+        trainer_state=None,
+        log_extra=None,
+        log_metric=None,
+    )
+    assert rewards == pytest.approx(list(texts.values()))
+    assert [s.grade for s in reward.samples] == rewards
+    assert reward.summary()["group_spread"] > 0 and reward.__name__
+
+
+def test_a_grader_that_fails_teaches_no_zeros():
+    spec = load_task("gene_ranking").grader_spec | {"calculate_output": "1 / (first - first)"}
     texts = ['<think>x</think>{"genes": ["A"]}'] * 8
     with pytest.raises(GraderFailure, match="8 of 8"):
-        reward([""] * 8, texts, [json.dumps({"reference_gene": "A"})] * 8)
+        StepReward(graded_by(spec))([""] * 8, texts, item=[json.dumps({"reference_gene": "A"})] * 8)

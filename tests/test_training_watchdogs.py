@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rftkit.files import UserError, embedded_model
+from rftkit import RunConfig, UserError, load_task, train
+from rftkit.files import embedded_model
 from rftkit.graders.answer import Grade, grader_fault
 from rftkit.policy import load_policy
-from rftkit.task import load_task, task_from_json
+from rftkit.task import task_from_json
 from rftkit.training import run
-from rftkit.training.config import RunConfig
 from rftkit.training.heldout import HeldOut, rises
-from rftkit.training.run import train
+from rftkit.training.store import read_lines
 from rftkit.training.watchdogs import (
     TrainingStopped,
     Watchdogs,
@@ -30,11 +30,15 @@ TINY = dict(
 )  # fmt: skip
 
 
-def events(out):
-    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+def steps_of(done):
+    return [record["step"] for record in done.log]
 
 
-# --- NaN ---------------------------------------------------------------------------------------
+def graded_by(spec):
+    return task_from_json(load_task("gene_ranking").to_json() | {"grader": spec})
+
+
+# NaN.
 
 
 def spoil_gradients(monkeypatch, spoiled_steps):
@@ -47,44 +51,35 @@ def spoil_gradients(monkeypatch, spoiled_steps):
 
     def with_hook(*arguments):
         model = made(*arguments)
-        first = next(p for n, p in model.named_parameters() if "lora_B" in n)
-        first.register_hook(spoiled)
+        next(p for n, p in model.named_parameters() if "lora_B" in n).register_hook(spoiled)
         return model
 
     monkeypatch.setattr(run, "with_lora", with_hook)
 
 
-def test_a_nan_gradient_spoils_the_weights(monkeypatch, tmp_path):
+def test_a_step_with_a_nan_gradient_is_skipped(monkeypatch, tmp_path):
     spoil_gradients(monkeypatch, {2})
     done = train(RunConfig(**TINY), tmp_path)
-    assert [r["step"] for r in done.log] == [1, 2, 3, 4]
-    assert [a["name"] for a in done.alarms] == ["not finite"] and done.alarms[0]["step"] == 2
+    assert steps_of(done) == [1, 2, 3, 4]
+    assert [(a["name"], a["step"]) for a in done.alarms] == [("not finite", 2)]
     assert done.log[1]["grad_norm"] is None and done.log[2]["grad_norm"] is not None
     assert all(p.isfinite().all() for p in done.policy.model.parameters())
-    batch = (tmp_path / "alarms" / "step-000002-not-finite.jsonl").read_text().splitlines()
-    assert len(batch) == 8
-    assert [e["level"] for e in events(tmp_path)].count("warn") == 1
+    assert len(read_lines(tmp_path / "alarms" / "step-000002-not-finite.jsonl")) == 8
     json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)
 
 
-def test_nan_for_ever_trains_on(monkeypatch, tmp_path):
-    spoil_gradients(monkeypatch, {2, 3, 4})
-    with pytest.raises(TrainingStopped, match="3 times in a row") as stop:
-        train(RunConfig(**TINY), tmp_path)
-    assert stop.value.cause == "not finite" and not (tmp_path / "training.json").exists()
-
-
-def test_a_run_that_goes_on_after_a_stop_is_stopped_by_the_next_nan(monkeypatch, tmp_path):
+def test_three_nan_in_a_row_stop_a_run_that_can_be_resumed(monkeypatch, tmp_path):
     spoil_gradients(monkeypatch, {2, 3, 4, 5})
     config = RunConfig(**TINY | {"steps": 6})
-    with pytest.raises(TrainingStopped):
+    with pytest.raises(TrainingStopped) as stop:
         train(config, tmp_path)
+    assert stop.value.cause == "not finite" and not (tmp_path / "training.json").exists()
     done = train(config, tmp_path)  # the fifth gradient is the first of this session
-    assert [r["step"] for r in done.log] == [1, 2, 3, 4, 5, 6]
+    assert steps_of(done) == [1, 2, 3, 4, 5, 6]
     assert [alarm["step"] for alarm in done.alarms] == [2, 3, 4, 5]
 
 
-def test_an_infinite_gradient_is_taken_for_a_number():
+def test_an_infinite_gradient_clears_all_gradients():
     dogs = Watchdogs(watchdog_steps=3, entropy_floor=0.01)
     good, bad = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     good.grad, bad.grad = torch.ones(2), torch.tensor([1.0, float("inf")])
@@ -93,120 +88,97 @@ def test_an_infinite_gradient_is_taken_for_a_number():
     assert not dogs.not_finite([good, bad]) and good.grad is not None and dogs.skipped == 0
 
 
-# --- nothing to learn --------------------------------------------------------------------------
+# Nothing to learn.
 
 
-def constant_task():
-    """Every answer gets full marks."""
-    record = load_task("gene_ranking").to_json()
-    record["grader"] = {
-        "type": "string_check", "name": "constant", "operation": "ne",
-        "input": "{{sample.output_text}}", "reference": "never said",
-    }  # fmt: skip
-    return task_from_json(record)
-
-
-def test_a_constant_reward_is_trained_on_for_ever(tmp_path):
+def test_a_constant_reward_ends_the_run(tmp_path):
+    constant = {"type": "string_check", "name": "constant", "operation": "ne",
+                "input": "{{sample.output_text}}", "reference": "never said"}  # fmt: skip
     rows = load_task("gene_ranking").rows("train")[:8]
     config = RunConfig(**TINY | {"steps": 9, "watchdog_steps": 2})
-    done = train(config, tmp_path, task=constant_task(), rows=rows)
+    done = train(config, tmp_path, task=graded_by(constant), rows=rows)
     assert len(done.log) == 2 and done.training["stopped"] == "all groups dead"
-    assert "same grade" in done.alarms[-1]["cause"]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-
-
-def test_collapse_is_called_too_early_or_never():
-    dogs = Watchdogs(watchdog_steps=3, entropy_floor=0.01)
-    names = []
-    for entropy in (0.005, 0.005, 0.3, 0.005, 0.005, 0.005):
-        found = dogs.read({"dead_groups": 0.5, "entropy": entropy})
-        names.append([a["name"] for a in found])
-    assert names == [[], [], [], [], [], ["entropy collapse"]]
-    dogs = Watchdogs(watchdog_steps=0, entropy_floor=0.01)
-    assert [dogs.read({"dead_groups": 1.0, "entropy": 0.0}) for _ in range(20)] == [[]] * 20
-    dogs = Watchdogs(watchdog_steps=1, entropy_floor=0.01)
-    assert dogs.read({"dead_groups": None, "entropy": None}) == []  # SFT has neither
-
-
-# --- the first batch ---------------------------------------------------------------------------
+    assert (tmp_path / "alarms" / "step-000002-all-groups-dead.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("field", "bad", "good", "name"),
+    [("entropy", 0.005, 0.3, "entropy collapse"), ("dead_groups", 1, 0.5, "all groups dead")],
+)
+def test_only_steps_in_a_row_are_an_alarm(field, bad, good, name):
+    def alarms(watchdog_steps, *values):
+        dogs = Watchdogs(watchdog_steps, entropy_floor=0.01)
+        return [[a["name"] for a in dogs.read({field: value})] for value in values]
+
+    assert alarms(3, bad, bad, good, bad, bad, bad) == [[], [], [], [], [], [name]]
+    assert alarms(0, *[bad] * 20) == [[]] * 20  # 0: never
+    assert alarms(1, None) == [[]]  # SFT has neither
+
+
+# The first batch.
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
     [
         (lambda template: template + "<|end|>", "prompts end with <|end|>"),
         (lambda template: template.replace("message.content", "'Hello.'"), "does not hold"),
     ],
 )
-def test_a_broken_chat_template_is_trained_on(tmp_path, change, expected):
+def test_a_broken_chat_template_stops_before_a_weight_changes(tmp_path, change, named):
     """One ends the assistant's turn itself, one loses the question. The tiny model answers all the
     same, and its answers can be read: it would train on."""
     model = tmp_path / "model"
     shutil.copytree(embedded_model("mini"), model)
-    template = (model / "chat_template.jinja").read_text()
-    (model / "chat_template.jinja").write_text(change(template))
-    expected = f"step 1: .*{re.escape(expected)}.*No weight has changed"
-    with pytest.raises(TrainingStopped, match=expected) as stop:
+    template = model / "chat_template.jinja"
+    template.write_text(change(template.read_text()))
+    with pytest.raises(TrainingStopped, match=f"step 1: .*{re.escape(named)}") as stop:
         train(RunConfig(**TINY | {"model": str(model)}), tmp_path / "run")
     assert stop.value.cause == "garbage in the first batch"
-    assert (tmp_path / "run" / "log.jsonl").read_text() == ""
+    assert read_lines(tmp_path / "run" / "log.jsonl") == []
     assert (tmp_path / "run" / "alarms" / "step-000001-garbage.jsonl").exists()
 
 
-def test_garbage_is_not_told_apart():
+def test_garbage_is_told_from_odd_answers():
     tokenizer = load_policy("embedded:mini").tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     word = tokenizer("Seizure", add_special_tokens=False).input_ids
-    prompts, ends = ["a question"] * 4, {end}
 
-    def found(completions, prompts=prompts):
-        return " ".join(garbage_in_first_batch(tokenizer, prompts, completions, ends))
+    def faults(completions, prompts=("a question",) * 4):
+        return garbage_in_first_batch(tokenizer, prompts, completions, {end})
 
-    assert found([word + [end]] * 4) == ""
-    assert found([word + [end]] * 2 + [[end], word]) == ""  # half of it may be odd
-    assert "ended at once" in found([[end]] * 4)
-    assert "never ended by themselves" in found([word] * 4)
-    assert "is empty after the chat template" in found([word + [end]] * 4, [" "] * 4)
-    assert "2 prompts end with" in found([word + [end]] * 4, ["a", "a<|end|>\n", "a<|end|>", "a"])
-    if pad is not None and pad != end:
-        assert tokenizer.pad_token in found([word + [pad] + word + [end]] * 4)
+    sound = [word + [end]] * 4
+    assert faults(sound) == [] == faults([word + [end]] * 2 + [[end], word])  # half may be odd
+    for prompts, completions, named in [
+        (["a question"] * 4, [[end]] * 4, "empty"),
+        (["a question"] * 4, [word] * 4, "never ended"),
+        ([" "] * 4, sound, "a prompt is empty"),
+        (["a", "a<|end|>\n", "a<|end|>", "a"], sound, "2 prompts end with"),
+        (["a question"] * 4, [word + [pad] + word + [end]] * 4, tokenizer.pad_token),
+    ]:
+        (fault,) = faults(completions, prompts)
+        assert named in fault
+    tokenizer.bos_token = "<|start|>"
+    (fault,) = faults(sound, ["<|start|><|start|>a question", "<|start|>a question"])
+    assert fault.startswith("1 prompts begin with <|start|> twice")
 
 
 @pytest.mark.parametrize("role", ["pad_token", "bos_token"])
-def test_an_end_that_is_also_another_control_token_is_garbage(role):
+def test_an_end_token_with_another_role_is_no_garbage(role):
     """Many models pad with their end token, and some begin with it."""
     tokenizer = load_policy("embedded:mini").tokenizer
     setattr(tokenizer, role, tokenizer.eos_token)
-    word = tokenizer("Seizure", add_special_tokens=False).input_ids
-    answers = [word + [tokenizer.eos_token_id]] * 4
+    answers = [[*tokenizer("Seizure", add_special_tokens=False).input_ids, tokenizer.eos_token_id]]
     ends = {tokenizer.eos_token_id}
-    assert garbage_in_first_batch(tokenizer, ["a question"] * 4, answers, ends) == []
+    assert garbage_in_first_batch(tokenizer, ["a question"] * 4, answers * 4, ends) == []
 
 
-def test_a_doubled_begin_token_is_not_seen():
-    tokenizer = load_policy("embedded:mini").tokenizer
-    tokenizer.bos_token = "<|start|>"
-    word = tokenizer("Seizure", add_special_tokens=False).input_ids
-    answers = [word + [tokenizer.eos_token_id]] * 2
-    prompts = ["<|start|><|start|>a question", "<|start|>a question"]
-    ends = {tokenizer.eos_token_id}
-    (found,) = garbage_in_first_batch(tokenizer, prompts, answers, ends)
-    assert found.startswith("1 prompts begin with <|start|> twice")
+# Graders and disks that fail.
 
 
-def test_dead_or_flat_steps_that_are_not_in_a_row_are_added_up():
-    dogs = Watchdogs(watchdog_steps=3, entropy_floor=0.1)
-    dead, alive = {"dead_groups": 1, "entropy": 0.05}, {"dead_groups": 0.5, "entropy": 0.3}
-    assert [dogs.read(record) for record in (dead, dead, alive, dead, dead)] == [[]] * 5
-    names = [alarm["name"] for alarm in dogs.read(dead)]
-    assert names == ["all groups dead", "entropy collapse"]
-
-
-# --- graders and disks that fail ---------------------------------------------------------------
-
-
-def test_a_failing_grader_costs_more_than_its_batch(tmp_path):
-    """From step 3 on it fails; mended, the run goes on from step 2 and grades step 3 again."""
+def test_a_failing_grader_costs_its_batch_alone(tmp_path):
+    """From step 3 on it fails; fixed, the run resumes from step 2 and grades step 3 again."""
     task, calls, broken = load_task("gene_ranking"), [], [True]
     sound = task.grader.evaluate
 
@@ -218,40 +190,36 @@ def test_a_failing_grader_costs_more_than_its_batch(tmp_path):
         return sound(item, sample)
 
     task.grader.evaluate = flaky
-    with pytest.raises(TrainingStopped, match="step 3: .*judge is down.*start the run again"):
+    with pytest.raises(TrainingStopped, match="step 3: .*judge is down"):
         train(RunConfig(**TINY), tmp_path, task=task, rows=task.rows("train"))
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    assert len(read_lines(tmp_path / "log.jsonl")) == 2
     assert (tmp_path / "alarms" / "step-000003-grader-failed.jsonl").exists()
     broken[0] = False
     done = train(RunConfig(**TINY), tmp_path, task=task, rows=task.rows("train"))
-    assert [r["step"] for r in done.log] == [1, 2, 3, 4]
+    assert steps_of(done) == [1, 2, 3, 4]
 
 
 def program(source):
     return {"type": "python", "name": "own", "source": f"def grade(sample, item):\n    {source}"}
 
 
-def test_a_grader_whose_program_always_fails_is_trained_on(tmp_path):
+def test_a_grader_whose_program_always_fails_stops_the_run(tmp_path):
     config = RunConfig(**TINY | {"grader": program("raise ValueError('boo')")})
-    with pytest.raises(TrainingStopped, match="8 of 8 answers of one step(.|\\n)*ValueError: boo"):
+    with pytest.raises(TrainingStopped, match="8 of 8(.|\\n)*ValueError: boo"):
         train(config, tmp_path)
     assert (tmp_path / "alarms" / "step-000001-grader-failed.jsonl").exists()
 
 
-def test_a_grader_whose_program_often_fails_goes_unsaid(tmp_path):
-    source = "return 1.0 / (len(sample['output_text']) % 3 > 1)"
-    done = train(RunConfig(**TINY | {"grader": program(source)}), tmp_path)
-    shares = [record["errors"].get("python_grader_runtime_error", 0) for record in done.log]
-    assert 0.5 <= shares[0] < 1, shares
-    first = done.log[0]["alarms"][0]
-    assert (
-        first["name"] == "grader errors" and f"on {shares[0]:.0%} of the answers" in first["cause"]
-    )
-    assert sum(alarm["name"] == "grader errors" for alarm in done.alarms) < len(shares)
+def test_a_grader_whose_program_often_fails_is_an_alarm_once():
+    dogs = Watchdogs(watchdog_steps=3, entropy_floor=0.01)
+    shares = (0.4, 0.5, 0.9, 0.1, 0.6)
+    records = [{"errors": {"python_grader_runtime_error": share}} for share in shares]
+    names = [[alarm["name"] for alarm in dogs.read(record)] for record in records]
+    assert names == [[], ["grader errors"], [], [], ["grader errors"]]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_ends_in_a_traceback(tmp_path):
+def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
     """A real ENOSPC: from step 4 on, log.jsonl is a device that is always full."""
     log, config = tmp_path / "log.jsonl", RunConfig(**TINY | {"save_every": 2})
 
@@ -260,15 +228,15 @@ def test_a_full_disk_ends_in_a_traceback(tmp_path):
             log.rename(tmp_path / "log.before")
             log.symlink_to("/dev/full")
 
-    with pytest.raises(TrainingStopped, match="no space left.*step-000002 stands"):
+    with pytest.raises(TrainingStopped, match="no space left.*step-000002") as stop:
         train(config, tmp_path, [fill])
+    assert stop.value.cause == "disk full"
     assert not (tmp_path / "checkpoints" / ".writing").exists()
     (tmp_path / "log.before").replace(log)
-    done = train(config, tmp_path)
-    assert [r["step"] for r in done.log] == [1, 2, 3, 4]
+    assert steps_of(train(config, tmp_path)) == [1, 2, 3, 4]
 
 
-def test_other_errors_are_called_a_full_disk(tmp_path):
+def test_a_full_disk_is_told_from_other_errors(tmp_path):
     assert is_full_disk(OSError(28, "No space left on device"), tmp_path)
     assert is_full_disk(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
     assert is_full_disk(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path)
@@ -276,18 +244,32 @@ def test_other_errors_are_called_a_full_disk(tmp_path):
     assert not is_full_disk(RuntimeError("PytorchStreamWriter failed"), tmp_path)
 
 
-# --- reward and task ---------------------------------------------------------------------------
+# Validation.
 
 
-def test_a_hacked_grader_raises_no_alarm(tmp_path):
+def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
+    class Dice:
+        """A policy that draws from torch's own random numbers, as Hugging Face's generate does."""
+
+        model = torch.nn.Linear(1, 1)
+
+        def sample(self, prompts, n, settings):
+            return torch.rand(3).tolist()
+
+    task = load_task("gene_ranking")
+    held_out = HeldOut(task, task.rows("validation"), RunConfig(**TINY), tmp_path)
+    before = torch.random.get_rng_state()
+    assert len(held_out.sample(Dice())) == 3
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert Dice.model.training, "the model is left in evaluation"
+
+
+def test_a_hacked_grader_raises_the_alarm(tmp_path):
     """The grader pays for a phrase. The phrase is learned, the answers get worse, and the adapter
     that is kept is the one before."""
-    record = load_task("gene_ranking").to_json()
-    record["grader"] = {
-        "type": "string_check", "name": "phrase", "operation": "like",
-        "input": "{{sample.reasoning}}", "reference": "Common first",
-    }  # fmt: skip
-    task, rows = task_from_json(record), load_task("gene_ranking")
+    phrase = {"type": "string_check", "name": "phrase", "operation": "like",
+              "input": "{{sample.reasoning}}", "reference": "Common first"}  # fmt: skip
+    task, rows = graded_by(phrase), load_task("gene_ranking")
     config = RunConfig(
         task="gene_ranking", steps=16, learning_rate=5e-3, beta=0.0, eval_every=8, eval_samples=4,
         patience=0, gate="off", watchdog_steps=0,
@@ -296,41 +278,36 @@ def test_a_hacked_grader_raises_no_alarm(tmp_path):
     assert done.log[-1]["validation"]["grade"] > done.start["grade"] + 0.3
     alarms = [a for a in done.alarms if a["name"] == "reward and task part"]
     assert alarms and alarms[-1]["metric"]["high"] < 0 < alarms[-1]["grade"]["low"]
-    assert any("the task gets worse" in e["message"] for e in events(tmp_path))
     assert done.best["mean"] >= done.start["mean"]
 
 
-def part_of(before, now, grades, log=()):
-    task = load_task("gene_ranking")
+def test_the_drift_alarm_asks_for_intervals():
     rows = [{"reference_gene": str(i)} for i in range(60)]
-    watch = HeldOut(task, rows, RunConfig(eval_every=5, eval_rows=60), Path("nowhere"))
-    watch.best, watch.best_values = {"step": 5}, {"metric": before, "grade": [0.3] * 60}
-    return [a["name"] for a in watch.part({"metric": now, "grade": grades}, 20, log)]
-
-
-def test_the_alarm_is_a_matter_of_taste():
+    config = RunConfig(eval_every=5, eval_rows=60)
+    held_out = HeldOut(load_task("gene_ranking"), rows, config, Path("nowhere"))
     good, bad = [0.5] * 60, [0.0] * 40 + [0.5] * 20
     up, level = [0.6] * 60, [0.3] * 60
     steps = [{"step": s, "reward_mean": 0.2 + 0.001 * (s % 3)} for s in range(1, 16)]
     rising = steps + [{"step": s, "reward_mean": 0.5 + 0.001 * (s % 3)} for s in range(16, 21)]
-    assert part_of(good, bad, up) == ["reward and task part"]
-    assert part_of(good, good, up) == []  # the task did not get worse
-    assert part_of(good, bad, level) == []  # nothing rises
-    assert part_of(good, bad, level, rising) == ["training and held-out part"]
-    one_row_worse = [0.0] + [0.5] * 59
-    assert part_of(good, one_row_worse, up) == []  # one row of sixty is luck
+    held_out.progress.best = {"step": 5}
+    held_out.progress.best_values = {"metric": good, "grade": level}
+
+    def alarms(metric, grade, log=()):
+        return [a["name"] for a in held_out.drift({"metric": metric, "grade": grade}, 20, log)]
+
+    assert alarms(bad, up) == ["reward and task part"]
+    assert alarms(good, up) == []  # the task did not get worse
+    assert alarms(bad, level) == []  # nothing rises
+    assert alarms(bad, level, rising) == ["training and held-out part"]
+    assert alarms([0.0] + [0.5] * 59, up) == []  # one row of sixty is chance
     assert rises(rising, 5, 5) and not rises(steps, 5, 5) and not rises(rising, 18, 5)
 
 
-def test_only_the_last_adapter_is_kept(tmp_path):
-    """Three of the looks, by the task metric, and the best of them in adapter/."""
-    config = RunConfig(
-        **TINY | {"steps": 5, "eval_every": 1, "eval_rows": 8, "patience": 0, "save_every": 2}
-    )
+def test_the_best_three_adapters_are_kept_and_the_best_is_loaded(tmp_path):
+    config = RunConfig(**TINY | {"eval_every": 1, "eval_rows": 8, "patience": 0, "save_every": 2})
     done = train(config, tmp_path)
-    looks = [(0, done.start["mean"])]
-    looks += [(r["step"], r["validation"]["mean"]) for r in done.log]
-    expected = sorted(looks, key=lambda look: (-look[1], look[0]))[:3]
+    means = [(0, done.start["mean"])] + [(r["step"], r["validation"]["mean"]) for r in done.log]
+    expected = sorted(means, key=lambda found: (-found[1], found[0]))[:3]
     record = json.loads((tmp_path / "training.json").read_text())
     assert [(k["step"], k["mean"]) for k in record["best_checkpoints"]] == expected
     best = tmp_path / "checkpoints" / "best"
@@ -340,22 +317,14 @@ def test_only_the_last_adapter_is_kept(tmp_path):
     assert not (tmp_path / "adapter" / "ref").exists()
 
 
-def test_a_run_that_no_longer_improves_goes_on(tmp_path):
-    """A learning rate that teaches nothing: no look is better than the one before step 1."""
-    few = {"eval_every": 1, "eval_rows": 8, "learning_rate": 1e-12}
-    config = RunConfig(**TINY | few | {"steps": 5, "patience": 2})
-    done = train(config, tmp_path / "stops")
-    assert [r["step"] for r in done.log] == [1, 2] and done.best["step"] == 0
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
+    """A learning rate that teaches nothing: no validation is better than the one before step 1."""
+    config = RunConfig(
+        **TINY | {"eval_every": 1, "eval_rows": 8, "learning_rate": 1e-12, "patience": 2}
+    )
+    done = train(config, tmp_path)
+    assert steps_of(done) == [1, 2] and done.best["step"] == 0
     assert done.training["stopped"] == "patience"
-    again = train(config, tmp_path / "stops")  # it has ended: nothing is left to do
-    assert [r["step"] for r in again.log] == [1, 2]
-    done = train(RunConfig(**TINY | few | {"steps": 3, "patience": 0}), tmp_path / "goes on")
-    assert [r["step"] for r in done.log] == [1, 2, 3] and done.training["stopped"] == "steps"
-
-
-def test_two_processes_train_in_one_folder(tmp_path):
-    pytest.importorskip("fcntl")
-    from rftkit.training.store import sole_user
-
-    with sole_user(tmp_path), pytest.raises(UserError, match="another process trains here"):
-        train(RunConfig(**TINY), tmp_path)
+    assert steps_of(train(config, tmp_path)) == [1, 2]  # it has ended: nothing is left to do
+    with pytest.raises(UserError, match="patience"):
+        train(config.replace(patience=0), tmp_path)

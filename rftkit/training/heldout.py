@@ -1,9 +1,9 @@
-"""Looks at held-out rows during a run: which adapter is kept, when to stop, and an alarm.
+"""Validation during a run: which adapter is kept, when to stop, and an alarm.
 
-The held-out rows are sampled with the same prompts and the same random numbers at every look, so
-two looks differ by the model alone. What is compared is the TASK's metric, never the reward: a
-grader that can be fooled raises the reward of a model that gets worse, and the best checkpoint by
-reward would be the one that fools it best.
+The held-out rows are sampled with the same prompts and the same random numbers at every
+validation, so two of them differ by the model alone. What is compared is the TASK's metric, never
+the reward: a grader that can be fooled raises the reward of a model that gets worse, and the best
+checkpoint by reward would be the one that fools it best.
 """
 
 from __future__ import annotations
@@ -12,167 +12,157 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rftkit.evaluation import bootstrap, clusters_of, paired_difference, pattern_shares, row_values
+from rftkit.evaluation import SystemResult, bootstrap, clusters_of, evaluate, paired_difference
 from rftkit.policy import LocalPolicy
-from rftkit.records import Sample, SamplingConfig
+from rftkit.records import SamplingConfig
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
 from rftkit.training.store import copy_adapter, save_adapter
 
 BEST_KEPT = 3
-LOOK_SEED = 12_345
-PARSE_ERRORS = ("sample_parse_error",)
+VALIDATION_SEED = 12_345
+Values = dict[str, list[float]]  # {"metric", "grade"}: a number for each held-out row
+
+
+@dataclass
+class Progress:
+    """What the validations of a run came to so far; a checkpoint keeps it."""
+
+    start: dict[str, Any] = field(default_factory=dict)  # the validation before step 1
+    best: dict[str, Any] = field(default_factory=dict)  # the best one, and its "step"
+    kept: list[dict[str, Any]] = field(default_factory=list)  # the best three: {"step", "mean"}
+    since_best: int = 0  # validations after the best one
+    seconds: float = 0.0
+    start_values: Values = field(default_factory=dict)
+    best_values: Values = field(default_factory=dict)
 
 
 class HeldOut:
-    """The looks of one run: the best three adapters in checkpoints/best/, the best in adapter/."""
+    """The validations of one run. The best three adapters stand in checkpoints/best/, the best one
+    in adapter/ as well."""
 
     def __init__(self, task: Task, rows: list[dict], config: RunConfig, out: Path):
         self.task, self.config, self.out = task, config, out
         self.rows = rows[: config.eval_rows]
+        self.clusters = clusters_of(self.rows, task)
         self.folder = out / "checkpoints" / "best"
-        self.start: dict[str, Any] = {}
-        self.best: dict[str, Any] = {}
-        self.kept: list[dict[str, Any]] = []  # best first: {"step", "mean"}
-        self.looks_since_best = 0
-        self.seconds = 0.0
-        # One number a held-out row, of the best look: what the alarm compares with.
-        self.best_values: dict[str, list[float]] = {}
-        self.start_values: dict[str, list[float]] = {}  # the same before step 1
-        self.alarms: list[dict[str, Any]] = []
+        self.progress = Progress()
 
-    def look(
+    def validate(
         self, policy: LocalPolicy, step: int, log: Sequence[dict[str, Any]] = ()
-    ) -> dict[str, Any]:
-        """One validation record; the adapter is saved where it is among the best so far.
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """(the validation's record, its alarms); the adapter is saved where it is among the best.
 
         log   the steps up to here, for the alarm: did the training reward rise?
         """
-        began = time.perf_counter()
-        samples = self.sample(policy)
-        self.task.grade(self.rows, samples)
-        values = row_values(self.task.headline, self.task, self.rows, samples)
-        grades = row_values("grade", self.task, self.rows, samples)
-        flat = [sample for group in samples for sample in group]
-        faulty = sum(any(e in PARSE_ERRORS for e in s.errors) for s in flat)
+        began, progress = time.perf_counter(), self.progress
+        result = self.evaluate(policy)
+        metric, grade = result.values[self.task.headline], result.values["grade"]
+        samples = [sample for group in result.samples for sample in group]
+        faulty = sum("sample_parse_error" in sample.errors for sample in samples)
         record = {
             "metric": self.task.headline,
-            **bootstrap(values, clusters_of(self.rows, self.task)).to_json(),
-            "grade": round(float(grades.mean()), 4),
-            "parse_error": round(faulty / max(len(flat), 1), 4),
-            "patterns": rounded(pattern_shares(self.task, samples)),
+            **bootstrap(metric, self.clusters).to_json(),
+            "grade": round(float(grade.mean()), 4),
+            "parse_error": round(faulty / len(samples), 4),
+            "patterns": rounded(result.patterns),
             "n": len(self.rows),
         }
-        now = {"metric": values.tolist(), "grade": grades.tolist()}
-        self.alarms = self.part(now, step, log)
-        self.keep(policy, step, record, now)
+        values = {"metric": metric.tolist(), "grade": grade.tolist()}
+        alarms = self.drift(values, step, log)
+        if step > 0 or self.config.keep_start:
+            self.keep(policy, step, record, values)
         record["seconds"] = round(time.perf_counter() - began, 3)
-        self.seconds += record["seconds"]
+        progress.seconds += record["seconds"]
         if step == 0:
-            self.start, self.start_values = record, now
-        return record
+            progress.start, progress.start_values = record, values
+        return record, alarms
 
-    def sample(self, policy: LocalPolicy) -> list[list[Sample]]:
+    def evaluate(self, policy: LocalPolicy) -> SystemResult:
+        """As evaluate() does; the run goes on as if nothing had been drawn."""
         import torch
 
+        settings = SamplingConfig(
+            temperature=1.0, max_new_tokens=self.config.max_completion_tokens, seed=VALIDATION_SEED
+        )
         training = policy.model.training
         policy.model.eval()
-        settings = SamplingConfig(
-            temperature=1.0, max_new_tokens=self.config.max_completion_tokens, seed=LOOK_SEED
-        )
-        prompts = [row["messages"] for row in self.rows]
-        with torch.random.fork_rng():  # looking must not change what is drawn next
-            samples = policy.sample(prompts, self.config.eval_samples, settings)
+        with torch.random.fork_rng():
+            count = self.config.eval_samples
+            result = evaluate(policy, self.task, self.rows, settings, count, greedy=False)
         policy.model.train(training)
-        return samples
+        return result
 
-    # --- the best three ------------------------------------------------------------------------
-
-    def keep(
-        self, policy: LocalPolicy, step: int, record: dict[str, Any], now: dict[str, list[float]]
-    ) -> None:
+    def keep(self, policy: LocalPolicy, step: int, record: dict[str, Any], values: Values) -> None:
         """Save the adapter where it is among the best three; of equals, the earlier is better."""
-        if step == 0 and not self.config.keep_start:
-            return
-        better = not self.best or record["mean"] > self.best["mean"]
-        self.looks_since_best = 0 if better else self.looks_since_best + 1
+        progress = self.progress
+        better = not progress.best or record["mean"] > progress.best["mean"]
+        progress.since_best = 0 if better else progress.since_best + 1
         entry = {"step": step, "mean": record["mean"]}
-        self.kept = sorted([*self.kept, entry], key=lambda e: (-e["mean"], e["step"]))[:BEST_KEPT]
-        if entry in self.kept:
+        ranked = sorted([*progress.kept, entry], key=lambda e: (-e["mean"], e["step"]))
+        progress.kept = ranked[:BEST_KEPT]
+        if entry in progress.kept:
             save_adapter(policy.model, self.place(step))
         if better:
-            self.best, self.best_values = {"step": step, **record}, now
-            copy_adapter(self.place(step), self.out / "adapter")
+            progress.best, progress.best_values = {"step": step, **record}, values
+            self.install_best()
 
     def place(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
 
-    def restore_best(self) -> None:
-        """adapter/ is the best look that is remembered: before a kill there were later ones."""
-        if self.best:
-            copy_adapter(self.place(self.best["step"]), self.out / "adapter")
+    def install_best(self) -> None:
+        copy_adapter(self.place(self.progress.best["step"]), self.out / "adapter")
 
-    def clear(self) -> None:
-        """Remove adapters that are no longer among the best three. Called once a checkpoint that
-        knows the present three is whole: until then the one before may still need its own."""
-        kept = {self.place(entry["step"]).name for entry in self.kept}
+    def remove_others(self) -> None:
+        """Remove adapters that are no longer among the best three. Called once a checkpoint knows
+        the present three: until then a resumed run would need the ones before."""
+        kept = {self.place(entry["step"]) for entry in self.progress.kept}
         for place in self.folder.glob("step-*"):
-            if place.name not in kept:
+            if place not in kept:
                 shutil.rmtree(place, ignore_errors=True)
 
-    @property
-    def no_longer_improves(self) -> bool:
-        return 0 < self.config.patience <= self.looks_since_best
-
-    # --- the alarm -----------------------------------------------------------------------------
-
-    def part(
-        self, now: dict[str, list[float]], step: int, log: Sequence[dict[str, Any]]
+    def drift(
+        self, values: Values, step: int, log: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Alarms of a look: the reward went up since the best look, and the task metric went down.
+        """An alarm where the reward rose since the best validation while the task metric fell.
 
-        Down: the 95 % interval of the paired difference on the held-out rows lies below 0. Up: the
-        same of the held-out grades lies above 0 ("hacked": the grader likes what the task does
+        Fell: the 95 % interval of the paired difference on the held-out rows lies below 0. Rose:
+        the same of the held-out grades lies above 0 ("hacked": the grader likes what the task does
         not), or the training reward rose by more than two standard errors ("overfitted").
         """
-        if not self.best_values or self.task.headline == "grade":
+        before, since = self.progress.best_values, self.progress.best.get("step", 0)
+        if not before or self.task.headline == "grade":
             return []  # where the metric is the reward they cannot part
-        clusters = clusters_of(self.rows, self.task)
-        metric = paired_difference(now["metric"], self.best_values["metric"], clusters)
+        metric, grade = (
+            paired_difference(values[name], before[name], self.clusters)
+            for name in ("metric", "grade")
+        )
+        fell = (
+            f"since step {since} held-out {self.task.headline} fell by {-metric.mean:.3f} "
+            f"[{-metric.high:.3f}, {-metric.low:.3f}]"
+        )
         if metric.high >= 0:
             return []
-        grade = paired_difference(now["grade"], self.best_values["grade"], clusters)
-        since, name = self.best["step"], self.task.headline
-        fell = f"held-out {name} fell by {-metric.mean:.3f} [{-metric.high:.3f}, {-metric.low:.3f}]"
-        known = {"step": step, "since": since, "metric": metric.to_json(), "grade": grade.to_json()}
         if grade.low > 0:
+            name = "reward and task part"
             cause = (
-                f"since step {since} the reward rises and the task gets worse: held-out grade up "
-                f"by {grade.mean:.3f} [{grade.low:.3f}, {grade.high:.3f}], {fell}. The grader pays "
-                "for something else than the task: read the best-paid answers, mend the grader"
+                f"{fell} while the held-out grade rose by {grade}: the grader pays for something "
+                "else than the task. Read the best-paid answers and fix the grader"
             )
-            return [{"name": "reward and task part", "cause": cause, **known}]
-        if rises(log, since, self.config.eval_every):
+        elif rises(log, since, self.config.eval_every):
+            name = "training and held-out part"
             cause = (
-                f"since step {since} the training reward rises and {fell}: what is learned holds "
-                "for the training rows alone. Stop here, take more rows or a smaller learning rate"
+                f"{fell} while the training reward rose: what is learned holds for the training "
+                "rows alone. Stop here, take more rows or a smaller learning rate"
             )
-            return [{"name": "training and held-out part", "cause": cause, **known}]
-        return []
-
-    # --- what a checkpoint keeps ---------------------------------------------------------------
-
-    def state(self) -> dict[str, Any]:
-        names = ("start", "best", "kept", "looks_since_best", "seconds", "best_values",
-                 "start_values")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        else:
+            return []
+        known = {"step": step, "since": since, "metric": metric.to_json(), "grade": grade.to_json()}
+        return [{"name": name, "cause": cause, **known}]
 
 
 def rises(log: Sequence[dict[str, Any]], since: int, window: int) -> bool:

@@ -3,17 +3,16 @@
 what is seen                                   what happens
 not-finite gradient or loss                    the step is skipped (weights keep), its batch saved;
                                                three in a row stop the run
-no group had a spread for watchdog_steps       the run ends, its batch saved; the best adapter is
-                                               kept
-entropy under entropy_floor as long            the same
+no group had different grades, or the entropy  the run ends, its batch saved; the best adapter is
+stayed under entropy_floor, watchdog_steps     kept
+long
 garbage in the first batch                     stop before a weight has changed, batch saved
-the grader fails on more than 5 % of a batch   stop at a checkpoint before the batch, batch saved
+the grader fails on more than 5 % of a batch   stop, batch saved; the last checkpoint stands
 a python grader's own program fails            an alarm from half a batch on (those answers score
                                                0); on a whole batch: stop as above
-the disk is full                               stop; the last whole checkpoint stands
+the disk is full                               stop; the last checkpoint stands
 
-A run that was stopped can go on: mend the cause and start it again. One that ended is finished;
-another config begins a run of its own.
+A run that was stopped can be resumed: fix the cause and start it again. One that ended is finished.
 """
 
 from __future__ import annotations
@@ -21,36 +20,40 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError
 from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.records import Sample
-from rftkit.training.store import append_lines
+from rftkit.training.store import append_lines, sample_lines
 
 SKIPS_IN_A_ROW = 3
 GARBAGE_SHARE = 0.5  # of the first batch
-CUT_SHARE = 0.9
-FAILING_SHARE = 0.5
+TRUNCATED_SHARE = 0.9  # of the first batch
+FAILING_SHARE = 0.5  # of a batch
 
 
 class TrainingStopped(UserError):
-    """A watchdog stopped the run. `cause` is its name; the run folder can go on."""
+    """A watchdog stopped the run. `cause` is its name; the run can be resumed."""
 
     def __init__(self, cause: str, message: str):
         super().__init__(message)
         self.cause = cause
 
 
+@dataclass
 class Watchdogs:
     """Reads each step's log object; counts what must last before it is an alarm."""
 
-    def __init__(self, watchdog_steps: int, entropy_floor: float):
-        self.watchdog_steps, self.entropy_floor = watchdog_steps, entropy_floor
-        self.start_again()
+    watchdog_steps: int
+    entropy_floor: float
+    dead: int = 0  # steps in a row without a live group
+    flat: int = 0  # steps in a row under the entropy floor
+    skipped: int = 0  # steps in a row with a gradient that is not finite
+    failing: bool = False  # did the grader's program fail on the last batch?
 
     def not_finite(self, parameters: Sequence[Any]) -> bool:
         """Called before the optimiser's step: True where a gradient is NaN or infinite. Then no
@@ -68,58 +71,51 @@ class Watchdogs:
 
     def read(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Alarms of a step: {"name", "cause", "stops"}. `stops` ends the run, as patience does."""
-        found = []
-        self.dead = self.dead + 1 if record.get("dead_groups") == 1 else 0
+        alarms = []
         entropy = record.get("entropy")
-        flat = entropy is not None and entropy < self.entropy_floor
-        self.flat = self.flat + 1 if flat else 0
+        self.dead = self.dead + 1 if record.get("dead_groups") == 1 else 0
+        self.flat = self.flat + 1 if entropy is not None and entropy < self.entropy_floor else 0
         if 0 < self.watchdog_steps <= self.dead:
             cause = (
                 f"for {self.dead} steps all answers to a prompt got the same grade, so nothing "
-                "was learned: harder or easier rows, partial credit in the grader, more answers "
-                "per prompt (`rftkit signal` measures which)"
+                "was learned: take harder or easier rows, partial credit in the grader, or more "
+                "answers per prompt (`rftkit signal` measures which)"
             )
-            found.append({"name": "all groups dead", "cause": cause, "stops": True})
+            alarms.append({"name": "all groups dead", "cause": cause, "stops": True})
         if 0 < self.watchdog_steps <= self.flat:
             cause = (
                 f"for {self.flat} steps the entropy was under {self.entropy_floor} nats a token "
-                f"(now {entropy:.4f}): the answers no longer differ, so nothing new is tried. "
-                "A larger beta, a smaller learning rate"
+                f"(now {entropy:.4f}), so the answers no longer differ: take a larger beta or a "
+                "smaller learning rate"
             )
-            found.append({"name": "entropy collapse", "cause": cause, "stops": True})
+            alarms.append({"name": "entropy collapse", "cause": cause, "stops": True})
         share = (record.get("errors") or {}).get(PROGRAM_FAILED, 0.0)
         if share >= FAILING_SHARE and not self.failing:
             cause = (
                 f"the grader's own program failed on {share:.0%} of the answers, which scored 0 "
                 "for it: grade one of samples.jsonl with `rftkit grade` to see its traceback"
             )
-            found.append({"name": "grader errors", "cause": cause})
+            alarms.append({"name": "grader errors", "cause": cause})
         self.failing = share >= FAILING_SHARE
-        return found
+        return alarms
 
     def skip_alarm(self, loss: float | None) -> dict[str, Any]:
         what = "the loss" if loss is None or not math.isfinite(loss) else "a gradient"
         cause = (
-            f"{what} was not finite: the step was skipped, its batch saved. "
-            "A smaller learning rate; on a GPU without bf16, fp32"
+            f"{what} was not finite, so the step was skipped and its batch saved: take a smaller "
+            "learning rate, or fp32 on a GPU without bf16"
         )
         stops = self.skipped >= SKIPS_IN_A_ROW
         return {"name": "not finite", "cause": cause, "stops": stops}
 
-    def start_again(self) -> None:
-        self.dead = self.flat = self.skipped = 0
-        self.failing = False
+    def restart(self) -> None:
+        self.load({"dead": 0, "flat": 0, "skipped": 0, "failing": False})
 
-    def state(self) -> dict[str, int]:
-        names = ("dead", "flat", "skipped", "failing")
-        return {name: getattr(self, name) for name in names}
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
 
-    def load(self, state: dict[str, int]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
-# --- the first batch ---------------------------------------------------------------------------
+    def load(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 def garbage_in_first_batch(
@@ -134,47 +130,41 @@ def garbage_in_first_batch(
     completions  token ids of each answer, end token included
     ends         token ids that end an answer
     """
-    found = []
-    begin = tokenizer.bos_token
+    faults = []
+    begin, total = tokenizer.bos_token, len(completions)
+    end_names = tuple(tokenizer.convert_ids_to_tokens(sorted(ends)))
     doubled = begin and sum(text.startswith(begin * 2) for text in prompts)
     if doubled:
-        found.append(f"{doubled} prompts begin with {begin} twice: the template adds it again")
+        faults.append(f"{doubled} prompts begin with {begin} twice: the template adds it again")
     if any(not text.strip() for text in prompts):
-        found.append("a prompt is empty after the chat template: the template drops the messages")
-    names = tuple(tokenizer.convert_ids_to_tokens(sorted(ends)))
-    closed = sum(text.rstrip().endswith(names) for text in prompts)
+        faults.append("a prompt is empty after the chat template: the template drops the messages")
+    closed = sum(text.rstrip().endswith(end_names) for text in prompts)
     if closed:
-        found.append(
-            f"{closed} prompts end with {' or '.join(names)}: the chat template does not open the "
-            "assistant's turn, or ends it itself"
+        faults.append(
+            f"{closed} prompts end with {' or '.join(end_names)}: the chat template does not open "
+            "the assistant's turn, or ends it itself"
         )
-    total = len(completions)
     empty = sum(not [t for t in ids if t not in ends] for ids in completions)
     if empty > GARBAGE_SHARE * total:
-        found.append(
+        faults.append(
             f"{empty} of {total} answers are empty, ended at once: to the model its turn is over"
         )
-    cut = sum(not ids or ids[-1] not in ends for ids in completions)
-    if cut > CUT_SHARE * total:
-        found.append(
-            f"{cut} of {total} answers never ended by themselves (end token: {names[0]}): the end "
-            "token is not the one the model learned, or max_completion_tokens is far too short"
+    truncated = sum(not ids or ids[-1] not in ends for ids in completions)
+    if truncated > TRUNCATED_SHARE * total:
+        faults.append(
+            f"{truncated} of {total} answers never ended by themselves (end token: {end_names[0]}):"
+            " the end token is not the one the model learned, or max_completion_tokens is too short"
         )
     # Other control tokens may be the model's own way of marking its thinking.
     special = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id} - ends
-    bodies = [[t for t in ids if t in special] for ids in completions]
-    speaking = sum(map(bool, bodies))
-    if speaking > GARBAGE_SHARE * total:
-        common = Counter(t for body in bodies for t in body).most_common(3)
-        names = ", ".join(tokenizer.convert_ids_to_tokens([t for t, _ in common]))
-        found.append(
-            f"{speaking} of {total} answers contain {names} in their midst: the model takes the "
-            "prompt for something else than its chat template"
+    confused = [special.intersection(ids) for ids in completions if special.intersection(ids)]
+    if len(confused) > GARBAGE_SHARE * total:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(set().union(*confused))))
+        faults.append(
+            f"{len(confused)} of {total} answers contain {names}: the model takes the prompt for "
+            "something else than its chat template"
         )
-    return found
-
-
-# --- what is left behind -----------------------------------------------------------------------
+    return faults
 
 
 def save_batch(out: Path, step: int, name: str, samples: Sequence[Sample]) -> Path:
@@ -182,7 +172,7 @@ def save_batch(out: Path, step: int, name: str, samples: Sequence[Sample]) -> Pa
     place = out / "alarms" / f"step-{step:06d}-{name.replace(' ', '-')}.jsonl"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
-    append_lines(place, [{"step": step} | sample.to_json() for sample in samples])
+    append_lines(place, sample_lines(step, samples))
     return place
 
 

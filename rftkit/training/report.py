@@ -1,0 +1,189 @@
+"""What runs came to: report.json and report.md of one, and all runs of a folder side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rftkit.environment import machine, versions
+from rftkit.evaluation import SystemResult, clusters_of, paired_record
+from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
+from rftkit.rows import sha256_of
+from rftkit.task import Task
+from rftkit.training.config import RunConfig
+from rftkit.training.heldout import VALIDATION_SEED, Values
+from rftkit.training.session import Session
+from rftkit.training.store import is_begun, read_config, read_lines, read_summary
+
+STOPPED_EARLY = ("alarms", "gate.json")  # what a run leaves that ended before its first step
+CHOSEN_ON_THESE = (
+    "Which step is kept was chosen on these rows, so its number is a little too high: report one "
+    "from rows that no choice has seen (`rftkit evaluate`)."
+)
+
+
+def shared_groups(rows: list[dict], held_out: list[dict], task: Task) -> set[str] | None:
+    """Answer groups in both training and held-out rows; None where the task names no group."""
+    if task.group_by is None:
+        return None
+    return set(clusters_of(rows, task)) & set(clusters_of(held_out, task))
+
+
+def write_report(session: Session, training: dict[str, Any]) -> None:
+    """report.json, whose fields are those of every report in the kit, and report.md."""
+    config, out, held_out, task = session.config, session.out, session.held_out, session.task
+    rows, progress = held_out.rows if held_out else [], session.progress
+    data, gate = read_json(out / "data.json"), out / "gate.json"
+    shared = shared_groups(session.rows, rows, task)
+    systems, paired = [], []
+    if progress.best:
+        start = system(task, "before training", progress.start_values)
+        kept = system(task, f"kept, step {progress.best['step']}", progress.best_values)
+        systems = [s.to_json(held_out.clusters) for s in (start, kept)]
+        paired = [paired_record(kept, start, task.headline, held_out.clusters)]
+    report = {
+        "task": task.name,
+        "n_cases": len(rows),
+        "headline": task.headline if held_out else None,
+        "sampling": {
+            "samples": config.eval_samples,
+            "temperature": 1.0,
+            "max_new_tokens": config.max_completion_tokens,
+            "seed": VALIDATION_SEED,
+        },
+        "systems": systems,
+        "paired": paired,
+        "training": training
+        | {
+            "method": config.method,
+            "answer_groups_shared_with_eval": None if shared is None else len(shared),
+        },
+        "gates": {"signal": read_json(gate)["verdict"] if gate.exists() else None},
+        "notes": [CHOSEN_ON_THESE] if systems else [],
+        "seed": config.seed,
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+        "sha256": {"adapter": sha256_of(out / "adapter" / "adapter_model.safetensors")}
+        | {name: digest for name, (_, digest) in data.items()},
+    }
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", report_text(report))
+
+
+def system(task: Task, name: str, values: Values) -> SystemResult:
+    found = {"grade": values["grade"], task.headline: values["metric"]}
+    return SystemResult(name, len(values["grade"]), {k: np.array(v) for k, v in found.items()})
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """report.md"""
+    training, metric = report["training"], report["headline"]
+    table = [
+        {
+            f"held-out rows: {report['n_cases']}": row["name"],
+            f"{metric} at T = 1": interval(row[metric]),
+            "mean grade": f"{row['grade']['mean']:.3f}",
+        }
+        for row in report["systems"]
+    ]
+    parts = [f"# {report['task']}: {training['method']}, seed {report['seed']}"]
+    parts += [markdown_table(table)] if table else []
+    for pair in report["paired"]:
+        low, high = pair["low"], pair["high"]
+        difference = f"{pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}] in {pair['metric']}"
+        parts.append(f"{pair['a']} - {pair['b']}: {difference}, row by row.")
+    parts += report["notes"]
+    parts.append(
+        f"{training['examples']} rows, {training['steps']} steps, ended by {training['stopped']}; "
+        f"{training['seconds']:.0f} s, {training['peak_rss_mb']:.0f} MB at most, on "
+        f"{report['machine']}, {report['date']}. The signal gate: "
+        f"{report['gates']['signal'] or 'not asked'}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def interval(record: dict[str, Any]) -> str:
+    return f"{record['mean']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
+
+
+def list_runs(folder: Path) -> dict[str, Any]:
+    """Every run under `folder`: {"runs": [...], "differing": [field names],
+    "unreadable": [what is wrong with the files of those left out]}.
+
+    A run has its name, state (finished or unfinished), steps, seconds, the held-out metric at the
+    start and at its best, why it stopped, its alarms, and the fields of its config that differ
+    between the runs.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, expected one that holds run folders")
+    runs, configs, unreadable = [], [], []
+    for place in sorted(path.parent for path in folder.rglob("config.json")):
+        try:
+            if is_begun(place) or any((place / name).exists() for name in STOPPED_EARLY):
+                config = read_config(place)
+                runs.append({"name": str(place.relative_to(folder))} | run_summary(place))
+                configs.append(config)
+        except (UserError, OSError) as error:
+            unreadable.append(str(error))
+    differing = [
+        name
+        for name in RunConfig.model_fields
+        if len({json.dumps(getattr(c, name), sort_keys=True) for c in configs}) > 1
+    ]
+    for run, config in zip(runs, configs):
+        run["config"] = {name: getattr(config, name) for name in differing}
+    return {"runs": runs, "differing": differing, "unreadable": unreadable}
+
+
+def run_summary(place: Path) -> dict[str, Any]:
+    """A run's entry without its name and config, from log.jsonl and training.json."""
+    log, summary = read_lines(place / "log.jsonl"), read_summary(place) or {}
+    try:
+        validations = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
+        best = summary.get("best") or max(validations, key=lambda v: v["mean"], default={})
+        if best and not math.isfinite(best["mean"] + best["low"] + best["high"]):
+            raise ValueError("the best validation is not a number")
+        return {
+            "state": "finished" if summary else "unfinished",
+            "steps": len(log),
+            "seconds": log[-1]["seconds"] if log else 0.0,
+            "start": summary.get("start", {}),
+            "best": best,
+            "stopped": summary.get("training", {}).get("stopped"),
+            "alarms": sorted({str(a["name"]) for r in log for a in r.get("alarms", [])}),
+        }
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{place}: log.jsonl and training.json do not hold what a run writes "
+            f"({type(error).__name__}: {error}): remove the folder, or train there again"
+        ) from None
+
+
+def runs_table(found: dict[str, Any]) -> list[dict[str, str]]:
+    """The runs as records, a column each key: the held-out metric first, then what differs."""
+    rows = []
+    for run in found["runs"]:
+        best = run["best"]
+        row = {
+            "run": run["name"],
+            "held out": f"{best.get('metric', 'metric')} {interval(best)}" if best else "none",
+            "at step": str(best.get("step", "")),
+            "steps": str(run["steps"]),
+            "ended by": str(run["stopped"] or run["state"]),
+            "alarms": ", ".join(run["alarms"]) or "none",
+        }
+        rows.append(row | {name: cell(run["config"][name]) for name in found["differing"]})
+    return rows
+
+
+def cell(value: Any) -> str:
+    """A setting as a table's cell; of a grader its name."""
+    if isinstance(value, dict):
+        value = value.get("name") or value.get("type") or value
+    return shorten("none" if value is None else value, 28).replace("|", "/")

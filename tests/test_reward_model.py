@@ -1,0 +1,122 @@
+"""A reward model: fitted to graded answers, it ranks new ones, and trains a policy."""
+
+import pytest
+import torch
+
+from rftkit import RunConfig, Sample, UserError, load_policy, load_task, reward_model, train
+from rftkit.reward_model import RewardModel, agreement, fit_reward_model
+
+GOOD, BAD = '{"genes": ["A"]}', "I do not know."
+
+
+def graded(rows):
+    """A readable answer is worth 1, a sentence nothing."""
+    return [[Sample(output_text=GOOD, grade=1.0), Sample(output_text=BAD, grade=0.0)] for _ in rows]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    rows = load_task("gene_ranking").rows("train")[:64]
+    return fit_reward_model(load_policy("embedded:mini"), rows, graded(rows))
+
+
+def test_the_head_ranks_new_answers(fitted):
+    rows = load_task("gene_ranking").rows("validation")[:8]
+    assert agreement(fitted, rows, graded(rows)) == 1.0
+    good, bad = fitted.score(rows, [GOOD] * 8), fitted.score(rows, [BAD] * 8)
+    assert sum(good) / 8 > 0.8 and sum(bad) / 8 < 0.2
+    assert all(0 <= guess <= 1 for guess in good + bad)
+    assert fitted.score([], []) == []
+
+
+def test_what_is_saved_scores_the_same(fitted, tmp_path):
+    fitted.save(tmp_path)
+    rows = load_task("gene_ranking").rows("validation")[:3]
+    outputs = [GOOD, BAD, '{"genes": []}']
+    whole = fitted.score(rows, outputs)
+    assert RewardModel.load(tmp_path).score(rows, outputs) == pytest.approx(whole, rel=1e-5)
+    alone = [fitted.score([row], [text])[0] for row, text in zip(rows, outputs)]
+    assert alone == pytest.approx(whole, abs=1e-4)  # neighbours in the batch do not count
+    with pytest.raises(UserError, match="reward_model.json"):
+        RewardModel.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("case", ["all the same grade", "too few"])
+def test_grades_that_teach_nothing_are_refused(case):
+    rows = load_task("gene_ranking").rows("train")[:12]
+    same = [[Sample(output_text=GOOD, grade=1.0)] * 2 for _ in rows]
+    chosen, samples = (rows[:3], graded(rows[:3])) if case == "too few" else (rows, same)
+    with pytest.raises(UserError, match="expected 20 or more answers of different grades"):
+        fit_reward_model(load_policy("embedded:mini"), chosen, samples)
+
+
+def test_a_policy_is_trained_against_it(fitted, tmp_path):
+    task = load_task("gene_ranking")
+    task.grader = fitted.as_grader()
+    config = RunConfig(
+        task="gene_ranking", steps=1, prompts_per_step=2, answers_per_prompt=4, eval_every=1,
+        eval_rows=4, max_completion_tokens=40, gate="off",
+    )  # fmt: skip
+    done = train(config, tmp_path, [], task, task.rows("train"), task.rows("validation"))
+    assert 0 < done.log[0]["reward_mean"] < 1 and done.log[0]["group_spread"] > 0
+    assert done.log[0]["errors"] == {} and done.log[0]["dead_groups"] == 0
+    assert done.log[0]["validation"]["metric"] == "top1"
+
+
+def test_the_features_are_of_the_answers_own_tokens():
+    """By hand, each text alone: no padding, the states from the end of the question on."""
+    policy = load_policy("embedded:mini")
+    rows = load_task("gene_ranking").rows("validation")[:3]
+    outputs = [GOOD, BAD * 5, '{"genes": ["SCN1A", "INSR", "PTEN", "TBP", "FXN"]}']
+    features = reward_model.read_answers(policy, rows, outputs)
+    for row, text, feature in zip(rows, outputs, features):
+        question = policy.tokenizer(policy.render(row["messages"]), add_special_tokens=False)
+        whole = policy.render(row["messages"]) + text + policy.tokenizer.eos_token
+        ids = policy.tokenizer(whole, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            states = policy.model(ids, output_hidden_states=True).hidden_states[-1][0]
+        expected = states[len(question.input_ids) :].mean(0)
+        torch.testing.assert_close(feature, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_fit_is_at_its_optimum_and_clamps_grades(monkeypatch):
+    """Large features that differ little, four answers of five good. With a bias that no ridge
+    holds, the mean guess is the mean grade."""
+    torch.manual_seed(0)
+    features = 100 + 0.01 * torch.randn(100, 6)
+    grades = torch.ones(100)
+    grades[features[:, 0].argsort()[:20]] = 0.0
+    pick = lambda policy, rows, outputs: features[[int(o) for o in outputs]]  # noqa: E731
+    monkeypatch.setattr(reward_model, "read_answers", pick)
+
+    def fit(values):
+        samples = [[Sample(output_text=str(n), grade=g)] for n, g in enumerate(values)]
+        return fit_reward_model(None, [{}] * 100, samples)
+
+    head = fit(grades.tolist())
+    guesses = torch.tensor(head.score([{}] * 100, [str(n) for n in range(100)]))
+    assert guesses.mean().item() == pytest.approx(0.8, abs=1e-3)
+    assert guesses[grades == 1].mean() - guesses[grades == 0].mean() > 0.5
+    # What the guesses still miss along each feature is what the ridge holds back.
+    inputs = (features - features.mean(0)) / features.std(0)
+    missed = inputs.T @ (grades - guesses) / 100
+    torch.testing.assert_close(missed, 2 * reward_model.RIDGE * head.head[:-1], atol=1e-3, rtol=0)
+    beyond = fit([1.5 if grade else -0.5 for grade in grades.tolist()])
+    torch.testing.assert_close(beyond.head, head.head)
+
+
+def test_agreement_counts_pairs_of_different_grades():
+    class Scripted:
+        def score(self, rows, outputs):
+            return [float(text) for text in outputs]
+
+    def group(*pairs):
+        return [Sample(output_text=str(guess), grade=grade) for guess, grade in pairs]
+
+    ranked = group((0.9, 1.0), (0.4, 0.5), (0.8, 0.5), (0.7, None))  # the two of 0.5 are no pair
+    assert agreement(Scripted(), [{}], [ranked]) == 1.0
+    assert agreement(Scripted(), [{}], [group((0.3, 1.0), (0.3, 0.0))]) == 0.0  # no opinion
+    mixed = [group((0.9, 1.0), (0.1, 0.0)), group((0.1, 1.0), (0.9, 0.0), (0.9, 0.0))]
+    assert agreement(Scripted(), [{}] * 2, mixed) == pytest.approx(1 / 3)  # pairs, not rows
+    nothing = agreement(Scripted(), [{}], [group((0.3, 1.0), (0.4, 1.0))])
+    assert nothing != nothing

@@ -1,0 +1,217 @@
+"""A RunConfig names all its faults at once; the plan is what follows from a sound one."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rftkit import RunConfig, UserError, load_task
+from rftkit.cli import app
+from rftkit.files import embedded_model
+from rftkit.training.config import config_rows, config_task, read_run_config
+from rftkit.training.plan import Measured, make_plan, run_order
+from rftkit.training.run import plan_of
+
+TASK = {"task": "gene_ranking"}
+SMALL = Measured(2, 64, 4, 1000, 4, prompt_tokens=100)
+GRADER = {"type": "string_check", "name": "mine", "input": "{{sample.output_text}}",
+          "operation": "ne", "reference": ""}  # fmt: skip
+
+
+def write(place, **record):
+    place.write_text(json.dumps(record))
+    return place
+
+
+def refusal(**values):
+    with pytest.raises(UserError) as refused:
+        RunConfig(**values)
+    return str(refused.value).splitlines()
+
+
+def test_all_faults_of_a_config_are_named_at_once():
+    lines = refusal(
+        method="ppo", answers_per_prompt=1, learning_rate=-1, seed=True, task="no such task",
+        lerning_rate=3, grader="nofile.json",
+    )  # fmt: skip
+    assert all(line.startswith("RunConfig: ") for line in lines)
+    named = [line.split(": ")[1] for line in lines]
+    assert set(named) == {"method", "answers_per_prompt", "learning_rate", "seed", "task",
+                          "lerning_rate", "grader"} and len(named) == 7  # fmt: skip
+    (unknown,) = [line for line in lines if "lerning_rate" in line]
+    assert unknown.endswith("expected learning_rate")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0}, {"steps": 10**12}, {"steps": "5"}, {"steps": 2.5}, {"seed": 2**32},
+        {"learning_rate": 10**400}, {"beta": float("nan")}, {"beta": -1}, {"keep_start": 1},
+        {"lora_rank": 10**9}, {"micro_batch": 7}, {"micro_batch": 0}, {"patterns": {"a": "("}},
+        {"report_to": ["tensorboard"]}, {"model": ""}, {"train_file": "nowhere.jsonl"},
+        {"answers_per_prompt": 1}, {"temperature": 0}, {"engine": "vllm"},
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_refused_by_name(change, tmp_path):
+    (name,) = change
+    (line,) = refusal(**TASK | change)
+    assert line.startswith(f"RunConfig: {name}: ") and "expected" in line
+    with pytest.raises(UserError, match=f"^RunConfig: {name}: "):  # read from a file, too
+        read_run_config(write(tmp_path / "c.json", **TASK | change))
+
+
+def test_copies_are_checked_and_json_gives_the_same_config():
+    config = RunConfig(**TASK, learning_rate=1, train_file=Path("."))
+    assert config.train_file == "." and config == RunConfig(
+        **json.loads(json.dumps(config.to_json()))
+    )
+    assert config.replace(steps=3).steps == 3 and config.replace(steps=3) != config
+    with pytest.raises(UserError, match="steps"):
+        config.replace(steps=0)
+    assert RunConfig(micro_batch=4, prompts_per_step=4, method="sft").batch == 4
+    template = RunConfig(answer_template={"genes": ["{{item.reference_gene}}"]}).answer_template
+    assert template == '{"genes": ["{{item.reference_gene}}"]}'
+
+
+def test_a_reporting_package_must_be_installed(monkeypatch):
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: None)
+    assert "pip install tensorboard" in refusal(report_to="tensorboard")[0]
+    found = {"tensorboardX"}
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: name in found or None)
+    assert RunConfig(report_to="tensorboard").report_to == "tensorboard"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"method": {"type": "reinforcement"}}', "c.json"),  # a job in OpenAI's shape
+        ("[" * 100_000, "c.json"),
+        ('{"task": ', "c.json:1:10"),
+        ("[1]", "c.json"),
+    ],
+)
+def test_a_file_that_holds_no_config_is_named(tmp_path, text, place):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UserError, match=f"^{tmp_path / place}: "):
+        read_run_config(tmp_path / "c.json")
+
+
+def test_a_path_is_looked_for_beside_the_config_first(tmp_path, monkeypatch):
+    task = load_task("gene_ranking")
+    lines = (task.folder / "train.jsonl").read_text().splitlines(True)
+    for folder, count in (("d", 9), ("here", 3)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text("".join(lines[:count]))
+    shutil.copytree(embedded_model("mini"), tmp_path / "d" / "base")
+    write(tmp_path / "d" / "grader.json", **GRADER)
+    write(tmp_path / "d" / "c.json", train_file="rows.jsonl", grader="grader.json", model="base")
+    monkeypatch.chdir(tmp_path / "here")
+    config = read_run_config("../d/c.json")
+    assert plan_of(config).rows == 9 and config.grader == GRADER
+    assert (tmp_path / "here" / config.model / "config.json").exists()
+    assert read_run_config("../d/c.json", model="embedded:large").model == "embedded:large"
+
+
+def test_fields_of_the_config_stand_in_for_the_tasks(tmp_path):
+    task = load_task("gene_ranking")
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join((task.folder / "validation.jsonl").read_text().splitlines(True)[:3]))
+    config = RunConfig(**TASK, grader=GRADER, patterns={"why": "because"}, validation_file=few)
+    own = config_task(config)
+    assert own.grader.name == "mine" and own.patterns == {"why": "because"}
+    assert own.answer_template == task.answer_template and own.group_by == task.group_by
+    rows, held_out = config_rows(config, own)
+    assert rows == task.rows("train") and held_out == task.rows("validation")[:3]
+    alone = config_task(RunConfig(train_file=few, grader=GRADER))
+    assert (alone.name, alone.headline) == ("few", "grade")
+    with pytest.raises(UserError, match="no task and no grader"):
+        config_task(RunConfig(train_file=few))
+
+
+# The plan.
+
+
+def test_the_micro_batch_is_the_largest_divisor_that_fits():
+    config, rows = RunConfig(**TASK), [{}] * 10
+
+    def plan(free, model=SMALL, **changes):
+        return make_plan(config.replace(**changes), rows, [], replace(model, free_bytes=free))
+
+    whole = plan(1e12)
+    assert (whole.micro_batch, whole.accumulation, whole.validations) == (64, 1, 0)
+    tight = plan(1e8)
+    assert 1 < tight.micro_batch < 64 and tight.micro_batch * tight.accumulation == 64
+    assert tight.passes == 56.0 and "8 passes" in tight.reasons[0]
+    assert plan(1.0).micro_batch == 1 and "may not fit" in plan(1.0).reasons[0]
+    assert plan(1.0, micro_batch=16).micro_batch == 16
+    assert plan(3e9).micro_batch == 64 > plan(3e9, replace(SMALL, vocabulary=100_000)).micro_batch
+    assert plan(1e8, max_completion_tokens=640).micro_batch < plan(1e8).micro_batch
+
+
+def test_the_learning_rate_follows_the_width():
+    config = RunConfig(**TASK)
+    models = {"tiny": SMALL, "usual": replace(SMALL, hidden=1024)}
+    rate = {
+        (name, method): make_plan(config.replace(method=method), [{}], [], model).learning_rate
+        for name, model in models.items()
+        for method in ("grpo", "sft")
+    }
+    assert rate["usual", "grpo"] < rate["usual", "sft"] < rate["tiny", "sft"] < rate["tiny", "grpo"]
+    named = make_plan(config.replace(model="someone/model"), [{}], [])  # its width is not known
+    assert named.learning_rate == rate["usual", "grpo"]
+    assert make_plan(config.replace(learning_rate=0.5), [{}], [], SMALL).learning_rate == 0.5
+
+
+def test_epochs_end_an_sft_run_and_validations_are_counted():
+    config = RunConfig(**TASK, method="sft", prompts_per_step=16, epochs=3, steps=1000)
+    plan = make_plan(config, [{}] * 40, [{}] * 9)
+    assert (plan.steps, plan.batch, plan.completions) == (8, 16, 0)  # 3 * 40 / 16 = 7.5
+    assert (plan.validations, plan.held_out_rows, plan.validation_answers) == (1 + 2, 9, 18)
+    assert make_plan(config, [{}] * 40, []).validations == 0
+    assert make_plan(config.replace(eval_rows=5), [{}] * 40, [{}] * 9).held_out_rows == 5
+
+
+def test_every_row_is_seen_equally_often_in_an_order_fixed_by_the_seed():
+    order = run_order(rows=10, steps=15, prompts_per_step=4, seed=3)
+    assert sorted(order) == sorted(list(range(10)) * 6)
+    assert sorted(order[:10]) == list(range(10)) and order[:10] != order[10:20]
+    assert order == run_order(10, 15, 4, 3) != run_order(10, 15, 4, 4)
+    assert order[:20] == run_order(10, 5, 4, 3)  # a shorter run meets the same rows
+    assert len(run_order(3, 2, 8, 0)) == 16  # fewer rows than prompts a step
+
+
+def test_a_dry_run_prints_the_plan_and_trains_nothing(tmp_path):
+    file = write(tmp_path / "c.json", **TASK, prompts_per_step=6, answers_per_prompt=5, steps=2)
+    command = ["train", str(file), "--out", str(tmp_path / "run"), "--dry-run"]
+    plan = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert plan["batch"] == plan["generation_batch"] == 30 and plan["completions"] == 60
+    assert plan["micro_batch"] * plan["accumulation"] == 30 and plan["reasons"]
+    assert plan["rows"] == len(load_task("gene_ranking").rows("train")) and plan["validations"] == 2
+    assert "30 completions" in CliRunner().invoke(app, command).stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"init_adapter": "."}, "adapter_config.json"),
+        ({"answer_template": "{{item."}, "item"),
+        ({"answer_template": '["{{item.nothing}}"]'}, "nothing"),
+        ({"grader": {}}, "type"),
+    ],
+)
+def test_a_dry_run_finds_what_would_stop_the_run(tmp_path, monkeypatch, change, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=named):
+        plan_of(RunConfig(**TASK | change))
+
+
+def test_a_limit_beyond_the_models_context_is_a_warning():
+    def warnings(limit):
+        reasons = plan_of(RunConfig(**TASK, max_completion_tokens=limit)).reasons
+        return [reason for reason in reasons if reason.startswith("WARNING")]
+
+    assert warnings(64) == [] and "max_completion_tokens 3000" in warnings(3_000)[0]
