@@ -124,16 +124,14 @@ def check_file(
     names = {name for side in sides for _, row in side.rows for name in answer_fields(row)}
     named = {name for name in names if looks_like_answer(name)}
     keys = report.answer_keys = sorted(named | {*answer_keys, group_by} & names)
-    report.add(missing_groups(sides, group_by))
     for key in keys:
         for side in sides:
             report.add(answer_faults(side, key))
         report.add(answers_in_prompts(sides, key, answer_in_prompt_ok))
     report.add(repeated_ids(sides))
     report.add(repeated_prompts(sides, keys))
-    if len(sides) == 2:
-        report.add(groups_on_both_sides(*sides, group_by))
-        report.add(near_duplicates(*sides))
+    report.add(group_faults(sides, group_by) if group_by else ())
+    report.add(near_duplicates(*sides) if len(sides) == 2 else ())
     order = {name: place for place, name in enumerate(report.files.values())}
     for found in (report.faults, report.notes):
         found.sort(key=lambda fault: (order.get(fault.file, 1), fault.line or 0))
@@ -235,16 +233,17 @@ def answers_in_prompts(sides: Sequence[Side], key: str, allowed: bool) -> Iterat
         choices = []
         for line, row in side.rows:
             prompt = prompt_text(row)
-            told = next((v for v in searchable(row.get(key)) if stands_in(v, prompt)), None)
-            if told is None:
+            value = next((v for v in searchable(row.get(key)) if stands_in(v, prompt)), None)
+            if value is None:
                 continue
-            others = phrases(prompt, longest) & known - {" ".join(words_of(told))}
+            others = phrases(prompt, longest) & known - {" ".join(words_of(value))}
             if allowed or len(others) >= max(1, min(2, len(known) - 1)):
                 choices.append(line)
                 continue
-            found = f'the value of "{key}" ({value_text(told)}) is told in "messages"'
+            shown = value_text(value)
+            found = f'the value of "{key}" ({shown}) stands in "messages"'
             step = "take it out (or, if the task is to find it in a text: --answer-in-prompt-ok)"
-            words = found, "a prompt that does not tell the answer", step, key, value_text(told)
+            words = found, "a prompt that does not tell the answer", step, key, shown
             yield side.fault(line, "answer in the prompt", *words)
         if choices:
             found = f'"{key}" stands among others in the prompt of {plural(len(choices), "row")}'
@@ -332,37 +331,32 @@ def repeated_prompts(sides: Sequence[Side], keys: Collection[str]) -> Iterator[F
             else:
                 kind, expected = "duplicate", "each prompt once"
                 step = "remove one of the two: a copy counts double"
-            yield side.fault(
-                line, kind, found, expected, step, "messages", value_text(messages_text(row))
-            )
+            shown = value_text(messages_text(row))
+            yield side.fault(line, kind, found, expected, step, "messages", shown)
 
 
-def missing_groups(sides: Sequence[Side], key: str | None) -> Iterator[Fault]:
-    """Rows without a group. Where no row has the key, one fault says so."""
-    bare = [(s, n, row) for s in sides for n, row in s.rows if key and group_of(row, key) is None]
-    if bare and len(bare) == sum(len(side.rows) for side in sides):
-        side, line, row = bare[0]
-        close = difflib.get_close_matches(str(key), answer_fields(row), n=1)
+def group_faults(sides: Sequence[Side], key: str) -> Iterator[Fault]:
+    """Groups on both sides, and rows without one. Where no row has the key, one fault says so."""
+    rows = [(side, line, row, group_of(row, key)) for side in sides for line, row in side.rows]
+    if rows and not any(group for *_, group in rows):
+        side, line, row, _ = rows[0]
+        close = difflib.get_close_matches(key, answer_fields(row), n=1)
         step = f"group by {close[0] if close else 'another key'}"
-        yield side.fault(line, "group missing", f'no row has "{key}"', "the key", step, str(key))
+        yield side.fault(line, "group missing", f'no row has "{key}"', "the key", step, key)
         return
-    for side, line, _ in bare:
-        words = f'"{key}" is missing or empty', "a group for each row", "fill it in", str(key)
-        yield side.fault(line, "group missing", *words)
-
-
-def groups_on_both_sides(train: Side, validation: Side, key: str | None) -> Iterator[Fault]:
-    lines: dict[str, list[int]] = defaultdict(list)
-    for line, row in train.rows if key else []:
-        lines[group_of(row, str(key)) or ""].append(line)
-    for line, row in validation.rows if key else []:
-        group = group_of(row, str(key))
-        if group and group in lines:
-            count = plural(len(lines[group]), "training row")
-            found = f"{key} {value_text(group)} stands in {count} too, first {lines[group][0]}"
+    trained: dict[str, list[int]] = defaultdict(list)
+    for side, line, _, group in rows:
+        if group is None:
+            words = f'"{key}" is missing or empty', "a group for each row", "fill it in", key
+            yield side.fault(line, "group missing", *words)
+        elif side.name == "train":
+            trained[group].append(line)
+        elif lines := trained.get(group):
+            shown, count = value_text(group), plural(len(lines), "training row")
+            found = f"{key} {shown} stands in {count} too, first in line {lines[0]}"
             step = "move all rows of a group to one side: rftkit.split_by_group"
-            words = found, "each group on one side", step
-            yield validation.fault(line, "group on both sides", *words, str(key), value_text(group))
+            words = found, "each group on one side", step, key, shown
+            yield side.fault(line, "group on both sides", *words)
 
 
 def near_duplicates(train: Side, validation: Side) -> Iterator[Fault]:

@@ -155,8 +155,6 @@ def shape_faults(row: Row) -> Iterator[Fault]:
         errors = caught.errors(include_url=False)
     for error in errors:
         *above, last = error["loc"]
-        if error["type"] == "string_unicode":
-            continue  # half of a character: text_faults names it
         if last == "content" and row["messages"][above[1]].get("tool_calls"):
             continue  # an assistant that calls a tool may say nothing
         kind = "tools" if "tools" in error["loc"] else last if last in SHAPES else "messages"

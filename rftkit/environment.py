@@ -1,7 +1,4 @@
-"""What machine is this, and what follows from it: device, dtype, threads, profile, seeds.
-
-Every decision comes with its reason, so that a notebook can print it.
-"""
+"""What machine is this, and what follows from it: device, dtype, profile, seed."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ def choose_device() -> tuple[str, str, str]:
 
 
 def profile() -> str:
-    """ "smoke" or "full", from RFTKIT_PROFILE: the same cells and steps, smaller or whole."""
+    """smoke or full, from RFTKIT_PROFILE: the same cells and steps, smaller or whole."""
     chosen = os.environ.get("RFTKIT_PROFILE", "full")
     if chosen not in PROFILES:
         raise UserError(f'RFTKIT_PROFILE: "{chosen}", expected smoke or full: unset it for full')
@@ -41,11 +38,11 @@ def profile() -> str:
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch (each only where it is loaded or needed)."""
-    random.seed(seed)
+    """Seed Python, NumPy and torch."""
     import numpy as np
     import torch
 
+    random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
@@ -54,13 +51,13 @@ def versions() -> dict[str, str]:
     """Versions of what a number may depend on; read from the metadata, nothing is imported."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    known = {"python": platform.python_version()}
     for package in ("rftkit", "torch", "transformers", "trl", "peft", "datasets", "unsloth"):
         try:
-            found[package] = version(package)
+            known[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def machine() -> str:

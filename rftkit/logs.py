@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, variance
@@ -46,18 +46,28 @@ class Log:
 
     def points(self, name: str) -> Points:
         """(step, value) wherever the log holds a finite number of this name."""
-        return list(finite((r["step"], r.get(name)) for r in self.records))
+        values = [(record["step"], finite(record.get(name))) for record in self.records]
+        return [(step, value) for step, value in values if value is not None]
 
     def series(self, name: str) -> dict[str, Points]:
-        """Each part of an object that is logged a step (sub_rewards, errors) as points."""
+        """Each part of an object that is logged a step (sub_rewards, errors) as points; 0 where
+        the step's object lacks it."""
         parts = [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), dict)]
-        keys = sorted({key for _, part in parts for key in part})
-        return {key: list(finite((step, p.get(key, 0.0)) for step, p in parts)) for key in keys}
+        flat = {key: [] for key in sorted({key for _, part in parts for key in part})}
+        for step, part in parts:
+            for key, points in flat.items():
+                if (value := finite(part.get(key, 0.0))) is not None:
+                    points.append((step, value))
+        return flat
 
     def validations(self) -> list[tuple[int, dict[str, Any]]]:
         """(step, {metric, mean, and where it was logged the interval low, high})."""
-        parts = [(r["step"], r.get("validation")) for r in self.records]
-        return [(step, part) for step, part in parts if part and number(part["mean"]) is not None]
+        parts = [(r["step"], r.get("validation") or {}) for r in self.records]
+        return [
+            (step, {key: value for key, value in part.items() if value is not None})
+            for step, part in parts
+            if finite(part.get("mean")) is not None
+        ]
 
     def dead_share(self) -> Points:
         """Share of dead groups; where a log lacks it, a step without any spread tells as much."""
@@ -71,7 +81,7 @@ class Log:
         if not validations:
             return []
         best, last = max(validations, key=lambda v: v[1]["mean"]), validations[-1]
-        fell = last[1]["mean"] < (best[1].get("low") or 0.95 * best[1]["mean"])
+        fell = last[1]["mean"] < best[1].get("low", 0.95 * best[1]["mean"])
         return [best, last] if fell else []
 
     def gained(self) -> bool:
@@ -79,7 +89,7 @@ class Log:
         validations = self.validations()
         if len(validations) > 1:
             first, last = validations[0][1], validations[-1][1]
-            return (last.get("low") or last["mean"]) > first["mean"]
+            return last.get("low", last["mean"]) > first["mean"]
         return moved(self.points("reward_mean"), +1, GAIN)
 
     @property
@@ -96,10 +106,9 @@ def number(value: Any) -> float | None:
         return None
 
 
-def finite(points: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, float]]:
-    for step, value in points:
-        if (known := number(value)) is not None and math.isfinite(known):
-            yield step, known
+def finite(value: Any) -> float | None:
+    known = number(value)
+    return known if known is not None and math.isfinite(known) else None
 
 
 def held(
@@ -201,8 +210,8 @@ def read_trainer_state(path: Path) -> Log:
     state = read_json(path)
     history = state.get("log_history") if isinstance(state, dict) else None
     records: dict[int, dict[str, Any]] = {}
-    for entry in history or []:
-        if fields := renamed(entry):
+    for entry in history if isinstance(history, list) else []:
+        if isinstance(entry, dict) and "step" in entry and (fields := renamed(entry)):
             records.setdefault(entry["step"], {"step": entry["step"]}).update(fields)
     if not records:
         raise UserError(

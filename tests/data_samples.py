@@ -24,7 +24,7 @@ def make_row(number: int, **more) -> dict:
     } | more
 
 
-def told(row: dict, words: str) -> dict:
+def with_text(row: dict, words: str) -> dict:
     """The row with these words added to its prompt."""
     content = row["messages"][0]["content"] + " " + words
     return row | {"messages": [{"role": "user", "content": content}]}

@@ -19,7 +19,7 @@ from data_samples import (
     lines_of,
     make_row,
     places,
-    told,
+    with_text,
 )
 from typer.testing import CliRunner
 
@@ -171,18 +171,22 @@ def test_an_answer_is_found_as_a_word_of_its_own(value, text, found):
 @pytest.mark.parametrize("answer", ["GLA", ["GLA", "GAL"], {"gene": "GLA"}])
 def test_an_answer_told_in_the_prompt_is_a_fault(tmp_path, answer):
     rows = [make_row(n, reference_gene=f"X{n}YZ") for n in range(6)]
-    rows[4] = told(rows[4] | {"reference_gene": answer}, "The lab says GLA.")
+    rows[4] = with_text(rows[4] | {"reference_gene": answer}, "The lab says GLA.")
     assert (5, "answer in the prompt") in places(check_bytes(tmp_path, lines_of(rows)))
 
 
 @pytest.mark.parametrize("answer", ["A", "42", 42, True, "yes", "3.14"])
 def test_an_answer_that_chance_finds_is_no_leak(tmp_path, answer):
-    rows = [told(make_row(n, reference_gene=answer), "A yes 42 3.14 True None") for n in range(5)]
+    rows = [
+        with_text(make_row(n, reference_gene=answer), "A yes 42 3.14 True None") for n in range(5)
+    ]
     assert check_bytes(tmp_path, lines_of(rows)).ok
 
 
 def test_other_fields_may_stand_in_the_prompt_unless_they_are_named(tmp_path):
-    rows = [told(make_row(n, sex="female", onset="infancy"), "infancy, female") for n in range(5)]
+    rows = [
+        with_text(make_row(n, sex="female", onset="infancy"), "infancy, female") for n in range(5)
+    ]
     report = check_bytes(tmp_path, lines_of(rows))
     assert report.ok and report.answer_keys == ["reference_gene"]
     for options in ({"answer_keys": ["onset"]}, {"group_by": "onset"}):
@@ -192,14 +196,15 @@ def test_other_fields_may_stand_in_the_prompt_unless_they_are_named(tmp_path):
 
 
 def test_a_choice_among_answers_is_no_leak_and_one_other_answer_does_not_make_a_choice(tmp_path):
-    rows = [told(make_row(n), "Candidates: " + ", ".join(GENES[:8])) for n in range(8)]
+    rows = [with_text(make_row(n), "Candidates: " + ", ".join(GENES[:8])) for n in range(8)]
     report = check_bytes(tmp_path, lines_of(rows))
     assert report.ok and "answer in the prompt" in {note.kind for note in report.notes}
     labels = [
-        told(make_row(n, reference_gene=["joy", "anger"][n % 2]), "joy or anger?") for n in (1, 2)
+        with_text(make_row(n, reference_gene=["joy", "anger"][n % 2]), "joy or anger?")
+        for n in (1, 2)
     ]
     assert check_bytes(tmp_path, lines_of(labels)).ok
-    rows = [*GOOD[:8], told(make_row(8), f"Not {GENES[1]} but {GENES[8]}.")]
+    rows = [*GOOD[:8], with_text(make_row(8), f"Not {GENES[1]} but {GENES[8]}.")]
     assert places(check_bytes(tmp_path, lines_of(rows))) == [(9, "answer in the prompt")]
     assert check_bytes(tmp_path, lines_of(rows), answer_in_prompt_ok=True).ok
 
@@ -291,7 +296,7 @@ def test_a_shuffled_case_is_found_and_a_shared_instruction_makes_no_copy(tmp_pat
     pairs = similar_prompts([sentence(present, "infancy") for present in cases], texts)
     assert {line: train_line for line, train_line, _ in pairs} == planted
     assert all(0.8 <= similarity <= 1 for *_, similarity in pairs)
-    copy = told(make_row(60), "")
+    copy = with_text(make_row(60), "")
     copy["messages"][0]["content"] = GOOD[11]["messages"][0]["content"].replace("Which", "which")
     report = check_split(tmp_path, GOOD, [make_row(59), copy])
     assert places(report) == [(2, "near-duplicate across the split")]

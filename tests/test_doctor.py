@@ -203,6 +203,9 @@ def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
         planted(loss=0.0, kl=None),  # GRPO with one update a batch: the gradient is not zero
         planted(errors={"sample_parse_error": 0.9, "truncated_observation_error": 1.0}),
         planted(errors={"python_grader_runtime_error": 0.3}),
+        planted(
+            loss=lambda r, done: -done, eval_loss=lambda r, done: 1 + done
+        ),  # GRPO's says little
     ],
 )
 def test_what_is_sound_gets_no_finding(records):
@@ -255,7 +258,7 @@ def test_a_grader_that_fails_elsewhere_explains_nothing():
     [
         (lambda step: 1.2 if step in (20, 30) else 1.4, [30, 40, 50, 60]),
         (lambda step: 2 - 0.01 * step, []),
-        (lambda step: 1.2 + 0.01 * (step % 20), []),  # stands still, but for noise
+        (lambda step: 1.2 + 0.01 * (step == 60), []),  # stands still, but for noise
     ],
 )
 def test_an_sft_run_that_learns_by_heart_is_named_unless_its_best_is_kept(held_out, steps):
@@ -330,7 +333,11 @@ def test_the_log_of_a_folder_is_found_and_a_trainers_names_are_read(tmp_path):
     write_log(tmp_path / "log.jsonl", sound(steps=5))
     assert len(read_log(tmp_path).records) == 5
     records = sound()
-    log = read_log(write_state(tmp_path / "trainer_state.json", records))
+    path = write_state(tmp_path / "trainer_state.json", records)
+    best = json.loads(path.read_text()) | {"best_model_checkpoint": "checkpoint-10"}
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    log = read_log(path)
+    assert not log.best_is_kept and read_log(tmp_path / "best.json").best_is_kept
     for name in set(TRL_NAMES.values()) - {"clip_ratio", "lost", "eval_loss"}:
         assert log.points(name) == [(r["step"], r[name]) for r in records]
     # the task's metric, not the reward and not a time

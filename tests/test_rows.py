@@ -148,6 +148,7 @@ odd_rows = st.lists(odd_row, max_size=4).map(
 @given(content=st.binary(max_size=300) | st.lists(pieces, max_size=40).map(b"".join) | odd_rows)
 @example(content=b'{"\\ud83d": [], "messages": [{"role": "user", "content": "\\ud83d"}]}')
 @example(content=b'{"messages": [{"role": "user", "content": "a"}], "answer": "\\ud83d"}\n' * 2)
+@example(content=b'{"messages": [{"role": "user", "content": "a"}], "answer\\u001b": NaN}')
 def test_whatever_the_bytes_there_is_a_report_and_strict_reading_agrees(tmp_path, content):
     path, other = tmp_path / "fuzz.jsonl", tmp_path / "other.jsonl"
     path.write_bytes(content)
