@@ -47,7 +47,7 @@ class Bench:
 
     def add(
         self, name: str, policy: Policy, weight: float = 1.0, votes: int = 0, prefill: str = ""
-    ):
+    ) -> SystemResult:
         """Evaluate a system. weight: what an answer costs beside others; votes: k of maj@k."""
         self.reporter.stage(f"evaluating {name}")
         result = self.results[name] = evaluate(
@@ -63,6 +63,7 @@ class Bench:
         )
         value = result.values[self.headline].mean()
         self.reporter.say(f"{name}: {self.headline} {value:.3f} at T = 1")
+        return result
 
     def to_json(self, names: Iterable[str], pairs: Iterable[Pair]) -> dict[str, Any]:
         """The fields that every report.json has, for these systems and paired differences."""

@@ -97,13 +97,11 @@ def check_command(
 
         {"messages": [{"role": "user", "content": "Seizure, ataxia. Which gene?"}], "answer": "A"}
 
-    Example:
+    The prompts are searched for answers: values of keys named like one (reference..., answer...,
+    label..., target..., correct..., expected..., solution..., gold..., truth...), of the key to
+    group by and of each --answer-key. Exit code 0: clean (notes may remain). 1: faults.
 
-        rftkit check train.jsonl --validation validation.jsonl --group-by reference_gene
-
-    Exit code 0: clean (notes may remain). 1: faults. The prompts are searched for the values of
-    keys named like an answer (reference..., answer..., label..., target..., correct...,
-    expected..., solution..., gold..., truth...), of the key to group by and of each --answer-key.
+    Example: `rftkit check train.jsonl --validation validation.jsonl --group-by reference_gene`
     """
     from rftkit.check import check_file
 
@@ -263,16 +261,11 @@ def cases_command(
 
     Writes train.jsonl, validation.jsonl, test.jsonl and report.json, which counts what was lost
     and why. No answer gene stands in two files, and duplicates stand in one. About 10,000 cases
-    come from the release archive of github.com/monarch-initiative/phenopacket-store (BSD-3).
+    come from the release archive of github.com/monarch-initiative/phenopacket-store (BSD-3). Some
+    repeat the words of another (siblings, mostly): `rftkit check` reports these copies;
+    --drop-copies keeps one of each.
 
-    Some cases are published in the same words as another (siblings, mostly). They are counted and
-    kept, and `rftkit check` reports them; --drop-copies keeps one of each, so that it exits 0.
-
-    Example:
-
-        rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines
-
-        rftkit check cases/train.jsonl --validation cases/validation.jsonl --group-by reference_gene
+    Example: `rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines`
     """
     from rftkit.genes.cases import make_cases
 
@@ -288,31 +281,28 @@ def cases_command(
 def print_cases(report: dict[str, Any], out: Path) -> None:
     """What was kept, what was lost and why, what each side holds, the baselines, the next step."""
     say(f"{report['source']}: {report['records']:,} phenopackets, {report['kept']:,} cases kept")
-    unknown = report["terms_unknown_to_hpo"]
-    counts = [(f"lost, {reason}", number) for reason, number in report["lost"].items()]
-    counts.append(
-        (f"mentions of terms unknown to HPO {report['hpo_release']}", unknown["mentions"])
-    )
-    counts.append(("kept on one side, repeat another's features", report["duplicates"]))
-    counts += [(f"left out, {reason}", n) for reason, n in report.get("dropped", {}).items()]
-    counts += [(f"copies, {reason}", n) for reason, n in report.get("copies", {}).items()]
-    for what, number in counts:
+    unknown = f"mentions of terms unknown to HPO {report['hpo_release']}"
+    counts = {f"lost, {reason}": number for reason, number in report["lost"].items()}
+    counts[unknown] = report["terms_unknown_to_hpo"]["mentions"]
+    counts["kept on one side, repeat another's features"] = report["duplicates"]
+    for key in ("dropped", "copies"):
+        counts |= {f"{key}, {reason}": n for reason, n in report.get(key, {}).items()}
+    for what, number in counts.items():
         if number:
             say(f"  {what}: {number:,}")
-    columns = {"rows": "rows", "genes": "genes", "papers": "papers"}
-    columns |= {"largest gene": "rows_of_largest_gene"}
-    sides = {str(out / name): side for name, side in report["files"].items()}
+    keys = ("rows", "genes", "papers", "rows_of_largest_gene")
+    sides = report["files"].items()
     print_table(
         [
-            {"file": file} | {name: f"{side[key]:,}" for name, key in columns.items()}
-            for file, side in sides.items()
+            {"file": str(out / name)} | {key: f"{side[key]:,}" for key in keys}
+            for name, side in sides
         ]
     )
     if report.get("baselines"):
         say("Baselines without a language model, in percent, all genes of HPO ranked:")
-        print_table(
-            [{key: str(value) for key, value in line.items()} for line in report["baselines"]]
-        )
+        texts = {float: "{:.1f}".format, int: "{:,}".format, str: str}
+        lines = report["baselines"]
+        print_table([{k: texts[type(v)](v) for k, v in line.items()} for line in lines])
         say("As is, the annotation was partly made from these very cases; trust the other line.")
     say(report["attribution"])
     if any(report.get("copies", {}).values()):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from rftkit.bench import paired_table, systems_table
 from rftkit.compare import Comparison, compare_models
@@ -31,7 +31,7 @@ from rftkit.console import (
     validation_text,
 )
 from rftkit.demo import DemoOptions, reading, run_demo
-from rftkit.files import UserError
+from rftkit.files import UserError, plural
 
 app = typer.Typer()
 
@@ -49,9 +49,7 @@ def signal_command(
     or 256) and measures what training would see: pass@k, groups whose rewards are all equal,
     answers that are cut or cannot be read, and whether the grader knows right from wrong at all.
 
-    Example, with run.json holding {"model": "embedded:mini", "task": "gene_ranking"}:
-
-        rftkit signal run.json --out runs/signal
+    Example, run.json holding {"task": "gene_ranking"}: `rftkit signal run.json --out runs/signal`
 
     Exit code 0: go, or undecided (it says what would settle it). 3: fix; each finding names its
     evidence and the setting to change. 1: the config or the rows are invalid.
@@ -94,7 +92,10 @@ def signal_command(
     if as_json:
         print_json(signal.to_json())
     else:
-        print_signal(signal, console)
+        verdict, _, rest = signal.text(console.width).partition("\n")
+        colour = {"go": "green", "fix": "red", "undecided": "yellow"}[signal.verdict]
+        say(verdict, style=f"bold {colour}")
+        say(rest)
     raise typer.Exit(FIX_FIRST if signal.verdict == "fix" else GOOD)
 
 
@@ -182,9 +183,33 @@ def doctor_command(
     """
     from rftkit.doctor import examine
 
-    examination = examine(log)
-    print_json(examination.to_json()) if as_json else say(as_text(examination))
-    raise typer.Exit(FINDINGS if examination.findings else GOOD)
+    report = examine(log)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        say(f"{report.source}: {report.steps} steps, {plural(len(report.findings), 'finding')}")
+    for number, finding in enumerate([] if as_json else report.findings, 1):
+        name = finding.name.replace("_", " ")
+        say(f"\n{number}. {name} ({step_ranges(finding.steps)})", style="bold")
+        texts = {"seen": finding.evidence, "means": finding.why, "change": finding.setting}
+        for title, text in texts.items():
+            say(fill(text, 96, initial_indent=f"   {title:7}", subsequent_indent=" " * 10))
+    for note in [] if as_json else report.notes:
+        say(fill(f"note: {note}", 96, subsequent_indent="      "))
+    raise typer.Exit(FINDINGS if report.findings else GOOD)
+
+
+def step_ranges(steps: Sequence[int]) -> str:
+    """[1, 2, 3, 7] -> "steps 1-3, 7"; long lists end with a count."""
+    ranges: list[list[int]] = []
+    for step in steps:
+        if ranges and step == ranges[-1][1] + 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    more = f" and {len(texts) - 6} more ranges" if len(texts) > 6 else ""
+    return f"step{'s' * (len(steps) != 1)} {', '.join(texts[:6])}{more}"
 
 
 @app.command("runs")
@@ -217,17 +242,14 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     A model is `embedded:mini`, `embedded:large`, a folder, a run or its adapter, a hub name, or
     endpoint:NAME behind OPENAI_BASE_URL. Every model answers every row: N times at T = 1 for the
     headline, once greedily. Differences are paired row by row, each later model minus each earlier
-    one, so name the baseline first.
+    one, so name the baseline first. DIR gets report.json, report.md, table.png, samples.jsonl.
+
+    A metric of your own is a function (sample, item) -> number, as a python grader's: with
+    my_metrics.py in this folder, --metric my_metrics:short.
 
     Example, a tuned model against its base on genes that neither was trained on:
 
         rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/comparison
-
-        rftkit evaluate rows.jsonl --model embedded:mini --grader grader.json --out runs/mine
-
-    A metric of your own is a function (sample, item) -> number, as a python grader's: with
-    my_metrics.py in this folder, --metric my_metrics:short. Written: report.json, report.md,
-    table.png, samples.jsonl.
 
     Exit code 0: all answers came and were graded. 1: some did not (they count as 0 and are named),
     a python grader's own program failed on all of them, or the input is invalid.
@@ -278,49 +300,3 @@ def demo_command(options: DemoOptions, as_json: JsonFlag = False) -> None:
         print_table(paired_table(real))
     written = "report.md, report.json, table.png, curve.png, log.jsonl, samples.jsonl, adapter/"
     say(f"\nWritten in {report['seconds']:.0f} s: {options.out}/{written}")
-
-
-COLOURS = {"go": "green", "fix": "red", "undecided": "yellow"}
-
-
-def print_signal(signal: Any, console: Console) -> None:
-    """Verdict first, then what it rests on."""
-    verdict, _, rest = signal.text(console.width).partition("\n")
-    console.print(verdict, markup=False, style=f"bold {COLOURS[signal.verdict]}")
-    console.print(rest, markup=False, highlight=False)
-
-
-def as_text(found: Any) -> str:
-    """One paragraph a finding: name and steps, what was seen, what it means, what to turn."""
-    number = len(found.findings)
-    verdict = "no finding" if number == 0 else f"{number} finding{'s' * (number > 1)}"
-    parts = [f"{found.source}: {found.steps} steps, {verdict}"]
-    for place, finding in enumerate(found.findings, 1):
-        lines = [f"{place}. {finding.name.replace('_', ' ')} ({step_ranges(finding.steps)})"]
-        for title, text in (
-            ("seen", finding.evidence),
-            ("means", finding.why),
-            ("turn", finding.setting),
-        ):
-            lines.append(fill(text, 96, initial_indent=f"   {title:6}", subsequent_indent=" " * 9))
-        parts.append("\n".join(lines))
-    parts += [fill(f"note: {note}", 96, subsequent_indent="      ") for note in found.notes]
-    return "\n\n".join(parts)
-
-
-def step_ranges(steps: list[int]) -> str:
-    """[1, 2, 3, 7] -> "steps 1-3, 7"; long lists end with a count.
-
-    >>> step_ranges([5])
-    'step 5'
-    """
-    ranges: list[list[int]] = []
-    for step in steps:
-        if ranges and step == ranges[-1][1] + 1:
-            ranges[-1][1] = step
-        else:
-            ranges.append([step, step])
-    texts = [str(a) if a == b else f"{a}-{b}" for a, b in ranges]
-    shown = ", ".join(texts[:6])
-    more = f" and {len(texts) - 6} more stretches" if len(texts) > 6 else ""
-    return f"step{'s' * (len(steps) != 1)} {shown}{more}"

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from rftkit.bench import Bench, Rows, append_samples, report_text
 from rftkit.console import Reporter, WeakIsolationFlag, argument, option
-from rftkit.evaluation import MetricFunction, SystemResult, clusters_of
+from rftkit.evaluation import MetricFunction, clusters_of
 from rftkit.files import MODELS, UserError, model_gates, read_json, write_json, write_text
 from rftkit.graders.answer import Context
 from rftkit.graders.grader import GraderSettings, read_grader
@@ -61,63 +61,80 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
     Raises UserError for a mistake in what is asked, and where no answer of a model came at all.
     """
     began, reporter = time.perf_counter(), reporter or Reporter(quiet=True)
-    place, bench = open_bench(asked, reporter)
+    folders = model_folders(asked.models)
+    place, bench = open_bench(asked, folders, reporter)
     trained = {model: training_record(model, bench) for model in asked.models}
     open_folder(asked.out)
-    reporter.plan(len(asked.models) * len(bench.rows) * (asked.samples + 1))
-    for model in asked.models:
+    reporter.plan(len(folders) * len(bench.rows) * (asked.samples + 1))
+    for model in folders:
         policy = load_policy(model)
         if asked.batch_size and isinstance(policy, LocalPolicy):
             policy.batch_size = asked.batch_size
-        bench.add(model, policy)
-        refuse_silence(model, bench.results[model])
-        append_samples(asked.out, bench.results[model])
-    report = make_report(bench, place, trained)
+        result = bench.add(model, policy)
+        if all(sample.finish_reason == "error" for group in result.samples for sample in group):
+            raise UserError(
+                f"--model {model}: no answer came ({', '.join(result.samples[0][0].errors)}): "
+                "check OPENAI_BASE_URL, OPENAI_API_KEY and the model's name"
+            )
+        append_samples(asked.out, result)
+    report = make_report(bench, trained) | {"rows": str(place)}
+    report["sha256"] = {
+        place.name: sha256_of(place),
+        "grader": digest_of(bench.task.grader_spec).hex(),
+        **weights_sums(folders),
+    }
     report["seconds"] = round(time.perf_counter() - began, 1)
     write_report(report, asked.out)
     return report
 
 
-def refuse_silence(model: str, result: SystemResult) -> None:
-    drawn = [sample for group in result.samples for sample in group]
-    if all(sample.finish_reason == "error" for sample in drawn):
-        reason = next((text for sample in drawn for text in sample.errors), "no reason given")
-        raise UserError(
-            f"--model {model}: none of {len(drawn)} answers came ({reason}): check "
-            "OPENAI_BASE_URL, OPENAI_API_KEY and the model's name"
-        )
+def model_folders(models: Sequence[str]) -> dict[str, list[Path]]:
+    """{model: [its base, its adapter]}, [] for an endpoint. UserError for one that is not there."""
+    folders: dict[str, list[Path]] = {}
+    for model in models:
+        if model in folders:
+            raise UserError(f"--model: {model} twice, expected each once: remove one")
+        if model.startswith("endpoint:"):
+            if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
+                raise UserError(
+                    f"--model {model}: no endpoint, expected its address in OPENAI_BASE_URL: set "
+                    "it, for example to http://localhost:8000/v1"
+                )
+            folders[model] = []
+        else:
+            folders[model] = [Path(folder) for folder in model_folder(model) if folder]
+        for folder in folders[model]:
+            check_weights(folder)
+    return folders
 
 
-def open_bench(asked: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
-    """(the file of the rows, the bench): everything is read and checked, no model is loaded.
-
-    Raises UserError for anything missing, unreadable, or unfit for these rows.
-    """
+def open_bench(
+    asked: Comparison, folders: Mapping[str, Sequence[Path]], reporter: Reporter
+) -> tuple[Path, Bench]:
+    """(the file of the rows, the bench): everything is read and checked, no model is loaded."""
     place, task = find_task(asked.rows, asked.task)
-    if task is not None:
-        reporter.say(f"task {task.name}: metrics {', '.join(task.metrics)}")
-    elif asked.grader is None:
+    if task is None and asked.grader is None:
         raise UserError(
             f"--grader: missing, and no task.json stands beside {place}: name a grader's JSON, or "
             "a preset (`rftkit graders` lists them)"
         )
-    else:
+    if task is None:
         task = task_from_json({"name": place.stem, "question": "", "grader": {}})
         reporter.say("no task.json, so the grade is the only metric: --task names one")
-    settings = GraderSettings(allow_weak_isolation=asked.allow_weak_isolation)
-    changes: dict[str, Any] = {"settings": settings}
+    changes: dict[str, Any] = {"group_by": asked.group_by or task.group_by}
     if asked.grader is not None:
         changes["grader_spec"], _ = read_grader(asked.grader)
-    if asked.group_by is not None:
-        changes["group_by"] = asked.group_by
-    task = replace(task, **changes)
+    settings = GraderSettings(allow_weak_isolation=asked.allow_weak_isolation)
+    task = replace(task, settings=settings, **changes)
     rows = read_rows(place)
     check_fit(place, rows, task)
-    by = f"by {task.group_by}" if task.group_by else "by row (--group-by names a key)"
-    reporter.say("; ".join(filter(None, [f"intervals are clustered {by}", row_ids_note(rows)])))
+    reporter.say(f"task {task.name}, intervals clustered by {task.group_by or 'row'}")
+    if row_ids_note(rows):
+        reporter.say(row_ids_note(rows))
     functions = {name: load_metric(name) for name in asked.metrics or ()}
-    check_models(asked.models)
-    limit = asked.max_tokens or longest_answer(asked.models)
+    # One limit for all models: what differs between them must be the models alone.
+    embedded = all(places and places[0].parent == MODELS for places in folders.values())
+    limit = asked.max_tokens or (EMBEDDED_TOKENS if embedded else OTHER_TOKENS)
     sampling = SamplingConfig(max_new_tokens=limit, seed=asked.seed)
     return place, Bench(task, rows, sampling, asked.samples, reporter, functions)
 
@@ -150,37 +167,12 @@ def check_fit(place: Path, rows: Rows, task: Task) -> None:
                 )
 
 
-def check_models(models: Sequence[str]) -> None:
-    twice = sorted({model for model in models if models.count(model) > 1})
-    if twice:
-        raise UserError(f"--model: {', '.join(twice)} twice, expected each once: remove one")
-    for model in models:
-        if not model.startswith("endpoint:"):
-            for folder in filter(None, model_folder(model)):
-                check_weights(folder)
-        elif not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
-            raise UserError(
-                f"--model {model}: no endpoint, expected its address in OPENAI_BASE_URL: set it, "
-                "for example to http://localhost:8000/v1"
-            )
-
-
-def longest_answer(models: Sequence[str]) -> int:
-    """One limit for all models: what differs between them must be the models alone."""
-    bases = ["" if m.startswith("endpoint:") else model_folder(m)[0] for m in models]
-    all_embedded = all(Path(base).parent == MODELS for base in bases)
-    return EMBEDDED_TOKENS if all_embedded else OTHER_TOKENS
-
-
 def open_folder(out: Path) -> None:
     """Make the folder with an empty samples.jsonl. OSError where nothing can be written there."""
     from rftkit.training.store import is_begun
 
     if is_begun(out):
-        raise UserError(
-            f"{out}: holds a training run, expected a folder of its own for the report: try "
-            f"--out {out / 'evaluation'}"
-        )
+        raise UserError(f"--out {out}: holds a training run, expected another folder: name one")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "samples.jsonl", "")
 
@@ -189,11 +181,8 @@ def load_metric(name: str) -> MetricFunction:
     """A metric of your own from "module:function", the module found as if `python` were run here.
 
     The function takes (sample, item), as a python grader does, and returns one number, the larger
-    the better. sample: {"output_text", "output_json" (None where it is not JSON), "output_tools",
-    "choices"} and beside these "reasoning", "finish_reason", "completion_tokens"; item: the row.
-    It runs IN THIS PROCESS with all your rights: for your own code only.
-
-    Raises UserError for a name that cannot be loaded; calling what is returned raises UserError
+    the better; sample also has "reasoning", "finish_reason" and "completion_tokens". It runs IN
+    THIS PROCESS with all your rights: for your own code only. What is returned raises UserError
     where the function fails or returns anything but a finite number, naming the row.
     """
     module, _, function = name.partition(":")
@@ -263,9 +252,7 @@ def training_record(model: str, bench: Bench) -> dict[str, Any] | None:
         return kept | {"answer_groups_shared_with_eval": None}
 
 
-def make_report(
-    bench: Bench, place: Path, trained: Mapping[str, dict[str, Any] | None]
-) -> dict[str, Any]:
+def make_report(bench: Bench, trained: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """report.json's record; `trained` holds the training record of each model that has one."""
     own = [name for name in bench.functions if name != bench.headline]
     compared = [(bench.headline, False), (bench.headline, True), *((name, False) for name in own)]
@@ -274,65 +261,43 @@ def make_report(
         for earlier, later in combinations(bench.results, 2)
         for metric, greedy in compared
     ]
-    report = bench.to_json(bench.results, pairs)
+    report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": []}
     for system in report["systems"]:
-        if trained.get(system["name"]):
-            system["training"] = trained[system["name"]]
-    last = next((s for s in reversed(report["systems"]) if "training" in s), None)
+        training = trained.get(system["name"])
+        if training:
+            system["training"] = training
+            report["training"] = {"model": system["name"], **training}  # the last model's stays
+        report["notes"] += warnings(system, bench.sampling.max_new_tokens)
     embedded = [n.removeprefix("embedded:") for n in bench.results if n.startswith("embedded:")]
-    return report | {
-        "rows": str(place),
-        # of the last model that a run made; every such model's own stands under `systems`
-        "training": {"model": last["name"], **last["training"]} if last else {},
-        "gates": model_gates(embedded),
-        "notes": [n for system in report["systems"] for n in warnings(system, bench.sampling)],
-        "sha256": {
-            place.name: sha256_of(place),
-            "grader": digest_of(bench.task.grader_spec).hex(),
-            **{name: value for model in bench.results for name, value in weights_sums(model)},
-        },
-    }
+    return report | {"gates": model_gates(embedded)}
 
 
-def weights_sums(model: str) -> Iterable[tuple[str, str]]:
-    """(name, sha256) of a local model's weights and of its adapter's."""
-    if model.startswith("endpoint:"):
-        return
-    base, adapter = model_folder(model)
-    label = f"embedded:{Path(base).name}" if Path(base).parent == MODELS else base
-    for name, folder, file in (
-        (label, base, "model.safetensors"),
-        (model, adapter, "adapter_model.safetensors"),
-    ):
-        if folder and (Path(folder) / file).exists():
-            yield name, sha256_of(Path(folder) / file)
+def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """sha256 of each local model's weights and of its adapter's."""
+    sums = {}
+    for model, places in folders.items():
+        for place, file in zip(places, ("model.safetensors", "adapter_model.safetensors")):
+            base = f"embedded:{place.name}" if place.parent == MODELS else str(place)
+            if (place / file).exists():
+                sums[base if file == "model.safetensors" else model] = sha256_of(place / file)
+    return sums
 
 
-def warnings(system: Mapping[str, Any], sampling: SamplingConfig) -> list[str]:
+def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
     """What a reader of the table must know, a sentence each; empty where all went well."""
     of = f"of {system['answers']} answers"
     shared = system.get("training", {}).get("answer_groups_shared_with_eval")
-    notes = []
-    if system["failed"]:
-        notes.append(f"{system['failed']} {of} never came and count as 0: run it again")
-    if system["ungraded"]:
-        notes.append(f"{system['ungraded']} {of} could not be graded and count as 0: run it again")
-    if system["grader_errors"]:
-        notes.append(
-            f"on {system['grader_errors']} {of} the grader's own program failed, which counts as "
-            "0: `rftkit grade` on one of them shows its traceback"
-        )
-    if system["truncated"] > 0.01:
-        notes.append(
-            f"{system['truncated']:.0%} of its answers were cut at {sampling.max_new_tokens} "
-            "tokens: --max-tokens raises the limit"
-        )
-    if shared:
-        notes.append(
-            f"{shared} answer groups of these rows stand in its training rows, so its numbers are "
-            "no held-out numbers: evaluate on other rows"
-        )
-    return [f"{system['name']}: {note}" for note in notes]
+    notes = {
+        f"{system['failed']} {of} never came and count as 0: run it again": system["failed"],
+        f"{system['ungraded']} {of} got no grade and count as 0: run it again": system["ungraded"],
+        f"on {system['grader_errors']} {of} the grader's own program failed, which counts as 0: "
+        "`rftkit grade` on one of them shows its traceback": system["grader_errors"],
+        f"{system['truncated']:.0%} of its answers were cut at {limit} tokens: --max-tokens raises "
+        "the limit": system["truncated"] > 0.01,
+        f"{shared} answer groups of these rows stand in its training rows, so its numbers are no "
+        "held-out numbers: evaluate on other rows": shared,
+    }
+    return [f"{system['name']}: {note}" for note, applies in notes.items() if applies]
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:

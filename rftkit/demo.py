@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from rftkit.bench import Bench, Rows, append_samples, paired_table, report_text, systems_table
@@ -61,18 +62,9 @@ LARGE, STEP = 3.0, 3.0  # the time of a large model's answer, and of learning fr
 Ranking = Callable[[Rows], list[list[str]]]  # five genes for each row, most likely first
 
 
-@dataclass
-class Size:
-    test_rows: int | None
-    steps: int
-    prompts_per_step: int
-    eval_rows: int
-    epochs: int
-
-
 SIZES = {
-    "full": Size(test_rows=None, steps=50, prompts_per_step=8, eval_rows=240, epochs=8),
-    "smoke": Size(test_rows=60, steps=6, prompts_per_step=4, eval_rows=30, epochs=1),
+    "full": SimpleNamespace(test_rows=None, steps=50, prompts=8, eval_rows=240, epochs=8),
+    "smoke": SimpleNamespace(test_rows=60, steps=6, prompts=4, eval_rows=30, epochs=1),
 }
 
 
@@ -136,7 +128,7 @@ class Demo:
         votes = max(samples, VOTES) + 1
         evaluations = len(self.bench.rows) * (votes + votes * LARGE + 4 * (samples + 1))
         validations = (size.steps / 5 + 2 * size.epochs) * size.eval_rows * 2
-        rollouts = size.steps * size.prompts_per_step * 8
+        rollouts = size.steps * size.prompts * 8
         right = 0.08 * rollouts  # the base's share of right answers, roughly
         learned = STEP * (rollouts + size.epochs * (len(self.train_rows) + right))
         real = real_rows * (samples + 1) * (5 + LARGE)
@@ -173,7 +165,7 @@ class Demo:
     def reinforce(self) -> None:
         config = dict(
             steps=self.size.steps,
-            prompts_per_step=self.size.prompts_per_step,
+            prompts_per_step=self.size.prompts,
             learning_rate=2e-3,  # a tiny model's; chosen on validation genes
             gate="off",  # the gates of the shipped base are in the report
         )
@@ -181,14 +173,8 @@ class Demo:
 
     def train_rivals(self) -> None:
         """SFT, same rows, adapter and validations: on the answers, on the base's right samples."""
-        sft = dict(
-            method="sft",
-            prompts_per_step=16,
-            steps=10_000,
-            epochs=self.size.epochs,
-            patience=0,
-            keep_start=False,
-        )
+        sft = dict(method="sft", prompts_per_step=16, steps=10_000, epochs=self.size.epochs)
+        sft |= dict(patience=0, keep_start=False)
         form = "<think></think>" + self.task.answer_template
         answers = sft | {"completion_template": form}
         self.train("SFT mini", answers, self.out / "sft", self.train_rows)
@@ -227,14 +213,11 @@ class Demo:
             for name, result in bench.results.items()
             if unseen
         }
-        pairs = [
-            ("RFT mini", name, "top1", False) for name in ("mini base", "large base", "overlap")
-        ]
-        measured = bench.to_json(SYSTEMS, pairs)
-        return real.to_json() | {
-            **{key: measured[key] for key in ("headline", "systems", "paired")},
-            "test_genes_alone": {"n": len(unseen), "top1": alone},
-        }
+        others = ("mini base", "large base", "overlap")
+        report = bench.to_json(SYSTEMS, [("RFT mini", other, "top1", False) for other in others])
+        measured = {key: report[key] for key in ("headline", "systems", "paired")}
+        alone = {"n": len(unseen), "top1": alone}
+        return real.to_json() | measured | {"test_genes_alone": alone}
 
     # --- what the steps share ------------------------------------------------------------------
 
@@ -377,23 +360,12 @@ def write_report(demo: Demo, report: dict[str, Any]) -> None:
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What report.md says under its tables."""
-    training = report["training"]
-    lines = [
-        *reading(report),
-        f"RFT: {training['examples']} rows, {training['steps']} steps, {training['samples']} "
-        f"sampled answers, {training['seconds']:.0f} s; adapter of step {training['best']['step']}."
-        f" Test genes among the training answers: {training['answer_groups_shared_with_eval']}. "
-        f"Peak memory {training['peak_rss_mb'] or 0:.0f} MB. Profile {report['profile']}.",
-    ]
+    lines = reading(report)
     if "real_cases" in report:
         real = report["real_cases"]
         lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
-        lines += [
-            f"## Real published cases: {real['kept']} of {real['read']}",
-            f"{real['genes']} genes. Lost: {lost}.",
-            markdown_table(systems_table(real)),
-            markdown_table(paired_table(real)),
-        ]
+        lines += [f"## Real published cases: {real['kept']} of {real['read']}", f"Lost: {lost}."]
+        lines += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
     return lines
 
 
@@ -405,6 +377,7 @@ def reading(report: dict[str, Any]) -> list[str]:
         systems[name]["patterns"].get(PLAN_PATTERN, 0.0) for name in ("mini base", "RFT mini")
     )
     references = ", ".join(line["name"] for line in report["reference_lines"])
+    place = "above" if top["overlap"] > top["RFT mini"] else "below"
     return [
         f"Beside it, {references} ({report['reference_source']}).",
         f'What RFT added: it found the way of thinking that works. "Diagnose first" rose from '
@@ -412,18 +385,7 @@ def reading(report: dict[str, Any]) -> list[str]:
         f"{top['RFT mini']:.3f}, on genes that never were an answer in training.",
         "What it did not add: knowledge. The same base model, prompted with that plan in one line, "
         f"reaches {top['mini base, prompted']:.3f} without any training.",
-        overlap_sentence(top["overlap"], top["RFT mini"]),
-    ]
-
-
-def overlap_sentence(overlap: float, tuned: float) -> str:
-    """Why the overlap row is no rival, and where it stands beside the tuned model's top1."""
-    if round(overlap, 3) == round(tuned, 3):
-        place = "level with"
-    else:
-        place = "above" if overlap > tuned else "below"
-    return (
-        f"The overlap row ({overlap:.3f}) reads the annotation from which the cases were "
+        f"The overlap row ({top['overlap']:.3f}) reads the annotation from which the cases were "
         "simulated, and no model here may look anything up: it is no rival, wherever it stands. "
-        f"In this run it stands {place} RFT mini ({tuned:.3f})."
-    )
+        f"In this run it stands {place} RFT mini ({top['RFT mini']:.3f}).",
+    ]

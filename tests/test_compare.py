@@ -115,7 +115,7 @@ def test_a_difference_is_the_later_model_less_the_earlier_row_by_row(compared, r
         samples = [[Sample(grade=value)] for value in values]
         numbers = {"top1": np.array(values)}
         bench.results[name] = SystemResult(name, 3, numbers, numbers, samples, samples)
-    sampled, greedy = make_report(bench, TASK.folder / "test.jsonl", {})["paired"]
+    sampled, greedy = make_report(bench, {})["paired"]
     assert (sampled["a"], sampled["b"]) == ("endpoint:tuned", "endpoint:base")
     assert sampled["difference"] == greedy["difference"] == 0.5
     assert (sampled["metric"], greedy["metric"]) == ("top1", "greedy top1")
@@ -321,6 +321,6 @@ def test_an_endpoint_that_never_answers_ends_the_comparison(tmp_path, rows, endp
     endpoint.refused = 1
     words = (*RANK, "--model", "endpoint:m", "--samples", 1, "--out", tmp_path / "o")
     result = evaluate(rows, *words)
-    assert result.exit_code == 1 and "none of 12 answers came" in str(result.exception)
+    assert result.exit_code == 1 and "no answer came" in str(result.exception)
     assert not (tmp_path / "o" / "report.json").exists()
     assert {x["model"] for x in lines_of(tmp_path / "o")} == {"embedded:mini"}  # not lost
