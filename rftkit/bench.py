@@ -58,7 +58,7 @@ class Bench:
             self.samples,
             name,
             extra_samples=votes if votes > self.samples else 0,
-            progress=lambda done: self.reporter.advance(done * weight),
+            progress=lambda done: self.reporter.work(done * weight),
             functions=self.functions,
         )
         value = result.values[self.headline].mean()

@@ -13,22 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rftkit import __version__, cli_runs
-from rftkit.console import (
-    FINDINGS,
-    GOOD,
-    JsonFlag,
-    Reporter,
-    WeakIsolationFlag,
-    argument,
-    complain,
-    flag,
-    option,
-    print_json,
-    print_table,
-    say,
-)
-from rftkit.files import UserError, plural, read_json, read_text, shorten
+from rftkit import __version__, cli_runs, console
+from rftkit.console import JsonFlag, WeakIsolationFlag, argument, flag, option
+from rftkit.files import UserError, plural, read_text
 
 app = typer.Typer(
     name="rftkit",
@@ -41,8 +28,8 @@ app = typer.Typer(
 
 def print_version(asked: bool) -> None:
     if asked:
-        say(f"rftkit {__version__}")
-        raise typer.Exit(GOOD)
+        console.say(f"rftkit {__version__}")
+        raise typer.Exit(console.GOOD)
 
 
 @app.callback()
@@ -107,20 +94,22 @@ def check_command(
 
     report = check_file(file, validation, group_by, answer_key or (), answer_in_prompt_ok)
     if as_json:
-        print_json(report.to_json())
-        raise typer.Exit(GOOD if report.ok else FINDINGS)
+        console.print_json(report.to_json())
+        raise typer.Exit(console.GOOD if report.ok else console.FINDINGS)
     for fault in report.faults:
-        say(str(fault))
+        console.say(str(fault))
     first = {fault.kind: fault.place for fault in reversed(report.faults)}
     counts = report.counts.items()
-    print_table([{"kind": k, "faults": f"{n:,}", "first at": first[k]} for k, n in counts])
+    console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
     for note in report.notes:
-        say(f"note: {note}", style="yellow")
-    say(f"answer keys, searched for in the prompts: {', '.join(report.answer_keys) or 'none'}")
+        console.say(f"note: {note}", style="yellow")
+    console.say(
+        f"answer keys, searched for in the prompts: {', '.join(report.answer_keys) or 'none'}"
+    )
     rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
     verdict = "clean" if report.ok else plural(sum(report.counts.values()), "fault")
-    say(f"{rows}: {verdict}", style="green" if report.ok else "red")
-    raise typer.Exit(GOOD if report.ok else FINDINGS)
+    console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
+    raise typer.Exit(console.GOOD if report.ok else console.FINDINGS)
 
 
 @app.command("grade")
@@ -148,10 +137,10 @@ def grade_command(
     The "reward" is 1 and then 0.5. Exit code 0: graded. 1: the grader itself could not run.
     """  # noqa: E501  (a command to copy stands on one line)
     report = grade_one(grader, sample, item, allow_weak_isolation)
-    print_json(report.to_json())
+    console.print_json(report.to_json())
     for line in [] if as_json else report.explanations:
-        complain(line)
-    raise typer.Exit(FINDINGS if report.reward is None else GOOD)
+        console.complain(line)
+    raise typer.Exit(console.FINDINGS if report.reward is None else console.GOOD)
 
 
 def grade_one(grader: str, sample: str, item: str | None, weak_isolation: bool = False) -> Any:
@@ -164,14 +153,13 @@ def grade_one(grader: str, sample: str, item: str | None, weak_isolation: bool =
 
 
 def read_item(item: str) -> dict[str, Any]:
-    if item.lstrip().startswith("{"):
-        try:
-            return json.loads(item)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"--item: not JSON ({error}), expected a row: take a line") from None
-    row = read_json(item)
+    text = item if item.lstrip().startswith("{") else read_text(item)
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--item: not JSON ({error}), expected a row of the JSONL") from None
     if not isinstance(row, dict):
-        raise UserError(f"{shorten(item)}: a {type(row).__name__}, expected one JSON object")
+        raise UserError(f"--item: a {type(row).__name__}, expected one JSON object")
     return row
 
 
@@ -187,16 +175,16 @@ def validate_grader_command(
     """
     result = validate_file(file)
     if as_json:
-        print_json(result)
+        console.print_json(result)
     else:
         for problem in result["problems"]:
             named = problem.startswith(str(Path(file)))
-            complain(problem if named else f"{file}: {problem}", style="red")
+            console.complain(problem if named else f"{file}: {problem}", style="red")
         for note in result["notes"]:
-            say(f"note: {note}")
+            console.say(f"note: {note}")
         if result["valid"]:
-            say(f"{file}: a valid {result['type']} grader")
-    raise typer.Exit(GOOD if result["valid"] else FINDINGS)
+            console.say(f"{file}: a valid {result['type']} grader")
+    raise typer.Exit(console.GOOD if result["valid"] else console.FINDINGS)
 
 
 def validate_file(file: str) -> dict[str, Any]:
@@ -228,17 +216,17 @@ def graders_command(
     from rftkit.graders.presets import PRESETS, preset
 
     if name is not None:
-        print_json(preset(name))
+        console.print_json(preset(name))
         return
     presets = [
         {"name": name, "type": make()["type"], "about": make.__doc__.partition("\n")[0]}
         for name, make in PRESETS.items()
     ]
     if as_json:
-        print_json({"graders": presets})
+        console.print_json({"graders": presets})
     else:
-        print_table(presets)
-        say("rftkit graders NAME prints its JSON, a start for your own.")
+        console.print_table(presets)
+        console.say("rftkit graders NAME prints its JSON, a start for your own.")
 
 
 @app.command("cases")
@@ -269,18 +257,20 @@ def cases_command(
     """
     from rftkit.genes.cases import make_cases
 
-    with Reporter() as reporter:
+    with console.Reporter() as reporter:
         watch = reporter.count
         report = make_cases(source, out, candidates or 0, baselines, seed, watch, drop_copies)
     if as_json:
-        print_json(report)
+        console.print_json(report)
     else:
         print_cases(report, out)
 
 
 def print_cases(report: dict[str, Any], out: Path) -> None:
     """What was kept, what was lost and why, what each side holds, the baselines, the next step."""
-    say(f"{report['source']}: {report['records']:,} phenopackets, {report['kept']:,} cases kept")
+    console.say(
+        f"{report['source']}: {report['records']:,} phenopackets, {report['kept']:,} cases kept"
+    )
     unknown = f"mentions of terms unknown to HPO {report['hpo_release']}"
     counts = {f"lost, {reason}": number for reason, number in report["lost"].items()}
     counts[unknown] = report["terms_unknown_to_hpo"]["mentions"]
@@ -289,26 +279,21 @@ def print_cases(report: dict[str, Any], out: Path) -> None:
         counts |= {f"{key}, {reason}": n for reason, n in report.get(key, {}).items()}
     for what, number in counts.items():
         if number:
-            say(f"  {what}: {number:,}")
+            console.say(f"  {what}: {number:,}")
     keys = ("rows", "genes", "papers", "rows_of_largest_gene")
-    sides = report["files"].items()
-    print_table(
-        [
-            {"file": str(out / name)} | {key: f"{side[key]:,}" for key in keys}
-            for name, side in sides
-        ]
-    )
+    sides = [(str(out / name), side) for name, side in report["files"].items()]
+    console.print_table([{"file": file} | {key: side[key] for key in keys} for file, side in sides])
     if report.get("baselines"):
-        say("Baselines without a language model, in percent, all genes of HPO ranked:")
-        texts = {float: "{:.1f}".format, int: "{:,}".format, str: str}
-        lines = report["baselines"]
-        print_table([{k: texts[type(v)](v) for k, v in line.items()} for line in lines])
-        say("As is, the annotation was partly made from these very cases; trust the other line.")
-    say(report["attribution"])
+        console.say("Baselines without a language model, in percent, all genes of HPO ranked:")
+        console.print_table(report["baselines"])
+        console.say(
+            "As is, the annotation was partly made from these very cases; trust the other line."
+        )
+    console.say(report["attribution"])
     if any(report.get("copies", {}).values()):
-        say("`rftkit check` reports the copies and exits 1; --drop-copies leaves them out.")
+        console.say("`rftkit check` reports the copies and exits 1; --drop-copies leaves them out.")
     listed = " --answer-in-prompt-ok" if report["candidates"] else ""
-    say(
+    console.say(
         f"Next: rftkit check {out / 'train.jsonl'} --validation {out / 'validation.jsonl'} "
         f"--group-by {report['split']['by']}{listed}"
     )
@@ -329,13 +314,13 @@ def environment_command(as_json: JsonFlag = False) -> None:
 
     isolation, machine = runner.report(), environment.report()
     if as_json:
-        print_json(machine | {"sandbox": isolation.to_json()})
+        console.print_json(machine | {"sandbox": isolation.to_json()})
         return
-    say(f"machine   {machine['machine']}")
-    say(f"device    {machine['device']} in {machine['dtype']} ({machine['reason']})")
-    say(f"profile   {machine['profile']} (RFTKIT_PROFILE sets it: full or smoke)")
-    say(f"versions  {', '.join(f'{name} {v}' for name, v in machine['versions'].items())}")
-    say(f"sandbox   {isolation}")
+    console.say(f"machine   {machine['machine']}")
+    console.say(f"device    {machine['device']} in {machine['dtype']} ({machine['reason']})")
+    console.say(f"profile   {machine['profile']} (RFTKIT_PROFILE sets it: full or smoke)")
+    console.say(f"versions  {', '.join(f'{name} {v}' for name, v in machine['versions'].items())}")
+    console.say(f"sandbox   {isolation}")
 
 
 app.add_typer(cli_runs.app)
@@ -349,13 +334,15 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        complain(f"error {error}", style="red")
+        console.complain(f"error {error}", style="red")
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is None:  # no place that the user named
             raise
-        complain(f"error {error.filename}: {error.strerror}: name another place", style="red")
-        sys.exit(FINDINGS)
+        console.complain(
+            f"error {error.filename}: {error.strerror}: name another place", style="red"
+        )
+        sys.exit(console.FINDINGS)
 
 
 if __name__ == "__main__":

@@ -5,32 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from rftkit import console
 from rftkit.bench import paired_table, systems_table
 from rftkit.compare import Comparison, compare_models
-from rftkit.console import (
-    FINDINGS,
-    FIX_FIRST,
-    GOOD,
-    INTERRUPTED,
-    JsonFlag,
-    Reporter,
-    TrainingProgress,
-    argument,
-    complain,
-    console,
-    flag,
-    option,
-    options_from,
-    print_json,
-    print_table,
-    say,
-    validation_text,
-)
-from rftkit.demo import DemoOptions, reading, run_demo
+from rftkit.console import JsonFlag, Reporter, argument, flag, option, options_from
+from rftkit.demo import Demo, reading
 from rftkit.files import UserError, plural
 
 app = typer.Typer()
@@ -85,18 +68,18 @@ def signal_command(
             completions=run.steps * run.batch,
             most=samples,
             seed=run.seed,
-            progress=reporter.advance,
+            progress=reporter.work,
         )
     if out is not None:
         signal.save(out)
     if as_json:
-        print_json(signal.to_json())
+        console.print_json(signal.to_json())
     else:
-        verdict, _, rest = signal.text(console.width).partition("\n")
+        verdict, _, rest = signal.text(console.stdout.width).partition("\n")
         colour = {"go": "green", "fix": "red", "undecided": "yellow"}[signal.verdict]
-        say(verdict, style=f"bold {colour}")
-        say(rest)
-    raise typer.Exit(FIX_FIRST if signal.verdict == "fix" else GOOD)
+        console.say(verdict, style=f"bold {colour}")
+        console.say(rest)
+    raise typer.Exit(console.FIX_FIRST if signal.verdict == "fix" else console.GOOD)
 
 
 @app.command("train")
@@ -132,34 +115,36 @@ def train_command(
     config = read_run_config(file, model)
     if dry_run:
         plan = plan_of(config)
-        print_json(plan.to_json()) if as_json else say("\n".join(plan.lines()))
+        if as_json:
+            console.print_json(plan.to_json())
+        else:
+            console.say("\n".join(plan.lines()))
         return
     try:
         with Reporter() as reporter:
-            observers = [TrainingProgress(reporter)]
+            observers = [console.TrainingProgress(reporter)]
             run = train(config, out, observers, say=reporter.say, force=force)
     except GateSaysFix as refusal:
         if as_json:
-            print_json({"out": str(out), "gate": refusal.verdict})
+            console.print_json({"out": str(out), "gate": refusal.verdict})
         raise
     except Interrupted as stop:  # printed here: Typer ends a KeyboardInterrupt without a word
         if as_json:
-            print_json({"out": str(out), "interrupted": str(stop)})
-        complain(str(stop))
-        raise typer.Exit(INTERRUPTED) from None
+            console.print_json({"out": str(out), "interrupted": str(stop)})
+        console.complain(str(stop))
+        raise typer.Exit(console.INTERRUPTED) from None
     picture = f"{out}/curve.png"
     save_figure(dashboard_figure(run.log, run.start), picture)
     if as_json:
         record = {"training": run.training, "start": run.start, "best": run.best}
-        print_json({"out": str(out), **record, "alarms": run.alarms, "picture": picture})
+        console.print_json({"out": str(out), **record, "alarms": run.alarms, "picture": picture})
     else:
         if run.best:
-            before = f"{run.start['mean']:.3f}"
-            kept = f"kept step {run.best['step']}: {validation_text(run.best)}"
-            say(f"{kept}, before training {before}")
-        say(f"{run.training['steps']} steps, ended by {run.training['stopped']}: {out}")
+            kept = f"kept step {run.best['step']}{console.validation_text(run.best)}"
+            console.say(f"{kept}, before training {run.start['mean']:.3f}")
+        console.say(f"{run.training['steps']} steps, ended by {run.training['stopped']}: {out}")
     if any(alarm.get("stops") for alarm in run.alarms):
-        raise typer.Exit(FINDINGS)
+        raise typer.Exit(console.FINDINGS)
 
 
 @app.command("doctor")
@@ -185,18 +170,20 @@ def doctor_command(
 
     report = examine(log)
     if as_json:
-        print_json(report.to_json())
-    else:
-        say(f"{report.source}: {report.steps} steps, {plural(len(report.findings), 'finding')}")
-    for number, finding in enumerate([] if as_json else report.findings, 1):
+        console.print_json(report.to_json())
+        raise typer.Exit(console.FINDINGS if report.findings else console.GOOD)
+    found = plural(len(report.findings), "finding")
+    console.say(f"{report.source}: {plural(report.steps, 'step')}, {found}")
+    for number, finding in enumerate(report.findings, 1):
         name = finding.name.replace("_", " ")
-        say(f"\n{number}. {name} ({step_ranges(finding.steps)})", style="bold")
+        console.say(f"\n{number}. {name} ({step_ranges(finding.steps)})", style="bold")
         texts = {"seen": finding.evidence, "means": finding.why, "change": finding.setting}
         for title, text in texts.items():
-            say(fill(text, 96, initial_indent=f"   {title:7}", subsequent_indent=" " * 10))
-    for note in [] if as_json else report.notes:
-        say(fill(f"note: {note}", 96, subsequent_indent="      "))
-    raise typer.Exit(FINDINGS if report.findings else GOOD)
+            lines = fill(text, 96, initial_indent=f"   {title:7}", subsequent_indent=" " * 10)
+            console.say(lines)
+    for note in report.notes:
+        console.say(fill(f"note: {note}", 96, subsequent_indent="      "))
+    raise typer.Exit(console.FINDINGS if report.findings else console.GOOD)
 
 
 def step_ranges(steps: Sequence[int]) -> str:
@@ -225,13 +212,13 @@ def runs_command(
 
     runs = list_runs(folder)
     if as_json:
-        print_json(runs)
+        console.print_json(runs)
         return
     for problem in runs["unreadable"]:
-        complain(f"left out: {problem}", style="yellow")
-    print_table(runs_table(runs))
+        console.complain(f"left out: {problem}", style="yellow")
+    console.print_table(runs_table(runs))
     if not runs["runs"]:
-        say(f"{folder}: no runs")
+        console.say(f"{folder}: no runs")
 
 
 @app.command("evaluate")
@@ -257,23 +244,23 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     with Reporter() as reporter:
         report = compare_models(asked, reporter)
     if as_json:
-        print_json(report)
+        console.print_json(report)
     else:
-        print_table(systems_table(report))
-        print_table(paired_table(report))
+        console.print_table(systems_table(report))
+        console.print_table(paired_table(report))
         written = f"{asked.out}/report.md, report.json, table.png, samples.jsonl"
-        say(f"{report['n_cases']} rows, written in {report['seconds']:.0f} s: {written}")
+        console.say(f"{report['n_cases']} rows, written in {report['seconds']:.0f} s: {written}")
     for note in report["notes"]:
-        complain(note, style="yellow")
+        console.complain(note, style="yellow")
     for system in report["systems"]:
         all_failed = system["grader_errors"] == system["answers"]
         if system["failed"] or system["ungraded"] or all_failed:
-            raise typer.Exit(FINDINGS)
+            raise typer.Exit(console.FINDINGS)
 
 
 @app.command("demo")
-@options_from(DemoOptions)
-def demo_command(options: DemoOptions, as_json: JsonFlag = False) -> None:
+@options_from(Demo)
+def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
     """The whole of RFT once, on two CPU cores: train, compare, report.
 
     A base model of a million parameters answers cases, a grader scores the answers, GRPO
@@ -285,18 +272,18 @@ def demo_command(options: DemoOptions, as_json: JsonFlag = False) -> None:
     Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
     """
     with Reporter() as reporter:
-        report = run_demo(options, reporter)
+        report = demo.run(reporter)
     if as_json:
-        print_json(report)
+        console.print_json(report)
         return
-    print_table(systems_table(report))
-    print_table(paired_table(report))
+    console.print_table(systems_table(report))
+    console.print_table(paired_table(report))
     for line in reading(report):
-        say(line)
+        console.say(line)
     if "real_cases" in report:
         real = report["real_cases"]
-        say(f"\nReal published cases: {real['kept']} of {real['read']}")
-        print_table(systems_table(real))
-        print_table(paired_table(real))
+        console.say(f"\nReal published cases: {real['kept']} of {real['read']}")
+        console.print_table(systems_table(real))
+        console.print_table(paired_table(real))
     written = "report.md, report.json, table.png, curve.png, log.jsonl, samples.jsonl, adapter/"
-    say(f"\nWritten in {report['seconds']:.0f} s: {options.out}/{written}")
+    console.say(f"\nWritten in {report['seconds']:.0f} s: {demo.out}/{written}")

@@ -69,8 +69,8 @@ SIZES = {
 
 
 @dataclass
-class DemoOptions:
-    """Each field is an option of `rftkit demo`."""
+class Demo:
+    """One demo: its fields are the options of `rftkit demo`, its steps stand in `run`, in order."""
 
     profile: Annotated[str, option("NAME", "full, or smoke: the same steps, smaller.")] = "full"
     samples: Annotated[int, option("N", "Answers a case at T = 1.", min=1)] = 2
@@ -78,41 +78,30 @@ class DemoOptions:
     seed: Annotated[int, option("N", "Of training and sampling.", min=0)] = 0
     out: Annotated[Path, option("DIR", "Folder for the run.")] = Path("runs/demo")
 
-
-def run_demo(options: DemoOptions, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Train, evaluate and write everything to `out`; -> report.json's object."""
-    if options.profile not in SIZES:
-        raise UserError(f'profile: "{options.profile}", expected full or smoke')
-    return Demo(options, reporter or Reporter(quiet=True)).run()
-
-
-class Demo:
-    """The state of one demo; its steps stand in `run`, in order."""
-
-    def __init__(self, options: DemoOptions, reporter: Reporter):
-        self.options, self.out, self.reporter = options, options.out, reporter
-        self.size = SIZES[options.profile]
+    def __post_init__(self) -> None:
+        if self.profile not in SIZES:
+            raise UserError(f'--profile: "{self.profile}", expected full or smoke')
+        self.size = SIZES[self.profile]
         self.task = load_task("gene_ranking")
         self.train_rows = self.task.rows("train")
         self.validation_rows = self.task.rows("validation")[: self.size.eval_rows]
-        self.bench = self.bench_of(self.task.rows("test")[: self.size.test_rows])
         self.systems: dict[str, tuple[Policy | Ranking, dict[str, Any]]] = {}
         self.runs: dict[str, Any] = {}
 
     def bench_of(self, rows: Rows) -> Bench:
-        sampling = SamplingConfig(max_new_tokens=64, seed=1_000 + self.options.seed)
-        return Bench(self.task, rows, sampling, self.options.samples, self.reporter)
+        sampling = SamplingConfig(max_new_tokens=64, seed=1_000 + self.seed)
+        return Bench(self.task, rows, sampling, self.samples, self.reporter)
 
-    def run(self) -> dict[str, Any]:
-        began = time.perf_counter()
+    def run(self, reporter: Reporter | None = None) -> dict[str, Any]:
+        """Train, evaluate, write everything to `out`; -> report.json's object."""
+        began, self.reporter = time.perf_counter(), reporter or Reporter(quiet=True)
+        self.bench = self.bench_of(self.task.rows("test")[: self.size.test_rows])
         self.out.mkdir(parents=True, exist_ok=True)
         self.show_task()
-        cases = self.options.cases
-        real = tell_real_cases(cases, load_world()) if cases else None
-        for line in real.summary() if real else []:
-            self.reporter.say(line)
+        real = tell_real_cases(self.cases, load_world()) if self.cases else None
+        self.reporter.say("\n".join(real.summary()) if real else "")
         self.reporter.plan(self.planned_work(len(real.rows) if real else 0))
-        self.before_training()
+        self.evaluate_bases()
         self.reinforce()
         self.train_rivals()
         report = make_report(self)
@@ -124,7 +113,7 @@ class Demo:
 
     def planned_work(self, real_rows: int) -> float:
         """The sum of what the stages will report, for the progress bar and its ETA."""
-        size, samples = self.size, self.options.samples
+        size, samples = self.size, self.samples
         votes = max(samples, VOTES) + 1
         evaluations = len(self.bench.rows) * (votes + votes * LARGE + 4 * (samples + 1))
         validations = (size.steps / 5 + 2 * size.epochs) * size.eval_rows * 2
@@ -143,20 +132,18 @@ class Demo:
             raise UserError(f"{folder}: {checked.faults[0]}")
         seen = self.train_rows + self.validation_rows
         assert not shared_groups(seen, self.bench.rows, self.task), "test genes that training sees"
-        row, say = self.train_rows[0], self.reporter.say
-        say(
+        row = self.train_rows[0]
+        self.reporter.say(
             f"Task {self.task.name}: {len(self.train_rows)} training rows, "
             f"{len(self.validation_rows)} of other genes to choose by, {len(self.bench.rows)} of "
-            "yet other genes to report on. Checked: clean."
+            "yet other genes to report on. Checked: clean.\nOne case as the model sees it:\n"
+            f"  user: {row['messages'][-1]['content']}\n"
+            f"  the answer, for the grader alone: {row[group]}"
         )
-        say("One case as the model sees it:")
-        for message in row["messages"]:
-            say(f"  {message['role']}: {message['content']}")
-        say(f"  the answer, for the grader alone: {row[group]}")
 
-    def before_training(self) -> None:
+    def evaluate_bases(self) -> None:
         self.mini, large = load_policy("embedded:mini"), load_policy("embedded:large")
-        self.add("random", random_ranking(self.options.seed))
+        self.add("random", random_ranking(self.seed))
         self.add("overlap", overlap_ranking)
         self.add("mini base", self.mini, votes=VOTES)
         self.add("mini base, prompted", self.mini, prefill=PLAN)
@@ -187,9 +174,9 @@ class Demo:
         """As many completions of the base as RFT drew; those with the right gene first are kept."""
         each = -(-budget // len(self.train_rows))  # rounded up: the rival never has fewer
         self.reporter.stage("sampling the base for its right answers")
-        sampling = SamplingConfig(max_new_tokens=64, seed=2_000 + self.options.seed)
+        sampling = SamplingConfig(max_new_tokens=64, seed=2_000 + self.seed)
         prompts = [row["messages"] for row in self.train_rows]
-        drawn = self.mini.sample(prompts, each, sampling, self.reporter.advance)
+        drawn = self.mini.sample(prompts, each, sampling, self.reporter.work)
         kept = [
             row | {"completion": f"<think>{sample.reasoning}</think>{sample.output_text}"}
             for row, group in zip(self.train_rows, drawn)
@@ -241,7 +228,7 @@ class Demo:
             model="embedded:mini",
             task=self.task.name,
             eval_rows=self.size.eval_rows,
-            seed=self.options.seed,
+            seed=self.seed,
             **settings,
         )
         if config.method == "sft":
@@ -252,7 +239,7 @@ class Demo:
         run = train(config, out, [observe], self.task, rows, held_out, existing="replace")
         self.reporter.say(
             f"{name}: {run.training['steps']} steps in {run.training['seconds']:.0f} s; kept step "
-            f"{run.best['step']}, {validation_text(run.best)}"
+            f"{run.best['step']}{validation_text(run.best)}"
         )
         self.runs[name] = run
         self.add(name, run.policy)
@@ -260,14 +247,14 @@ class Demo:
     def show_step(self, config: Any, record: dict[str, Any]) -> None:
         grpo = config.method == "grpo"
         answers = config.prompts_per_step * (config.answers_per_prompt if grpo else 1)
-        self.reporter.advance(STEP * answers)
+        self.reporter.work(STEP * answers)
         validation = record.get("validation")
         if validation:
-            self.reporter.advance(config.eval_rows * config.eval_samples)
+            self.reporter.work(config.eval_rows * config.eval_samples)
         if validation and grpo:
             share = validation["patterns"].get(PLAN_PATTERN, 0.0)
             self.reporter.say(
-                f"  step {record['step']}: {validation_text(validation)}, "
+                f"  step {record['step']}{validation_text(validation)}, "
                 f'"Diagnose first" in {share:.0%} of answers'
             )
 
@@ -320,7 +307,7 @@ def make_report(demo: Demo) -> dict[str, Any]:
     run, shared = demo.runs["RFT mini"], shared_groups(demo.train_rows, demo.bench.rows, demo.task)
     rivals = {name: r for name, r in demo.runs.items() if name != "RFT mini"}
     return demo.bench.to_json(SYSTEMS, pairs) | {
-        "profile": demo.options.profile,
+        "profile": demo.profile,
         "reference_lines": REFERENCE_LINES,
         "reference_source": REFERENCE_SOURCE,
         "training": run.training
@@ -332,7 +319,7 @@ def make_report(demo: Demo) -> dict[str, Any]:
         },
         "rivals": {n: {**r.training, "best_step": r.best["step"]} for n, r in rivals.items()},
         "gates": model_gates(),
-        "seed": demo.options.seed,
+        "seed": demo.seed,
         "sha256": checksums(demo.task),
     }
 

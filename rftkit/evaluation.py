@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from rftkit.task import Task
 RESAMPLES = 2_000
 Groups = list[list[Sample]]  # samples[row][index]
 MetricFunction = Callable[[dict[str, Any], Sample], float]  # (row, sample) -> one number
-NO_FUNCTIONS: Mapping[str, MetricFunction] = MappingProxyType({})
 
 
 @dataclass
@@ -123,12 +121,8 @@ def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray
 
 def pass_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
     """pass@k, (rows,): did any of the k samples put the right answer first?"""
-    return np.array(
-        [
-            float(any(task.place(row, sample) == 1 for sample in group))
-            for row, group in zip(rows, samples)
-        ]
-    )
+    hits = [any(task.place(row, s) == 1 for s in group) for row, group in zip(rows, samples)]
+    return np.array(hits, float)
 
 
 # --- systems -----------------------------------------------------------------------------------
@@ -180,7 +174,7 @@ def evaluate(
     extra_samples: int = 0,
     greedy: bool = True,
     progress: Callable[[int], None] | None = None,
-    functions: Mapping[str, MetricFunction] = NO_FUNCTIONS,
+    functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
     """Sample every row, grade, and measure the task's metrics.
 
@@ -205,7 +199,7 @@ def measure(
     drawn: Groups,
     greedy: Groups = (),
     samples: int | None = None,
-    functions: Mapping[str, MetricFunction] = NO_FUNCTIONS,
+    functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
     """Grade answers that were already drawn, and measure the task's metrics.
 
@@ -217,7 +211,7 @@ def measure(
             sample.model = name
     task.grade(rows, drawn)
     headline = [group[:samples] for group in drawn]
-    metrics = {metric: metric for metric in (*task.metrics, "grade")} | dict(functions)
+    metrics = {metric: metric for metric in (*task.metrics, "grade")} | dict(functions or {})
     result = SystemResult(
         name=name,
         n=len(rows),

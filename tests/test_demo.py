@@ -8,11 +8,10 @@ from rftkit.bench import Bench
 from rftkit.console import Reporter
 from rftkit.demo import (
     SYSTEMS,
-    DemoOptions,
+    Demo,
     as_samples,
     overlap_ranking,
     reading,
-    run_demo,
 )
 from rftkit.evaluation import measure
 from rftkit.real_cases import load_world
@@ -21,6 +20,7 @@ from rftkit.rows import write_rows
 from rftkit.task import load_task
 
 CASE = {"messages": [{"role": "user", "content": "-"}], "absent": [], "sex": "male"}
+CASE |= {"disease": "d", "pmid": "p", "onset": "Infantile onset"}
 
 
 class Listener(Reporter):
@@ -36,7 +36,7 @@ class Listener(Reporter):
     def plan(self, work):
         self.planned = work
 
-    def advance(self, work):
+    def work(self, work):
         self.done += work
 
 
@@ -52,8 +52,8 @@ def demo(tmp_path_factory):
     rows.append(rows[0] | {"present": [], "case_id": "few"})
     write_rows(folder / "real.jsonl", rows)
     listener = Listener()
-    options = DemoOptions("smoke", cases=folder / "real.jsonl", out=folder / "r")
-    return folder / "r", run_demo(options, listener), listener
+    demo = Demo("smoke", cases=folder / "real.jsonl", out=folder / "r")
+    return demo.out, demo.run(listener), listener
 
 
 def test_the_folder_holds_the_report_and_every_promised_file(demo):
@@ -86,7 +86,7 @@ def test_the_report_has_the_fields_of_the_interface(demo):
 
 def test_a_case_is_shown_as_the_model_sees_it(demo):
     lines, row = demo[2].lines, load_task("gene_ranking").rows("train")[0]
-    (shown,) = [line for line in lines if line.strip().startswith("user:")]
+    (shown,) = [x for line in lines for x in line.split("\n") if x.strip().startswith("user:")]
     assert row["messages"][0]["content"] in shown and row["reference_gene"] not in shown
 
 
