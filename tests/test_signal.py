@@ -19,7 +19,7 @@ from rftkit.evaluation import Interval
 from rftkit.signal.checks import check_template, reads_row, why_constant
 from rftkit.signal.numbers import dead_chance, more_rows, pass_at_k, share_interval, spread_parts
 from rftkit.signal.record import Finding, Signal
-from rftkit.signal.verdict import FEW_ROWS, conclude, first_draw, sample_budget
+from rftkit.signal.verdict import FEW_ROWS, conclude, first_draw
 from rftkit.task import task_from_json
 
 # --- a small world: sums, and policies that answer them ------------------------------------------
@@ -65,7 +65,7 @@ def true_sum(messages):
     return int(messages[-1]["content"].split()[2]) + 100
 
 
-def said(value):
+def written(value):
     return f'<think>Add.</think>{{"sum": "{value}"}}'
 
 
@@ -86,8 +86,8 @@ class Scripted:
         return [[self.one(prompt, i, config) for i in range(n)] for prompt in prompts]
 
     def one(self, prompt, index, config):
-        luck = random.Random(f"{config.seed} {prompt[-1]['content']} {index}")
-        answer = self.answer(prompt, index, luck)
+        rng = random.Random(f"{config.seed} {prompt[-1]['content']} {index}")
+        answer = self.answer(prompt, index, rng)
         text, tokens = answer if isinstance(answer, tuple) else (answer, 10)
         if tokens <= config.max_new_tokens:
             return Sample.from_text(text, index=index, completion_tokens=tokens)
@@ -99,17 +99,17 @@ class Scripted:
 def guesses(share=0.3, tokens=10):
     """Right with probability `share`, else a number that is near."""
 
-    def answer(messages, index, luck):
-        right = luck.random() < share
-        wrong = luck.randint(1, 9)
-        return said(true_sum(messages) + (0 if right else wrong)), tokens
+    def answer(messages, index, rng):
+        right = rng.random() < share
+        wrong = rng.randint(1, 9)
+        return written(true_sum(messages) + (0 if right else wrong)), tokens
 
     return Scripted(answer)
 
 
-def nearly(messages, index, luck):
+def nearly(messages, index, rng):
     """Mostly right, and rather long."""
-    return said(true_sum(messages) + luck.randint(0, 3)), luck.randint(60, 100)
+    return written(true_sum(messages) + rng.randint(0, 3)), rng.randint(60, 100)
 
 
 def gate(policy, task_and_rows, **settings):
@@ -119,58 +119,60 @@ def gate(policy, task_and_rows, **settings):
 # --- planted faults ------------------------------------------------------------------------------
 
 
-def garbled(messages, index, luck):
-    return "".join(luck.choice("abc {}") for _ in range(20))
+def garbled(messages, index, rng):
+    return "".join(rng.choice("abc {}") for _ in range(20))
 
 
-def form_only(messages, index, luck):
+def form_only(messages, index, rng):
     """Half of the answers can be read, none is right."""
-    wrong = said(true_sum(messages) + luck.randint(1, 9))
-    return wrong if index % 2 else "I do not know, " * luck.randint(1, 3)
+    wrong = written(true_sum(messages) + rng.randint(1, 9))
+    return wrong if index % 2 else "I do not know, " * rng.randint(1, 3)
 
 
-def half_right(messages, index, luck):
-    return said(true_sum(messages) if index % 2 else 7)
+def half_right(messages, index, rng):
+    return written(true_sum(messages) if index % 2 else 7)
 
 
 WORSE = ['{"sum": "7"}']
 PARTIAL = formula("0.9 * right + 0.1 * form", right=GOOD, form=FORM)
-# fault -> (policy, grader and more of the task, what may be named beside it)
+OTHER_FORM = {"template": '{"total": "{{item.answer}}"}', "worse_answers": WORSE}
+# fault -> (policy, what is changed in the task, what else may be named)
 FAULTS = {
-    "constant reward": (guesses(), (formula("0 * right + 0.5", right=GOOD),), set()),
+    "constant reward": (guesses(), {"grader": formula("0 * right + 0.5", right=GOOD)}, set()),
     "constant reward, nothing known right": (
-        guesses(), (check("7", "{{item.answer}}"), 40, None), set()),
-    "inverted reward": (guesses(), (check(operation="ne"),), set()),
+        guesses(), {"grader": check("7", "{{item.answer}}"), "template": None}, set()),
+    "inverted reward": (guesses(), {"grader": check(operation="ne")}, set()),
     "inverted reward, with form": (
-        guesses(), (formula("0.1 * form + 0.9 * (1 - right)", right=GOOD, form=FORM),), set()),
+        guesses(),
+        {"grader": formula("0.1 * form + 0.9 * (1 - right)", right=GOOD, form=FORM)}, set()),
     "inverted reward, with worse answers": (
-        Scripted(half_right), (check(operation="ne"), 40, TEMPLATE, WORSE), set()),
+        Scripted(half_right), {"grader": check(operation="ne"), "worse_answers": WORSE}, set()),
     "blind grader": (
-        Scripted(form_only), (formula("form + 0 * right", right=GOOD, form=FORM),), set()),
-    "reference cannot score": (guesses(), (check("{{item.answer}}.0"),), {"constant reward"}),
+        Scripted(form_only), {"grader": formula("form + 0 * right", right=GOOD, form=FORM)}, set()),
+    "reference cannot score": (
+        guesses(), {"grader": check("{{item.answer}}.0")}, {"constant reward"}),
     "reference cannot score, weights": (
-        guesses(), (formula("0.8 * right", right=GOOD),), set()),
+        guesses(), {"grader": formula("0.8 * right", right=GOOD)}, set()),
     "reference cannot score, template of another form": (
-        Scripted(half_right), (PARTIAL, 40, '{"total": "{{item.answer}}"}', WORSE), set()),
-    "limit too short": (guesses(tokens=90), (), set()),
-    "end token missing": (guesses(tokens=100_000), (), {"limit too short"}),
-    "unreadable answers": (Scripted(garbled), (), set()),
-    "task too easy": (guesses(share=0.99), (), set()),
-    "task too easy, groups alive": (guesses(share=0.96), (), set()),
-    "task impossible": (guesses(share=0), (), set()),
-    "task impossible, form moves": (Scripted(form_only), (PARTIAL,), {"format alone"}),
-    "too little exploration": (Scripted(lambda *_: said(7)), (), set()),
+        Scripted(half_right), {"grader": PARTIAL} | OTHER_FORM, set()),
+    "limit too short": (guesses(tokens=90), {}, set()),
+    "end token missing": (guesses(tokens=100_000), {}, {"limit too short"}),
+    "unreadable answers": (Scripted(garbled), {}, set()),
+    "task too easy": (guesses(share=0.99), {}, set()),
+    "task too easy, groups alive": (guesses(share=0.96), {}, set()),
+    "task impossible": (guesses(share=0), {}, set()),
+    "task impossible, form moves": (Scripted(form_only), {"grader": PARTIAL}, {"format alone"}),
+    "too little exploration": (Scripted(lambda *_: written(7)), {}, set()),
     "no verifiable answer": (
-        guesses(), (LIKE | {"reference": "{{item.answer}}" + " word" * 30}, 40, None), set()),
+        guesses(), {"grader": LIKE | {"reference": "{{item.answer}}" + " word" * 30},
+                    "template": None}, set()),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_named(fault):
-    policy, (grader, count, template, worse), beside = FAULTS[fault][0], (
-        *FAULTS[fault][1], *(GOOD, 40, TEMPLATE, [])[len(FAULTS[fault][1]) :]
-    ), FAULTS[fault][2]  # fmt: skip
-    signal = gate(policy, sums(grader, count, template, worse_answers=worse))
+    policy, changes, beside = FAULTS[fault]
+    signal = gate(policy, sums(**changes))
     name = fault.split(",")[0]
     assert signal.verdict == "fix" and name in signal.reason
     # One fault, one cause: what follows from it is not called a fault of its own.
@@ -208,16 +210,15 @@ def test_the_gate_stays_within_its_budget(completions, count, answers):
 
 
 def test_the_first_draw_takes_whole_groups():
-    assert sample_budget(0) == 256 and sample_budget(10_000) == 500
     assert first_draw(rows=10_000, budget=240, answers=16) == (15, 16)
     assert first_draw(rows=1, budget=240, answers=8) == (1, 240)
     assert first_draw(rows=50, budget=240, answers=300) == (1, 240)
 
 
-def nearly_dead(messages, index, luck):
+def nearly_dead(messages, index, rng):
     """Three rows in ten are live: just beside the threshold."""
     live = true_sum(messages) % 10 < 3
-    return said(true_sum(messages) + (0 if live and index % 2 else luck.randint(1, 9)))
+    return written(true_sum(messages) + (0 if live and index % 2 else rng.randint(1, 9)))
 
 
 def test_undecided_says_how_many_more_and_a_long_run_draws_them():
@@ -316,18 +317,18 @@ def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():
     tidy = check(reference="yes", path="{{sample.output_json.tidy}}")
     grader = formula("0.9 * right + 0.1 * tidy", right=GOOD, tidy=tidy)
     task_and_rows = sums(grader, template='{"sum": "{{item.answer}}", "tidy": "yes"}')
-    wrong = Scripted(lambda m, i, luck: f'{{"sum": "0", "tidy": "{luck.choice(["yes", "no"])}"}}')
+    wrong = Scripted(lambda m, i, rng: f'{{"sum": "0", "tidy": "{rng.choice(["yes", "no"])}"}}')
     signal = gate(wrong, task_and_rows)
     assert signal.dead_groups.mean < 0.2 and signal.dead_ability.mean == 1
     # Two of twenty can be read: a group of two holds both in one case of 190.
-    two = Scripted(lambda m, i, luck: said(true_sum(m) + i) if i < 2 else "I do not know")
+    two = Scripted(lambda m, i, rng: written(true_sum(m) + i) if i < 2 else "I do not know")
     assert gate(two, sums(count=12), answers=2).dead_ability.mean == pytest.approx(1 - 1 / 190)
 
 
 def test_rows_are_named_by_their_place_in_the_file_and_by_whether_they_are_solved():
-    def answer(messages, index, luck):
+    def answer(messages, index, rng):
         kind = true_sum(messages) % 3
-        return said(true_sum(messages) + (0, luck.randint(0, 1), luck.randint(1, 9))[kind])
+        return written(true_sum(messages) + (0, rng.randint(0, 1), rng.randint(1, 9))[kind])
 
     task, rows = sums(count=30)
     for row in rows:
@@ -342,7 +343,7 @@ def test_rows_are_named_by_their_place_in_the_file_and_by_whether_they_are_solve
 def test_answers_that_cannot_be_read_say_why():
     texts = ["", "<think>for ever", "<think></think>", "text", "[1]", '{"sun": "1"}']
     stages = ["empty", "unclosed thinking", "empty", "not JSON"] + ["answer missing"] * 2
-    signal = gate(Scripted(lambda messages, index, luck: texts[index]), sums(), answers=6)
+    signal = gate(Scripted(lambda messages, index, rng: texts[index]), sums(), answers=6)
     assert signal.stages == pytest.approx({name: stages.count(name) / 6 for name in stages})
     assert signal.unreadable.mean == 1.0 and signal.names() == ["unreadable answers"]
 
@@ -356,8 +357,8 @@ def test_cut_answers_are_drawn_again_with_more_room():
     longer = gate(Scripted(nearly), sums(), max_completion_tokens=room)
     assert longer.verdict == "go" and "probe" not in longer.lengths
 
-    def fifth(messages, index, luck):  # too few for a finding, too many for "impossible" alone
-        return said(luck.randint(1, 9)), 200 if index % 5 == 0 else 10
+    def fifth(messages, index, rng):  # too few for a finding, too many for "impossible" alone
+        return written(rng.randint(1, 9)), 200 if index % 5 == 0 else 10
 
     some = gate(Scripted(fifth), sums())
     assert "task impossible" in some.names() and "limit too short" not in some.names()
@@ -393,7 +394,8 @@ def test_what_cannot_be_verified_is_refused_before_a_draw(grader, template, name
 
 @pytest.mark.parametrize(
     "grader",
-    [GOOD, FORM, OPINION, python("def grade(sample, item):", "return len(sample['output_text'])"),
+    [GOOD, FORM, OPINION,
+     python("def grade(sample, item):", "return len(sample['output_text']) / 1e3"),
      python("def grade(sample, item):", "raise ValueError")],
     ids=["the row", "form", "opinion", "length", "it fails"],
 )  # fmt: skip
@@ -565,9 +567,7 @@ def test_the_record_is_plain_json_and_keeps_every_sample(tmp_path):
         signal.save(tmp_path)
         record = json.loads((tmp_path / "signal.json").read_text())
         assert record == json.loads(json.dumps(signal.to_json(), allow_nan=False))
-        assert [set(f) >= {"name", "evidence", "knob"} for f in record["findings"]] == [True] * len(
-            signal.findings
-        )
+        assert all(set(f) >= {"name", "evidence", "knob"} for f in record["findings"])
         samples = list(map(json.loads, open(tmp_path / "signal_samples.jsonl")))
         assert len(samples) == signal.rows * signal.answers == sum(map(len, signal.drawn))
         assert all(s["grade"] is not None and s["row_id"] for s in samples)
@@ -602,17 +602,5 @@ def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(run, tmp_pat
     record = json.loads(out)
     assert code == 3 and record["verdict"] == "fix"
     assert {"name", "evidence", "knob"} <= record["findings"][0].keys()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("{", "not JSON"),
-        ('{"task": "gene_ranking", "stepz": 1}', "stepz"),
-        ('{"task": "gene_ranking", "method": "sft"}', '"sft"'),
-        ('{"task": "no_such_task"}', "no_such_task"),
-    ],
-)
-def test_a_faulty_config_is_an_error_of_one_line(run, text, expected):
-    code, out, err = run(text)
-    assert code == 1 and out == "" and err.startswith("error ") and expected in err
+    code, out, err = run('{"task": "gene_ranking", "method": "sft"}')
+    assert code == 1 and out == "" and "sft" in err

@@ -99,10 +99,10 @@ def _best_piece(policy: Any, before: str, pieces: list[int]) -> float:
 
 def check_opening(policy: Any, messages: list[Row], check: TemplateCheck) -> None:
     """Does the prompt end where the template begins an answer, and not after one?"""
-    talk = _rendered(policy, messages, "assistant")
-    if ANSWER not in talk or talk == _rendered(policy, messages, "user"):
+    written = _rendered(policy, messages, "assistant")
+    if ANSWER not in written or written == _rendered(policy, messages, "user"):
         return  # it writes questions alone
-    prompt, opening = policy.render(messages), talk.partition(ANSWER)[0]
+    prompt, opening = policy.render(messages), written.partition(ANSWER)[0]
     ends = f"the prompt ends with {prompt[-30:]!r}"
     without = policy.tokenizer.apply_chat_template(messages, tokenize=False)
     missing = opening.removeprefix(prompt).strip()
@@ -121,7 +121,7 @@ def check_opening(policy: Any, messages: list[Row], check: TemplateCheck) -> Non
 
 
 def _rendered(policy: Any, messages: list[Row], role: str) -> str:
-    """The talk with ANSWER as its last message; "" where the template refuses to write it."""
+    """The conversation that ends with ANSWER; "" where the template refuses to write it."""
     more = [*messages, {"role": role, "content": ANSWER}]
     try:
         return policy.tokenizer.apply_chat_template(more, tokenize=False)
@@ -182,16 +182,6 @@ class Reference:
         parts = {"right answers score": self.right, "other rows' answers": self.swapped}
         known = [f"{name} {reward:.2f}" for name, reward in parts.items() if reward is not None]
         return ", ".join([*known, f"worse_answers {worse}"] if worse else known)
-
-    def first_failure(self) -> str:
-        """ "on 3 of 128 rows the right answer does not score 1: row r4, 'A' scored 0.0"."""
-        first = self.check.failures[0]
-        reason = f" ({first['reason'][:120]})" if first["reason"] and not first["reward"] else ""
-        return (
-            f"on {len(self.check.failures)} of {self.check.rows} rows the right answer does not "
-            f"score {self.maximum:g}: row {first['row_id']}, {str(first['answer'])[:80]!r} scored "
-            f"{first['reward']}{reason}"
-        )
 
     def to_json(self) -> dict[str, Any]:
         known = {"status": self.check.status, "failures": len(self.check.failures)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from rftkit.evaluation import Interval
 from rftkit.signal.checks import Reference, TemplateCheck
 from rftkit.signal.numbers import more_rows
-from rftkit.signal.record import Finding, Signal
+from rftkit.signal.record import Finding, Signal, shown
 
 # Axolotl, docs/training_stability: groups without spread under 0.8, cut answers under 0.3.
 MOST_DEAD, MOST_CUT = 0.8, 0.3
@@ -47,7 +47,10 @@ def above(share: Interval | None, most: float) -> bool:
 
 
 class Findings:
-    """What stands in the way, causes first; what a cause explains is not named beside it."""
+    """What stands in the way, causes first; what a cause explains is not named beside it.
+
+    rows   of the training file
+    """
 
     def __init__(self, signal: Signal, reference: Reference, template: TemplateCheck, rows: int):
         self.signal, self.reference, self.template = signal, reference, template
@@ -115,7 +118,14 @@ class Findings:
             setting = "grader or rows: until every row's own answer scores the maximum"
             if reference.misshapen:
                 setting = "answer_template: write it in the form that the grader reads"
-            self.add("reference cannot score", f"{reference.first_failure()}; {reference}", setting)
+            first = check.failures[0]
+            why = "" if first["reward"] else f" ({first['reason'][:120]})"
+            evidence = (
+                f"{len(check.failures)} of {check.rows} right answers do not score "
+                f"{reference.maximum:g}: row {first['row_id']}, {str(first['answer'])[:80]!r} "
+                f"scored {shown(first['reward'])}{why}; {reference}"
+            )
+            self.add("reference cannot score", evidence, setting)
         if constant:
             evidence = f"all {signal.samples} sampled answers score {signal.reward.mean:.2f}"
             self.add("constant reward", f"{evidence}; {reference}", READ_THE_ROW)

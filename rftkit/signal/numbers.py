@@ -73,11 +73,11 @@ def more_rows(interval: Interval, threshold: float, rows: int, most: int = 100_0
 
     An interval shrinks with the square root of the number of rows.
     """
-    if not interval.low <= threshold <= interval.high:
-        return 0
     distance = abs(interval.mean - threshold)
-    below = interval.mean < threshold
-    half = interval.high - interval.mean if below else interval.mean - interval.low
+    is_below = interval.mean < threshold
+    half = interval.high - interval.mean if is_below else interval.mean - interval.low
+    if distance > half:
+        return 0
     if distance * distance * (rows + most) <= half * half * rows:
         return most
     return max(1, math.ceil(rows * (half / distance) ** 2) - rows)

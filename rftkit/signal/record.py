@@ -127,7 +127,7 @@ class Signal:
             lines += ["", "answers, from worst to best"]
         for sample in self.shown:
             answer = f"{sample['row_id']}: {sample['reasoning']} => {sample['output_text']}"
-            lines.append("  " + shorten(f"{_shown(sample['grade'])} {answer}", width - 2))
+            lines.append("  " + shorten(f"{shown(sample['grade'])} {answer}", width - 2))
         return "\n".join(lines)
 
     def numbers(self) -> Iterator[tuple[str, str]]:
@@ -135,14 +135,15 @@ class Signal:
         for name, label in LABELS.items():
             value = getattr(self, name)
             if isinstance(value, dict):
-                yield from ((f"{label}{key}", _shown(entry)) for key, entry in value.items())
+                yield from ((f"{label}{key}", shown(entry)) for key, entry in value.items())
             elif value is not None:
-                yield label, _shown(value)
+                yield label, shown(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A number, interval or dict of them, as text."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {shown(entry)}" for key, entry in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -103,7 +103,7 @@ def conclude(signal: Signal, left: int) -> Signal:
     fixes = [finding.name for finding in signal.findings if finding.level == "fix"]
     signal.more_samples = None
     if fixes:
-        signal.verdict, signal.reason = "fix", f"fix first: {fixes[0]}"
+        signal.verdict, signal.reason = "fix", f"start with {fixes[0]}"
         if fixes[1:]:
             signal.reason += f" (and see whether {', '.join(fixes[1:])} went with it)"
     elif signal.findings:
@@ -141,11 +141,6 @@ ROOM, LEAST_ROOM = 4, 256  # so many times the limit, and no fewer tokens than t
 ROUNDS = 3  # of drawing, before it says undecided
 
 
-def sample_budget(completions: int) -> int:
-    """The most samples the gate may draw for a run of so many completions (0: not known)."""
-    return max(int(BUDGET_SHARE * completions), LEAST_BUDGET)
-
-
 def measure_signal(
     policy: Policy,
     task: Task,
@@ -175,7 +170,7 @@ def measure_signal(
     if answers < 2 or not rows:
         raise UserError(f"signal: {len(rows)} rows, groups of {answers}, expected 1 and 2 at least")
     rows, ids, grader = list(rows), row_ids(rows), task.grader
-    budget = sample_budget(completions)
+    budget = max(int(BUDGET_SHARE * completions), LEAST_BUDGET)
     if most is not None:
         budget = min(budget, max(most, 2 * PROBES))
     signal = Signal(policy=policy.name, seed=seed, budget=budget, group=answers)
