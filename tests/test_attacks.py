@@ -150,6 +150,8 @@ def test_a_task_of_another_shape_is_attacked(template):
     results = by_name(report)
     for name in ("other case", "other spelling", "look-alikes", "middle, filled up"):
         assert results[name].mean is None and not results[name].red  # a number has no other case
+    before = template.partition("{{")[0]
+    assert results["every answer"].example.startswith(before.rstrip('"'))
     if "text" not in template:  # all answers at once hold the right one
         assert "every answer" in report.red and "9" in results["every answer"].example
 

@@ -147,6 +147,10 @@ FAULTS = {
         {"grader": formula("0.1 * form + 0.9 * (1 - right)", right=GOOD, form=FORM)}, set()),
     "inverted reward, with worse answers": (
         Scripted(half_right), {"grader": check(operation="ne"), "worse_answers": WORSE}, set()),
+    "inverted reward, the right answer not looked at": (
+        Scripted(half_right),
+        {"grader": formula("(form + seven) / 2 + 0 * right", right=GOOD, form=FORM,
+                           seven=check("7")), "worse_answers": WORSE}, set()),
     "blind grader": (
         Scripted(form_only), {"grader": formula("form + 0 * right", right=GOOD, form=FORM)}, set()),
     "reference cannot score": (
@@ -178,6 +182,7 @@ def test_a_planted_fault_is_named(fault):
     # One fault, one cause: what follows from it is not called a fault of its own.
     assert signal.findings[0].name == name and set(signal.names()[1:]) == beside
     assert signal.findings[0].evidence and signal.findings[0].setting
+    assert ("answer_template" in signal.findings[0].setting) is ("template of" in fault)
 
 
 def test_a_good_task_goes():
@@ -350,7 +355,7 @@ def test_answers_that_cannot_be_read_say_why():
 
 def test_cut_answers_are_drawn_again_with_more_room():
     signal = gate(Scripted(nearly), sums(), max_completion_tokens=64)
-    assert signal.cut.low > 0.8 and signal.lengths["most"] == 64
+    assert signal.cut.low > 0.8 and signal.lengths["most"] == 64 and signal.samples <= 256
     assert signal.lengths["probe"]["room"] == 256 and signal.lengths["probe"]["ended"] == 16
     room = int(signal.findings[0].setting.split("about ")[1].split(",")[0])
     assert 90 <= signal.lengths["probe"]["p95"] <= 100 < room <= 128
@@ -492,7 +497,8 @@ SOUND = {
     "plain words": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}",
     "for questions alone": "{% for m in messages %}User: {{ m.content }}\nAssistant:{% endfor %}",
-    "an end token after every message": "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}",
+    "an end token before an answer": "{% for m in messages %}{% if m.role == 'user' %}<|user|>"
+    "{{ m.content }}<|end|>{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}",
     "an end token after the question": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
     "thinking is opened": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -543,6 +549,10 @@ def test_markers_in_pieces_are_odd_alone_where_the_model_or_its_user_writes_them
 )  # fmt: skip
 def test_a_wrong_setting_is_named(mini, genes, settings, name):
     assert gate(mini, genes, **settings).names() == [name]
+
+
+def test_a_task_is_not_called_impossible_at_a_low_temperature():
+    assert gate(guesses(share=0), sums(), temperature=0.2).names() == ["too little exploration"]
 
 
 def test_a_missing_end_token_is_named(mini, genes, monkeypatch):
