@@ -137,14 +137,10 @@ def test_a_score_is_read_and_cut_to_the_range(endpoint, command, limits, reward)
     assert run(endpoint, command, {**SCORE, "range": limits})[:2] == (reward, [])
 
 
-@pytest.mark.parametrize(
-    ("label", "reward", "errors"),
-    [("good", 1.0, []), ("fair", 1.0, []), ("bad", 0.0, []),
-     ("excellent", 0.0, ["model_grader_parse_error"])],
-)  # fmt: skip
-def test_a_label_passes_or_not(endpoint, label, reward, errors):
-    command = "say " + json.dumps({"steps": [], "label": label})
-    assert run(endpoint, command, LABEL)[:2] == (reward, errors)
+@pytest.mark.parametrize(("label", "reward"), [("good", 1), ("fair", 1), ("bad", 0), ("none", 0)])
+def test_a_label_passes_or_not(endpoint, label, reward):
+    errors = ["model_grader_parse_error"] if label == "none" else []
+    assert run(endpoint, f'say {{"steps": [], "label": "{label}"}}', LABEL)[:2] == (reward, errors)
     schema = endpoint.requests[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["label"]["enum"] == ["good", "fair", "bad"]
 
@@ -164,20 +160,15 @@ def test_a_verdict_without_a_number_scores_zero(endpoint, command):
         ("status 500", 3, "500"), ("status 429", 3, "429"), ("status 401", 1, "401"),
         ("status 404", 1, "404"), ("garbage", 1, "not JSON"), ("nothing", 1, "not JSON"),
         ("list", 1, "choices"), ("no choices", 1, "choices"), ("hangup", 3, "Connection"),
-        ("hang", 3, "imeout"),
+        ("hang", 3, "imeout"), ("refuse", 1, ""), ("filter", 1, ""),
     ],
 )  # fmt: skip
 def test_an_endpoint_that_fails_gives_no_grade_after_its_retries(endpoint, command, tries, word):
     timeout = 0.25 if command == "hang" else 20
     reward, errors, report = run(endpoint, command, timeout=timeout)
-    assert (reward, errors) == (None, ["model_grader_server_error"])
-    assert word in report["metadata"]["errors"]["model_grader_server_error_details"]
-    assert endpoint.seen[command] == tries
-
-
-@pytest.mark.parametrize("command", ["refuse", "filter"])
-def test_a_refusal_is_no_grade(endpoint, command):
-    assert run(endpoint, command)[:2] == (None, ["model_grader_refusal_error"])
+    assert (reward, errors) == (None, [f"model_grader_{'server' if word else 'refusal'}_error"])
+    details = report["metadata"]["errors"]["model_grader_server_error_details"]
+    assert word in (details or "") and endpoint.seen[command] == tries
 
 
 def test_an_unreadable_sample_never_reaches_the_judge(endpoint):

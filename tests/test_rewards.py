@@ -1,7 +1,6 @@
 """A grader as TRL's reward function: its signature, its faults, its series."""
 
 import json
-import math
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -27,27 +26,27 @@ def genes(*names):
     return json.dumps({"genes": names})
 
 
-class Log:
-    """Stands where TRL's log_metric and log_extra stand."""
+def said(content, **more):
+    return {"role": "assistant", "content": content, **more}
 
-    def __init__(self):
-        self.metrics, self.extra = {}, {}
 
-    def arguments(self):
-        return {"log_metric": self.metrics.__setitem__, "log_extra": self.extra.__setitem__}
+@pytest.fixture
+def log():
+    """Stands where TRL's log_metric and log_extra stand; `log()` hands both over."""
+    log = SimpleNamespace(metrics={}, extra={})
+    log.arguments = {"log_metric": log.metrics.__setitem__, "log_extra": log.extra.__setitem__}
+    return log
 
 
 def test_texts_and_messages_are_graded_alike():
     text = genes("A", "B")
-    said = lambda content: {"role": "assistant", "content": content}  # noqa: E731
     completions = [
         text, f"<think>A or B?</think>{text}", [said(text)],
         [said([{"type": "text", "text": text}])],
-        [{**said(""), "tool_calls": []}, {"role": "tool", "content": "x"},
-         said(f"<think></think>{text}")], [], "<think>cut off " + text,
+        [said("", tool_calls=[]), {"role": "tool", "content": "x"}, said(f"<think></think>{text}")],
+        [], "<think>cut off " + text,
     ]  # fmt: skip
-    reward = reward_function(GENES)
-    rewards = reward(completions=completions, reference_gene=["B"] * 7, prompts=["p"] * 7)
+    rewards = reward_function(GENES)(completions=completions, reference_gene=["B"] * 7)
     assert rewards == [pytest.approx(0.73)] * 5 + [0.0, 0.0]
 
 
@@ -58,9 +57,9 @@ def test_thinking_that_the_prompt_opened_is_not_output():
 
 
 @pytest.mark.parametrize("opened", ["text", "messages", "tools", "prompt"])
-def test_a_thought_that_never_closes_earns_nothing(opened):
+def test_a_thought_that_never_closes_earns_nothing(opened, log):
     """An empty output is "not equal" to anything: without the cut it would earn the maximum."""
-    log, grades, prompts = Log(), [], ["Q", "Q"]
+    grades, prompts = [], ["Q", "Q"]
     made = check("{{sample.output_text}}", "{{item.answer}}", "ne")
     reward = reward_function(made, observer=lambda samples, found: grades.extend(found))
     thought, whole = "<think>foo", "<think>foo</think>5"
@@ -68,38 +67,30 @@ def test_a_thought_that_never_closes_earns_nothing(opened):
         prompts, thought, whole = ["Q<think>"] * 2, "foo", "foo</think>5"
     elif opened != "text":
         calls = {"tool_calls": [{"type": "function"}]} if opened == "tools" else {}
-        thought, whole = ([{"role": "assistant", "content": c} | calls] for c in (thought, whole))
+        thought, whole = [said(thought, **calls)], [said(whole, **calls)]
     columns = {"completions": [thought, whole], "prompts": prompts, "answer": ["4", "4"]}
-    assert reward(**columns, **log.arguments()) == [0.0, 1.0]
+    assert reward(**columns, **log.arguments) == [0.0, 1.0]
     assert log.metrics["grader_errors/truncated_observation_error"] == 0.5
-    assert log.metrics["grader/sample_faults"] == 0.5 and log.metrics["grader/lost"] == 0
-    assert "never closed" in grades[0].faults[0][1].detail
+    assert "never closed" in grades[0].explanations[0]
 
 
 def test_tool_calls_of_a_conversation_reach_the_grader():
     def call(x):
-        return {"type": "function", "function": {"name": "f", "arguments": {"x": x}}}
+        return said("", tool_calls=[{"type": "function", "function": {"arguments": {"x": x}}}])
 
-    conversation = [
-        {"role": "assistant", "content": "", "tool_calls": [call(1)]},
-        {"role": "tool", "content": "no"},
-        {"role": "assistant", "content": "", "tool_calls": [call(2)]},
-        {"role": "assistant", "content": "done"},
-    ]
+    conversation = [call(1), {"role": "tool", "content": "no"}, call(2), said("done")]
     made = check("{{sample.output_tools[1].function.arguments}}", "{{item.arguments}}")
     columns = {"completions": [conversation, "x"], "arguments": ['{"x": 2}'] * 2}
     assert reward_function(made)(**columns) == [1.0, 0.0]
 
 
-def test_every_sub_grade_and_fault_is_logged_as_its_own_series():
-    log = Log()
+def test_every_sub_grade_and_fault_is_logged_as_its_own_series(log):
     completions = [genes("A", "B", "C", "D", "E"), "no JSON"]
     reward_function(GENES)(
         completions=completions, reference_gene=["A", "A"], completion_ids=[[1], [2]],
-        trainer_state=object(), **log.arguments(),
+        trainer_state=object(), **log.arguments,
     )  # fmt: skip
-    series = {f"sub_rewards/{name}": 0.0 for name in GENES.variables}
-    assert log.metrics == series | {
+    assert log.metrics == {f"sub_rewards/{name}": 0.0 for name in GENES.variables} | {
         "sub_rewards/first": 0.5, "sub_rewards/format": 0.5, "grader/sample_faults": 0.5,
         "grader/lost": 0.0, "grader_errors/sample_parse_error": 0.5,
     }  # fmt: skip
@@ -124,15 +115,14 @@ def test_each_completion_is_graded_once_with_its_own_item():
     assert calls == [("a", {"x": 1}), ("b", {"y": 2})]
 
 
-def test_lost_grades_are_none_until_they_are_too_many():
+def test_lost_grades_are_none_until_they_are_too_many(log):
     made = check("{{sample.output_text}}", "{{item.row.deep}}")
     items = [{"deep": "x"}] * 19 + [{}]
-    log, reward = Log(), reward_function(made)
-    assert reward(completions=["x"] * 20, row=items, **log.arguments()) == [1.0] * 19 + [None]
+    reward = reward_function(made)
+    assert reward(completions=["x"] * 20, row=items, **log.arguments) == [1.0] * 19 + [None]
     assert log.metrics["grader/lost"] == 0.05
-    assert log.extra["grader_errors"][-1] == "invalid_variable_error"
     with pytest.raises(GraderFailure, match=r"item.row.deep") as failure:
-        reward(completions=["x"] * 20, row=items[:18] + [{}, {}], **log.arguments())
+        reward(completions=["x"] * 20, row=items[:18] + [{}, {}], **log.arguments)
     assert (failure.value.lost, failure.value.total) == (2, 20)
     assert log.metrics["grader/lost"] == 0.1  # what happened is logged before the stop
     patient = reward_function(made, max_lost_share=0.5)
@@ -151,8 +141,7 @@ def test_function_names_differ_between_graders_and_stay_for_one():
         spec = preset("rank", decay=decay) | {"name": title}
         return reward_function(Grader.load(spec)).__name__
 
-    assert name("demo", "my rank!") == "my_rank"
-    assert name("binary", "my rank!") == "my_rank_2"
+    assert [name("demo", "my rank!"), name("binary", "my rank!")] == ["my_rank", "my_rank_2"]
     assert name("demo", "my rank!") == "my_rank"  # made again, e.g. by a notebook cell
     assert name("demo", "---") == "grader"
 
@@ -164,13 +153,11 @@ def test_a_grader_that_cannot_run_here_is_refused_before_training(monkeypatch):
         reward_function(Grader.load(preset("judge")))
 
 
+CONTENT = st.none() | st.text() | st.lists(st.fixed_dictionaries({"text": st.text()}))
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["assistant", "tool", "user"])},
-        optional={
-            "content": st.none() | st.text() | st.lists(st.fixed_dictionaries({"text": st.text()})),
-            "tool_calls": st.none() | st.lists(st.text(), max_size=2),
-        },
+        optional={"content": CONTENT, "tool_calls": st.none() | st.lists(st.text(), max_size=2)},
     ),
     max_size=3,
 )
@@ -178,12 +165,10 @@ MESSAGES = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text() | MESSAGES, min_size=1, max_size=4), st.none() | st.text())
-def test_any_completions_get_finite_rewards(completions, gene):
+def test_any_completions_get_rewards_from_0_to_1(completions, gene):
     columns = {"completions": completions, "reference_gene": [gene] * len(completions)}
-    log = Log()
-    rewards = reward_function(GENES)(**columns, **log.arguments())
+    rewards = reward_function(GENES)(**columns)
     assert len(rewards) == len(completions) and all(0 <= reward <= 1 for reward in rewards)
-    assert all(math.isfinite(number) for number in log.metrics.values())
 
 
 def test_trl_takes_the_rewards_and_series_as_its_own(monkeypatch):
@@ -194,16 +179,11 @@ def test_trl_takes_the_rewards_and_series_as_its_own(monkeypatch):
     reward = reward_function(GENES, max_lost_share=1)
     metrics, extra = defaultdict(list), defaultdict(list)
     trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(device="cpu", is_main_process=True),
-        reward_funcs=[reward],
-        reward_processing_classes=[None],
-        reward_func_names=[reward.__name__],
-        state=SimpleNamespace(global_step=1),
-        environments=None,
-        args=SimpleNamespace(report_to=[]),
-        _pending_metrics=metrics,
-        _pending_extra_logs=extra,
-    )
+        accelerator=SimpleNamespace(device="cpu", is_main_process=True), reward_funcs=[reward],
+        reward_processing_classes=[None], reward_func_names=[reward.__name__],
+        state=SimpleNamespace(global_step=1), environments=None,
+        args=SimpleNamespace(report_to=[]), _pending_metrics=metrics, _pending_extra_logs=extra,
+    )  # fmt: skip
     for method in ("_log_metric", "_log_completion_extra"):
         setattr(trainer, method, getattr(grpo.GRPOTrainer, method).__get__(trainer))
     monkeypatch.setattr(grpo, "gather", lambda tensor: tensor)
@@ -213,5 +193,4 @@ def test_trl_takes_the_rewards_and_series_as_its_own(monkeypatch):
         trainer, inputs, ["p"] * 4, completions, [[1]] * 4
     )
     assert torch.allclose(rewards, torch.tensor([[1.0], [0.73], [0.0], [0.0]]))
-    assert metrics["sub_rewards/first"] == [0.25] and metrics["grader/lost"] == [0.0]
-    assert len(extra["grader_errors"]) == 4
+    assert metrics["sub_rewards/first"] == [0.25] and len(extra["grader_errors"]) == 4

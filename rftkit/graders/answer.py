@@ -232,16 +232,16 @@ class Path:
         value, steps = context.item, self.steps
         if self.namespace == "sample":
             value, steps = getattr(context, steps[0]), steps[1:]
-        for step in steps:
-            try:
-                if not isinstance(value, dict if isinstance(step, str) else (list, tuple)):
-                    raise KeyError
+        try:
+            for step in steps:
+                if isinstance(value, str):
+                    raise KeyError  # "abc"[0] is no entry of a list
                 value = value[step]
-            except (KeyError, IndexError):
-                keys = f", which has {', '.join(map(str, value))}" if type(value) is dict else ""
-                there = shorten(f"a {type(value).__name__}{keys}", 200)
-                raise self._fault(f"is not there: no {step!r} in {there}") from None
-        return value
+            return value
+        except (KeyError, IndexError, TypeError):
+            keys = f", which has {', '.join(map(str, value))}" if isinstance(value, dict) else ""
+            there = shorten(f"a {type(value).__name__}{keys}", 200)
+            raise self._fault(f"is not there: no {step!r} in {there}") from None
 
     def render(self, context: Context) -> str:
         value = self.resolve(context)
@@ -269,9 +269,7 @@ class Template:
 
     def render(self, context: Context) -> str:
         """The text with every path filled in; raises a Fault where a path leads nowhere."""
-        return "".join(
-            piece if isinstance(piece, str) else piece.render(context) for piece in self.pieces
-        )
+        return "".join([p if isinstance(p, str) else p.render(context) for p in self.pieces])
 
 
 def compile_template(text: str) -> Template:
@@ -318,9 +316,8 @@ def render_value(value: Any) -> str:
     >>> render_value("BRCA1"), render_value(1.0), render_value(True), render_value({"a": ["b"]})
     ('BRCA1', '1.0', 'True', '{"a": ["b"]}')
     """
-    if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    is_container = isinstance(value, (dict, list, tuple))
+    return json.dumps(value, ensure_ascii=False, default=str) if is_container else str(value)
 
 
 # Answer templates: what the right answer to a row looks like as a model's output.
