@@ -57,6 +57,9 @@ def grader_fault(field: str, detail: str) -> Fault:
     return Fault(field, detail, None)
 
 
+Faults = tuple[tuple[str, Fault], ...]
+
+
 @dataclass
 class Grade:
     """One grade; `to_json()` writes it as OpenAI's graders/run answers.
@@ -67,7 +70,7 @@ class Grade:
 
     reward: float | None
     sub_rewards: dict[str, float | None]
-    faults: tuple[tuple[str, Fault], ...] = ()
+    faults: Faults = ()
     name: str = ""
     type: str = ""
     seconds: float = 0.0
@@ -128,7 +131,7 @@ class Scorer(NamedTuple):
     workers: int = 1
 
 
-Answer = Sample | str | dict  # see Context
+Answer = Sample | str | dict[str, Any]  # see Context
 
 
 class Context:
@@ -140,17 +143,17 @@ class Context:
     """
 
     def __init__(self, item: dict[str, Any] | None, sample: Answer):
-        if not isinstance(item, dict | None):
+        if item is not None and not isinstance(item, dict):
             raise UserError(f"item: a {type(item).__name__}, expected one row of the JSONL")
-        if not isinstance(sample, Answer):
-            kind = type(sample).__name__
-            raise UserError(f"sample: a {kind}, expected a Sample, a text or a dict")
         if isinstance(sample, str):
             reasoning, output = split_completion(sample)
             stage = UNCLOSED if is_unclosed(sample) else ""
             known = {"reasoning": reasoning, "output_text": output, "parse_stage": stage}
-        else:
+        elif isinstance(sample, (Sample, dict)):
             known = sample if isinstance(sample, dict) else vars(sample)
+        else:
+            kind = type(sample).__name__
+            raise UserError(f"sample: a {kind}, expected a Sample, a text or a dict")
         self.item: dict[str, Any] = item or {}
         self.usage: dict[str, dict[str, int]] = {}
         self.output_text: str = known.get("output_text") or ""

@@ -31,6 +31,7 @@ from rftkit.graders.answer import (
     Answer,
     Context,
     Fault,
+    Faults,
     Grade,
     Scorer,
     compile_template,
@@ -151,10 +152,16 @@ class Grader:
     def evaluate(self, item: dict[str, Any] | None, sample: Answer) -> Grade:
         start = time.perf_counter()
         context = Context(item, sample)
-        grade = self._grade(context)
-        grade.name, grade.type, grade.unclosed = self.name, self.type, context.unclosed
-        grade.token_usage, grade.seconds = context.usage, time.perf_counter() - start
-        return grade
+        reward, sub_rewards, faults = self._grade(context)
+        if not self._warned and not 0.0 <= (reward or 0.0) <= 1.0:
+            self._warned = True
+            warnings.warn(
+                f"grader {self.name!r} gave {reward:g}, outside 0 to 1: it is used as it is (shown "
+                "once); divide in calculate_output if 0 to 1 was meant",
+                stacklevel=3,
+            )
+        made_by = (self.name, self.type, time.perf_counter() - start)
+        return Grade(reward, sub_rewards, faults, *made_by, context.usage, context.unclosed)
 
     def evaluate_many(
         self, items: Sequence[dict[str, Any]], samples: Sequence[Answer]
@@ -186,29 +193,21 @@ class Grader:
                 f"field, or change the template{''.join(faults[:ROWS_SHOWN])}"
             )
 
-    def _grade(self, context: Context) -> Grade:
+    def _grade(self, context: Context) -> tuple[float | None, dict[str, float | None], Faults]:
+        """(reward, sub-rewards, faults)
+
+        A sub-grader with the sample's fault enters the formula as 0. One without any score (its
+        own fault) leaves the whole without a score, unless the formula does not use it.
+        """
         if context.finish_reason == "length":
             why = "the answer was cut at its limit"
             if context.unclosed:
                 why += ": its thought was never closed, and the output is empty"
             fault = sample_fault("truncated_observation_error", why)
-            return Grade(0.0, dict.fromkeys(self.variables, 0.0), (("", fault),))
+            return 0.0, dict.fromkeys(self.variables, 0.0), (("", fault),)
         if context.finish_reason == "error":
             fault = grader_fault("other_error", "there is no answer: its endpoint failed")
-            return Grade(None, dict.fromkeys(self.variables), (("", fault),))
-        grade = self._score(context)
-        if not self._warned and not 0.0 <= (grade.reward or 0.0) <= 1.0:
-            self._warned = True
-            warnings.warn(
-                f"grader {self.name!r} gave {grade.reward:g}, outside 0 to 1: it is used as it is "
-                "(shown once); divide in calculate_output if 0 to 1 was meant",
-                stacklevel=4,
-            )
-        return grade
-
-    def _score(self, context: Context) -> Grade:
-        """A sub-grader with the sample's fault enters the formula as 0. One without any score (its
-        own fault) leaves the whole without a score, unless the formula does not use it."""
+            return None, dict.fromkeys(self.variables), (("", fault),)
         values: dict[str, float | None] = {}
         faults: list[tuple[str, Fault]] = []
         for variable, scorer in self._scorers.items():
@@ -224,7 +223,7 @@ class Grader:
             values[variable] = fault.score
             faults.append((variable, fault))
         if self._formula is None:
-            return Grade(values[""], {}, tuple(faults))
+            return values[""], {}, tuple(faults)
         reward = None
         if all(values[variable] is not None for variable in self._formula.variables):
             try:
@@ -232,7 +231,7 @@ class Grader:
             except FormulaError as error:
                 fault = grader_fault("formula_parse_error", f"calculate_output: {error}")
                 faults.append(("", fault))
-        return Grade(reward, values, tuple(faults))
+        return reward, values, tuple(faults)
 
 
 def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
