@@ -28,7 +28,6 @@ TRL_NAMES = {
     "grader/lost": "lost",
 } | {name: name for name in ("clip_ratio", "entropy", "kl", "grad_norm", "loss", "eval_loss")}
 NO_TASK_METRIC = re.compile("runtime|per_second|num_tokens|/")
-
 GAIN = 0.02  # a change of a grade (0 to 1) that counts: our own
 
 Points = list[tuple[int, float]]  # (step, value)
@@ -46,28 +45,20 @@ class Log:
 
     def points(self, name: str) -> Points:
         """(step, value) wherever the log holds a finite number of this name."""
-        values = [(record["step"], finite(record.get(name))) for record in self.records]
-        return [(step, value) for step, value in values if value is not None]
+        values = [(record["step"], number(record.get(name))) for record in self.records]
+        return [(step, value) for step, value in values if math.isfinite(value)]
 
     def series(self, name: str) -> dict[str, Points]:
         """Each part of an object that is logged a step (sub_rewards, errors) as points; 0 where
         the step's object lacks it."""
-        parts = [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), dict)]
-        flat = {key: [] for key in sorted({key for _, part in parts for key in part})}
-        for step, part in parts:
-            for key, points in flat.items():
-                if (value := finite(part.get(key, 0.0))) is not None:
-                    points.append((step, value))
-        return flat
+        records = [record for record in self.records if record.get(name)]
+        keys = {key for record in records for key in record[name]}
+        parts = [{"step": r["step"]} | dict.fromkeys(keys, 0.0) | r[name] for r in records]
+        return {key: Log("", parts).points(key) for key in sorted(keys)}
 
     def validations(self) -> list[tuple[int, dict[str, Any]]]:
         """(step, {metric, mean, and where it was logged the interval low, high})."""
-        parts = [(r["step"], r.get("validation") or {}) for r in self.records]
-        return [
-            (step, {key: value for key, value in part.items() if value is not None})
-            for step, part in parts
-            if finite(part.get("mean")) is not None
-        ]
+        return [(r["step"], r["validation"]) for r in self.records if r.get("validation")]
 
     def dead_share(self) -> Points:
         """Share of dead groups; where a log lacks it, a step without any spread tells as much."""
@@ -86,10 +77,9 @@ class Log:
 
     def gained(self) -> bool:
         """Did the run get better: by its validations where there are any, else by its reward?"""
-        validations = self.validations()
-        if len(validations) > 1:
-            first, last = validations[0][1], validations[-1][1]
-            return last.get("low", last["mean"]) > first["mean"]
+        means = [v for _, v in self.validations()]
+        if len(means) > 1:
+            return means[-1].get("low", means[-1]["mean"]) > means[0]["mean"]
         return moved(self.points("reward_mean"), +1, GAIN)
 
     @property
@@ -98,17 +88,12 @@ class Log:
         return bool(self.points("reward_mean") or self.points("dead_groups"))
 
 
-def number(value: Any) -> float | None:
-    """A logged value as a float, NaN and infinity too (some trainers write them as text)."""
+def number(value: Any) -> float:
+    """A logged value as a float (some trainers write "NaN" as text); NaN for what is no number."""
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def finite(value: Any) -> float | None:
-    known = number(value)
-    return known if known is not None and math.isfinite(known) else None
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def held(
@@ -116,14 +101,13 @@ def held(
 ) -> list[int]:
     """The bad steps of every `window` steps of which at least `least` are bad (of a log with fewer
     than `least` steps: all). More than half makes a state: a good step now and then does not hide
-    a bad level, and few enough for a short run, or the end of a long one."""
+    a bad level."""
     least = min(least, len(points))
     wrong = [bad(value) for _, value in points]
     places: set[int] = set()
     for end in range(1, len(points) + 1):
         inside = [place for place in range(max(0, end - window), end) if wrong[place]]
-        if len(inside) >= least:
-            places.update(inside)
+        places.update(inside if len(inside) >= least else ())
     return [points[place][0] for place in sorted(places)]
 
 
@@ -146,33 +130,24 @@ def moved(points: Points, direction: int, least: float) -> bool:
 def read_log(path: str | Path) -> Log:
     """A run folder (ours, or a trainer's output folder), a log.jsonl or a trainer_state.json.
 
-    Raises UserError for a path that is not there, or a file that is broken, empty or no log. A
-    truncated last line of a log.jsonl is left out, which the log's notes say.
+    Raises UserError for a file that is missing, broken, empty or no log. A truncated last line of
+    a log.jsonl is left out, which the log's notes say.
     """
     path = Path(path)
-    if path.is_dir():
-        return read_folder(path)
-    return read_trainer_state(path) if path.suffix == ".json" else read_log_lines(path)
-
-
-def read_folder(folder: Path) -> Log:
-    states = folder.glob("checkpoint-*/trainer_state.json")
+    if path.suffix == ".json":
+        return read_trainer_state(path)
+    if not path.is_dir():
+        return read_log_lines(path)
+    states = path.glob("checkpoint-*/trainer_state.json")
     newest = sorted(states, key=lambda p: int("0" + re.sub(r"\D", "", p.parent.name)))[::-1]
-    for path in (folder / "log.jsonl", folder / "trainer_state.json", *newest):
-        if path.is_file():
-            log = read_log(path)
-            if path.name == "log.jsonl":
-                log.lost = lost_answers(folder / "samples.jsonl")
-                log.best_is_kept = (folder / "training.json").exists()
-            return log
-    raise UserError(
-        f"{folder}: no log in this folder, expected log.jsonl or trainer_state.json: name a run "
-        "folder, or the log itself"
-    )
+    for place in (path / "log.jsonl", path / "trainer_state.json", *newest):
+        if place.is_file():
+            return read_log(place)
+    raise UserError(f"{path}: no log, expected log.jsonl or trainer_state.json: name a run folder")
 
 
 def read_log_lines(path: Path) -> Log:
-    log = Log(str(path), [])
+    log = Log(str(path), [], (path.parent / "training.json").exists(), lost_answers(path.parent))
     try:
         lines = path.read_bytes().rstrip().split(b"\n")
     except OSError as error:
@@ -184,34 +159,29 @@ def read_log_lines(path: Path) -> Log:
         except (ValueError, TypeError, KeyError):
             if place < len(lines) or not log.records:
                 raise UserError(
-                    f"{path}:{place}: no log of a step, expected one JSON object with a step a "
-                    "line: name a run's log.jsonl, or delete the line"
+                    f"{path}:{place}: expected one JSON object with a step a line: delete the line"
                 ) from None
             log.notes.append(f"the last line ({place}) is truncated: the run died or still writes")
     return log
 
 
-def lost_answers(samples: Path) -> dict[int, float]:
-    """From samples.jsonl: step -> share of its answers without a grade, where there are any."""
-    counts: dict[int, list[int]] = {}
+def lost_answers(run: Path) -> dict[int, float]:
+    """From samples.jsonl: step -> share of its answers without a grade."""
+    grades: dict[int, list[bool]] = {}
     try:
-        with open(samples, encoding="utf-8") as lines:
-            for line in lines:
-                sample = json.loads(line)
-                count = counts.setdefault(int(sample["step"]), [0, 0])
-                count[0] += sample["grade"] is None
-                count[1] += 1
-    except (OSError, ValueError, KeyError, TypeError):
+        for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            grades.setdefault(sample["step"], []).append(sample["grade"] is None)
+    except (OSError, ValueError, KeyError):
         pass  # not there, or still being written: the log alone is judged then
-    return {step: lost / drawn for step, (lost, drawn) in counts.items() if lost}
+    return {step: mean(missing) for step, missing in grades.items()}
 
 
 def read_trainer_state(path: Path) -> Log:
     state = read_json(path)
-    history = state.get("log_history") if isinstance(state, dict) else None
     records: dict[int, dict[str, Any]] = {}
-    for entry in history if isinstance(history, list) else []:
-        if isinstance(entry, dict) and "step" in entry and (fields := renamed(entry)):
+    for entry in state.get("log_history", []) if isinstance(state, dict) else []:
+        if fields := renamed(entry):
             records.setdefault(entry["step"], {"step": entry["step"]}).update(fields)
     if not records:
         raise UserError(
@@ -224,13 +194,10 @@ def read_trainer_state(path: Path) -> Log:
 def renamed(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of log_history under our names; {} for the summary at the end."""
     fields: dict[str, Any] = {ours: entry[t] for t, ours in TRL_NAMES.items() if t in entry}
-    for prefix, ours in (("rewards/", "sub_rewards"), ("grader_errors/", "errors")):
-        parts = {
-            key.removeprefix(prefix).removesuffix("/mean"): value
-            for key, value in entry.items()
-            if key.startswith(prefix) and not key.endswith("/std")
-        }
-        fields |= {ours: parts} if parts else {}
+    for key, value in entry.items():
+        kind, _, part = key.removesuffix("/mean").partition("/")
+        if kind in ("rewards", "grader_errors") and not part.endswith("/std"):
+            fields.setdefault("sub_rewards" if kind == "rewards" else "errors", {})[part] = value
     held_out = [key.removeprefix("eval_") for key in entry if key.startswith("eval_")]
     # A metric of the task's own before the reward, which is what is trained on.
     own = [n for n in held_out if n not in TRL_NAMES and not NO_TASK_METRIC.search(n)]
