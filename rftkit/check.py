@@ -14,11 +14,11 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rftkit.contract import Fault, Row, read_lines, readable_messages, value_text, walk
+from rftkit.contract import KINDS, Fault, Row, read_lines, readable_messages, value_text, walk
 from rftkit.files import plural
 from rftkit.overlap import THRESHOLD, similar_prompts
 from rftkit.rows import ID_KEYS, answer_fields, digest_of, group_of, messages_text, own_id
@@ -26,6 +26,31 @@ from rftkit.rows import ID_KEYS, answer_fields, digest_of, group_of, messages_te
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
 FEW_ROWS = 24  # the guide: "start with several dozen to a few hundred"
 MAX_ALIKE = 200  # faults of one kind that are listed; what goes beyond is counted
+# kind -> (what was expected, the next step)
+KINDS |= {
+    "no validation file": ("a validation file", "name it with --validation: a job needs both"),
+    "same file twice": ("a file of other rows", "split the rows with rftkit.split_by_group"),
+    "too many rows": ("50,000 for training, 1,000 for validation", "remove the others"),
+    "few rows": ("several dozen or more", "collect more before a real job"),
+    "answer missing": ("it as in the other rows", "add it: a grader's template fails on the row"),
+    "answer empty": ("an answer", "fill it in, or remove the row: no output could be right"),
+    "answer with blanks": ("the bare answer", "strip it: no output would equal it"),
+    "answer type": ("the other rows' type", "write it as they do: one grader reads them all"),
+    "answer in the prompt": (
+        "a prompt that does not tell the answer",
+        "take it out (or, if the task is to find it in a text: --answer-in-prompt-ok)",
+    ),
+    "duplicate id": ("it once", "give each row an id of its own: results are joined by it"),
+    "duplicate": ("each prompt once", "remove one of the two: a copy counts double"),
+    "contradiction": ("one answer to one prompt", "keep one, or tell the prompts apart"),
+    "duplicate across the split": ("prompts not trained on", "remove the row from one side"),
+    "near-duplicate across the split": (
+        f"less than {THRESHOLD:.0%} in common",
+        "remove the row from one side, or split by a key that keeps the two together",
+    ),
+    "group missing": ("a group for each row", "fill it in, or group by another key"),
+    "group on both sides": ("each group on one side", "split with rftkit.split_by_group"),
+}
 
 
 @dataclass
@@ -36,12 +61,11 @@ class Side:
     file: str
     rows: list[tuple[int, Row]] = field(default_factory=list)
 
-    def fault(self, line: int | None, *words: str) -> Fault:
-        """words: kind, found, expectation, next step, and where they help key and value."""
-        return Fault(*words).at(self.file, line)
+    def fault(self, line: int | None, kind: str, found: str, key: str = "", value: str = ""):
+        return Fault(kind, found, key, value, self.file, line)
 
-    def note(self, line: int | None, *words: str) -> Fault:
-        return Fault(*words, severity="note").at(self.file, line)
+    def note(self, line: int | None, kind: str, found: str, key: str = "") -> Fault:
+        return Fault(kind, found, key, "", self.file, line, "note")
 
     def place(self, line: int, seen_from: Side) -> str:
         """`line 3`, or `train.jsonl:3` where the other row stands in another file."""
@@ -50,19 +74,14 @@ class Side:
 
 @dataclass
 class CheckReport:
-    """What `check_file` found.
-
-    rows         side ("train", "validation") -> the number of lines that are rows
-    answer_keys  the keys that were taken for the answer and looked for in the prompts
-    counts       faults by kind, the most frequent first, with those that are not listed
-    """
+    """What `check_file` found."""
 
     faults: list[Fault] = field(default_factory=list)
     notes: list[Fault] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)  # side -> how many lines are rows
     files: dict[str, str] = field(default_factory=dict)
-    answer_keys: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    answer_keys: list[str] = field(default_factory=list)  # looked for in the prompts
+    counts: dict[str, int] = field(default_factory=dict)  # by kind, those included not listed
 
     @property
     def ok(self) -> bool:
@@ -77,19 +96,12 @@ class CheckReport:
             if count <= MAX_ALIKE:
                 self.faults.append(fault)
             elif count == MAX_ALIKE + 1:
-                words = f"more than {MAX_ALIKE} faults of this kind", "none", "fix the first ones"
-                self.notes.append(Fault(fault.kind, *words, "", "", "note", fault.file, fault.line))
+                more = replace(fault, found=f"more than {MAX_ALIKE} of these", severity="note")
+                self.notes.append(more)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "files": self.files,
-            "rows": self.rows,
-            "answer_keys": self.answer_keys,
-            "counts": self.counts,
-            "faults": [fault.to_json() for fault in self.faults],
-            "notes": [note.to_json() for note in self.notes],
-        }
+        faults, notes = ([f.to_json() for f in found] for found in (self.faults, self.notes))
+        return {"ok": self.ok} | vars(self) | {"faults": faults, "notes": notes}
 
 
 def check_file(
@@ -101,20 +113,17 @@ def check_file(
 ) -> CheckReport:
     """Check a training file, and the split to its validation file; reports, never raises.
 
-    group_by             the answer field whose values must not stand on both sides
-    answer_keys          keys to take for the answer, beside those named like one
-    answer_in_prompt_ok  for tasks that look for the answer in a given text
+    Values of the answer field `group_by` must not stand on both sides. `answer_keys` are taken for
+    the answer beside those named like one. `answer_in_prompt_ok` is for tasks that look for the
+    answer in a given text.
     """
     report, sides = CheckReport(), [Side("train", str(path))]
     if validation is None:
-        step = "name it: rftkit check FILE --validation FILE; a job needs both"
-        words = "no validation file", "the split was not checked", "a validation file", step
-        report.add([sides[0].note(None, *words)])
+        report.add([sides[0].note(None, "no validation file", "the split was not checked")])
     else:
         sides.append(Side("validation", str(validation)))
-    if validation is not None and is_same_file(path, validation):
-        words = "same file twice", "it is the training file", "a file of other rows"
-        report.add([sides.pop().fault(None, *words, "split the rows with rftkit.split_by_group")])
+        if is_same_file(path, validation):
+            report.add([sides.pop().fault(None, "same file twice", "it is the training file")])
     for side in sides:
         for line, row, faults in read_lines(side.file):
             report.add(faults)
@@ -149,11 +158,9 @@ def is_same_file(path: str | Path, other: str | Path) -> bool:
 def size_faults(side: Side) -> Iterator[Fault]:
     limit, count = MAX_ROWS[side.name], len(side.rows)
     if count > limit:
-        words = "too many rows", f"{count:,} rows", f"at most {limit:,}", "remove the others"
-        yield side.fault(side.rows[limit][0], *words)
+        yield side.fault(side.rows[limit][0], "too many rows", f"{count:,} rows")
     if side.name == "train" and 0 < count < FEW_ROWS:
-        step = "collect more before a real job"
-        yield side.note(None, "few rows", plural(count, "row"), "several dozen or more", step)
+        yield side.note(None, "few rows", plural(count, "row"))
 
 
 # The answer fields. Which keys count as the answer? Those named like one (`reference_gene`,
@@ -168,13 +175,6 @@ NOT_THE_ANSWER = set(
 )
 COMMON_VALUES = {"yes", "no", "true", "false", "none", "null", "unknown", "other"}
 INVISIBLE = " \t\r\n\u00a0\u200b\u200c\u200d\u2060\ufeff"
-# kind -> (expectation, next step)
-ANSWERS = {
-    "answer missing": ("it as in the other rows", "add it: a grader's template fails on the row"),
-    "answer empty": ("an answer", "fill it in, or remove the row: no output could be right"),
-    "answer with blanks": ("the bare answer", "strip it: no output would equal it"),
-    "answer type": ("the other rows' type", "write it as they do: one grader reads them all"),
-}
 
 
 def looks_like_answer(key: str) -> bool:
@@ -213,7 +213,7 @@ def answer_faults(side: Side, key: str) -> Iterator[Fault]:
             kind = "answer type"
         else:
             continue
-        yield side.fault(line, kind, found, *ANSWERS[kind], key, shown)
+        yield side.fault(line, kind, found, key, shown)
 
 
 def json_type(value: Any) -> str:
@@ -242,13 +242,10 @@ def answers_in_prompts(sides: Sequence[Side], key: str, allowed: bool) -> Iterat
                 continue
             shown = value_text(value)
             found = f'the value of "{key}" ({shown}) stands in "messages"'
-            step = "take it out (or, if the task is to find it in a text: --answer-in-prompt-ok)"
-            words = found, "a prompt that does not tell the answer", step, key, shown
-            yield side.fault(line, "answer in the prompt", *words)
+            yield side.fault(line, "answer in the prompt", found, key, shown)
         if choices:
             found = f'"{key}" stands among others in the prompt of {plural(len(choices), "row")}'
-            words = found, "a choice, or a text to search", "nothing to do if that is meant", key
-            yield side.note(choices[0], "answer in the prompt", *words)
+            yield side.note(choices[0], "answer in the prompt", found, key)
 
 
 def searchable(answer: Any) -> list[str]:
@@ -306,8 +303,7 @@ def repeated_ids(sides: Sequence[Side]) -> Iterator[Fault]:
             if identity and first.setdefault(identity, (side, line)) != (side, line):
                 other, place = first[identity]
                 found = f"the id {value_text(identity)} stands in {other.place(place, side)} too"
-                step = "give each row an id of its own: results are joined by it"
-                yield side.fault(line, "duplicate id", found, "it once", step, "case_id", identity)
+                yield side.fault(line, "duplicate id", found, "case_id", identity)
 
 
 def repeated_prompts(sides: Sequence[Side], keys: Collection[str]) -> Iterator[Fault]:
@@ -321,18 +317,10 @@ def repeated_prompts(sides: Sequence[Side], keys: Collection[str]) -> Iterator[F
             other, place, answers = first.setdefault(digest_of(row["messages"]), own)
             if (other, place) == (side, line):
                 continue
+            kind = "duplicate" if answers == own[2] else "contradiction"
+            kind = kind if other is side else "duplicate across the split"
             found = f"the messages are those of {other.place(place, side)}"
-            if other is not side:
-                kind, expected = "duplicate across the split", "validation prompts not trained on"
-                step = "remove the row from one side: the model would be tested on what it saw"
-            elif answers != own[2]:
-                kind, expected = "contradiction", "one answer to one prompt"
-                step = "keep one of the two, or add to the prompts what tells them apart"
-            else:
-                kind, expected = "duplicate", "each prompt once"
-                step = "remove one of the two: a copy counts double"
-            shown = value_text(messages_text(row))
-            yield side.fault(line, kind, found, expected, step, "messages", shown)
+            yield side.fault(line, kind, found, "messages", value_text(messages_text(row)))
 
 
 def group_faults(sides: Sequence[Side], key: str) -> Iterator[Fault]:
@@ -341,22 +329,19 @@ def group_faults(sides: Sequence[Side], key: str) -> Iterator[Fault]:
     if rows and not any(group for *_, group in rows):
         side, line, row, _ = rows[0]
         close = difflib.get_close_matches(key, answer_fields(row), n=1)
-        step = f"group by {close[0] if close else 'another key'}"
-        yield side.fault(line, "group missing", f'no row has "{key}"', "the key", step, key)
+        hint = f", but {close[0]}" if close else ""
+        yield side.fault(line, "group missing", f'no row has "{key}"{hint}', key)
         return
     trained: dict[str, list[int]] = defaultdict(list)
     for side, line, _, group in rows:
         if group is None:
-            words = f'"{key}" is missing or empty', "a group for each row", "fill it in", key
-            yield side.fault(line, "group missing", *words)
+            yield side.fault(line, "group missing", f'"{key}" is missing or empty', key)
         elif side.name == "train":
             trained[group].append(line)
         elif lines := trained.get(group):
             shown, count = value_text(group), plural(len(lines), "training row")
             found = f"{key} {shown} stands in {count} too, first in line {lines[0]}"
-            step = "move all rows of a group to one side: rftkit.split_by_group"
-            words = found, "each group on one side", step, key, shown
-            yield side.fault(line, "group on both sides", *words)
+            yield side.fault(line, "group on both sides", found, key, shown)
 
 
 def near_duplicates(train: Side, validation: Side) -> Iterator[Fault]:
@@ -370,8 +355,6 @@ def near_duplicates(train: Side, validation: Side) -> Iterator[Fault]:
     trained, held_out = ([p for p in prompts.values() if p[0] is s] for s in (train, validation))
     pairs = similar_prompts([p[2] for p in trained], [p[2] for p in held_out])
     for number, other, similarity in pairs:
-        found = f"the messages are {similarity:.0%} those of {train.file}:{trained[other][1]}"
-        expected = f"less than {THRESHOLD:.0%} in common across the split"
-        step = "remove the row from one side, or split by a key that keeps the two together"
-        words = found, expected, step, "messages", f"{similarity:.0%}"
-        yield validation.fault(held_out[number][1], "near-duplicate across the split", *words)
+        kind, shown = "near-duplicate across the split", f"{similarity:.0%}"
+        found = f"the messages are {shown} those of {train.file}:{trained[other][1]}"
+        yield validation.fault(held_out[number][1], kind, found, "messages", shown)

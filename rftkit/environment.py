@@ -89,12 +89,5 @@ def peak_memory_mb() -> float | None:
 
 def report() -> dict[str, Any]:
     """What `rftkit environment` and the notebooks' setup cells show."""
-    device, dtype, reason = choose_device()
-    return {
-        "machine": machine(),
-        "device": device,
-        "dtype": dtype,
-        "reason": reason,
-        "profile": profile(),
-        "versions": versions(),
-    }
+    chosen = dict(zip(("device", "dtype", "reason"), choose_device()))
+    return {"machine": machine(), **chosen, "profile": profile(), "versions": versions()}

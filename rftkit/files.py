@@ -21,9 +21,6 @@ class UserError(ValueError):
     exit_code = 1
 
 
-# Where data and models lie.
-
-
 def datasets_folder(package: Path = PACKAGE) -> Path:
     """The folder that holds one folder a task, and `recorded_runs/`.
 
@@ -35,51 +32,35 @@ def datasets_folder(package: Path = PACKAGE) -> Path:
         return in_wheel
     if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
         return beside
-    raise UserError(
-        f"{package}: no datasets, expected {in_wheel} or {beside}: install rftkit again "
-        "(`pip install -c constraints.txt .` in the checkout)"
-    )
+    raise UserError(f"{package}: no datasets, expected {in_wheel} or {beside}: install it again")
 
 
 def dataset(name: str) -> Path:
     """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`."""
-    folder = datasets_folder()
-    path = folder / name
-    if not path.exists():
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        raise UserError(
-            f"{folder}: no dataset {name!r}, expected one of {', '.join(names)}: correct the "
-            "name, or give the path of a folder of your own"
-        )
-    return path
+    return one_of(datasets_folder(), name)
 
 
 def embedded_model(name: str) -> Path:
     """The folder of an embedded model: "mini" or "large"."""
-    folder = MODELS / name
-    if not (folder / "config.json").exists():
-        names = sorted(p.parent.name for p in MODELS.glob("*/config.json"))
-        raise UserError(
-            f'model: "embedded:{name}", expected one of {", ".join(names) or "none (not built)"}: '
-            f"see {MODELS}"
-        )
-    return folder
+    return one_of(MODELS, name)
+
+
+def one_of(folder: Path, name: str) -> Path:
+    if not (folder / name).exists():
+        names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        raise UserError(f"{folder}: no {name!r}, expected one of {names}: correct the name")
+    return folder / name
 
 
 def model_gates(names: Iterable[str] = ("mini", "large")) -> dict[str, Any]:
     """The gates that each embedded base passed, from the record beside its weights."""
-    paths = {name: embedded_model(name) / "gates.json" for name in names}
     return {
         name: {
             gate["name"]: {key: gate[key] for key in ("value", "expected", "passed")}
-            for gate in read_json(path)["gates"]
+            for gate in read_json(embedded_model(name) / "gates.json")["gates"]
         }
-        for name, path in paths.items()
-        if path.exists()
+        for name in names
     }
-
-
-# Read and write.
 
 
 def read_text(path: str | Path) -> str:
@@ -95,14 +76,13 @@ def read_text(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises UserError with place and cause."""
-    text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}:{error.colno}"
         raise UserError(f"{place}: not JSON ({error.msg}): correct it") from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, endless brackets
-        raise UserError(f"{path}: not readable JSON ({error}): correct it") from None
+    except RecursionError:
+        raise UserError(f"{path}: brackets without end, expected JSON: correct it") from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -122,25 +102,14 @@ def write_json(path: str | Path, record: Any) -> None:
     write_text(path, json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-# Show.
-
-
 def plural(count: int, one: str, many: str = "") -> str:
     """`3 rows`, `1 row`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would act on or cannot print: control characters, lone surrogates.
-
-    >>> printable("a\\x1b[31m")
-    'a\\\\x1b[31m'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    """Escape what a terminal would act on or cannot print: control characters, lone surrogates."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shorten(value: Any, limit: int = 80) -> str:

@@ -1,15 +1,13 @@
 """Prompts that are nearly the same.
 
-Two prompts are compared by the shingles they share: runs of three words that do not cross
-punctuation (Broder, "On the resemblance and containment of documents", 1997), so that a shuffled
-list of symptoms stays the same. Prompts of one task share their instructions: a shingle weighs
-log(rows / rows that have it), and nothing where more than half of the rows have it. The similarity
-is the weighted Jaccard index. An instruction that a tenth of the rows share can still outweigh the
-case itself: a prompt is then close to many rows at once (MANY), and must also share half of the
-shingles that hardly any row has (RARE).
+Compared are runs of three words that do not cross punctuation (Broder 1997), so that a shuffled
+list of symptoms stays the same, by the weighted Jaccard index. A run weighs log(rows / rows that
+have it), and nothing where more than half of the rows have it: prompts share their instructions.
+An instruction that a tenth of the rows share can still outweigh the case itself: a prompt is then
+close to MANY rows at once, and must also share half of the RARE runs.
 
-By hand and with scipy (a dependency already) rather than with scikit-learn's TfidfVectorizer: that
-is 40 MB more to install, replaces the counting alone, and two ways would judge one file twice.
+With scipy (a dependency already) rather than scikit-learn's TfidfVectorizer: that is 40 MB more to
+install, replaces the counting alone, and two ways would judge one file twice.
 """
 
 from __future__ import annotations
@@ -21,20 +19,13 @@ from collections.abc import Sequence
 THRESHOLD = 0.8
 MANY = 10, 0.01  # as a number, and as a share of the training rows: the larger counts
 RARE = 10, 0.001
-MAX_SHINGLES = 3_000  # of one prompt, those with the smallest hash: a fair sample of a long one
-# A number, a word, one Chinese or Japanese character, a sign, or a line break.
-TOKEN = re.compile(
-    r"\d+(?:[.,]\d+)+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|\n"
-)
+# A number, one Chinese or Japanese character, a word, a sign, or a line break.
+TOKEN = re.compile(r"\d+(?:[.,]\d+)+|[\u3040-\u9fff]|[^\W\u3040-\u9fff]+|[^\w\s]|\n")
 SEPARATORS = set('.,;:!?()[]{}"|/\n。、，；：！？（）「」')
 
 
 def shingles(text: str) -> set[int]:
-    """The hashes (32 bits) of a text's runs of three words.
-
-    >>> shingles("Seizure, Ataxia") == shingles("ataxia, seizure!")
-    True
-    """
+    """The hashes (32 bits) of a text's runs of three words."""
     hashes = set()
     run: list[str] = []
     for token in [*TOKEN.findall(text.casefold()), "."]:
@@ -60,8 +51,7 @@ def similar_prompts(
 
     if not train or not validation:
         return []
-    rows = [np.sort(np.fromiter(shingles(text), np.uint32)) for text in [*train, *validation]]
-    rows = [row[:MAX_SHINGLES] for row in rows]
+    rows = [np.fromiter(shingles(text), np.uint32) for text in [*train, *validation]]
     ends = np.cumsum([0, *map(len, rows)])
     _, columns, counts = np.unique(np.concatenate(rows), return_inverse=True, return_counts=True)
     matrix = csr_matrix((np.ones(len(columns)), columns, ends), (len(rows), len(counts)))

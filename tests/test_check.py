@@ -257,7 +257,7 @@ def test_groups_on_both_sides_and_rows_without_a_group_are_found(tmp_path):
     ]
     misspelt = check_split(tmp_path, GOOD, [make_row(50)], group_by="refrence_gene")
     assert places(misspelt) == [(1, "group missing")]
-    assert misspelt.faults[0].next_step.endswith("reference_gene")
+    assert "reference_gene" in misspelt.faults[0].found
 
 
 def test_too_many_rows_and_a_file_that_validates_itself_are_found(tmp_path, monkeypatch):
@@ -326,7 +326,7 @@ def test_an_instruction_that_many_rows_share_makes_no_near_duplicates(
     assert [pair[:2] for pair in similar_prompts(train, held_out)] == [(1, 0)]
 
 
-def test_small_files_other_numbers_and_long_prompts_are_compared_rightly(monkeypatch):
+def test_small_files_and_other_numbers_are_compared_rightly():
     train = ["Symptoms present: Seizure, Ataxia, Chorea, Anemia. Which genes?"]
     held_out = ["symptoms present: Ataxia, Seizure, Anemia, Chorea. Which genes"]
     assert [pair[:2] for pair in similar_prompts(train, held_out)] == [(0, 0)]
@@ -337,11 +337,6 @@ def test_small_files_other_numbers_and_long_prompts_are_compared_rightly(monkeyp
     numbers = [exercise.format(7, 450, 90), exercise.format(3, 120, 60) + "?"]
     pairs = similar_prompts([exercise.format(3, 120, 60)], numbers)
     assert [pair[:2] for pair in pairs] == [(1, 0)]
-    monkeypatch.setattr("rftkit.overlap.MAX_SHINGLES", 100)
-    rng = random.Random(0)
-    texts = [" ".join(str(rng.randrange(10**6)) for _ in range(500)) for _ in range(60)]
-    held_out = [texts[41] + " and a little more", "something else entirely " + texts[0][:300]]
-    assert [pair[:2] for pair in similar_prompts(texts, held_out)] == [(0, 41)]
 
 
 # The command.

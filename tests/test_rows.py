@@ -35,7 +35,7 @@ def test_the_datasets_of_a_wheel_or_a_checkout_are_found_and_no_others(tmp_path)
     package = tmp_path / "rftkit"
     (tmp_path / "datasets").mkdir()
     package.mkdir()
-    with pytest.raises(UserError, match="install rftkit again"):
+    with pytest.raises(UserError, match="install it again"):
         datasets_folder(package)
     (tmp_path / "pyproject.toml").touch()
     assert datasets_folder(package) == tmp_path / "datasets"
