@@ -29,7 +29,7 @@ from rftkit.files import (
     write_text,
 )
 from rftkit.policy import Policy, load_policy
-from rftkit.real_cases import RealCases, load_world, tell_real_cases
+from rftkit.real_cases import RealCases, load_world, read_real_cases
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import sha256_of
 from rftkit.task import SPLITS, Task, load_task
@@ -98,7 +98,7 @@ class Demo:
         self.bench = self.bench_of(self.task.rows("test")[: self.size.test_rows])
         self.out.mkdir(parents=True, exist_ok=True)
         self.show_task()
-        real = tell_real_cases(self.cases, load_world()) if self.cases else None
+        real = read_real_cases(self.cases, load_world()) if self.cases else None
         self.reporter.say("\n".join(real.summary()) if real else "")
         self.reporter.plan(self.planned_work(len(real.rows) if real else 0))
         self.evaluate_bases()

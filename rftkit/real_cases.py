@@ -100,7 +100,7 @@ class RealCases:
         return [f"Real cases: {kept}.", f"  lost: {lost}", f"  filled in: {filled}"]
 
 
-def tell_real_cases(source: str | Path, world: World) -> RealCases:
+def read_real_cases(source: str | Path, world: World) -> RealCases:
     """Real cases of the world's genes, as rows that its models can read, counted.
 
     source: phenopackets (as `rftkit cases` reads them), or rows that `rftkit cases` wrote.

@@ -25,7 +25,7 @@ from rftkit.genes.case import Case, case_row, prompt_text
 from rftkit.genes.cases import CONTRADICTED, CROWDED, NEAR, REPEATED, SHARES
 from rftkit.genes.hpo import load_hpo
 from rftkit.genes.phenopackets import describe_time, read_cases
-from rftkit.real_cases import load_world, onset_group, tell_real_cases
+from rftkit.real_cases import load_world, onset_group, read_real_cases
 from rftkit.rows import read_rows, sha256_of
 
 SEIZURE, TALL, LENS, UNKNOWN = "HP:0001250", "HP:0001519", "HP:0001083", "HP:9999999"
@@ -122,7 +122,7 @@ def test_terms_count_once_present_before_absent_and_unknown_ones_are_counted(rea
 def test_a_lost_case_is_counted_by_its_reason(read, part, reason):
     reading = read(packet("good"), packet("bad") | part)
     assert [case.case_id for case in reading.cases] == ["good"]
-    assert (reading.records, reading.lost) == (2, {reason: 1})
+    assert (reading.summary()["records"], reading.lost) == (2, {reason: 1})
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_the_published_cases_give_the_documented_counts_and_baselines(published,
 
 
 def test_published_cases_in_the_words_of_the_small_world(published):
-    real, world = tell_real_cases(published, load_world()), load_world()
+    real, world = read_real_cases(published, load_world()), load_world()
     record = real.to_json()
     assert (record["read"], record["kept"], record["genes"]) == (8099, 602, 42)
     assert record["splits"] == {"train": 425, "test": 134, "validation": 43}

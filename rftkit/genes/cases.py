@@ -71,7 +71,7 @@ def make_cases(
     hpo = load_hpo()
     reading = read_cases(source, hpo)
     rows = {}
-    for side, cases in split_cases(reading.cases, SHARES, seed).items():
+    for side, cases in split_cases(reading.cases, seed).items():
         lists = candidate_lists(cases, hpo, candidates, seed) if candidates else [()] * len(cases)
         rows[side] = [case_row(case, hpo, names) for case, names in zip(cases, lists)]
     copies = {side: copies_of(side_rows) for side, side_rows in rows.items()}
@@ -128,9 +128,7 @@ def count_duplicates(cases: Sequence[Case]) -> int:
 # Split.
 
 
-def split_cases(
-    cases: Sequence[Case], shares: Mapping[str, float] = SHARES, seed: int = 0
-) -> dict[str, list[Case]]:
+def split_cases(cases: Sequence[Case], seed: int = 0) -> dict[str, list[Case]]:
     """Split by gene, cases with the same features on one side; each side in a seeded order.
 
     Genes with more than CROWDED cases train, unless too little would be left for the other sides.
@@ -139,16 +137,16 @@ def split_cases(
     """
     cases = sorted(cases, key=lambda case: case.case_id)
     n_genes = len({case.gene for case in cases})
-    if n_genes < len(shares):
+    if n_genes < len(SHARES):
         raise UserError(
-            f"the cases name {n_genes} genes, expected at least {len(shares)}, because genes are "
-            f"split into {', '.join(shares)}: add cases"
+            f"the cases name {n_genes} genes, expected at least {len(SHARES)}, because genes are "
+            f"split into {', '.join(SHARES)}: add cases"
         )
     crowded = crowded_genes(cases)
     n_crowded = sum(case.gene in crowded for case in cases)
-    if n_crowded > shares["train"] * len(cases) / 2 or n_genes - len(crowded) < len(shares):
+    if n_crowded > SHARES["train"] * len(cases) / 2 or n_genes - len(crowded) < len(SHARES):
         n_crowded, crowded = 0, set()
-    room = {side: share * len(cases) for side, share in shares.items()}
+    room = {side: share * len(cases) for side, share in SHARES.items()}
     room["train"] -= n_crowded
     left = {side: cases_left / (len(cases) - n_crowded) for side, cases_left in room.items()}
     # split_by_group keeps rows with equal `messages` together: here that is the features' ids, so

@@ -31,12 +31,6 @@ from rftkit.files import UserError, plural
 from rftkit.genes.case import Case
 from rftkit.genes.hpo import Hpo
 
-NO_GENE = "no causative gene"
-SEVERAL_GENES = "several causative genes"
-NO_PRESENT = "no present feature"
-NO_KNOWN_PRESENT = "no present feature that HPO knows"
-REPEATED_ID = "the id of an earlier case"
-
 SEXES = {"MALE": "male", "FEMALE": "female", "OTHER_SEX": "other"}
 UNITS = ("year", "month", "week", "day")
 DURATION = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T[\dHMS.]+)?")
@@ -52,7 +46,6 @@ class Reading:
     """
 
     cases: list[Case] = field(default_factory=list)
-    records: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     unknown_terms: Counter[str] = field(default_factory=Counter)
     cases_with_unknown_terms: int = 0
@@ -60,7 +53,7 @@ class Reading:
     def summary(self) -> dict[str, Any]:
         """Counts as they stand in report.json; the most frequent unknown terms by name."""
         return {
-            "records": self.records,
+            "records": len(self.cases) + self.lost.total(),
             "kept": len(self.cases),
             "lost": dict(sorted(self.lost.items())),
             "terms_unknown_to_hpo": {
@@ -80,7 +73,6 @@ def read_cases(source: str | Path, hpo: Hpo) -> Reading:
     reading = Reading()
     seen: set[str] = set()
     for place, packet in read_phenopackets(source):
-        reading.records += 1
         try:
             case = read_case(packet, hpo, reading)
         except (KeyError, TypeError, AttributeError) as error:
@@ -90,11 +82,11 @@ def read_cases(source: str | Path, hpo: Hpo) -> Reading:
         if isinstance(case, str):
             reading.lost[case] += 1
         elif case.case_id in seen:
-            reading.lost[REPEATED_ID] += 1
+            reading.lost["the id of an earlier case"] += 1
         else:
             seen.add(case.case_id)
             reading.cases.append(case)
-    if not reading.records:
+    if not (reading.cases or reading.lost):
         raise UserError(f"{source}: holds no phenopacket, expected at least one: check the path")
     return reading
 
@@ -102,8 +94,8 @@ def read_cases(source: str | Path, hpo: Hpo) -> Reading:
 def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
     """One phenopacket as a case, or the reason why it is lost.
 
-    Unknown terms are counted in `reading`. KeyError, TypeError or AttributeError where a part has
-    another form than the schema's.
+    Unknown terms are counted in `reading`. KeyError, TypeError or AttributeError where a part does
+    not follow the schema.
     """
     case_id, subject = packet["id"], packet["subject"]
     features = packet.get("phenotypicFeatures") or []
@@ -121,10 +113,10 @@ def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
     reading.cases_with_unknown_terms += bool(unknown)
     genes = causative_genes(packet)
     if len(genes) != 1:
-        return SEVERAL_GENES if genes else NO_GENE
+        return "several causative genes" if genes else "no causative gene"
     if not terms[False]:
-        any_present = any(not feature.get("excluded") for feature in features)
-        return NO_KNOWN_PRESENT if any_present else NO_PRESENT
+        none_given = all(feature.get("excluded") for feature in features)
+        return "no present feature" + ("" if none_given else " that HPO knows")
     disease = next((d for d in packet.get("diseases") or [] if not d.get("excluded")), {})
     references = packet.get("metaData", {}).get("externalReferences") or []
     return Case(
