@@ -5,16 +5,13 @@
 Qwen3 architecture, one thread a process, fixed steps, one seed: the same command on the same
 machine gives the same weights (another processor may round otherwise and give others). Every 100
 steps it measures on VALIDATION genes whether the next token is the disease after "Diagnose first.
-Diseases:", and the gene after the right disease was named. A killed run resumes from its last
-checkpoint when the command is repeated.
+Diseases:", and the gene after the right disease was named.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -183,8 +180,6 @@ def pretrain(
     requests  share of the mixed prompts that name a plan (0 for the study in docs/)
     """
     torch.set_num_threads(threads)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     world = world or build_world()
     tokenizer = build_tokenizer(world)
     model = build_model(size, tokenizer, seed).train()
@@ -193,52 +188,40 @@ def pretrain(
     total = sum(steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     rng, plans = random.Random(seed), plan_deck(random.Random(f"plans-{seed}"))
-    probe = Probe(world, tokenizer)
-    state = {"step": 0, "tokens": 0, "seconds": 0.0, "history": []}
-    settings = dict(size=size, seed=seed, steps=list(steps), requests=requests)
-    settings |= dict(world=world.seed, terms=len(world.terms), genes=len(world.diseases))
-    checkpoint = out / "pretraining.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=False)
-        if saved["settings"] != settings:
-            raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        rng.setstate(saved["rng"])
-        state = saved["state"]
-        dealt = max(state["step"] - steps[0], 0) * STAGES["cases"]["mixed"]
-        next(itertools.islice(plans, dealt, dealt), None)
+    probe, history, tokens, started = Probe(world, tokenizer), [], 0, time.time()
     losses: dict[str, list[float]] = {}
-    started = time.time() - state["seconds"]
-    for step in tqdm(range(state["step"] + 1, total + 1), desc=f"{size} seed {seed}"):
+    for step in tqdm(range(1, total + 1), desc=f"{size} seed {seed}"):
         optimizer.param_groups[0]["lr"] = learning_rate(step, total, peak)
         drawn = draw(world, "hops" if step <= steps[0] else "cases", rng, plans, requests)
-        norm, tokens = train_step(model, optimizer, tokenizer, drawn, losses)
-        state |= {"step": step, "tokens": state["tokens"] + tokens}
-        state["seconds"] = round(time.time() - started, 1)
+        norm, read = train_step(model, optimizer, tokenizer, drawn, losses)
+        tokens += read
         if step % EVERY == 0 or step == total:
-            record = {key: state[key] for key in ("step", "seconds", "tokens")}
-            record |= {"gradient_norm": round(norm, 2), **probe(model)}
-            record["loss"] = {k: round(sum(v) / len(v), 3) for k, v in losses.items()}
-            state["history"].append(record)
+            entry = {"step": step, "seconds": round(time.time() - started, 1), "tokens": tokens}
+            entry |= {"gradient_norm": round(norm, 2), **probe(model)}
+            entry["loss"] = {k: round(sum(v) / len(v), 3) for k, v in losses.items()}
+            history.append(entry)
             losses = {}
-            tqdm.write(json.dumps(record))
-            save = dict(settings=settings, state=state, rng=rng.getstate())
-            save |= dict(model=model.state_dict(), optimizer=optimizer.state_dict())
-            torch.save(save, checkpoint.with_suffix(".writing"))
-            os.replace(checkpoint.with_suffix(".writing"), checkpoint)
-    record = settings | {
+            tqdm.write(json.dumps(entry))
+    record = {
+        "size": size,
+        "seed": seed,
+        "steps": list(steps),
+        "requests": requests,
+        "world": world.seed,
+        "terms": len(world.terms),
+        "genes": len(world.diseases),
         "parameters": sum(p.numel() for p in model.parameters()),
         "batch": BATCH,
         "peak_learning_rate": peak,
         "threads": threads,
-        **{key: state[key] for key in ("tokens", "seconds", "history")},
+        "tokens": tokens,
+        "seconds": history[-1]["seconds"],
+        "history": history,
     }
     # bf16 on disk: half the size, and what the gates and every user load (fp32 in use).
     model.eval().to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    write_text(out / "pretraining.json", json.dumps(record, indent=1) + "\n")
-    checkpoint.unlink(missing_ok=True)
+    write_text(Path(out) / "pretraining.json", json.dumps(record, indent=1) + "\n")
     return record
 
 
