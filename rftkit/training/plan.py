@@ -46,6 +46,7 @@ class Plan:
     validation_answers: int  # completions of one
     checkpoints: int  # written at most
     learning_rate: float  # of the LoRA weights, after three steps
+    shared_prompts: bool = False  # the update reads a prompt once for all its completions
     reasons: list[str] = field(default_factory=list)  # a sentence for each automatic choice
 
     def to_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from rftkit.environment import peak_memory_mb, set_seed, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
+from rftkit.packing import reason_to_copy
 from rftkit.policy import LocalPolicy, check_weights, load_model, model_folder
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
@@ -154,6 +155,10 @@ def open_session(
         plan = Plan(**read_json(out / "plan.json"))
     else:
         plan = make_plan(config, rows, held_out, measure_model(config, rows, policy.tokenizer))
+        if config.method == "grpo":
+            copies = reason_to_copy(policy.model)
+            plan.shared_prompts = not copies
+            plan.reasons += [f"each completion with a copy of its prompt: {copies}"] * bool(copies)
         write_json(out / "plan.json", plan.to_json())
     checkpoint = newest_checkpoint(out) if resume else None
     state = read_json(checkpoint / "run_state.json") if checkpoint else {}

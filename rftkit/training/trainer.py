@@ -20,6 +20,7 @@ from rftkit.training.config import RunConfig
 from rftkit.training.plan import Plan, run_order
 from rftkit.training.rollouts import StepReward, sampler
 from rftkit.training.session import Interrupted, Session
+from rftkit.training.shared import shared_prompts_trainer
 from rftkit.training.store import record_of
 from rftkit.training.watchdogs import TrainingStopped, save_batch
 
@@ -34,7 +35,7 @@ def run_grpo(session: Session) -> None:
     session.task.grader.check_ready()  # a formula or field that is not there stops here, not later
     session.task.grader.check_rows(session.rows)
     reward = StepReward(session.task, session)
-    trainer = GRPOTrainer(
+    trainer = (shared_prompts_trainer() if plan.shared_prompts else GRPOTrainer)(
         model=policy.model,
         processing_class=policy.tokenizer,
         reward_funcs=reward,
