@@ -122,7 +122,7 @@ def test_only_steps_in_a_row_are_an_alarm(field, bad, good, name):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda template: template + "<|end|>", "prompts end with <|end|>"),
+        (lambda template: template + "<|end|>", "none is opened"),
         (lambda template: template.replace("message.content", "'Hello.'"), "does not hold"),
     ],
 )
@@ -153,8 +153,6 @@ def test_garbage_is_told_from_odd_answers():
     for prompts, completions, named in [
         (["a question"] * 4, [[end]] * 4, "empty"),
         (["a question"] * 4, [word] * 4, "never ended"),
-        ([" "] * 4, sound, "a prompt is empty"),
-        (["a", "a<|end|>\n", "a<|end|>", "a"], sound, "2 prompts end with"),
         (["a question"] * 4, [word + [pad] + word + [end]] * 4, tokenizer.pad_token),
     ]:
         (fault,) = faults(completions, prompts)

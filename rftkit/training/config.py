@@ -147,7 +147,7 @@ class RunConfig(BaseModel):
     def _micro_batch_divides(cls, size: int | None, info: ValidationInfo) -> int | None:
         known = info.data  # the fields above it that are sound
         if size and {"method", "prompts_per_step", "answers_per_prompt"} <= known.keys():
-            batch = completions_a_step(**known)
+            batch = RunConfig.model_construct(**known).batch
             if batch % size:
                 raise ValueError(f"{size}, expected a divisor of the step's {batch} completions")
         return size
@@ -155,7 +155,7 @@ class RunConfig(BaseModel):
     @property
     def batch(self) -> int:
         """Completions that one optimiser step learns from (sft: one a row)."""
-        return completions_a_step(**dict(self))
+        return self.prompts_per_step * (self.answers_per_prompt if self.method == "grpo" else 1)
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with other values, checked like a new one."""
@@ -176,12 +176,6 @@ class RunConfig(BaseModel):
             for name, here in self
             if name in names and not same(name, here, there := getattr(other, name))
         ]
-
-
-def completions_a_step(
-    method: str, prompts_per_step: int, answers_per_prompt: int, **others: Any
-) -> int:
-    return prompts_per_step * (answers_per_prompt if method == "grpo" else 1)
 
 
 def fault_line(fault: Any) -> str:

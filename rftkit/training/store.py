@@ -281,17 +281,14 @@ def clear(out: Path, keep_gate: bool) -> None:
 @contextmanager
 def sole_user(out: Path) -> Iterator[None]:
     """One process a run folder. The lock is the system's: it ends with the process, however."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     with open(out / ".lock", "w") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another process trains here: name another folder") from None
-        except OSError:  # a file system without locks
+        except (ImportError, OSError):  # Windows, or a file system without locks
             pass
         yield
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rftkit.graders.rewards import GraderFailure
 from rftkit.rows import row_ids
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
+from rftkit.training.heldout import rounded
 from rftkit.training.plan import Plan, run_order
 from rftkit.training.rollouts import StepReward, sampler
 from rftkit.training.session import Interrupted, Session
@@ -173,13 +175,10 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
 
     class Step(TrainerCallback):
         skipped = False  # its gradient was not finite
-        began = 0.0  # when the step before ended, on the recorder's clock
-
-        def on_train_begin(self, args, state, control, **rest):
-            self.began = session.recorder.seconds
 
         def on_step_begin(self, args, state, control, **rest):
             session.clock.clear()
+            self.began = time.perf_counter()
 
         def on_pre_optimizer_step(self, args, state, control, model=None, **rest):
             learned = [p for p in model.parameters() if p.requires_grad]
@@ -196,27 +195,22 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
             for alarm in alarms:
                 save_batch(session.out, step, alarm["name"], samples)
             last = step >= state.max_steps
+            session.clock["training"] = (
+                time.perf_counter() - self.began - sum(session.clock.values())
+            )
             if held_out and (step % config.eval_every == 0 or last):
                 log = [*session.recorder.log, record]
-                record["validation"], drift = held_out.validate(session.policy, step, log)
+                with session.timed("evaluation"):
+                    record["validation"], drift = held_out.validate(session.policy, step, log)
                 alarms += drift
             if alarms:
                 record["alarms"] = alarms
-            record["timings"] = self.timings(record)
+            record["timings"] = rounded(session.clock, 3)
             session.recorder.step(record, samples)
             if config.report_to != "none" and "validation" in record:
                 # Not the trainer's own `log`, which would send the step's means a second time.
                 Trainer.log(trainer, held_out_series(record["validation"]))
             self.finish(state, control, alarms, last)
-
-        def timings(self, record: dict[str, Any]) -> dict[str, float]:
-            """Seconds of this step by what took them; `training` is all that is not measured."""
-            parts = dict(session.clock)
-            if "validation" in record:
-                parts["evaluation"] = record["validation"]["seconds"]
-            whole, self.began = session.recorder.seconds - self.began, session.recorder.seconds
-            parts["training"] = max(whole - sum(parts.values()), 0.0)
-            return {name: round(seconds, 3) for name, seconds in parts.items()}
 
         def finish(self, state, control, alarms, last: bool) -> None:
             """Stop or save, where it is due. The checkpoint comes after the record, for it notes

@@ -124,7 +124,7 @@ def garbage_in_first_batch(
     completions: Sequence[Sequence[int]],
     ends: set[int],
 ) -> list[str]:
-    """What is wrong with the first batch, one sentence each; empty where it is sound.
+    """What is wrong with the first batch beside its template, one sentence each.
 
     prompts      the texts that the model read, template included
     completions  token ids of each answer, end token included
@@ -132,18 +132,9 @@ def garbage_in_first_batch(
     """
     faults = []
     begin, total = tokenizer.bos_token, len(completions)
-    end_names = tuple(tokenizer.convert_ids_to_tokens(sorted(ends)))
     doubled = begin and sum(text.startswith(begin * 2) for text in prompts)
     if doubled:
         faults.append(f"{doubled} prompts begin with {begin} twice: the template adds it again")
-    if any(not text.strip() for text in prompts):
-        faults.append("a prompt is empty after the chat template: the template drops the messages")
-    closed = sum(text.rstrip().endswith(end_names) for text in prompts)
-    if closed:
-        faults.append(
-            f"{closed} prompts end with {' or '.join(end_names)}: the chat template does not open "
-            "the assistant's turn, or ends it itself"
-        )
     empty = sum(not [t for t in ids if t not in ends] for ids in completions)
     if empty > GARBAGE_SHARE * total:
         faults.append(
@@ -151,9 +142,10 @@ def garbage_in_first_batch(
         )
     truncated = sum(not ids or ids[-1] not in ends for ids in completions)
     if truncated > TRUNCATED_SHARE * total:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
         faults.append(
-            f"{truncated} of {total} answers never ended by themselves (end token: {end_names[0]}):"
-            " the end token is not the one the model learned, or max_completion_tokens is too short"
+            f"{truncated} of {total} answers never ended with {names}: the model learned another "
+            "end token, or max_completion_tokens is too short"
         )
     # Other control tokens may be the model's own way of marking its thinking.
     special = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id} - ends
