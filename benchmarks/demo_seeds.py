@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from readme_block import write_block
 
-from rftkit.bench import paired_text, systems_table
+from rftkit.compare import paired_text, systems_table
 from rftkit.demo import PLAN_PATTERN, SYSTEMS, checksums
 from rftkit.environment import machine, versions
 from rftkit.evaluation import Interval

@@ -65,12 +65,8 @@ def about(
 @app.command("check")
 def check_command(
     file: Annotated[Path, argument("FILE", "The training rows (JSONL).")],
-    validation: Annotated[
-        Path | None, option("FILE", "The validation rows: checks the split.")
-    ] = None,
-    group_by: Annotated[
-        str | None, option("KEY", "Its values must not stand on both sides.")
-    ] = None,
+    validation: Annotated[Path | None, option("FILE", "Validation rows, for the split.")] = None,
+    group_by: Annotated[str | None, option("KEY", "Each value on one side of the split.")] = None,
     answer_key: Annotated[list[str] | None, option("KEY", "Holds the answer (repeatable).")] = None,
     answer_in_prompt_ok: Annotated[
         bool, flag("--answer-in-prompt-ok", "The task is to find it in the text.")
@@ -96,16 +92,13 @@ def check_command(
     if as_json:
         console.print_json(report.to_json())
         raise typer.Exit(console.GOOD if report.ok else console.FINDINGS)
-    for fault in report.faults:
-        console.say(str(fault))
+    console.say("\n".join(map(str, report.faults)))
     first = {fault.kind: fault.place for fault in reversed(report.faults)}
     counts = report.counts.items()
     console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
     for note in report.notes:
         console.say(f"note: {note}", style="yellow")
-    console.say(
-        f"answer keys, searched for in the prompts: {', '.join(report.answer_keys) or 'none'}"
-    )
+    console.say(f"searched for in the prompts: {', '.join(report.answer_keys) or 'no answer key'}")
     rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
     verdict = "clean" if report.ok else plural(sum(report.counts.values()), "fault")
     console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
@@ -202,9 +195,7 @@ def validate_file(file: str) -> dict[str, Any]:
 
 @app.command("graders")
 def graders_command(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Print this one's JSON.")
-    ] = None,
+    name: Annotated[str | None, argument("NAME", "Print this one's JSON.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """The preset graders; with a NAME, that grader's JSON, a start for your own.
@@ -233,15 +224,9 @@ def graders_command(
 def cases_command(
     source: Annotated[Path, argument("SOURCE", "A .jsonl.gz, .jsonl, folder of .json, or .zip.")],
     out: Annotated[Path, option("DIR", "Where the files go.")],
-    candidates: Annotated[
-        int | None, option("N", "Name N genes in the prompt, the true one among.", min=5)
-    ] = None,
-    baselines: Annotated[
-        bool, flag("--baselines", "Also rank genes without a model (10 s).")
-    ] = False,
-    drop_copies: Annotated[
-        bool, flag("--drop-copies", "Leave out what `rftkit check` calls a copy.")
-    ] = False,
+    candidates: Annotated[int | None, option("N", "Name N genes in the prompt.", min=5)] = None,
+    baselines: Annotated[bool, flag("--baselines", "Rank genes without a model too.")] = False,
+    drop_copies: Annotated[bool, flag("--drop-copies", "Keep one of each copied case.")] = False,
     seed: Annotated[int, option("N", "Of the split and of the candidates' order.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -268,35 +253,26 @@ def cases_command(
 
 def print_cases(report: dict[str, Any], out: Path) -> None:
     """What was kept, what was lost and why, what each side holds, the baselines, the next step."""
-    console.say(
-        f"{report['source']}: {report['records']:,} phenopackets, {report['kept']:,} cases kept"
-    )
-    unknown = f"mentions of terms unknown to HPO {report['hpo_release']}"
+    kept = f"{report['records']:,} phenopackets, {report['kept']:,} cases kept"
+    console.say(f"{report['source']}: {kept}")
     counts = {f"lost, {reason}": number for reason, number in report["lost"].items()}
-    counts[unknown] = report["terms_unknown_to_hpo"]["mentions"]
+    counts["mentions of terms unknown to HPO"] = report["terms_unknown_to_hpo"]["mentions"]
     counts["kept on one side, repeat another's features"] = report["duplicates"]
-    for key in ("dropped", "copies"):
-        counts |= {f"{key}, {reason}": n for reason, n in report.get(key, {}).items()}
+    counts |= {f"dropped, {reason}": n for reason, n in report.get("dropped", {}).items()}
+    counts |= {f"copy {reason}": n for reason, n in report.get("copies", {}).items()}
     for what, number in counts.items():
-        if number:
-            console.say(f"  {what}: {number:,}")
+        console.say(f"  {what}: {number:,}")
     keys = ("rows", "genes", "papers", "rows_of_largest_gene")
     sides = [(str(out / name), side) for name, side in report["files"].items()]
     console.print_table([{"file": file} | {key: side[key] for key in keys} for file, side in sides])
     if report.get("baselines"):
-        console.say("Baselines without a language model, in percent, all genes of HPO ranked:")
+        console.say("Baselines without a language model, in percent, all genes of HPO ranked (as")
+        console.say("is, the annotation was partly made from these very cases):")
         console.print_table(report["baselines"])
-        console.say(
-            "As is, the annotation was partly made from these very cases; trust the other line."
-        )
     console.say(report["attribution"])
-    if any(report.get("copies", {}).values()):
-        console.say("`rftkit check` reports the copies and exits 1; --drop-copies leaves them out.")
-    listed = " --answer-in-prompt-ok" if report["candidates"] else ""
-    console.say(
-        f"Next: rftkit check {out / 'train.jsonl'} --validation {out / 'validation.jsonl'} "
-        f"--group-by {report['split']['by']}{listed}"
-    )
+    more = " --answer-in-prompt-ok" if report["candidates"] else ""
+    check = f"rftkit check {out / 'train.jsonl'} --validation {out / 'validation.jsonl'}"
+    console.say(f"Next: {check} --group-by {report['split']['by']}{more}")
 
 
 @app.command("environment")

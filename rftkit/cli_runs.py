@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated
@@ -10,8 +9,7 @@ from typing import Annotated
 import typer
 
 from rftkit import console
-from rftkit.bench import paired_table, systems_table
-from rftkit.compare import Comparison, compare_models
+from rftkit.compare import Comparison, compare_models, paired_table, systems_table
 from rftkit.console import JsonFlag, Reporter, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
 from rftkit.files import UserError, plural
@@ -44,10 +42,7 @@ def signal_command(
 
     run = read_run_config(config)
     if run.method != "grpo":
-        raise UserError(
-            f'{config}: method "{run.method}", expected "grpo": only a run that samples its own '
-            "answers has a signal to measure"
-        )
+        raise UserError(f'{config}: method "{run.method}", expected "grpo": it alone has a signal')
     config_base(run)
     task = config_task(run)
     rows, _ = config_rows(run, task)
@@ -55,9 +50,8 @@ def signal_command(
     if out is not None:
         make_folder(out)  # refused here where it cannot be written, before the work
     with Reporter() as reporter:
-        reporter.stage("loading")
-        policy = load_policy(run.model, run.engine, run.init_adapter)
         reporter.stage("drawing answers")
+        policy = load_policy(run.model, run.engine, run.init_adapter)
         signal = measure_signal(
             policy,
             task,
@@ -175,28 +169,14 @@ def doctor_command(
     found = plural(len(report.findings), "finding")
     console.say(f"{report.source}: {plural(report.steps, 'step')}, {found}")
     for number, finding in enumerate(report.findings, 1):
-        name = finding.name.replace("_", " ")
-        console.say(f"\n{number}. {name} ({step_ranges(finding.steps)})", style="bold")
+        steps = f"{plural(len(finding.steps), 'step')}, {finding.steps[0]} to {finding.steps[-1]}"
+        console.say(f"\n{number}. {finding.name.replace('_', ' ')} ({steps})", style="bold")
         texts = {"seen": finding.evidence, "means": finding.why, "change": finding.setting}
         for title, text in texts.items():
-            lines = fill(text, 96, initial_indent=f"   {title:7}", subsequent_indent=" " * 10)
-            console.say(lines)
+            console.say(fill(text, 96, initial_indent=f"   {title:7}", subsequent_indent=" " * 10))
     for note in report.notes:
         console.say(fill(f"note: {note}", 96, subsequent_indent="      "))
     raise typer.Exit(console.FINDINGS if report.findings else console.GOOD)
-
-
-def step_ranges(steps: Sequence[int]) -> str:
-    """[1, 2, 3, 7] -> "steps 1-3, 7"; long lists end with a count."""
-    ranges: list[list[int]] = []
-    for step in steps:
-        if ranges and step == ranges[-1][1] + 1:
-            ranges[-1][1] = step
-        else:
-            ranges.append([step, step])
-    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
-    more = f" and {len(texts) - 6} more ranges" if len(texts) > 6 else ""
-    return f"step{'s' * (len(steps) != 1)} {', '.join(texts[:6])}{more}"
 
 
 @app.command("runs")

@@ -1,7 +1,5 @@
-"""`rftkit evaluate`: every model on the same rows, prompts and seeds, then one report.
-
-Whatever can be wrong (rows, grader, metrics, models) is checked before a model is loaded.
-"""
+"""Systems side by side on the same rows, prompts and seeds: the bench, its report, and what
+`rftkit evaluate` makes of them. Whatever can be wrong is checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -10,29 +8,162 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
-from rftkit.bench import Bench, Rows, append_samples, report_text
+from rftkit import evaluation, files
 from rftkit.console import Reporter, WeakIsolationFlag, argument, option
-from rftkit.evaluation import MetricFunction, clusters_of
-from rftkit.files import MODELS, UserError, model_gates, read_json, write_json, write_text
-from rftkit.graders.answer import Context
+from rftkit.environment import machine, peak_memory_mb, versions
+from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_of
+from rftkit.files import MODELS, UserError, markdown_table, read_json
+from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings, read_grader
-from rftkit.policy import LocalPolicy, check_weights, load_policy, model_folder
+from rftkit.policy import LocalPolicy, Policy, check_weights, load_policy, model_folder
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import digest_of, messages_digest, read_rows, row_ids, row_ids_note, sha256_of
 from rftkit.task import Task, load_task, task_from_json
 
+Rows = list[dict[str, Any]]
 EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # the default limit of an answer
 
 
 @dataclass
+class Bench:
+    """Systems on the same rows, prompts and seeds. samples: answers a row for the headline."""
+
+    task: Task
+    rows: Rows
+    sampling: SamplingConfig
+    samples: int
+    reporter: Reporter
+    functions: Mapping[str, MetricFunction] = field(default_factory=dict)  # metrics of your own
+    results: dict[str, SystemResult] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        return next(iter(self.functions), self.task.headline)
+
+    def add(
+        self, name: str, policy: Policy, weight: float = 1.0, votes: int = 0, prefill: str = ""
+    ) -> SystemResult:
+        """Evaluate a system. weight: what an answer costs beside others; votes: k of maj@k."""
+        self.reporter.stage(f"evaluating {name}")
+        result = self.results[name] = evaluation.evaluate(
+            policy,
+            self.task,
+            self.rows,
+            replace(self.sampling, prefill=prefill),
+            self.samples,
+            name,
+            extra_samples=votes if votes > self.samples else 0,
+            progress=lambda done: self.reporter.work(done * weight),
+            functions=self.functions,
+        )
+        value = result.values[self.headline].mean()
+        self.reporter.say(f"{name}: {self.headline} {value:.3f} at T = 1")
+        return result
+
+    def to_json(self, names: Iterable[str], pairs: Iterable[tuple]) -> dict[str, Any]:
+        """What every report.json has. pairs: (later system, earlier system, metric, greedy?)"""
+        clusters, results = clusters_of(self.rows, self.task), self.results
+        return {
+            "task": self.task.name,
+            "n_cases": len(self.rows),
+            "headline": self.headline,
+            "clustered_by": self.task.group_by,
+            "sampling": {"samples": self.samples, **self.sampling.to_json()},
+            "systems": [results[n].to_json(clusters) | count_answers(results[n]) for n in names],
+            "paired": [
+                evaluation.paired_record(results[a], results[b], metric, clusters, greedy)
+                for a, b, metric, greedy in pairs
+            ],
+            "peak_rss_mb": peak_memory_mb(),
+            "seed": self.sampling.seed,
+            "machine": machine(),
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": versions(),
+        }
+
+
+def count_answers(result: SystemResult) -> dict[str, Any]:
+    """How many answers were drawn, and how many of them say little about the model."""
+    drawn = [s for group in (*result.samples, *result.greedy_samples) for s in group]
+    failed = sum(sample.finish_reason == "error" for sample in drawn)
+    cut = sum(sample.finish_reason == "length" for sample in drawn)
+    return {
+        "answers": len(drawn),
+        "truncated": round(cut / len(drawn), 4),
+        "failed": failed,  # never came
+        "ungraded": sum(sample.grade is None for sample in drawn) - failed,
+        "grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in drawn),
+    }
+
+
+def append_samples(out: Path, result: SystemResult) -> None:
+    """Lines of samples.jsonl; `greedy` tells the two ways of drawing apart."""
+    from rftkit.training.store import append_lines
+
+    for groups, greedy in ((result.samples, False), (result.greedy_samples, True)):
+        lines = [sample.to_json() | {"greedy": greedy} for group in groups for sample in group]
+        append_lines(out / "samples.jsonl", lines)
+
+
+def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows of a table: the headline with its interval and greedy, the other metrics' means."""
+    systems, headline = report["systems"], report["headline"]
+    metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
+    others = [metric for metric in metrics if metric != headline]
+    return [
+        {
+            "system": system["name"],
+            f"{headline} at T = 1": str(Interval(**system[headline])),
+            "greedy": f"{system['greedy'][headline]:.3f}",
+        }
+        | {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
+        for system in systems
+    ]
+
+
+def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "paired difference": f"{pair['a']} - {pair['b']}",
+            "metric": pair["metric"],
+            "difference, 95 % interval": paired_text(pair),
+        }
+        for pair in report["paired"]
+    ]
+
+
+def paired_text(pair: Mapping[str, Any]) -> str:
+    return f"{Interval(pair['difference'], pair['low'], pair['high']):+}"
+
+
+def report_text(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
+    """report.md: the tables, what they say, where it was measured."""
+    sampling, by = report["sampling"], report["clustered_by"] or "row"
+    parts = [
+        f"# {report['task']}: {report['n_cases']} rows, seed {report['seed']}",
+        markdown_table(systems_table(report)),
+        markdown_table(paired_table(report)),
+        *sentences,
+        f"{sampling['samples']} answers a row at T = 1, at most {sampling['max_new_tokens']} "
+        f"tokens; means over rows with 95 % bootstrap intervals clustered by {by}; greedy: the "
+        f"likeliest answer. Measured {report['date']}, {report['machine']}, in "
+        f"{report['seconds']:.0f} s.",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+# --- rftkit evaluate ---------------------------------------------------------------------------
+
+
+@dataclass
 class Comparison:
-    """What is compared. Each field is an option of `rftkit evaluate`: a new one is a new line."""
+    """Each field is an option of `rftkit evaluate`: a new one is a new line."""
 
     rows: Annotated[Path, argument("ROWS", "The rows (JSONL), or a task: its test rows.")]
     models: Annotated[list[str], option("M", "A model; give it again to compare.", "--model")]
@@ -45,12 +176,8 @@ class Comparison:
     ] = None
     task: Annotated[str | None, option("T", "A task; default: the one beside ROWS.")] = None
     group_by: Annotated[str | None, option("KEY", "Rows of one value are drawn together.")] = None
-    max_tokens: Annotated[
-        int | None, option("N", "Longest answer; default: 64 embedded, else 1,024.", min=1)
-    ] = None
-    batch_size: Annotated[
-        int | None, option("N", "Answers side by side; fewer need less memory.", min=1)
-    ] = None
+    max_tokens: Annotated[int | None, option("N", "Limit; default: 64 embedded, else 1024.")] = None
+    batch_size: Annotated[int | None, option("N", "Answers side by side: less memory.")] = None
     allow_weak_isolation: WeakIsolationFlag = False
 
 
@@ -63,7 +190,7 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
     began, reporter = time.perf_counter(), reporter or Reporter(quiet=True)
     folders = model_folders(asked.models)
     place, bench = open_bench(asked, folders, reporter)
-    trained = {model: training_record(model, bench) for model in asked.models}
+    trained = {model: training_record(model, bench) for model in folders}
     open_folder(asked.out)
     reporter.plan(len(folders) * len(bench.rows) * (asked.samples + 1))
     for model in folders:
@@ -72,17 +199,12 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
             policy.batch_size = asked.batch_size
         result = bench.add(model, policy)
         if all(sample.finish_reason == "error" for group in result.samples for sample in group):
-            raise UserError(
-                f"--model {model}: no answer came ({', '.join(result.samples[0][0].errors)}): "
-                "check OPENAI_BASE_URL, OPENAI_API_KEY and the model's name"
-            )
+            cause = ", ".join(result.samples[0][0].errors)
+            raise UserError(f"--model {model}: no answer came ({cause}): check address and key")
         append_samples(asked.out, result)
     report = make_report(bench, trained) | {"rows": str(place)}
-    report["sha256"] = {
-        place.name: sha256_of(place),
-        "grader": digest_of(bench.task.grader_spec).hex(),
-        **weights_sums(folders),
-    }
+    report["sha256"] = {place.name: sha256_of(place), **weights_sums(folders)}
+    report["sha256"]["grader"] = digest_of(bench.task.grader_spec).hex()
     report["seconds"] = round(time.perf_counter() - began, 1)
     write_report(report, asked.out)
     return report
@@ -90,19 +212,12 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
 
 def model_folders(models: Sequence[str]) -> dict[str, list[Path]]:
     """{model: [its base, its adapter]}, [] for an endpoint. UserError for one that is not there."""
-    folders: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {model: [] for model in models}
     for model in models:
-        if model in folders:
-            raise UserError(f"--model: {model} twice, expected each once: remove one")
-        if model.startswith("endpoint:"):
-            if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
-                raise UserError(
-                    f"--model {model}: no endpoint, expected its address in OPENAI_BASE_URL: set "
-                    "it, for example to http://localhost:8000/v1"
-                )
-            folders[model] = []
-        else:
+        if not model.startswith("endpoint:"):
             folders[model] = [Path(folder) for folder in model_folder(model) if folder]
+        elif not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
+            raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set its address there")
         for folder in folders[model]:
             check_weights(folder)
     return folders
@@ -114,13 +229,8 @@ def open_bench(
     """(the file of the rows, the bench): everything is read and checked, no model is loaded."""
     place, task = find_task(asked.rows, asked.task)
     if task is None and asked.grader is None:
-        raise UserError(
-            f"--grader: missing, and no task.json stands beside {place}: name a grader's JSON, or "
-            "a preset (`rftkit graders` lists them)"
-        )
-    if task is None:
-        task = task_from_json({"name": place.stem, "question": "", "grader": {}})
-        reporter.say("no task.json, so the grade is the only metric: --task names one")
+        raise UserError(f"--grader: missing, and no task.json stands beside {place}: name a grader")
+    task = task or task_from_json({"name": place.stem, "question": "", "grader": {}})
     changes: dict[str, Any] = {"group_by": asked.group_by or task.group_by}
     if asked.grader is not None:
         changes["grader_spec"], _ = read_grader(asked.grader)
@@ -128,9 +238,8 @@ def open_bench(
     task = replace(task, settings=settings, **changes)
     rows = read_rows(place)
     check_fit(place, rows, task)
-    reporter.say(f"task {task.name}, intervals clustered by {task.group_by or 'row'}")
-    if row_ids_note(rows):
-        reporter.say(row_ids_note(rows))
+    clusters = f"intervals clustered by {task.group_by or 'row'}"
+    reporter.say(", ".join(filter(None, [f"task {task.name}", clusters, row_ids_note(rows)])))
     functions = {name: load_metric(name) for name in asked.metrics or ()}
     # One limit for all models: what differs between them must be the models alone.
     embedded = all(places and places[0].parent == MODELS for places in folders.values())
@@ -152,19 +261,15 @@ def find_task(rows: Path, task: str | None) -> tuple[Path, Task | None]:
 
 def check_fit(place: Path, rows: Rows, task: Task) -> None:
     """Raise UserError where these rows cannot be graded, grouped, or compared with their answer."""
-    if not rows:
-        raise UserError(f"{place}: no rows, expected at least one")
     row_ids(rows)  # raises where two share an id
     task.grader.check_ready()
     task.grader.check_rows(rows)
     answer = task.answer_path[1] if task.answer_template is not None else None
     for number, row in enumerate(rows, 1):
-        for key in filter(None, (task.group_by, answer)):
-            if key not in row:
-                raise UserError(
-                    f'{place}:{number}: no "{key}", expected by task {task.name}: add it, or name '
-                    "another --task or --group-by"
-                )
+        for key in {task.group_by, answer} - {None, *row}:
+            raise UserError(f'{place}:{number}: no "{key}", as task {task.name} has: name another')
+    if not rows:
+        raise UserError(f"{place}: no rows, expected at least one")
 
 
 def open_folder(out: Path) -> None:
@@ -174,7 +279,7 @@ def open_folder(out: Path) -> None:
     if is_begun(out):
         raise UserError(f"--out {out}: holds a training run, expected another folder: name one")
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "samples.jsonl", "")
+    files.write_text(out / "samples.jsonl", "")
 
 
 def load_metric(name: str) -> MetricFunction:
@@ -182,38 +287,33 @@ def load_metric(name: str) -> MetricFunction:
 
     The function takes (sample, item), as a python grader does, and returns one number, the larger
     the better; sample also has "reasoning", "finish_reason" and "completion_tokens". It runs IN
-    THIS PROCESS with all your rights: for your own code only. What is returned raises UserError
-    where the function fails or returns anything but a finite number, naming the row.
+    THIS PROCESS with all your rights: for your own code only. UserError where it cannot be loaded,
+    and, when it is called, where it fails or returns anything but a finite number.
     """
     module, _, function = name.partition(":")
-    if not (module and function):
-        raise UserError(f'--metric: "{name}", expected module:function: try my_metrics:length')
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    sys.path.insert(0, str(Path.cwd()))
     try:
         own = getattr(importlib.import_module(module), function)
-        if not callable(own):
-            raise TypeError(f"{function} is no function")
     except Exception as error:  # whatever a user's module raises when it is imported
         raise UserError(
             f"--metric {name}: cannot be loaded ({type(error).__name__}: {error}), expected "
-            f"{function}(sample, item) in {module}.py here or in an installed module"
+            "module:function, of a module in this folder or an installed one"
         ) from None
     finally:
-        sys.path.remove(here)
+        del sys.path[0]
 
     def value(row: dict[str, Any], sample: Sample) -> float:
         context = Context(row, sample)
         names = ("reasoning", "finish_reason", "completion_tokens")
-        seen = context.as_dict() | {key: getattr(sample, key) for key in names}
-        where = f"--metric {name}: row {sample.row_id}, answer of {sample.model}"
         try:
-            result = own(seen, context.item)
+            seen = context.as_dict() | {key: getattr(sample, key) for key in names}
+            number = float(own(seen, context.item))
+            if not math.isfinite(number):
+                raise ValueError(f"{number}, expected a finite number")
         except Exception as error:
-            raise UserError(f"{where}: {type(error).__name__}: {error}: fix it") from error
-        if not isinstance(result, int | float) or not math.isfinite(result):
-            raise UserError(f"{where}: {result!r}, expected a finite number")
-        return float(result)
+            cause = f"{type(error).__name__}: {error}"
+            raise UserError(f"--metric {name}: row {sample.row_id}: {cause}: fix it") from error
+        return number
 
     return value
 
@@ -222,45 +322,36 @@ def training_record(model: str, bench: Bench) -> dict[str, Any] | None:
     """What the run folder of a tuned model says of its training; None where there is none.
 
     `answer_groups_shared_with_eval` counts groups (or, without a group, prompts) of these rows
-    that stand in its training rows too: above 0, its numbers here are no held-out numbers. None
-    where the run's rows cannot be found from here.
+    that stand in its training rows too; None where the run's rows cannot be found from here.
     """
     from rftkit.training.config import config_rows, config_task
+    from rftkit.training.report import shared_groups
     from rftkit.training.store import read_config
 
     path = Path(model)
     run = next((p for p in (path, path.parent) if (p / "training.json").exists()), None)
     if run is None:
         return None
-    record = read_json(run / "training.json")
-    training = record.get("training") if isinstance(record, dict) else None
-    if not isinstance(training, dict):
-        raise UserError(f'{run / "training.json"}: no object "training", expected a run\'s record')
 
-    def marks(rows: Rows) -> set[Any]:
-        if bench.task.group_by is None:
-            return {messages_digest(row) for row in rows}
-        return set(clusters_of(rows, bench.task))
-
+    training = read_json(run / "training.json")["training"]
     kept = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
     try:
         config = read_config(run)
         seen, _ = config_rows(config, config_task(config))
-        shared = len(marks(seen) & marks(bench.rows))
-        return kept | {"method": config.method, "answer_groups_shared_with_eval": shared}
+        shared = shared_groups(seen, bench.rows, bench.task)
+        if shared is None:  # no group: prompts
+            shared = set(map(messages_digest, seen)) & set(map(messages_digest, bench.rows))
+        return kept | {"method": config.method, "answer_groups_shared_with_eval": len(shared)}
     except UserError:  # the files that the run was trained on are elsewhere
         return kept | {"answer_groups_shared_with_eval": None}
 
 
 def make_report(bench: Bench, trained: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """report.json's record; `trained` holds the training record of each model that has one."""
-    own = [name for name in bench.functions if name != bench.headline]
-    compared = [(bench.headline, False), (bench.headline, True), *((name, False) for name in own)]
-    pairs = [
-        (later, earlier, metric, greedy)
-        for earlier, later in combinations(bench.results, 2)
-        for metric, greedy in compared
-    ]
+    own = [(name, False) for name in bench.functions if name != bench.headline]
+    compared = [(bench.headline, False), (bench.headline, True), *own]
+    couples = combinations(bench.results, 2)
+    pairs = [(later, earlier, *how) for earlier, later in couples for how in compared]
     report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": []}
     for system in report["systems"]:
         training = trained.get(system["name"])
@@ -269,18 +360,7 @@ def make_report(bench: Bench, trained: Mapping[str, dict[str, Any] | None]) -> d
             report["training"] = {"model": system["name"], **training}  # the last model's stays
         report["notes"] += warnings(system, bench.sampling.max_new_tokens)
     embedded = [n.removeprefix("embedded:") for n in bench.results if n.startswith("embedded:")]
-    return report | {"gates": model_gates(embedded)}
-
-
-def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    """sha256 of each local model's weights and of its adapter's."""
-    sums = {}
-    for model, places in folders.items():
-        for place, file in zip(places, ("model.safetensors", "adapter_model.safetensors")):
-            base = f"embedded:{place.name}" if place.parent == MODELS else str(place)
-            if (place / file).exists():
-                sums[base if file == "model.safetensors" else model] = sha256_of(place / file)
-    return sums
+    return report | {"gates": files.model_gates(embedded)}
 
 
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
@@ -300,12 +380,21 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
     return [f"{system['name']}: {note}" for note, applies in notes.items() if applies]
 
 
-def write_report(report: dict[str, Any], out: Path) -> None:
-    from rftkit.plots import BLUE, GREEN, ORANGE, save_figure, table_figure
+def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """sha256 of each local model's weights and of its adapter's."""
+    weights = {}
+    for model, places in folders.items():
+        for base in places[:1]:
+            name = f"embedded:{base.name}" if base.parent == MODELS else str(base)
+            weights[name] = base / "model.safetensors"
+        for adapter in places[1:]:
+            weights[model] = adapter / "adapter_model.safetensors"
+    return {name: sha256_of(file) for name, file in weights.items() if file.exists()}
 
-    write_json(out / "report.json", report)
-    notes = "\n".join(f"- {note}" for note in report["notes"])
-    write_text(out / "report.md", report_text(report, [notes]))
-    methods = {s["name"]: s.get("training", {}).get("method") for s in report["systems"]}
-    colours = {name: {"grpo": ORANGE, "sft": GREEN}.get(how, BLUE) for name, how in methods.items()}
-    save_figure(table_figure(report, report["headline"], colours), out / "table.png")
+
+def write_report(report: dict[str, Any], out: Path) -> None:
+    from rftkit.plots import save_figure, table_figure
+
+    files.write_json(out / "report.json", report)
+    files.write_text(out / "report.md", report_text(report, report["notes"]))
+    save_figure(table_figure(report, report["headline"]), out / "table.png")

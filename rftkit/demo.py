@@ -15,8 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
-from rftkit.bench import Bench, Rows, append_samples, paired_table, report_text, systems_table
 from rftkit.check import check_file
+from rftkit.compare import Bench, Rows, append_samples, paired_table, report_text, systems_table
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
 from rftkit.evaluation import bootstrap, clusters_of, measure
@@ -112,26 +112,23 @@ class Demo:
         return report
 
     def planned_work(self, real_rows: int) -> float:
-        """The sum of what the stages will report, for the progress bar and its ETA."""
-        size, samples = self.size, self.samples
-        votes = max(samples, VOTES) + 1
-        evaluations = len(self.bench.rows) * (votes + votes * LARGE + 4 * (samples + 1))
-        validations = (size.steps / 5 + 2 * size.epochs) * size.eval_rows * 2
+        """About the sum of what the stages will report, for the progress bar and its ETA."""
+        size, answers = self.size, self.samples + 1
         rollouts = size.steps * size.prompts * 8
-        right = 0.08 * rollouts  # the base's share of right answers, roughly
-        learned = STEP * (rollouts + size.epochs * (len(self.train_rows) + right))
-        real = real_rows * (samples + 1) * (5 + LARGE)
-        return evaluations + validations + rollouts + learned + real
+        evaluated = len(self.bench.rows) * ((1 + LARGE) * (VOTES + 1) + 4 * answers)
+        validated = (size.steps / 5 + 2 * size.epochs) * size.eval_rows * 2
+        learned = rollouts + size.epochs * (len(self.train_rows) + 0.08 * rollouts)  # 8 % right
+        return evaluated + validated + rollouts + STEP * learned + real_rows * answers * (5 + LARGE)
 
     # --- the steps -----------------------------------------------------------------------------
 
     def show_task(self) -> None:
+        from rftkit.training.report import shared_groups
+
         folder, group = self.task.folder, self.task.group_by
         checked = check_file(folder / "train.jsonl", folder / "validation.jsonl", group_by=group)
-        if not checked.ok:
-            raise UserError(f"{folder}: {checked.faults[0]}")
         seen = self.train_rows + self.validation_rows
-        assert not shared_groups(seen, self.bench.rows, self.task), "test genes that training sees"
+        assert checked.ok and not shared_groups(seen, self.bench.rows, self.task)
         row = self.train_rows[0]
         self.reporter.say(
             f"Task {self.task.name}: {len(self.train_rows)} training rows, "
@@ -150,12 +147,9 @@ class Demo:
         self.add("large base", large, votes=VOTES, weight=LARGE)
 
     def reinforce(self) -> None:
-        config = dict(
-            steps=self.size.steps,
-            prompts_per_step=self.size.prompts,
-            learning_rate=2e-3,  # a tiny model's; chosen on validation genes
-            gate="off",  # the gates of the shipped base are in the report
-        )
+        config = dict(steps=self.size.steps, prompts_per_step=self.size.prompts)
+        config |= dict(learning_rate=2e-3)  # a tiny model's; chosen on validation genes
+        config |= dict(gate="off")  # the gates of the shipped base are in the report
         self.train("RFT mini", config, self.out, self.train_rows)
 
     def train_rivals(self) -> None:
@@ -183,8 +177,6 @@ class Demo:
             for sample in group
             if self.task.place(row, sample) == 1 and sample.finish_reason == "stop"
         ]
-        if not kept:
-            raise UserError("rejection sampling: not one right completion, expected some")
         return kept, each * len(self.train_rows)
 
     def evaluate_real(self, real: RealCases) -> dict[str, Any]:
@@ -224,13 +216,8 @@ class Demo:
         from rftkit.training.config import RunConfig
         from rftkit.training.run import train
 
-        config = RunConfig(
-            model="embedded:mini",
-            task=self.task.name,
-            eval_rows=self.size.eval_rows,
-            seed=self.seed,
-            **settings,
-        )
+        common = dict(model="embedded:mini", task=self.task.name, seed=self.seed)
+        config = RunConfig(**common, eval_rows=self.size.eval_rows, **settings)
         if config.method == "sft":
             config = config.replace(eval_every=-(-len(rows) // config.prompts_per_step))
         self.reporter.stage(f"training {name}")
@@ -245,12 +232,10 @@ class Demo:
         self.add(name, run.policy)
 
     def show_step(self, config: Any, record: dict[str, Any]) -> None:
-        grpo = config.method == "grpo"
+        grpo, validation = config.method == "grpo", record.get("validation")
         answers = config.prompts_per_step * (config.answers_per_prompt if grpo else 1)
-        self.reporter.work(STEP * answers)
-        validation = record.get("validation")
-        if validation:
-            self.reporter.work(config.eval_rows * config.eval_samples)
+        validated = config.eval_rows * config.eval_samples if validation else 0
+        self.reporter.work(STEP * answers + validated)
         if validation and grpo:
             share = validation["patterns"].get(PLAN_PATTERN, 0.0)
             self.reporter.say(
@@ -289,35 +274,33 @@ def as_samples(rankings: list[list[str]]) -> list[list[Sample]]:
     return [[Sample.from_text(json.dumps({"genes": genes}))] for genes in rankings]
 
 
-def shared_groups(rows: Rows, others: Rows, task: Task) -> set[str]:
-    return set(clusters_of(rows, task)) & set(clusters_of(others, task))
-
-
 # --- the report --------------------------------------------------------------------------------
 
 
 def make_report(demo: Demo) -> dict[str, Any]:
     """report.json's record."""
+    from rftkit.training.report import shared_groups
+
     pairs = [
         ("RFT mini", rival, metric, greedy)
         for rival in RIVALS
         for metric, greedy in (("top1", False), ("top1", True), ("top5", False))
     ]
     pairs.append(("large base", "mini base", "top1", False))
-    run, shared = demo.runs["RFT mini"], shared_groups(demo.train_rows, demo.bench.rows, demo.task)
-    rivals = {name: r for name, r in demo.runs.items() if name != "RFT mini"}
+    run, *rivals = demo.runs.values()
+    shared = shared_groups(demo.train_rows, demo.bench.rows, demo.task)
+    names = [name for name in demo.runs if name != "RFT mini"]
     return demo.bench.to_json(SYSTEMS, pairs) | {
         "profile": demo.profile,
         "reference_lines": REFERENCE_LINES,
         "reference_source": REFERENCE_SOURCE,
         "training": run.training
-        | {
-            "answer_groups_shared_with_eval": len(shared),
-            "peak_rss_mb": peak_memory_mb(),
-            "start": run.start,
-            "best": run.best,
+        | {"answer_groups_shared_with_eval": len(shared), "peak_rss_mb": peak_memory_mb()}
+        | {"start": run.start, "best": run.best},
+        "rivals": {
+            name: rival.training | {"best_step": rival.best["step"]}
+            for name, rival in zip(names, rivals)
         },
-        "rivals": {n: {**r.training, "best_step": r.best["step"]} for n, r in rivals.items()},
         "gates": model_gates(),
         "seed": demo.seed,
         "sha256": checksums(demo.task),

