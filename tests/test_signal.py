@@ -16,10 +16,10 @@ import pytest
 
 from rftkit import Sample, UserError, cli, measure_signal
 from rftkit.evaluation import Interval
-from rftkit.signal.checks import check_template, reads_row, why_constant
+from rftkit.signal.checks import check_template, constant_reward, reads_row
 from rftkit.signal.numbers import dead_chance, more_rows, pass_at_k, share_interval, spread_parts
 from rftkit.signal.record import Finding, Signal
-from rftkit.signal.verdict import FEW_ROWS, conclude, first_draw
+from rftkit.signal.verdict import FEW_ROWS, conclude
 from rftkit.task import task_from_json
 
 # --- a small world: sums, and policies that answer them ------------------------------------------
@@ -187,7 +187,7 @@ def test_a_planted_fault_is_named(fault):
 
 def test_a_good_task_goes():
     signal = gate(guesses(), sums())
-    assert signal.verdict == "go" and signal.findings == [] and len(signal.notes) == 1
+    assert signal.verdict == "go" and signal.findings == [] == signal.notes
     assert signal.pass_at[1].low < 0.3 < signal.pass_at[1].high
     assert signal.pass_at[8].mean > 0.85 and signal.format_share == 0.0
     assert [q.answer for q in signal.questions] == ["yes", "yes", "yes"]
@@ -212,12 +212,6 @@ def test_the_gate_stays_within_its_budget(completions, count, answers):
     assert policy.drawn == signal.samples <= max(0.05 * completions, 256) == signal.budget
     assert signal.rows <= count and signal.rows * signal.answers <= policy.drawn
     assert gate(spare, sums(count=count), most=40).samples == spare.drawn <= 40
-
-
-def test_the_first_draw_takes_whole_groups():
-    assert first_draw(rows=10_000, budget=240, answers=16) == (15, 16)
-    assert first_draw(rows=1, budget=240, answers=8) == (1, 240)
-    assert first_draw(rows=50, budget=240, answers=300) == (1, 240)
 
 
 def nearly_dead(messages, index, rng):
@@ -325,9 +319,6 @@ def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():
     wrong = Scripted(lambda m, i, rng: f'{{"sum": "0", "tidy": "{rng.choice(["yes", "no"])}"}}')
     signal = gate(wrong, task_and_rows)
     assert signal.dead_groups.mean < 0.2 and signal.dead_ability.mean == 1
-    # Two of twenty can be read: a group of two holds both in one case of 190.
-    two = Scripted(lambda m, i, rng: written(true_sum(m) + i) if i < 2 else "I do not know")
-    assert gate(two, sums(count=12), answers=2).dead_ability.mean == pytest.approx(1 - 1 / 190)
 
 
 def test_rows_are_named_by_their_place_in_the_file_and_by_whether_they_are_solved():
@@ -350,7 +341,6 @@ def test_answers_that_cannot_be_read_say_why():
     stages = ["empty", "unclosed thinking", "empty", "not JSON"] + ["answer missing"] * 2
     signal = gate(Scripted(lambda messages, index, rng: texts[index]), sums(), answers=6)
     assert signal.stages == pytest.approx({name: stages.count(name) / 6 for name in stages})
-    assert signal.unreadable.mean == 1.0 and signal.names() == ["unreadable answers"]
 
 
 def test_cut_answers_are_drawn_again_with_more_room():
@@ -406,7 +396,7 @@ def test_what_cannot_be_verified_is_refused_before_a_draw(grader, template, name
 )  # fmt: skip
 @pytest.mark.parametrize("template", [TEMPLATE, None])
 def test_a_grader_that_may_tell_answers_apart_is_not_called_constant(grader, template):
-    assert why_constant(*sums(grader, template=template)) is None
+    assert constant_reward(*sums(grader, template=template)) is None
 
 
 @pytest.mark.parametrize(
@@ -515,7 +505,7 @@ SOUND = {
 def test_a_sound_template_of_another_family_is_left_alone(mini, genes, kind, monkeypatch):
     monkeypatch.setattr(mini.tokenizer, "chat_template", SOUND[kind])
     found = check_template(mini, genes[1][:2])
-    assert (found.checked, found.faults, found.odd) == (True, [], [])
+    assert (found.faults, found.odd) == ([], [])
 
 
 def test_markers_in_pieces_are_odd_alone_where_the_model_or_its_user_writes_them(mini, monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 from rftkit.attacks import Check, reference_check
 from rftkit.decoding import end_tokens
 from rftkit.files import UserError
-from rftkit.graders.answer import PROGRAM_FAILED, fill_template
+from rftkit.graders.answer import fill_template
 from rftkit.policy import Policy
 from rftkit.records import Sample
 from rftkit.task import Task
@@ -34,9 +34,8 @@ KNOWN = 0.01  # ours: a model trained on a marker in pieces finds one of them li
 
 @dataclass
 class TemplateCheck:
-    """What the chat template makes of the task's prompts."""
+    """What the chat template makes of the task's prompts; nothing for an endpoint's."""
 
-    checked: bool = False  # False where it is applied elsewhere (an endpoint)
     faults: list[str] = field(default_factory=list)  # certain
     odd: list[str] = field(default_factory=list)  # a fault only where answers are garbage as well
     no_end: str | None = None  # how an answer closes, where generation does not stop there
@@ -44,8 +43,8 @@ class TemplateCheck:
 
 def check_template(policy: Policy, rows: list[Row]) -> TemplateCheck:
     """Render the rows' prompts and read them."""
-    check = TemplateCheck(hasattr(policy, "tokenizer") and hasattr(policy, "render"))
-    if not check.checked:
+    check = TemplateCheck()
+    if not hasattr(policy, "tokenizer"):  # an endpoint applies its own
         return check
     try:
         texts = [policy.render(row["messages"]) for row in rows]
@@ -150,11 +149,8 @@ class Reference:
 
     @property
     def misshapen(self) -> bool:
-        """Is it only the form of answer_template that the grader cannot read?
-
-        Then right and swapped answers in that form earn exactly the same, nothing or what a part
-        gives that found nothing to read, and worse_answers in the right form earn more.
-        """
+        """Is it only the form of answer_template that the grader cannot read? Then right and
+        swapped answers earn the same, for a reason, and worse ones in the right form earn more."""
         if self.right is None or self.right != self.swapped or not self.check.failures:
             return False
         unread = self.right == 0 or all(failure["reason"] for failure in self.check.failures)
@@ -240,7 +236,6 @@ MADE_UP = ("Rftkit answers.", '{"answer": "Rftkit answers."}', "7")  # right for
 def why_not_verifiable(task: Task, rows: Sequence[Row]) -> str | None:
     """Why no program can say that an answer to this task is right; None where one can.
 
-    A rule that reads the row can. Likeness to a reference can where the reference is short: a name.
     Likeness to a long text measures wording. An opinion proves nothing that no known answer tests.
     """
     kinds = {part["type"] for part in _parts(task) if reads_row(part)}
@@ -254,42 +249,23 @@ def why_not_verifiable(task: Task, rows: Sequence[Row]) -> str | None:
         words = int(statistics.median(max(len(text.split()) for text in row) for row in texts))
         if words < FREE_TEXT:
             return None
-        return (
-            f"answers are graded by likeness to one reference of {words} words (median): a good "
-            "answer in other words scores low, a copy of the references' style scores high"
-        )
+        return f"answers are graded by likeness to a text of {words} words: wording, not truth"
     if task.answer_template:
         return None
-    return (
-        f"the grade is the opinion of another model ({', '.join(sorted(kinds))}), and without "
-        "an answer_template no answer is known to be right to test it on"
-    )
+    return f"an opinion ({', '.join(sorted(kinds))}), without an answer_template to test it on"
 
 
-def why_constant(task: Task, rows: Sequence[Row]) -> str | None:
-    """What shows that a grader which never reads the row gives every answer the same.
+def constant_reward(task: Task, rows: Sequence[Row]) -> float | None:
+    """What a grader that never reads the row gives to right, worse and made-up answers alike.
 
-    Right, worse and made-up answers are graded. None where they differ, or where it cannot be told:
-    the grader asks a model or fails; or no answer is known right and all score 0, as any other form
-    does with a grader of form.
+    None where they differ, or all score 0, as another form does with a grader of form.
     """
     if any(reads_row(part) or part["type"].endswith("_model") for part in _parts(task)):
         return None
-    some = rows[:4]
-    right = [_filled(task.answer_template, row) for row in some]
-    worse = [_filled(template, row) for row in some for template in task.worse_answers]
-    texts = list(dict.fromkeys(filter(None, [*right, *worse, *MADE_UP])))
-    samples = [Sample(output_text=text) for text in texts]
-    try:
-        task.grader.check_ready()
-    except UserError:
-        return None
-    grades = task.grader.evaluate_many([some[0]] * len(texts), samples)
-    reward = grades[0].reward
-    failed = reward is None or any(PROGRAM_FAILED in grade.errors for grade in grades)
-    if failed or not (reward or any(right)) or any(grade.reward != reward for grade in grades):
-        return None
-    return f"{len(texts)} answers, {texts[0][:40]!r} among them, all score {reward:.2f}"
+    templates = (task.answer_template, *task.worse_answers, *MADE_UP)
+    texts = [_filled(template, row) for row in rows[:4] for template in templates]
+    rewards = {task.grader.grade(rows[0], text)[0] for text in texts if text}
+    return rewards.pop() or None if len(rewards) == 1 else None
 
 
 def _parts(task: Task) -> list[dict[str, Any]]:

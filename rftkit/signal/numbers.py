@@ -26,8 +26,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "most": 1.0}
 def pass_at_k(n: int, right: int, k: int) -> float:
     """The chance that k of n answers, `right` of them right, hold at least one right one.
 
-    1 - C(n - right, k) / C(n, k): unbiased for n >= k (Chen et al. 2021, "Evaluating Large Language
-    Models Trained on Code", section 2.1). The naive 1 - (1 - right/n)^k is too low.
+    1 - C(n - right, k) / C(n, k): unbiased for n >= k (Chen et al. 2021, arXiv 2107.03374, 2.1).
 
     >>> pass_at_k(n=8, right=1, k=1), pass_at_k(n=8, right=1, k=8)
     (0.125, 1.0)
@@ -227,14 +226,11 @@ def sub_grader_numbers(groups: Groups) -> dict[str, dict[str, float]]:
     """{sub-grader: {mean, spread (std within a row), moving (share of rows where it differs)}}."""
     numbers = {}
     for name in dict.fromkeys(name for group in groups for s in group for name in s.sub_grades):
-        values = [[s.sub_grades.get(name) for s in group] for group in groups]
-        values = [[v for v in row if v is not None] for row in values]
-        if values := [row for row in values if row]:
-            numbers[name] = {
-                "mean": float(np.mean([np.mean(row) for row in values])),
-                "spread": float(np.mean([np.std(row) for row in values])),
-                "moving": float(np.mean([np.ptp(row) > 1e-9 for row in values])),
-            }
+        graded = [[s.sub_grades.get(name) for s in group] for group in groups]
+        rows = [known for row in graded if (known := [v for v in row if v is not None])]
+        parts = {"mean": np.mean, "spread": np.std, "moving": lambda row: np.ptp(row) > 1e-9}
+        if rows:
+            numbers[name] = {k: float(np.mean([f(r) for r in rows])) for k, f in parts.items()}
     return numbers
 
 

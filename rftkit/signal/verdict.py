@@ -46,34 +46,24 @@ def ask_questions(
         evidence = f"one answer is right in {solved}; {len(signal.never)} rows are never solved"
         if not solved.low <= MOST_RIGHT <= solved.high:
             hard = "yes" if solved.high < MOST_RIGHT else "no"
-    questions = [Question("Is it hard for this model, and worth thinking about?", hard, evidence)]
-
-    verifiable, evidence = "not measured", "no answer_template: no answer is known right"
-    if refusal:
-        verifiable, evidence = "no", refusal
-    elif reference.check.status != "not checked":
-        verifiable, evidence = "yes" if reference.sound else "no", str(reference)
-    question = "Is a right answer recognised as right, by a rule?"
-    questions.append(Question(question, verifiable, evidence))
-
-    evidence = f"{len(rows):,} rows"
+    verifiable = "no" if refusal else "yes" if reference.sound else "no"
+    if not refusal and reference.check.status == "not checked":
+        verifiable = "not measured"
+    count = f"{len(rows):,} rows"
     if task.group_by is not None:
-        evidence += f", {len(set(clusters_of(rows, task))):,} different {task.group_by}"
-    if len(rows) > MANY_LABELS:
-        evidence += ": enough for an SFT on the answers first, as a rival"
-    scarce = "no" if len(rows) > MANY_LABELS else "yes"
-    return [*questions, Question("Are labels scarce?", scarce, evidence)]
+        count += f", {len(set(clusters_of(rows, task))):,} different {task.group_by}"
+    scarce = "yes" if len(rows) <= MANY_LABELS else "no"
+    why = refusal or str(reference) or "no answer_template: no answer is known right"
+    return [
+        Question("Is it hard for this model, and worth thinking about?", hard, evidence),
+        Question("Is a right answer recognised as right, by a rule?", verifiable, why),
+        Question("Are labels scarce?", scarce, count),
+    ]
 
 
-def take_notes(
-    signal: Signal, reference: Reference, template: TemplateCheck, rows: int
-) -> list[str]:
-    """What could not be checked, and what is odd without being a fault."""
+def take_notes(signal: Signal, template: TemplateCheck, rows: int) -> list[str]:
+    """What is odd without being a fault."""
     names, notes = signal.names(), []
-    if reference.right is not None and reference.swapped is None:
-        notes.append("all drawn rows have the same right answer: a model need not read the prompt")
-    if not template.checked:
-        notes.append("the chat template is applied elsewhere (endpoint): not checked")
     if "chat template broken" not in names:
         notes += template.odd
     if template.no_end and "end token missing" not in names:
@@ -81,10 +71,7 @@ def take_notes(
     if signal.cut and signal.cut.mean > SOME_CUT and "limit too short" not in names:
         notes.append(f"{signal.cut_text()}: some may lack nothing but a longer limit")
     if 1 < rows < FEW_ROWS:
-        notes.append(
-            f"{rows} rows: fewer than the {FEW_ROWS} that RFT is usually started with; they will "
-            "soon be learned by heart, so evaluate held-out rows often (eval_every)"
-        )
+        notes.append(f"{rows} rows, fewer than {FEW_ROWS}: they will soon be learned by heart")
     return notes
 
 
@@ -94,7 +81,7 @@ def judge(
     """Fill findings, questions, notes and verdict of a signal with its numbers."""
     signal.findings = Findings(signal, reference, template, len(rows)).found
     signal.questions = ask_questions(signal, reference, task, rows)
-    signal.notes = take_notes(signal, reference, template, len(rows))
+    signal.notes = take_notes(signal, template, len(rows))
     return conclude(signal, len(rows) - signal.rows)
 
 
@@ -157,15 +144,12 @@ def measure_signal(
     """Is this task, with this grader and this policy, fit for RFT?
 
     policy        the one that will be trained, with its adapter if it starts from one
-    rows          the training rows; the seed chooses some of them
     answers       a group: what training compares with one another
     completions   of the whole run: 5 % of them may be spent here, or 256 samples
     most          draw at most so many, where less should be spent than that
 
     First at most 256 samples are drawn; where the intervals are too wide, as many more as should
-    settle it, while the budget lasts. A task without a verifiable answer is refused before that.
-
-    Raises UserError where the grader cannot run here, or a row lacks what it reads.
+    settle it, while the budget lasts.
     """
     if answers < 2 or not rows:
         raise UserError(f"signal: {len(rows)} rows, groups of {answers}, expected 1 and 2 at least")
@@ -177,8 +161,9 @@ def measure_signal(
     signal.temperature, signal.lengths = temperature, {"limit": max_completion_tokens}
     if refusal := checks.why_not_verifiable(task, rows):
         signal.findings = [Finding("no verifiable answer", refusal, VERIFIABLE)]
-        if constant := checks.why_constant(task, rows):
-            signal.findings.append(Finding("constant reward", constant, READ_THE_ROW))
+        if constant := checks.constant_reward(task, rows):
+            evidence = f"right and made-up answers all score {constant:.2f}"
+            signal.findings.append(Finding("constant reward", evidence, READ_THE_ROW))
         signal.questions = ask_questions(signal, checks.NOT_CHECKED, task, rows, refusal)
         return conclude(signal, 0)
     grader.check_rows(rows)
