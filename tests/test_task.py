@@ -53,7 +53,7 @@ def test_a_faulty_task_is_refused(record, expected, tmp_path):
 def test_rows_and_folders_that_are_not_there_are_refused(tmp_path):
     task = task_from_json(RECORD)
     for call, expected in (
-        (lambda: load_task(tmp_path / "none"), "no dataset"),
+        (lambda: load_task(tmp_path / "none"), "none"),
         (lambda: load_task("gene_ranking").rows("tests"), "expected one of train"),
         (lambda: task.rows("train"), "no folder"),
         (lambda: task.answer_path, "no answer_template"),

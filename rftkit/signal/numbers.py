@@ -53,11 +53,9 @@ def share_interval(
 ) -> Interval:
     """The mean of values in [0, 1], one a row, with its 95 % interval over clusters.
 
-    Where all values are 0 (or 1) the bootstrap's interval has no width, after three rows as after
-    three hundred. There the exact bound is taken: after n trials without the event its share may
-    still be up to 1 - 0.025^(1/n) (Clopper & Pearson, Biometrika 26:404, 1934).
-
-    trials   n; the clusters by default, the number of answers for what differs within a row
+    The bootstrap cannot see what no row showed. Where all values are 0 (or 1) the exact bound is
+    taken: after n trials without the event its share may still be up to 1 - 0.025^(1/n) (Clopper &
+    Pearson, Biometrika 26:404, 1934). trials: n, by default the clusters.
     """
     slack = 1 - 0.025 ** (1 / (trials or len(set(clusters))))
     if np.allclose(values, 0):

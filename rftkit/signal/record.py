@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ class Question:
     question: str
     answer: str  # "yes", "no" or "not measured"
     evidence: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
 
 
 @dataclass
@@ -92,11 +95,13 @@ class Signal:
         return [finding.name for finding in self.findings]
 
     def to_json(self) -> dict[str, Any]:
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "drawn"}
+        """As plain JSON, numbers to four places."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "drawn"}
+        text = json.dumps(record, default=lambda part: part.to_json())
+        return json.loads(text, parse_float=lambda number: round(float(number), 4))
 
     def stages_text(self) -> str:
-        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in self.stages.items())
-        return f"the answers: {shares}"
+        return f"the answers: {shown(self.stages)}"
 
     def cut_text(self) -> str:
         """How many answers the limit cuts, and how long they would have been."""
@@ -145,14 +150,3 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(entry)}" for key, entry in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON: records as objects, numbers to four places."""
-    if is_dataclass(value):
-        value = value.to_json() if hasattr(value, "to_json") else asdict(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return round(value, 4) if isinstance(value, float) else value
