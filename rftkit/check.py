@@ -10,7 +10,6 @@ A fault makes a job fail or its numbers wrong (exit code 1). A note is worth kno
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -122,7 +121,7 @@ def check_file(
         report.add([sides[0].note(None, "no validation file", "the split was not checked")])
     else:
         sides.append(Side("validation", str(validation)))
-        if is_same_file(path, validation):
+        if Path(path).resolve() == Path(validation).resolve():
             report.add([sides.pop().fault(None, "same file twice", "it is the training file")])
     for side in sides:
         for line, row, faults in read_lines(side.file):
@@ -148,13 +147,6 @@ def check_file(
     return report
 
 
-def is_same_file(path: str | Path, other: str | Path) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except (OSError, ValueError):
-        return False
-
-
 def size_faults(side: Side) -> Iterator[Fault]:
     limit, count = MAX_ROWS[side.name], len(side.rows)
     if count > limit:
@@ -178,11 +170,7 @@ INVISIBLE = " \t\r\n\u00a0\u200b\u200c\u200d\u2060\ufeff"
 
 
 def looks_like_answer(key: str) -> bool:
-    """True where a key is named like the answer.
-
-    >>> [k for k in ("reference_gene", "trueLabel", "answer_type", "sex") if looks_like_answer(k)]
-    ['reference_gene', 'trueLabel']
-    """
+    """True of `reference_gene` and `trueLabel`, not of `answer_type` and `sex`."""
     words = [w.lower() for w in re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=[A-Z])", key) if w]
     if key in ID_KEYS or NOT_THE_ANSWER.intersection(words):
         return False
@@ -263,12 +251,8 @@ def searchable(answer: Any) -> list[str]:
 
 
 def stands_in(value: str, text: str) -> bool:
-    """True where the value stands in the text as a word of its own. Upper and lower case count,
-    except in values of several words or 8 characters and more.
-
-    >>> stands_in("REST", "at rest"), stands_in("SCN1A", "SCN1A-related"), stands_in("ACH", "ACHE")
-    (False, True, False)
-    """
+    """True where the value stands in the text as a word of its own: "SCN1A" in "SCN1A-related",
+    not in "SCN1AB". Case counts, except in values of several words or 8 characters and more."""
     if len(value) >= 8 or len(words_of(value)) > 1:
         value, text = value.casefold(), text.casefold()
     return value in text and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text) is not None

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -81,14 +81,11 @@ class Fault:
     file: str = ""
     line: int | None = None
     severity: str = "fault"
+    expectation: str = field(init=False)
+    next_step: str = field(init=False)
 
-    @property
-    def expectation(self) -> str:
-        return KINDS[self.kind][0]
-
-    @property
-    def next_step(self) -> str:
-        return KINDS[self.kind][1]
+    def __post_init__(self) -> None:
+        self.expectation, self.next_step = KINDS[self.kind]
 
     @property
     def place(self) -> str:
@@ -99,20 +96,13 @@ class Fault:
         return printable(text)  # it may quote the file
 
     def to_json(self) -> dict[str, Any]:
-        words = {"expectation": self.expectation, "next_step": self.next_step, "message": str(self)}
-        return {
-            k: printable(v) if isinstance(v, str) else v for k, v in asdict(self).items()
-        } | words
+        record = asdict(self) | {"message": str(self)}
+        return {k: printable(v) if isinstance(v, str) else v for k, v in record.items()}
 
 
-def value_text(value: Any, limit: int = 60) -> str:
+def value_text(value: Any) -> str:
     """A value as short printable JSON, for a message: `"a\\tb"`, `[1, null]`."""
-    if isinstance(value, str | list):  # not 10 MB of JSON for the sake of 60 characters
-        value = value[: limit + 1]
-    try:
-        return shorten(json.dumps(value, ensure_ascii=False), limit)
-    except (TypeError, ValueError):
-        return type(value).__name__
+    return shorten(json.dumps(value, ensure_ascii=False), 60)
 
 
 # One row.
@@ -181,18 +171,16 @@ def shape_faults(row: Row) -> Iterator[Fault]:
         yield Fault(kind, f'"{key}" is {value or "missing"}', key, value)
 
 
-def walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every leaf inside a row as (path, value), empty containers too; no recursion."""
-    stack: list[tuple[str, Any]] = [("", value)]
-    while stack:
-        path, value = stack.pop()
-        if isinstance(value, dict) and value:
-            inner = [(f"{path}.{key}" if path else key, v) for key, v in value.items()]
-            stack += reversed(inner)
-        elif isinstance(value, list) and value:
-            stack += [(f"{path}[{i}]", value[i]) for i in reversed(range(len(value)))]
-        else:
-            yield path, value
+def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf inside a row as (path, value), empty containers too."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from walk(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for place, inner in enumerate(value):
+            yield from walk(inner, f"{path}[{place}]")
+    else:
+        yield path, value
 
 
 # From bytes to rows.
@@ -203,7 +191,6 @@ def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[
 
     Holds one line in memory, and never raises. What is wrong with the whole file has no number.
     """
-    whole = None
     try:
         with open(path, "rb") as file:
             head = file.peek(1024)[:1024].removeprefix(codecs.BOM_UTF8)
@@ -213,13 +200,11 @@ def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[
                 for fault in faults:
                     fault.file, fault.line = str(path), number
                 yield number, row, faults
-        if starts:
-            whole = Fault("not JSONL", f"the file is {starts[0]}", file=str(path))
+        for what in starts[:1]:
+            yield None, None, [Fault("not JSONL", f"the file is {what}", file=str(path))]
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or str(error)
-        whole = Fault("unreadable file", f"cannot be read ({reason})", file=str(path))
-    if whole:
-        yield None, None, [whole]
+        yield None, None, [Fault("unreadable file", f"cannot be read: {reason}", file=str(path))]
 
 
 def read_line(raw: bytes, first: bool) -> tuple[Row | None, list[Fault]]:

@@ -14,11 +14,8 @@ PROFILES = ("smoke", "full")
 
 
 def choose_device() -> tuple[str, str, str]:
-    """(device, dtype name, reason): cuda with bf16 where there is a GPU, else the CPU in fp32.
-
-    fp32 on a CPU: bf16 matrix products are slower on most processors, and the embedded models
-    are small enough.
-    """
+    """(device, dtype name, reason): cuda with bf16 where there is a GPU, else the CPU in fp32,
+    because bf16 matrix products are slower on most processors."""
     import torch
 
     if torch.cuda.is_available():

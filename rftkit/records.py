@@ -38,13 +38,6 @@ def split_completion(text: str) -> tuple[str, str]:
 
     The output is exactly what follows `</think>`; all of the text where there is no thinking
     tag at all; empty where the tag was opened and never closed.
-
-    >>> split_completion('<think>Diagnose first.</think>{"genes": ["A"]}')
-    ('Diagnose first.', '{"genes": ["A"]}')
-    >>> split_completion("A")
-    ('', 'A')
-    >>> split_completion("<think>cut off in the mid")
-    ('cut off in the mid', '')
     """
     before, closed, after = text.partition(THINK_CLOSE)
     if closed:

@@ -22,10 +22,9 @@ ID_KEYS = ("case_id", "row_id")
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read a JSONL file strictly: the first fault of any row raises, so what returns is sound.
+    """Read a JSONL file strictly: the first fault of any row raises UserError at `file:line`.
 
-    Faults that show only between rows (duplicates, leaks) are `check_file`'s business. Raises
-    UserError naming `file:line`.
+    Faults that show only between rows (duplicates, leaks) are `check_file`'s business.
     """
     rows = []
     for _, row, faults in read_lines(path):
@@ -36,27 +35,21 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL: the same rows give the same bytes (UTF-8, keys in order, "\\n").
-
-    The file is written beside and renamed: a reader finds the old one or the new one, whole.
-    Raises UserError where a value is not JSON (NaN, a set, half of a character).
-    """
+    """Write rows as JSONL: the same rows give the same bytes. The old file stays whole where a
+    value is not JSON (NaN, a set), which raises UserError."""
     lines = []
     for number, row in enumerate(rows, 1):
         try:
             lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             lines[-1].encode("utf-8")
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError) as error:
             raise UserError(
-                f"{path}:{number}: the row cannot stand as JSON ({error}), expected strings, "
-                "numbers, lists, objects: NaN becomes null, a set a list, an array .tolist()"
+                f"{path}:{number}: not JSON ({error}): write NaN as null, a set as a list"
             ) from None
     try:
         write_text(path, "".join(lines))
     except OSError as error:
-        reason = error.strerror or str(error)
-        step = "check the path, its permissions and the space left"
-        raise UserError(f"{path}: cannot be written ({reason}): {step}") from error
+        raise UserError(f"{path}: cannot be written ({error}): check the path") from error
 
 
 # What a row is called, and what it holds.
@@ -74,32 +67,23 @@ def own_id(row: Row) -> str | None:
 
 
 def row_ids(rows: Sequence[Row]) -> list[str]:
-    """Each row's `case_id` or `row_id` as text; without one its line number (from 1) serves.
-
-    Call it on the rows as they were read: after a shuffle the line numbers are others.
-    Raises UserError where two rows share an id.
-    """
+    """Each row's `case_id` or `row_id` as text; without one its line number (from 1) serves, so
+    call it on the rows as they were read. Raises UserError where two rows share an id."""
     line_of: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         identity = own_id(row) or str(number)
         if identity in line_of:
-            raise UserError(
-                f"rows {line_of[identity]} and {number} share the id {value_text(identity)}, "
-                "expected an id for each row: rename one, or remove the copy"
-            )
+            both = f"rows {line_of[identity]} and {number}"
+            raise UserError(f"{both} share the id {value_text(identity)}: rename one")
         line_of[identity] = number
     return list(line_of)
 
 
 def row_ids_note(rows: Sequence[Row]) -> str:
     """The sentence to print where line numbers serve as ids; empty where every row has one."""
-    without = [number for number, row in enumerate(rows, 1) if own_id(row) is None]
-    if not without:
-        return ""
-    return (
-        f"{len(without):,} of {plural(len(rows), 'row')} carry neither case_id nor row_id "
-        f"(first: row {without[0]}): the line number serves as id"
-    )
+    count = sum(own_id(row) is None for row in rows)
+    text = f"{count:,} of {plural(len(rows), 'row')} carry neither case_id nor row_id"
+    return f"{text}: the line number serves as id" if count else ""
 
 
 def answer_fields(row: Row) -> Row:
@@ -141,24 +125,19 @@ def split_by_group(
     """Split rows so that no group, and no copy of a prompt, stands on two sides.
 
     A random split of cases flatters a model: it meets the same answers again. Here all rows of a
-    group (say, one gene) go to one side, and groups that share a row's messages go together.
-
-    group_by  the answer field that names the group
-    shares    side -> share of the rows, adding up to 1: {"train": 0.8, "validation": 0.2}
-    seed      the same rows, whatever their order, and the same seed give the same sides
+    group (one value of the answer field `group_by`) go to one side, and groups that share a row's
+    messages go together. `shares`, {"train": 0.8, "validation": 0.2}, add up to 1. The same rows,
+    whatever their order, and the same seed give the same sides.
 
     Groups are dealt out from the largest to the smallest; each goes to a side drawn at random,
     in proportion to the room left there, among those with room for it. Rows keep their order.
-    Raises UserError for a row without the key, shares that do not add up to 1, too few groups.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise UserError(f"shares are {dict(shares)}, expected positive shares that add up to 1")
     bundles = _bundles(rows, group_by)
     if len(bundles) < len(shares):
-        raise UserError(
-            f"{plural(len(bundles), 'group')} by {value_text(group_by)}, expected at least "
-            f"{len(shares)} for {', '.join(shares)}: group by another key, or ask for fewer sides"
-        )
+        count = plural(len(bundles), "group")
+        raise UserError(f"{count} by {group_by!r} for {len(shares)} sides: group by another key")
     dealt = _deal(bundles, len(rows), shares, random.Random(seed))
     sides = {side: [rows[i] for i in sorted(sum(dealt[side], []))] for side in shares}
     assert_disjoint(sides, group_by)
@@ -198,10 +177,8 @@ def _bundles(rows: Sequence[Row], group_by: str) -> list[list[int]]:
     for number, row in enumerate(rows, 1):
         group = group_of(row, group_by)
         if group is None:
-            raise UserError(
-                f"row {number} has no {value_text(group_by)} to group by, expected a value: "
-                f"fill it in, or group by another key ({', '.join(answer_fields(row)) or 'none'})"
-            )
+            keys = ", ".join(answer_fields(row))
+            raise UserError(f"row {number} has no {group_by!r}: group by another key ({keys})")
         groups.append(group)
         parent[root(messages_digest(row))] = root(group)
     members: dict[Any, list[int]] = defaultdict(list)
