@@ -56,7 +56,7 @@ def test_rows_and_folders_that_are_not_there_are_refused(tmp_path):
         (lambda: load_task(tmp_path / "none"), "none"),
         (lambda: load_task("gene_ranking").rows("tests"), "expected one of train"),
         (lambda: task.rows("train"), "no folder"),
-        (lambda: task.answer_path, "no answer_template"),
+        (lambda: task.answer_path, "answer_template None"),
         (lambda: Task("n", "", GRADER, "no field").answer_path, "names no"),
         (lambda: Task("n", "", GRADER, RANKED).reference({"row_id": "r7"}), 'row r7 .*"gene"'),
     ):

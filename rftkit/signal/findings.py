@@ -47,10 +47,7 @@ def above(share: Interval | None, most: float) -> bool:
 
 
 class Findings:
-    """What stands in the way, causes first; what a cause explains is not named beside it.
-
-    rows   of the training file
-    """
+    """What stands in the way, causes first; what a cause explains is not named beside it."""
 
     def __init__(self, signal: Signal, reference: Reference, template: TemplateCheck, rows: int):
         self.signal, self.reference, self.template = signal, reference, template

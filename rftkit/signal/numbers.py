@@ -66,15 +66,11 @@ def share_interval(
 
 
 def more_rows(interval: Interval, threshold: float, rows: int, most: int = 100_000) -> int:
-    """About how many more rows would put the threshold outside the interval; 0 if it is outside.
-
-    An interval shrinks with the square root of the number of rows.
-    """
+    """About how many more rows would put the threshold outside the interval: it shrinks with the
+    square root of their number."""
     distance = abs(interval.mean - threshold)
     is_below = interval.mean < threshold
     half = interval.high - interval.mean if is_below else interval.mean - interval.low
-    if distance > half:
-        return 0
     if distance * distance * (rows + most) <= half * half * rows:
         return most
     return max(1, math.ceil(rows * (half / distance) ** 2) - rows)

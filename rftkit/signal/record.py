@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,6 @@ class Question:
     question: str
     answer: str  # "yes", "no" or "not measured"
     evidence: str
-
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)
 
 
 @dataclass
@@ -97,7 +94,9 @@ class Signal:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, numbers to four places."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "drawn"}
-        text = json.dumps(record, default=lambda part: part.to_json())
+        text = json.dumps(
+            record, default=lambda part: getattr(part, "to_json", part.__dict__.copy)()
+        )
         return json.loads(text, parse_float=lambda number: round(float(number), 4))
 
     def stages_text(self) -> str:
@@ -143,6 +142,10 @@ class Signal:
                 yield from ((f"{label}{key}", shown(entry)) for key, entry in value.items())
             elif value is not None:
                 yield label, shown(value)
+
+
+def _record(part: Any) -> dict[str, Any]:
+    return part.to_json() if hasattr(part, "to_json") else vars(part)
 
 
 def shown(value: Any) -> str:
