@@ -1,10 +1,7 @@
-"""`rftkit check`: the data contract. Every fault of a file, each with its line, in one pass.
+"""`rftkit check`: every fault of a file, each with its line, in one pass.
 
-`contract.py` finds what is wrong with a line by itself. Here: the answer (is it there, of one
-type, and not in the prompt?), and what shows only between rows (copies, contradictions, ids,
-groups, prompts that are nearly the same on both sides of the split).
-
-A fault makes a job fail or its numbers wrong (exit code 1). A note is worth knowing (exit code 0).
+`contract.py` finds what is wrong with a line by itself. Here: the answers, and what shows only
+between rows. A fault makes a job fail or its numbers wrong; a note is worth knowing.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from typing import Any
 
 from rftkit.contract import KINDS, Fault, Row, read_lines, readable_messages, value_text, walk
 from rftkit.files import plural
-from rftkit.overlap import THRESHOLD, similar_prompts
+from rftkit.overlap import similar_prompts
 from rftkit.rows import ID_KEYS, answer_fields, digest_of, group_of, messages_text, own_id
 
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
@@ -43,10 +40,7 @@ KINDS |= {
     "duplicate": ("each prompt once", "remove one of the two: a copy counts double"),
     "contradiction": ("one answer to one prompt", "keep one, or tell the prompts apart"),
     "duplicate across the split": ("prompts not trained on", "remove the row from one side"),
-    "near-duplicate across the split": (
-        f"less than {THRESHOLD:.0%} in common",
-        "remove the row from one side, or split by a key that keeps the two together",
-    ),
+    "near-duplicate across the split": ("less than 80% alike", "keep them on one side"),
     "group missing": ("a group for each row", "fill it in, or group by another key"),
     "group on both sides": ("each group on one side", "split with rftkit.split_by_group"),
 }
@@ -63,8 +57,8 @@ class Side:
     def fault(self, line: int | None, kind: str, found: str, key: str = "", value: str = ""):
         return Fault(kind, found, key, value, self.file, line)
 
-    def note(self, line: int | None, kind: str, found: str, key: str = "") -> Fault:
-        return Fault(kind, found, key, "", self.file, line, "note")
+    def note(self, line: int | None, kind: str, found: str) -> Fault:
+        return Fault(kind, found, "", "", self.file, line, "note")
 
     def place(self, line: int, seen_from: Side) -> str:
         """`line 3`, or `train.jsonl:3` where the other row stands in another file."""
@@ -155,10 +149,8 @@ def size_faults(side: Side) -> Iterator[Fault]:
         yield side.note(None, "few rows", plural(count, "row"))
 
 
-# The answer fields. Which keys count as the answer? Those named like one (`reference_gene`,
-# `answer`, `true_label`, `expected_output`), the key to group by, and those that the caller names.
-# Other fields, say `sex` or the list of symptoms, may well stand in the prompt.
-
+# Keys that count as the answer are those named like one, the key to group by, and those that the
+# caller names. Other fields, say `sex` or the list of symptoms, may well stand in the prompt.
 ANSWER_WORDS = "reference answer label target correct expected solution gold truth".split()
 # answer_type, label_options, reference_url: about the answer, not the answer.
 NOT_THE_ANSWER = set(
@@ -233,7 +225,7 @@ def answers_in_prompts(sides: Sequence[Side], key: str, allowed: bool) -> Iterat
             yield side.fault(line, "answer in the prompt", found, key, shown)
         if choices:
             found = f'"{key}" stands among others in the prompt of {plural(len(choices), "row")}'
-            yield side.note(choices[0], "answer in the prompt", found, key)
+            yield side.note(choices[0], "answer in the prompt", found)
 
 
 def searchable(answer: Any) -> list[str]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, variance
+from statistics import mean, median
 from typing import Any
 
 from rftkit.files import printable
@@ -98,9 +98,6 @@ def describe(validations: list[tuple[int, dict[str, Any]]]) -> str:
     return " -> ".join(f"{v['metric']} {v['mean']:.3f} at step {step}" for step, v in validations)
 
 
-# What makes the rest meaningless.
-
-
 @rule("resume from the last whole checkpoint; learning_rate down to a third; bf16, not fp16")
 def not_finite(log: Log) -> Evidence:
     """One NaN in a gradient makes every weight NaN: from that step on nothing is a model."""
@@ -143,9 +140,6 @@ def grader_errors(log: Log) -> Evidence:
     return {step for steps, _ in found.values() for step in steps}, "; ".join(texts)
 
 
-# What pays for nothing.
-
-
 @rule("`rftkit grade` on a right answer and a wrong one: is the right field read?")
 def no_reward_spread(log: Log) -> Evidence:
     """Advantages compare scores. Where all are equal, every one is zero."""
@@ -174,22 +168,14 @@ def loss_zero(log: Log) -> Evidence:
     return steps, f"the loss is exactly 0 in {len(steps)} steps, with no gradient or beside a KL"
 
 
-# What a run learns instead of the task.
-
-
 @rule("stop, read the best-paid answers, repair the grader, go back to the best validation")
 def reward_up_task_down(log: Log) -> Evidence:
     """The policy has found something that the grader pays for and the task does not want."""
-    points, pair = log.points("reward_mean"), log.best_and_last()
-    later = [(step, reward) for step, reward in points if pair and step > pair[0][0]]
-    if len(later) < 3:
-        return NOTHING
-    before = [reward for _, reward in points[: -len(later)]][-10:] or [points[0][1]]
-    after = [reward for _, reward in later][-10:]
-    noise = math.sqrt(sum(variance(part) / len(part) for part in (before, after) if len(part) > 1))
-    rose = mean(after) - mean(before) > max(GAIN, 3 * noise)
-    rewards = f"reward {mean(before):.2f} -> {mean(after):.2f}"
-    return [s for s, _ in later if rose], f"{rewards}, while held out {describe(pair)}"
+    pair = log.best_and_last()
+    later = [(s, reward) for s, reward in log.points("reward_mean") if pair and s > pair[0][0]]
+    before, after, _ = change(later)
+    steps = [step for step, _ in later if moved(later, +1, GAIN)]
+    return steps, f"reward {before:.2f} -> {after:.2f}, while held out {describe(pair)}"
 
 
 @rule("learning_rate down, prompts_per_step up; is a penalty easier to collect than avoid?")
@@ -239,16 +225,12 @@ def past_the_peak(log: Log) -> Evidence:
 @rule("keep the best checkpoint (load_best_model_at_end); fewer epochs, learning_rate down")
 def overfitting(log: Log) -> Evidence:
     """The model learns its rows by heart: what it gains on them, others lose."""
-    points = log.points("eval_loss")
-    # The loss of GRPO says nothing of the sort.
-    if not points or log.graded or log.best_is_kept or not moved(log.points("loss"), -1, GAIN):
+    points, unclear = log.points("eval_loss"), log.graded or log.best_is_kept  # GRPO's says little
+    if unclear or not points or not moved(log.points("loss"), -1, GAIN):
         return NOTHING
     (at, lowest), (end, last) = min(points, key=lambda point: point[1]), points[-1]
     steps = [step for step, _ in points if step > at and last > 1.05 * lowest]
     return steps, f"validation loss {lowest:.3f} at step {at}, {last:.3f} at step {end}"
-
-
-# Lengths, entropy, KL, gradients.
 
 
 @rule("max_completion_tokens [max_completion_length] up, or pay for shorter answers")
