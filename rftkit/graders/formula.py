@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import CodeType
-
-from rftkit.files import shorten
 
 MAX_LENGTH = 4_000  # characters; keeps Python's own parser and compiler within their depth
 
@@ -30,13 +27,12 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "sqrt": math.sqrt,
     "log": math.log,
 }
+# A call is renamed to "max()", so that a variable may be called max.
+_SCOPE = {"__builtins__": {}} | {f"{name}()": function for name, function in FUNCTIONS.items()}
 _NODES = (
-    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.BinOp, ast.UnaryOp),
+    *(ast.Expression, ast.Name, ast.Load, ast.Call, ast.BinOp, ast.UnaryOp),
     *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub),
 )
-_NAME = re.compile(r"(?<![\w.])[^\W\d]\w*")
-# A character that no formula has, Python's own power, or a number that runs into a letter (0x1F).
-_FOREIGN = re.compile(r"[^\w\s+*/^(),.-]|\*\*|(?<![\w.])(?>\d[\d.]*(?:[eE][+-]?\d+)?)[^\W\d]")
 
 
 class FormulaError(ValueError):
@@ -47,7 +43,6 @@ class FormulaError(ValueError):
 class Formula:
     """A compiled formula. Made by `parse_formula`."""
 
-    text: str
     code: CodeType
     variables: frozenset[str]
 
@@ -57,9 +52,8 @@ class Formula:
         >>> parse_formula("0.5*a + 0.5*b").evaluate({"a": 1, "b": 0})
         0.5
         """
-        names = {f"_{name}": float(values[name]) for name in self.variables}
         try:
-            result = float(eval(self.code, {"__builtins__": {}, **FUNCTIONS}, names))
+            result = float(eval(self.code, _SCOPE, {n: float(values[n]) for n in self.variables}))
         except (ArithmeticError, ValueError, TypeError) as error:  # TypeError: a complex number
             raise FormulaError(f"no value: {error}") from None
         if not math.isfinite(result):
@@ -68,52 +62,25 @@ class Formula:
 
 
 def parse_formula(text: str) -> Formula:
-    """Compile a formula; raises FormulaError with the position (from 1) and what stands there."""
-    if len(text) > MAX_LENGTH:
-        raise FormulaError(f"{len(text)} characters, expected at most {MAX_LENGTH}: shorten it")
-    if foreign := _FOREIGN.search(text):
-        place = f"position {foreign.start() + 1}: {foreign[0]!r}"
-        raise FormulaError(f"{place}, expected names, numbers and + - * / ^ ( ) ,")
-    # Variables get an underscore: so `class` is none of Python's words, and `max` no function.
-    line = re.sub(r"\s", " ", text)
-    indent = len(line) - len(line.lstrip())
-    python = _NAME.sub(r"_\g<0>", line.strip()).replace("^", "**")
+    if len(text) > MAX_LENGTH or "**" in text:
+        raise FormulaError(f"expected at most {MAX_LENGTH} characters, and a power written a^2")
     try:
-        tree = ast.parse(python, mode="eval")
-        variables = _check(tree)
-        return Formula(text, compile(tree, "<formula>", "eval"), frozenset(variables))
-    except FormulaError:
-        raise
+        tree = ast.parse(" ".join(text.split()).replace("^", "**"), mode="eval")
+        variables = set()
+        for node in ast.walk(tree):  # a call comes before its function's name
+            if isinstance(node, ast.Call):
+                name, count = getattr(node.func, "id", ""), len(node.args)
+                if name not in FUNCTIONS or not count or (count > 1 and name not in ("min", "max")):
+                    raise FormulaError(f"{ast.unparse(node)!r}, expected {', '.join(FUNCTIONS)}")
+                node.func.id += "()"
+            elif isinstance(node, ast.Name) and not node.id.endswith("()"):
+                variables.add(node.id)
+            elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+                node.value = float(node.value)
+            elif not isinstance(node, _NODES):
+                raise FormulaError(f"{ast.unparse(node)!r}, expected arithmetic alone")
+        return Formula(compile(tree, "<formula>", "eval"), frozenset(variables))
     except SyntaxError as error:
-        before = python[: error.offset - 1 if error.offset else len(python)]
-        position = indent + len(before) - before.count("**") - len(_NAME.findall(before)) + 1
-        raise FormulaError(f"position {position}: {error.msg}") from None
-    except (ValueError, OverflowError, MemoryError, RecursionError):
-        raise FormulaError("nested too deep, or a number too long: simplify it") from None
-
-
-def _check(tree: ast.Expression) -> set[str]:
-    """The variables of a formula in which all is allowed. Numbers become floats, and functions
-    lose the underscore that every name got."""
-    variables = set()
-    for node in ast.walk(tree):  # a call comes before its function's name
-        if isinstance(node, ast.Call):
-            name = node.func.id[1:] if isinstance(node.func, ast.Name) else ""
-            if name not in FUNCTIONS or node.keywords or not node.args:
-                names = ", ".join(FUNCTIONS)
-                raise FormulaError(f"{_shown(node)}, expected one of {names} of a value")
-            if len(node.args) > 1 and name not in ("min", "max"):
-                raise FormulaError(f"{_shown(node)}: {len(node.args)} arguments, expected 1")
-            node.func.id = name
-        elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-            node.value = float(node.value)
-        elif isinstance(node, ast.Name) and node.id.startswith("_"):
-            variables.add(node.id[1:])
-        elif not isinstance(node, _NODES) or isinstance(node, ast.Constant):
-            raise FormulaError(f"{_shown(node)}, expected arithmetic alone")
-    return variables
-
-
-def _shown(node: ast.AST) -> str:
-    """What the author wrote, near enough."""
-    return repr(shorten(re.sub(r"\b_", "", ast.unparse(node)).replace("**", "^")))
+        raise FormulaError(error.msg) from None
+    except (OverflowError, MemoryError, RecursionError):
+        raise FormulaError("nested too deep, or a number too long") from None

@@ -54,28 +54,21 @@ ROWS_SHOWN = 5  # in a message about rows
 class GraderSettings:
     """What graders use beside their JSON. One object may serve several graders.
 
-    judge          how score_model and label_model reach their model; None: the environment's
-                   OPENAI_BASE_URL and OPENAI_API_KEY
-    embedder       for the metric "cosine": texts -> vectors
-    python_runner  what runs python graders in isolation; None: rftkit.sandbox
-    allow_weak_isolation
-                   run python graders even on a machine that cannot keep them from files and
-                   network (a line says so): for texts you wrote or have read yourself
+    Weak isolation lets python graders run on a machine that cannot keep them from files and
+    network: for texts you wrote or have read yourself.
     """
 
-    judge: JudgeSettings | None = None
-    embedder: Embedder | None = None
-    python_runner: Runner | None = None
+    judge: JudgeSettings | None = None  # else the environment's OPENAI_BASE_URL, OPENAI_API_KEY
+    embedder: Embedder | None = None  # texts -> vectors, for the metric "cosine"
+    python_runner: Runner | None = None  # else rftkit.sandbox's
     allow_weak_isolation: bool = False
 
 
 class Grader:
     """One grader, of any kind. Made by `Grader.load` or by `@grader`.
 
-    type     "string_check", "multi", … or "function" for a Python function of the user's own
-    notes    what was tolerated while loading, one sentence each
-    maximum  the best grade that there is (the upper end of a score_model's range, else 1)
-    workers  how many grades may usefully run at once
+    `notes` say what was tolerated while loading; `maximum` is the best grade that there is (the
+    upper end of a score_model's range, else 1).
     """
 
     def __init__(
@@ -156,9 +149,7 @@ class Grader:
         if not self._warned and not 0.0 <= (reward or 0.0) <= 1.0:
             self._warned = True
             warnings.warn(
-                f"grader {self.name!r} gave {reward:g}, outside 0 to 1: it is used as it is (shown "
-                "once); divide in calculate_output if 0 to 1 was meant",
-                stacklevel=3,
+                f"grader {self.name!r} gave {reward:g}, outside 0 to 1: used as it is", stacklevel=3
             )
         made_by = (self.name, self.type, time.perf_counter() - start)
         return Grade(reward, sub_rewards, faults, *made_by, context.usage, context.unclosed)
@@ -201,8 +192,7 @@ class Grader:
         """
         if context.finish_reason == "length":
             why = "the answer was cut at its limit"
-            if context.unclosed:
-                why += ": its thought was never closed, and the output is empty"
+            why += ": its thought was never closed" if context.unclosed else ""
             fault = sample_fault("truncated_observation_error", why)
             return 0.0, dict.fromkeys(self.variables, 0.0), (("", fault),)
         if context.finish_reason == "error":
@@ -264,9 +254,6 @@ def read_grader(source: dict[str, Any] | str | Path) -> tuple[Any, str]:
     """
     if isinstance(source, dict):
         return source, "grader"
-    if not isinstance(source, (str, Path)):
-        kind = type(source).__name__
-        raise UserError(f"grader: a {kind}, expected a dict, JSON text, a path or a preset's name")
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(source), "grader"
@@ -285,11 +272,9 @@ def grader(
 ) -> Any:
     """Turn your own function (sample, item) -> number into a Grader.
 
-    It runs IN THIS PROCESS with all your rights, without isolation: for your own code only. Text
-    that others wrote goes through `{"type": "python"}`, which runs isolated. `sample` has the keys
-    output_text, output_json (None where it is not JSON), output_tools and choices. As for python
-    graders, an exception or anything but a finite number scores 0, and the report says what
-    happened. `to_json()` exports it if it uses nothing from outside itself.
+    It runs IN THIS PROCESS with all your rights, without isolation: for your own code only. The
+    sample has the keys output_text, output_json (None where it is not JSON), output_tools, choices.
+    As for python graders, an exception or anything but a finite number scores 0.
 
     >>> @grader
     ... def short(sample, item):
@@ -326,7 +311,7 @@ def _export(function: Callable[..., Any], name: str) -> dict[str, Any]:
         outside = inspect.getclosurevars(function)
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as error:
-        raise UserError(f"@grader: the source of {name!r} cannot be found ({error})") from None
+        raise UserError(f"@grader: {name!r} has no source ({error})") from None
     borrowed = sorted({*outside.globals, *outside.nonlocals, *outside.unbound})
     if borrowed or not source.startswith(("def ", "@")):
         what = f"uses {', '.join(borrowed)} from outside" if borrowed else "is not a def"

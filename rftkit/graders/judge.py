@@ -7,7 +7,7 @@ outputs": an answer that breaks the judge must not pay). Where the judge refuses
 fails after all retries, there is no grade.
 
 Each good reply is a file of the cache, named by the request's content, so a resumed run does not
-pay twice. A sample that was judged once keeps its grade even at temperature 1.
+pay twice.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import hashlib
 import json
 import math
 import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,41 +44,27 @@ def _default_cache() -> Path:
 class JudgeSettings:
     """How judges are reached. One object may serve several graders and threads.
 
-    base_url, api_key  None: OPENAI_BASE_URL and OPENAI_API_KEY of the environment
-    model_names        {"the grader's model": "the endpoint's name for it"}
-    concurrency        requests at once
-    timeout            seconds without a byte from the endpoint
-    retries            after the first try: on timeouts, lost connections, 408, 409, 429 and 5xx,
-                       waiting 0.5, 1, 2 … 8 seconds or as the endpoint asks
-    cache              folder of replies; None: no cache
+    An endpoint that times out or answers 408, 409, 429 or 5xx is asked again, after 0.5, 1, 2 … 8
+    seconds or as it says.
     """
 
-    base_url: str | None = None
-    api_key: str | None = None
-    model_names: dict[str, str] = field(default_factory=dict)
+    base_url: str | None = None  # else OPENAI_BASE_URL
+    api_key: str | None = None  # else OPENAI_API_KEY
+    model_names: dict[str, str] = field(default_factory=dict)  # {the grader's: the endpoint's}
     concurrency: int = 8
-    timeout: float = 120.0
+    timeout: float = 120.0  # seconds without a byte
     retries: int = 4
     cache: Path | str | None = field(default_factory=_default_cache)
-    _client: Any = field(default=None, init=False, repr=False, compare=False)
-    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
-    _in_flight: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @cached_property
     def client(self) -> Any:
-        """The `openai` client, made once. Raises UserError if no endpoint is named; asks nothing
-        of the network."""
-        with self._lock:
-            if self._client is None:
-                self._client = self._connect()
-            return self._client
-
-    def _connect(self) -> Any:
+        """The `openai` client. Raises UserError if no endpoint is named."""
         base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
         api_key = self.api_key or os.environ.get("OPENAI_API_KEY")
         if not base_url and not api_key:
             raise UserError(
-                "judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: set OPENAI_BASE_URL="
-                "http://localhost:8000/v1 for an endpoint of your own, or the key for OpenAI's"
+                "judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: set the first to "
+                "http://localhost:8000/v1 for an endpoint of your own, or the second for OpenAI's"
             )
         if base_url and not base_url.startswith(("http://", "https://")):
             raise UserError(f"judge: the base URL is {base_url!r}, expected http://…/v1")
@@ -92,28 +78,19 @@ class JudgeSettings:
         """What `read` makes of the reply to a chat completion request.
 
         The reply comes from the cache if it is there, and is kept if `read` raises no Fault.
-        Threads that ask the same at the same time send one request (given a cache).
         """
-        client = self.client()
-        named = {"base_url": str(client.base_url), **request}
+        named = {"base_url": str(self.client.base_url), **request}
         key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
         file = Path(self.cache) / key[:2] / f"{key}.json" if self.cache else None
-        with self._lock:
-            turn = self._in_flight.setdefault(key, threading.Lock())
-        try:
-            with turn:
-                with suppress(OSError, ValueError, KeyError, TypeError, Fault):  # damaged: anew
-                    if file is not None:
-                        return read(json.loads(file.read_text(encoding="utf-8"))["reply"])
-                reply = _send(client, request)
-                value = read(reply)
-                with suppress(OSError, ValueError):  # a full disk must not stop a run
-                    if file is not None:
-                        write_json(file, {"request": request, "reply": reply})
-                return value
-        finally:
-            with self._lock:
-                self._in_flight.pop(key, None)
+        if file is not None and file.exists():
+            with suppress(OSError, ValueError, KeyError, Fault):  # damaged: ask anew
+                return read(json.loads(file.read_text(encoding="utf-8"))["reply"])
+        reply = _send(self.client, request)
+        value = read(reply)
+        if file is not None:
+            with suppress(OSError):  # a full disk must not stop a run
+                write_json(file, {"request": request, "reply": reply})
+        return value
 
 
 def _send(client: Any, request: dict[str, Any]) -> Any:
@@ -169,7 +146,7 @@ def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Score
 
         return settings.ask({**fixed, "messages": [fill(context) for fill in messages]}, read)
 
-    return Scorer(score, settings.client, settings.concurrency)
+    return Scorer(score, lambda: settings.client, settings.concurrency)
 
 
 def _compile_message(message: dict[str, Any]) -> Callable[[Context], dict[str, Any]]:
@@ -193,12 +170,11 @@ def _compile_part(part: Any) -> Callable[[Context], dict[str, Any]]:
     if isinstance(part, str):
         part = {"type": "input_text", "text": part}
     if part["type"] == "input_audio":
-        return lambda context: {"type": "input_audio", "input_audio": part["input_audio"]}
+        return lambda context: part
     template = compile_template(part["image_url" if part["type"] == "input_image" else "text"])
 
     def fill(context: Context) -> dict[str, Any]:
-        # Half a surrogate pair cannot be sent: it becomes a question mark.
-        text = template.render(context).encode("utf-8", "replace").decode("utf-8")
+        text = template.render(context).encode("utf-8", "replace").decode()  # what can be sent
         if part["type"] == "input_image":
             image = {"url": text, "detail": part.get("detail") or "auto"}
             return {"type": "image_url", "image_url": image}

@@ -4,8 +4,7 @@
     Grader.load(preset("exact_match", reference="answer"))
 
 `key` is the answer's place in a JSON output (None: the whole output), `reference` the row's field
-with the right answer. Where string_check and a formula are not enough, it is a python grader, which
-runs in the sandbox.
+with the right answer. A python grader runs in the sandbox.
 """
 
 from __future__ import annotations
@@ -19,17 +18,14 @@ from rftkit.files import UserError, shorten
 
 Spec = dict[str, Any]
 
-# What first, second, … place is worth.
+# What first, second, … place is worth. Sources: OpenAI's demo of 6 December 2024 ("first place 1.0,
+# second about 0.7", falling to 0; the numbers between are ours); OpenPipe's article on RFT, 30
+# December 2024; Voorhees, TREC-8, 1999; Järvelin and Kekäläinen, 2002, with one right answer.
 DECAYS: dict[str, tuple[float, ...]] = {
     "binary": (1.0,),
-    # OpenAI's demo of 6 December 2024: "first place 1.0, second about 0.7", falling to 0; the
-    # numbers between are ours.
     "demo": (1.0, 0.7, 0.5, 0.3, 0.1),
-    # The emotion example of OpenPipe's article on RFT, 30 December 2024.
     "two_guesses": (1.0, 0.5),
-    # Voorhees, TREC-8 question answering track, 1999.
     "reciprocal": tuple(1 / place for place in range(1, 11)),
-    # nDCG with one right answer: Järvelin and Kekäläinen, 2002.
     "ndcg": tuple(1 / math.log2(place + 1) for place in range(1, 11)),
 }
 PLACES = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
@@ -54,10 +50,8 @@ def preset(name: str, **arguments: Any) -> Spec:
 def gene_rank(key: str = "genes", reference: str = "reference_gene", length: int = 5) -> Spec:
     """place of the right gene in the list, and a tenth for a list of different genes
 
-    `max` and not a sum: the right gene named five times earns no more than once. The form is a
-    list that names something, and each place that repeats an earlier one costs its share of it.
-    (A repeat is looked for with `like`, in the earlier names between bars, so a name that itself
-    holds a bar may be taken for one.)
+    `max` and not a sum: the right gene named five times earns no more than once. Each place that
+    repeats an earlier one costs its share of the tenth.
     """
     spec = rank("demo", key, reference, length)
     genes = [part["input"] for part in spec["graders"].values()]
@@ -65,8 +59,7 @@ def gene_rank(key: str = "genes", reference: str = "reference_gene", length: int
     for index, place in enumerate(PLACES[1:length], start=1):
         earlier = "".join(f"|{gene}" for gene in genes[:index]) + "|"
         form[f"{place}_again"] = _check(f"{place}_again", earlier, f"|{genes[index]}|", "like")
-    repeats = " + ".join(list(form)[1:]) or "0"
-    share = f"(1 - ({repeats}) / {max(1, length - 1)})"
+    share = f"(1 - ({' + '.join(list(form)[1:])}) / {length - 1})"
     formula = f"0.9 * {spec['calculate_output']} + 0.1 * format * {share}"
     graders = {**spec["graders"], **form}
     return {**spec, "name": "gene_rank", "graders": graders, "calculate_output": formula}
@@ -80,16 +73,14 @@ def rank(
 ) -> Spec:
     """the place of the right answer in a list: 1, 0.7, 0.5, 0.3, 0.1
 
-    `decay` is a name of DECAYS or falling numbers, one a place; `length` takes the first of them.
-    The list itself is the output where `key` is "".
+    `decay` is a name of DECAYS or falling numbers; `length` takes the first of them. With the key
+    "" the list itself is the output.
     """
     worths = list(DECAYS.get(decay, ()) if isinstance(decay, str) else map(float, decay))
-    falling = all(earlier >= later for earlier, later in zip(worths, worths[1:]))
-    if not worths or not falling or not (worths[-1] >= 0 and math.isfinite(worths[0])):
+    falling = worths == sorted(worths, reverse=True) and all(0 <= w < math.inf for w in worths)
+    if not falling or not 1 <= (length or len(worths)) <= len(worths):
         names = ", ".join(DECAYS)
-        raise UserError(f"preset rank: decay {decay!r}, expected falling numbers or {names}")
-    if length is not None and not 1 <= length <= len(worths):
-        raise UserError(f"preset rank: length {length}, expected 1 to {len(worths)}: give decay")
+        raise UserError(f"preset rank: decay {decay!r}, expected {names}, or a number a place")
     places = [*PLACES, *(f"place_{number}" for number in range(11, len(worths) + 1))]
     graders, terms = {}, []
     for index, (place, worth) in enumerate(zip(places, worths[:length])):
@@ -118,11 +109,7 @@ def reciprocal_rank(
 
 
 def ndcg(key: str = "genes", relevance: str = "relevance", length: int = 10) -> Spec:
-    """a ranking against several right answers (python)
-
-    The row's field `relevance` is {answer: gain} or a list of right answers (gain 1 each). A
-    repeated answer counts once. Järvelin and Kekäläinen, 2002.
-    """
+    """a ranking against several right answers, a list or {answer: gain} (python)"""
     return _python("ndcg", _NDCG, KEY=key, RELEVANCE=relevance, LENGTH=length)
 
 
@@ -139,20 +126,12 @@ def contains(key: str | None = None, reference: str = "answer") -> Spec:
 def numeric_match(
     key: str | None = None, reference: str = "answer", tolerance: float = 1e-6
 ) -> Spec:
-    """the last number is the right one (python)
-
-    `tolerance` is relative, and absolute near 0. "1,234" is 1234; units, % and fractions are not
-    understood.
-    """
+    """the last number is the right one; 1,234 is 1234 (python)"""
     return _python("numeric_match", _NUMBER, KEY=key, REFERENCE=reference, TOLERANCE=tolerance)
 
 
 def math_match(key: str | None = None, reference: str = "answer") -> Spec:
-    """equal as mathematics, by Hugging Face's math-verify (python)
-
-    In a text the answer stands between dollar signs or in \\boxed{}; a bare number is found as
-    well. Needs the extra "math"; math-verify is not in OpenAI's grader image.
-    """
+    """equal as mathematics, by math-verify, the extra "math" (python)"""
     return _python("math", _MATH, KEY=key, REFERENCE=reference)
 
 
@@ -173,13 +152,7 @@ def list_format(key: str = "genes", length: int | None = 5) -> Spec:
 
 def json_schema(schema: Spec | None = None) -> Spec:
     """the output fits a JSON schema of draft 2020-12 (python)"""
-    import jsonschema
-
     schema = {"type": "object", "required": ["genes"]} if schema is None else schema
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise UserError(f"preset json_schema: {error.json_path}: {error.message}") from None
     return _python("json_schema", _SCHEMA, SCHEMA=schema)
 
 

@@ -39,19 +39,14 @@ def reward_function(
 ) -> Callable[..., list[float | None]]:
     """TRL's signature over a grader: `completions, **columns -> list[float | None]`.
 
-    max_lost_share  more grades than this lost to the grader's own faults in one call raise
-                    GraderFailure (training turns it into a checkpoint and a stop)
-    end_token_ids   with it, an answer whose token ids do not end in one of these was cut at the
-                    limit and scores 0; without it, only thinking that never closed shows a cut
-                    (and scores 0 then: its output is empty, which a grader may well like)
-    item_column     the column that holds each whole item as JSON, where rows differ in their
-                    fields or types; otherwise all columns together are the items
-    observer        gets the samples and their grades of every call, before the rewards return
-
     Each completion (a text, or a list of chat messages) is graded once. A sample's fault gives 0,
-    the grader's own fault None. Logged through TRL's `log_metric`, as means over the call:
-    `sub_rewards/VARIABLE`, `grader/sample_faults`, `grader/lost` and `grader_errors/FIELD`; through
-    `log_extra` the column `grader_errors`.
+    the grader's own None; more than `max_lost_share` of the latter in a call raise GraderFailure.
+    An answer that does not end in one of `end_token_ids` was cut at the limit and scores 0; without
+    them only thinking that never closed shows a cut. `item_column` holds each whole item as JSON;
+    otherwise all columns together are the items. The observer gets every call's samples and grades.
+
+    Logged through TRL's `log_metric`, as means over the call: `sub_rewards/VARIABLE`,
+    `grader/sample_faults`, `grader/lost` and `grader_errors/FIELD`.
 
     >>> from rftkit.graders.presets import preset
     >>> function = reward_function(Grader.load(preset("exact_match", reference="answer")))

@@ -1,15 +1,10 @@
 """`string_check` (two texts compared, 1 or 0) and `text_similarity` (how alike they are, 0 to 1).
 
-OpenAI names the metrics and no settings; these are ours:
-
-    fuzzy_match  rapidfuzz.fuzz.WRatio after utils.default_process, divided by 100
-    bleu, gleu   nltk sentence_bleu with smoothing method4, sentence_gleu; tokens split at blanks
-    meteor       nltk meteor_score; tokens split at blanks; needs nltk's wordnet corpus
-    rouge_N, _l  rouge-score, F-measure, no stemmer (its tokens are lower-case a-z and 0-9 only)
-    cosine       of the vectors of an embedder that the caller hands over; refused without one
-
-BLEU compares runs of one to four words. On two or three words it stays far below 1 even where both
-texts are the same ("a b" against itself: 0.22 with this smoothing); prefer another metric there.
+OpenAI names the metrics and no settings; these are ours: fuzzy_match is rapidfuzz's WRatio after
+utils.default_process; bleu (smoothing method4), gleu and meteor are nltk's on tokens split at
+blanks; rouge is rouge-score's F-measure without a stemmer; cosine is that of the vectors of an
+embedder, and refused without one. BLEU compares runs of one to four words: on two or three words it
+stays far below 1 even where both texts are the same; prefer another metric there.
 """
 
 from __future__ import annotations
@@ -22,7 +17,6 @@ from typing import Any
 from rftkit.files import UserError
 from rftkit.graders.answer import Context, Scorer, compile_template
 
-WORDNET_COMMAND = "python -m nltk.downloader wordnet"
 Embedder = Callable[[list[str]], Sequence[Sequence[float]]]
 
 OPERATIONS: dict[str, Callable[[str, str], bool]] = {
@@ -45,8 +39,8 @@ def compile_text_similarity(spec: dict[str, Any], embedder: Embedder | None) -> 
     name = spec["evaluation_metric"]
 
     def score(context: Context) -> float:
-        metric = get_metric(name) if name != "cosine" else cosine(embedder)
-        return metric(text.render(context), reference.render(context))
+        filled = text.render(context), reference.render(context)
+        return cosine(*embedder(list(filled))) if name == "cosine" else get_metric(name)(*filled)
 
     return Scorer(score, lambda: require_corpus(name))
 
@@ -60,50 +54,36 @@ def get_metric(name: str) -> Callable[[str, str], float]:
         return lambda text, reference: (
             fuzz.WRatio(text, reference, processor=utils.default_process) / 100
         )
-    if name == "bleu":
-        from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    if name.startswith("rouge_"):
+        from rouge_score.rouge_scorer import RougeScorer
 
-        smooth = SmoothingFunction().method4
-        return lambda text, reference: float(
-            sentence_bleu([reference.split()], text.split(), smoothing_function=smooth)
-        )
-    if name == "gleu":
-        from nltk.translate.gleu_score import sentence_gleu
+        kind = name.replace("_", "").replace("l", "L")
+        rouge = RougeScorer([kind], use_stemmer=False)
+        return lambda text, reference: float(rouge.score(reference, text)[kind].fmeasure)
+    require_corpus(name)
+    from nltk.translate import bleu_score, gleu_score, meteor_score
 
-        return lambda text, reference: float(sentence_gleu([reference.split()], text.split()))
-    if name == "meteor":
-        require_corpus(name)
-        from nltk.translate.meteor_score import meteor_score
-
-        return lambda text, reference: float(meteor_score([reference.split()], text.split()))
-    from rouge_score.rouge_scorer import RougeScorer
-
-    kind = name.replace("_", "").replace("l", "L")
-    rouge = RougeScorer([kind], use_stemmer=False)
-    return lambda text, reference: float(rouge.score(reference, text)[kind].fmeasure)
+    smooth = bleu_score.SmoothingFunction().method4
+    function = {
+        "bleu": lambda a, b: bleu_score.sentence_bleu(a, b, smoothing_function=smooth),
+        "gleu": gleu_score.sentence_gleu,
+        "meteor": meteor_score.meteor_score,
+    }[name]
+    return lambda text, reference: float(function([reference.split()], text.split()))
 
 
 def require_corpus(metric: str) -> None:
     """Raise UserError if the metric lacks something that must be downloaded first."""
-    if metric != "meteor":
-        return
-    from nltk.corpus import wordnet
+    if metric == "meteor":
+        from nltk.corpus import wordnet
 
-    try:
-        wordnet.ensure_loaded()
-    except LookupError:
-        raise UserError(
-            "metric meteor: nltk's wordnet corpus is missing: download it once with "
-            f"`{WORDNET_COMMAND}`, or use rouge_l"
-        ) from None
+        try:
+            wordnet.ensure_loaded()
+        except LookupError:
+            command = "python -m nltk.downloader wordnet"
+            raise UserError(f"metric meteor: needs wordnet: run `{command}` once") from None
 
 
-def cosine(embedder: Embedder) -> Callable[[str, str], float]:
-    """The cosine between the vectors of two texts; 0 where one of them is the zero vector."""
-
-    def metric(text: str, reference: str) -> float:
-        first, second = (list(map(float, vector)) for vector in embedder([text, reference]))
-        norms = math.hypot(*first) * math.hypot(*second)
-        return sum(a * b for a, b in zip(first, second, strict=True)) / norms if norms else 0.0
-
-    return metric
+def cosine(first: Sequence[float], second: Sequence[float]) -> float:
+    norms = math.hypot(*first) * math.hypot(*second)
+    return float(sum(a * b for a, b in zip(first, second, strict=True)) / norms) if norms else 0.0

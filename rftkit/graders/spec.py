@@ -8,8 +8,8 @@ Tolerated, with a note, as OpenAI's guide itself writes them: `name` missing in 
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,12 +29,6 @@ TYPES = {
 }
 # OpenAI's type knows one grader in `graders`, not an object of them: this one stands in.
 _ANY_GRADER = {"type": "python", "name": "any", "source": ""}
-_SAMPLING_RANGES = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "max_completions_tokens": (1, math.inf),
-    "seed": (-math.inf, math.inf),
-}
 
 
 class GraderSpecError(UserError):
@@ -94,16 +88,11 @@ class _Checker:
 
     def check(self, spec: Any, path: str, variable: str = "") -> dict[str, Any]:
         """The plain form of the grader at `path`; `variable` is its name in a multi grader."""
-        if not isinstance(spec, dict):
-            self.problem(f'{_shown(spec)}, expected an object that holds a "type"', path)
-            return {}
-        kind = spec.get("type")
+        kind = spec.get("type", "missing") if isinstance(spec, dict) else spec
         allowed = [name for name in TYPES if name != "multi" or not variable]
         if kind not in allowed:
-            inner = next((key for key in ("grader", "method") if key in spec), None)
-            hint = f": hand over what stands under {inner!r}" if inner else ""
-            found = _shown(kind) if "type" in spec else "missing"
-            self.problem(f"{found}, expected one of {', '.join(allowed)}{hint}", path, "type")
+            place = "type" if isinstance(spec, dict) else ""
+            self.problem(f"{shorten(kind)}, expected one of {', '.join(allowed)}", path, place)
             return {}
         before = len(self.problems)
         plain = self._tolerate({k: v for k, v in spec.items() if v is not None}, path, variable)
@@ -127,13 +116,6 @@ class _Checker:
             self.note('"neq", read as "ne"', path, "operation")
         if plain.pop("pass_threshold", None) is not None:
             self.note("belongs to evals and changes no grade", path, "pass_threshold")
-        if isinstance(plain.get("sampling_params"), dict):
-            params = {k: v for k, v in plain["sampling_params"].items() if v is not None}
-            for alias in ("max_tokens", "max_completion_tokens"):
-                if alias in params and "max_completions_tokens" not in params:
-                    params["max_completions_tokens"] = params.pop(alias)
-                    self.note('read as "max_completions_tokens"', path, "sampling_params", alias)
-            plain["sampling_params"] = params
         return plain
 
     def _shape(self, plain: dict[str, Any], path: str) -> None:
@@ -150,14 +132,10 @@ class _Checker:
                 if place.endswith("content"):  # one finding for each form that it could have
                     message = "Input should be a text, an input_text, or a list of these"
                 elif finding["type"] not in ("missing", "extra_forbidden"):
-                    message += f", not {_shown(finding['input'])}"
+                    message += f", not {shorten(finding['input'])}"
                 findings.setdefault(place, message)
-        except RecursionError:
-            findings[""] = "nested too deep"
-        for key in ("name", "model", "input"):
-            value = plain.get(key)
-            if value == [] or (key != "input" and isinstance(value, str) and not value.strip()):
-                findings[key] = "empty"
+        empty = {"name": "", "model": "", "input": []}
+        findings |= {key: "empty" for key, value in empty.items() if plain.get(key) == value}
         for place, message in findings.items():
             self.problem(message, path, place)
 
@@ -165,10 +143,7 @@ class _Checker:
         before, namespaces = len(self.problems), set()
         for place, text in texts_of(plain):
             try:
-                text.encode("utf-8")
                 namespaces |= {part.namespace for part in compile_template(text).paths}
-            except UnicodeEncodeError:
-                self.problem("holds half a surrogate pair", path, place)
             except TemplateError as error:
                 self.problem(str(error), path, place)
         readable = len(self.problems) == before
@@ -177,48 +152,41 @@ class _Checker:
 
     def _values(self, plain: dict[str, Any], path: str) -> None:
         """What the types leave open in one grader that is no multi."""
-
-        def problem(value: Any, expected: str, *place: str) -> None:
-            self.problem(f"{_shown(value)}, expected {expected}", path, *place)
-
         if plain.get("evaluation_metric") == "cosine" and not self.has_embedder:
-            problem("cosine", "another metric, or GraderSettings(embedder=…)", "evaluation_metric")
+            text = "cosine, expected another metric, or GraderSettings(embedder=…)"
+            self.problem(text, path, "evaluation_metric")
         if plain["type"] == "python":
             if wrong := source_problem(plain["source"]):
                 self.problem(wrong, path, "source")
-            elif missing := missing_imports(plain["source"]):
-                self.note(f"imports {missing}", path, "source")
+            elif missing := ", ".join(missing_imports(plain["source"])):
+                advice = "(pip install 'rftkit[grader-image]' for OpenAI's image)"
+                self.note(f"imports {missing}, not installed here {advice}", path, "source")
         limits = plain.get("range", [0, 1])
-        if len(limits) != 2 or not all(map(_is_number, limits)) or not limits[0] < limits[1]:
-            problem(limits, "two numbers, the lower one first", "range")
-        for key, value in plain.get("sampling_params", {}).items():
-            low, high = _SAMPLING_RANGES.get(key, (None, None))
-            if low is not None and not (_is_number(value) and low <= value <= high):
-                problem(value, f"a number from {low} to {high}", "sampling_params", key)
+        is_pair = len(limits) == 2 and all(type(limit) in (int, float) for limit in limits)
+        if not is_pair or not -math.inf < limits[0] < limits[1] < math.inf:
+            self.problem(f"{limits}, expected two numbers, the lower one first", path, "range")
         if plain["type"] == "label_model":
-            labels, passing = plain["labels"], plain["passing_labels"]
-            for key, values in (("labels", labels), ("passing_labels", passing)):
-                if not values or len(set(values)) != len(values) or "" in values:
-                    problem(values, "different, non-empty texts", key)
-            if not set(passing) <= set(labels):
-                problem(passing, f"some of {_shown(labels)}", "passing_labels")
-            elif set(passing) == set(labels):
+            labels, passing = set(plain["labels"]), set(plain["passing_labels"])
+            if not passing or not passing <= labels:
+                text = f"{sorted(passing)}, expected some of {sorted(labels)}"
+                self.problem(text, path, "passing_labels")
+            elif passing == labels:
                 self.note("every label: each answer scores 1", path, "passing_labels")
 
     def _multi(self, plain: dict[str, Any], path: str) -> None:
-        graders, places = plain.get("graders"), {}
-        formula, here = plain.get("calculate_output"), (path, "calculate_output")
+        graders, formula = plain.get("graders"), plain.get("calculate_output")
+        here, places = (path, "calculate_output"), {}
         if isinstance(graders, list):
             graders, places = self._name_list(graders, str(formula), path)
         if not isinstance(graders, dict) or not graders:
-            self.problem(f"{_shown(graders)}, expected an object of graders", path, "graders")
+            self.problem(f"{shorten(graders)}, expected an object of graders", path, "graders")
             graders = {}
         parts = plain["graders"] = {}
         for variable, spec in graders.items():
             place = _join(path, places.get(variable, f"graders.{variable}"))
-            if not str(variable).isidentifier():
+            if not variable.isidentifier():
                 self.problem("a formula needs a name of letters, digits and _: rename it", place)
-            parts[variable] = self.check(spec, place, str(variable))
+            parts[variable] = self.check(spec, place, variable)
         if not isinstance(formula, str):
             return
         try:
@@ -238,21 +206,19 @@ class _Checker:
         """({variable: grader}, {variable: place}) for a list of graders.
 
         The API reference shows a list whose formula says `string_check_score`: so a variable is
-        TYPE_score where the formula uses that and one grader has the type, otherwise the
-        grader's name with _ for all that is not a letter, digit or _.
+        TYPE_score where the formula uses that, otherwise the grader's name with _ for all that is
+        not a letter or digit.
         """
-        records = [grader if isinstance(grader, dict) else {} for grader in graders]
-        kinds = [record.get("type") for record in records]
         named, places = {}, {}
-        for index, (record, kind) in enumerate(zip(records, kinds)):
-            variable = f"{kind}_score"
-            if kinds.count(kind) != 1 or variable not in formula:
-                variable = "".join(c if c.isalnum() else "_" for c in str(record.get("name")))
-                variable = variable if variable.isidentifier() else f"grader_{index}"
+        for index, grader in enumerate(graders):
+            record = grader if isinstance(grader, dict) else {}
+            variable = f"{record.get('type')}_score"
+            if variable not in formula or variable in named:
+                variable = re.sub(r"\W", "_", str(record.get("name")))
             if variable in named:
-                place = _join(path, f"graders[{index}]", "name")
-                self.problem(f"leads to the variable {variable} a second time: rename one", place)
-            named[variable], places[variable] = graders[index], f"graders[{index}]"
+                text = f"leads to the variable {variable} a second time: rename one"
+                self.problem(text, path, f"graders[{index}]", "name")
+            named[variable], places[variable] = grader, f"graders[{index}]"
         self.note(f"a list; its graders are the variables {', '.join(named)}", path, "graders")
         return named, places
 
@@ -266,15 +232,3 @@ def _place(loc: tuple[str | int, ...]) -> str:
 
 def _join(*steps: str) -> str:
     return ".".join(filter(None, steps))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _shown(value: Any) -> str:
-    """A value as its author wrote it, short."""
-    try:
-        return shorten(json.dumps(value, ensure_ascii=False))
-    except (TypeError, ValueError, RecursionError):
-        return f"a {type(value).__name__}"
