@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.files import MODELS, UserError, read_json, read_text
-from rftkit.genes.case import Case
+from rftkit.files import MODELS, UserError, read_json
 from rftkit.genes.hpo import Hpo, load_hpo
 from rftkit.genes.phenopackets import read_cases
-from rftkit.rows import read_rows
 
 WORLD_FILE = MODELS / "world.json"  # written by `python -m tools.medical_school.world`
 
-# HPO's clinical modifiers of onset (aspect C rows), in four coarse groups.
+# HPO's onset terms in four coarse groups.
 ONSETS = {
     "birth": ("Embryonal", "Fetal", "Antenatal", "Congenital", "Neonatal"),
     "infancy": ("Infantile",),
@@ -35,9 +33,6 @@ ONSET_OF = {f"{name} onset": group for group, names in ONSETS.items() for name i
 QUESTION = "Which genes may be responsible?"
 MOST_PRESENT, MOST_ABSENT, FEWEST_PRESENT = 6, 3, 3
 NO_ONSET, NO_SEX = "infancy", "female"  # what is written where a case records none: counted
-
-OTHER_GENE = "gene not among the genes asked about"
-TOO_FEW_TERMS = f"fewer than {FEWEST_PRESENT} present terms in the vocabulary"
 
 
 @dataclass
@@ -101,23 +96,21 @@ class RealCases:
 
 
 def read_real_cases(source: str | Path, world: World) -> RealCases:
-    """Real cases of the world's genes, as rows that its models can read, counted.
-
-    source: phenopackets (as `rftkit cases` reads them), or rows that `rftkit cases` wrote.
-    """
+    """Phenopackets of the world's genes, as rows that its models can read, counted."""
     hpo = load_hpo()
-    cases, lost = read_source(source)
-    read = len(cases) + lost.total()
+    reading = read_cases(source, hpo)
+    lost = reading.lost
+    read = len(reading.cases) + lost.total()
     carriers = Counter(term for terms in world.annotation.values() for term in terms)
     rows, filled = [], Counter()
-    for case in cases:
+    for case in reading.cases:
         if case.gene not in world.splits:
-            lost[OTHER_GENE] += 1
+            lost["gene not among the genes asked about"] += 1
             continue
         nearest = (nearest_term(hpo, term, world.terms) for term in case.present)
         present = list(dict.fromkeys(term for term in nearest if term))
         if len(present) < FEWEST_PRESENT:
-            lost[TOO_FEW_TERMS] += 1
+            lost[f"fewer than {FEWEST_PRESENT} present terms in the vocabulary"] += 1
             continue
         # An absent term is not mapped: "no focal seizure" does not say "no seizure".
         implied = hpo.closure_of(present)
@@ -144,34 +137,14 @@ def read_real_cases(source: str | Path, world: World) -> RealCases:
 
 
 def nearest_term(hpo: Hpo, term_id: str, vocabulary: dict[str, str]) -> str | None:
-    """The nearest ancestor of a term in the vocabulary (itself, if it is in it); else None.
-
-    Nearest by is_a steps; of several at the same distance the smallest id.
-    """
+    """The term, or its nearest ancestor in the vocabulary; of several as near the smallest id."""
     term = hpo.resolve(term_id)
     level = {term} if term else set()
     while level:
         if found := level & vocabulary.keys():
             return min(found)
-        level = {parent for known in level for parent in hpo.terms[known].parents}
+        level = {parent for known in level for parent in hpo.parents[known]}
     return None
-
-
-def read_source(source: str | Path) -> tuple[list[Case], Counter[str]]:
-    """(cases, {reason: lost}) of phenopackets, or of rows that `rftkit cases` wrote."""
-    if Path(source).suffix == ".jsonl" and '"messages"' in read_text(source).partition("\n")[0]:
-        return [case_of_row(row) for row in read_rows(source)], Counter()
-    reading = read_cases(source, load_hpo())
-    return reading.cases, reading.lost
-
-
-def case_of_row(row: dict[str, Any]) -> Case:
-    try:
-        present, absent = ([term["id"] for term in row[key]] for key in ("present", "absent"))
-        own = [row[key] for key in ("case_id", "reference_gene", "disease", "pmid")]
-        return Case(*own, present, absent, sex=row["sex"], onset=row["onset"])
-    except KeyError as error:
-        raise UserError(f"--cases: a row without {error}: give rows of `rftkit cases`") from None
 
 
 def onset_group(text: str | None) -> str | None:

@@ -22,7 +22,7 @@ from rftkit.files import UserError
 from rftkit.genes import cases
 from rftkit.genes.baselines import OverlapRanker
 from rftkit.genes.case import Case, case_row, prompt_text
-from rftkit.genes.cases import CONTRADICTED, CROWDED, NEAR, REPEATED, SHARES
+from rftkit.genes.cases import CONTRADICTED, MOST, NEAR, REPEATED, SHARES
 from rftkit.genes.hpo import load_hpo
 from rftkit.genes.phenopackets import describe_time, read_cases
 from rftkit.real_cases import load_world, onset_group, read_real_cases
@@ -226,20 +226,11 @@ def test_no_gene_and_no_copy_of_a_case_stands_on_two_sides():
 
 
 def test_a_crowded_gene_and_what_shares_its_features_always_train():
-    many = [Case(f"many-{i}", "MANY", "", "", [TERMS[i]], []) for i in range(CROWDED + 1)]
-    made = [*some_cases(300), *many, Case("linked", "LINKED", "", "", many[3].present, [])]
+    many = [Case(f"many-{i}", "MANY", "", "", [TERMS[i]], []) for i in range(MOST + 1)]
+    made = [*some_cases(40), *many, Case("linked", "LINKED", "", "", many[3].present, [])]
     for seed in range(6):
         train = {case.gene for case in cases.split_cases(made, seed=seed)["train"]}
         assert {"MANY", "LINKED"} <= train
-
-
-def test_a_split_that_leaks_is_an_error(tmp_path, monkeypatch):
-    def by_row(rows, group_by, shares, seed):
-        return {side: rows[number::3] for number, side in enumerate(shares)}
-
-    monkeypatch.setattr(cases, "split_by_group", by_row)
-    with pytest.raises(AssertionError):
-        cases.split_cases(some_cases())
 
 
 def test_candidates_are_the_answer_and_genes_of_the_same_side_half_of_them_similar():
@@ -323,7 +314,7 @@ def test_without_copies_the_printed_next_step_passes(tmp_path, form):
 
 def test_too_few_genes_are_refused_before_anything_is_written(tmp_path):
     packets = [packet(f"{n}", f"G{n}", [TERMS[n]]) for n in range(9)]
-    for n_genes, message in ((2, "2 genes"), (9, "--candidates is 9")):
+    for n_genes, message in ((2, "2 groups"), (9, "--candidates is 9")):
         source = write_packets(tmp_path / "cases.jsonl", packets[:n_genes])
         with pytest.raises(UserError, match=message):
             cases.make_cases(source, tmp_path / "out", candidates=9)

@@ -130,7 +130,7 @@ class Simulator:
         """{id: ids one is_a step down}, sorted."""
         below: dict[str, list[str]] = defaultdict(list)
         for term in sorted(self.hpo.terms):
-            for parent in self.hpo.terms[term].parents:
+            for parent in self.hpo.parents[term]:
                 below[parent].append(term)
         return dict(below)
 
@@ -213,7 +213,7 @@ class Simulator:
         if kind == CHILD:
             near = self.children.get(own, [])
         else:
-            near = [p for p in self.hpo.terms[own].parents if p in self.carriers]
+            near = [p for p in self.hpo.parents[own] if p in self.carriers]
             if kind == SIBLING:
                 near = [term for parent in near for term in self.children[parent]]
         near = [term for term in near if term in self.carriers and term != own]

