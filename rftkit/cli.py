@@ -129,20 +129,16 @@ def grade_command(
 
     The "reward" is 1 and then 0.5. Exit code 0: graded. 1: the grader itself could not run.
     """  # noqa: E501  (a command to copy stands on one line)
-    report = grade_one(grader, sample, item, allow_weak_isolation)
+    from rftkit.graders.grader import Grader, GraderSettings
+
+    settings = GraderSettings(allow_weak_isolation=allow_weak_isolation)
+    text = read_text(sample[1:]) if sample.startswith("@") else sample
+    row = {} if item is None else read_item(item)
+    report = Grader.load(Path(grader), settings).evaluate(row, text)
     console.print_json(report.to_json())
     for line in [] if as_json else report.explanations:
         console.complain(line)
     raise typer.Exit(console.FINDINGS if report.reward is None else console.GOOD)
-
-
-def grade_one(grader: str, sample: str, item: str | None, weak_isolation: bool = False) -> Any:
-    """The report on one text. sample: it, or @FILE; item: a JSON object, or the file of one."""
-    from rftkit.graders.grader import Grader, GraderSettings
-
-    loaded = Grader.load(Path(grader), GraderSettings(allow_weak_isolation=weak_isolation))
-    text = read_text(sample[1:]) if sample.startswith("@") else sample
-    return loaded.evaluate({} if item is None else read_item(item), text)
 
 
 def read_item(item: str) -> dict[str, Any]:
@@ -166,31 +162,26 @@ def validate_grader_command(
 
     Exit code 0: valid; what was tolerated is noted. 1: faults, or no JSON.
     """
-    result = validate_file(file)
-    if as_json:
-        console.print_json(result)
-    else:
-        for problem in result["problems"]:
-            named = problem.startswith(str(Path(file)))
-            console.complain(problem if named else f"{file}: {problem}", style="red")
-        for note in result["notes"]:
-            console.say(f"note: {note}")
-        if result["valid"]:
-            console.say(f"{file}: a valid {result['type']} grader")
-    raise typer.Exit(console.GOOD if result["valid"] else console.FINDINGS)
-
-
-def validate_file(file: str) -> dict[str, Any]:
-    """What `validate-grader --json` prints; a file that is no JSON is a problem as well."""
     from rftkit.graders.grader import read_grader
     from rftkit.graders.spec import GraderSpecError, validate_spec
 
+    problems: list[str] = []
+    kind, notes = None, []
     try:
         spec, notes = validate_spec(*read_grader(Path(file)))
+        kind = spec["type"]
     except UserError as error:
         problems = error.problems if isinstance(error, GraderSpecError) else [str(error)]
-        return {"valid": False, "type": None, "problems": problems, "notes": []}
-    return {"valid": True, "type": spec["type"], "problems": [], "notes": notes}
+    if as_json:
+        result = {"valid": not problems, "type": kind, "problems": problems, "notes": notes}
+        console.print_json(result)
+    else:
+        for problem in problems:
+            named = problem.startswith(str(Path(file)))
+            console.complain(problem if named else f"{file}: {problem}", style="red")
+        for line in [f"note: {note}" for note in notes] + [f"a valid {kind} grader"] * bool(kind):
+            console.say(line)
+    raise typer.Exit(console.FINDINGS if problems else console.GOOD)
 
 
 @app.command("graders")
@@ -309,16 +300,11 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except UserError as error:
-        console.complain(f"error {error}", style="red")
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.filename is None:  # no place that the user named
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # no place that the user named
             raise
-        console.complain(
-            f"error {error.filename}: {error.strerror}: name another place", style="red"
-        )
-        sys.exit(console.FINDINGS)
+        console.complain(f"error {error}", style="red")
+        sys.exit(getattr(error, "exit_code", console.FINDINGS))
 
 
 if __name__ == "__main__":

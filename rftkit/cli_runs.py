@@ -32,8 +32,7 @@ def signal_command(
 
     Example, run.json holding {"task": "gene_ranking"}: `rftkit signal run.json --out runs/signal`
 
-    Exit code 0: go, or undecided (it says what would settle it). 3: fix; each finding names its
-    evidence and the setting to change. 1: the config or the rows are invalid.
+    Exit code 0: go or undecided. 3: fix; each finding names the setting to change.
     """
     from rftkit.policy import load_policy
     from rftkit.signal.verdict import measure_signal
@@ -92,13 +91,11 @@ def train_command(
         {"task": "gene_ranking", "model": "embedded:mini", "steps": 70, "prompts_per_step": 8}
 
     RUN gets log.jsonl (one object a step), samples.jsonl, checkpoints/ and adapter/ (the best by
-    the held-out task metric). Ctrl-C saves a checkpoint; the same command resumes there, and from
-    the last checkpoint after a crash.
+    the held-out task metric). After Ctrl-C or a crash the same command resumes.
 
     Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
 
-    Exit code 1: invalid input, or a watchdog stopped the run. 3: the signal gate says fix. 130:
-    interrupted, and resumable.
+    Exit code 1: invalid, or stopped by a watchdog. 3: the signal gate says fix. 130: interrupted.
     """
     from rftkit.dashboard import dashboard_figure
     from rftkit.plots import save_figure
@@ -149,16 +146,11 @@ def doctor_command(
     """What is wrong with a run: each finding with its steps, evidence and the setting to change.
 
     Reads our own log.jsonl and the trainer_state.json that TRL and Unsloth leave in a checkpoint
-    folder: groups whose rewards are all equal, truncation, entropy and KL, gradients, a grader
-    that fails, a reward that rises while the held-out metric falls, and what else a log can tell.
-
-    Limits are those of Axolotl's guide "Training Stability & Debugging", passed in 5 of 8 steps.
-    Two are wider: gradient norms of 1 to 10 pass unless ten times the run's median, and entropy
-    has no upper limit, since sound runs of a small vocabulary start at 1.0 to 1.2.
+    folder. Limits are those of Axolotl's guide "Training Stability & Debugging", passed in 5 of 8
+    steps; gradient norms of 1 to 10 pass unless ten times the run's median, and entropy has no
+    upper limit, since sound runs of a small vocabulary start at 1.0 to 1.2.
 
     Example: `rftkit doctor runs/first`, `rftkit doctor outputs/checkpoint-100/trainer_state.json`
-
-    Exit code 0: no finding. 1: findings, or a log that cannot be read.
     """
     from rftkit.doctor import examine
 
@@ -214,12 +206,9 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     A metric of your own is a function (sample, item) -> number, as a python grader's: with
     my_metrics.py in this folder, --metric my_metrics:short.
 
-    Example, a tuned model against its base on genes that neither was trained on:
+    Example: `rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/table`
 
-        rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/comparison
-
-    Exit code 0: all answers came and were graded. 1: some did not (they count as 0 and are named),
-    a python grader's own program failed on all of them, or the input is invalid.
+    Exit code 0: all answers came and were graded. 1: some did not, or the input is invalid.
     """
     with Reporter() as reporter:
         report = compare_models(asked, reporter)
@@ -228,8 +217,7 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     else:
         console.print_table(systems_table(report))
         console.print_table(paired_table(report))
-        written = f"{asked.out}/report.md, report.json, table.png, samples.jsonl"
-        console.say(f"{report['n_cases']} rows, written in {report['seconds']:.0f} s: {written}")
+        console.say(f"{report['n_cases']} rows, {report['seconds']:.0f} s: {asked.out}/report.md")
     for note in report["notes"]:
         console.complain(note, style="yellow")
     for system in report["systems"]:
@@ -245,9 +233,8 @@ def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
 
     A base model of a million parameters answers cases, a grader scores the answers, GRPO
     reinforces the thinking behind the good ones. Then the tuned model meets its rivals on genes
-    that never were an answer in training: random order, the annotation itself, its own base, the
-    base prompted with the plan, a larger base, SFT on the answers, SFT on the base's own right
-    answers.
+    that never were an answer in training: its base, without and with the plan in its prompt, a
+    larger base, SFT on the answers and on its own right answers, and the annotation itself.
 
     Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
     """
@@ -265,5 +252,6 @@ def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
         console.say(f"\nReal published cases: {real['kept']} of {real['read']}")
         console.print_table(systems_table(real))
         console.print_table(paired_table(real))
-    written = "report.md, report.json, table.png, curve.png, log.jsonl, samples.jsonl, adapter/"
-    console.say(f"\nWritten in {report['seconds']:.0f} s: {demo.out}/{written}")
+    console.say(
+        f"\n{report['seconds']:.0f} s: {demo.out}/report.md, table.png, curve.png, adapter/"
+    )

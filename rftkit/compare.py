@@ -150,10 +150,8 @@ def report_text(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         markdown_table(systems_table(report)),
         markdown_table(paired_table(report)),
         *sentences,
-        f"{sampling['samples']} answers a row at T = 1, at most {sampling['max_new_tokens']} "
-        f"tokens; means over rows with 95 % bootstrap intervals clustered by {by}; greedy: the "
-        f"likeliest answer. Measured {report['date']}, {report['machine']}, in "
-        f"{report['seconds']:.0f} s.",
+        f"{sampling['samples']} answers a row at T = 1; 95 % intervals clustered by {by}. Measured "
+        f"{report['date']}, {report['machine']}, in {report['seconds']:.0f} s.",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -182,11 +180,8 @@ class Comparison:
 
 
 def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Evaluate every model, write the report to `out`, return report.json's object.
-
-    What a finished model answered stays in samples.jsonl, whatever happens to a later one.
-    Raises UserError for a mistake in what is asked, and where no answer of a model came at all.
-    """
+    """Evaluate every model, write the report to `out`, return report.json's object. What a
+    finished model answered stays in samples.jsonl, whatever happens to a later one."""
     began, reporter = time.perf_counter(), reporter or Reporter(quiet=True)
     folders = model_folders(asked.models)
     place, bench = open_bench(asked, folders, reporter)
@@ -285,10 +280,9 @@ def open_folder(out: Path) -> None:
 def load_metric(name: str) -> MetricFunction:
     """A metric of your own from "module:function", the module found as if `python` were run here.
 
-    The function takes (sample, item), as a python grader does, and returns one number, the larger
-    the better; sample also has "reasoning", "finish_reason" and "completion_tokens". It runs IN
-    THIS PROCESS with all your rights: for your own code only. UserError where it cannot be loaded,
-    and, when it is called, where it fails or returns anything but a finite number.
+    The function takes (sample, item), as a python grader does, and returns one number; sample also
+    has "reasoning", "finish_reason" and "completion_tokens". It runs IN THIS PROCESS with all your
+    rights: for your own code only. Raises UserError, also when it is called.
     """
     module, _, function = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
@@ -320,10 +314,7 @@ def load_metric(name: str) -> MetricFunction:
 
 def training_record(model: str, bench: Bench) -> dict[str, Any] | None:
     """What the run folder of a tuned model says of its training; None where there is none.
-
-    `answer_groups_shared_with_eval` counts groups (or, without a group, prompts) of these rows
-    that stand in its training rows too; None where the run's rows cannot be found from here.
-    """
+    `answer_groups_shared_with_eval` is None where the run's rows cannot be found from here."""
     from rftkit.training.config import config_rows, config_task
     from rftkit.training.report import shared_groups
     from rftkit.training.store import read_config

@@ -1,7 +1,6 @@
-"""What the commands share: exit codes, options, two streams, tables, progress.
+"""What the commands share: exit codes, options, tables, progress.
 
-Results go to standard output, everything else (progress, complaints) to standard error, so that
-`rftkit … --json > file` holds one JSON object and nothing more.
+Results go to standard output, all else to standard error: `--json > file` holds one object.
 """
 
 from __future__ import annotations
@@ -102,13 +101,7 @@ def options_from(settings: type) -> Callable[[Callable[..., None]], Callable[...
 
 
 class Reporter(Progress):
-    """A bar with an ETA on standard error, lines above it as things happen; or quiet.
-
-    with Reporter() as reporter:
-        reporter.plan(1_000)            # the whole work, in any unit
-        reporter.stage("evaluating")    # what is going on
-        reporter.work(64)               # so much of it is done
-    """
+    """A bar with an ETA on standard error, lines above it; or quiet. Work counts in any unit."""
 
     def __init__(self, quiet: bool = False) -> None:
         columns = (*Progress.get_default_columns(), TimeElapsedColumn())
@@ -141,10 +134,8 @@ class TrainingProgress:
 
     def begin(self, plan: Any, log: Sequence[dict[str, Any]], start: Mapping[str, Any]) -> None:
         self.reporter.say("\n".join(plan.lines()))
-        self.reporter.plan(plan.steps)
-        self.reporter.work(len(log))
-        validations = [start, *(record["validation"] for record in log if "validation" in record)]
-        self.steps, self.last = plan.steps, validation_text(validations[-1])
+        self.reporter.update(self.reporter.bar, total=plan.steps, completed=len(log))
+        self.steps, self.last = plan.steps, validation_text(start)
 
     def gate(self, signal: Any) -> None:
         self.reporter.say(f"signal gate: {signal.verdict}: {signal.reason}")

@@ -15,19 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
+from rftkit import files
 from rftkit.check import check_file
 from rftkit.compare import Bench, Rows, append_samples, paired_table, report_text, systems_table
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
 from rftkit.evaluation import bootstrap, clusters_of, measure
-from rftkit.files import (
-    UserError,
-    embedded_model,
-    markdown_table,
-    model_gates,
-    write_json,
-    write_text,
-)
+from rftkit.files import UserError, markdown_table
 from rftkit.policy import Policy, load_policy
 from rftkit.real_cases import RealCases, load_world, read_real_cases
 from rftkit.records import Sample, SamplingConfig
@@ -140,7 +134,7 @@ class Demo:
 
     def evaluate_bases(self) -> None:
         self.mini, large = load_policy("embedded:mini"), load_policy("embedded:large")
-        self.add("random", random_ranking(self.seed))
+        self.add("random", partial(random_ranking, self.seed))
         self.add("overlap", overlap_ranking)
         self.add("mini base", self.mini, votes=VOTES)
         self.add("mini base, prompted", self.mini, prefill=PLAN)
@@ -187,11 +181,8 @@ class Demo:
         clusters = clusters_of(real.rows, self.task)
         unseen = [i for i, row in enumerate(real.rows) if row["split"] == "test"]
         groups = [clusters[i] for i in unseen]
-        alone = {
-            name: bootstrap(result.values["top1"][unseen], groups).to_json()
-            for name, result in bench.results.items()
-            if unseen
-        }
+        top1 = {name: result.values["top1"][unseen] for name, result in bench.results.items()}
+        alone = {name: bootstrap(v, groups).to_json() for name, v in top1.items() if unseen}
         others = ("mini base", "large base", "overlap")
         report = bench.to_json(SYSTEMS, [("RFT mini", other, "top1", False) for other in others])
         measured = {key: report[key] for key in ("headline", "systems", "paired")}
@@ -224,10 +215,8 @@ class Demo:
         observe = partial(self.show_step, config)
         held_out = self.validation_rows
         run = train(config, out, [observe], self.task, rows, held_out, existing="replace")
-        self.reporter.say(
-            f"{name}: {run.training['steps']} steps in {run.training['seconds']:.0f} s; kept step "
-            f"{run.best['step']}{validation_text(run.best)}"
-        )
+        kept = f"kept step {run.best['step']}{validation_text(run.best)}"
+        self.reporter.say(f"{name}: {run.training['seconds']:.0f} s; {kept}")
         self.runs[name] = run
         self.add(name, run.policy)
 
@@ -237,24 +226,17 @@ class Demo:
         validated = config.eval_rows * config.eval_samples if validation else 0
         self.reporter.work(STEP * answers + validated)
         if validation and grpo:
-            share = validation["patterns"].get(PLAN_PATTERN, 0.0)
-            self.reporter.say(
-                f"  step {record['step']}{validation_text(validation)}, "
-                f'"Diagnose first" in {share:.0%} of answers'
-            )
+            share = f'"Diagnose first" in {validation["patterns"][PLAN_PATTERN]:.0%} of answers'
+            self.reporter.say(f"  step {record['step']}{validation_text(validation)}, {share}")
 
 
 # --- systems that are no model -----------------------------------------------------------------
 
 
-def random_ranking(seed: int) -> Ranking:
+def random_ranking(seed: int, rows: Rows) -> list[list[str]]:
     """Five genes of the world in random order, for each row."""
-
-    def rank(rows: Rows) -> list[list[str]]:
-        genes, rng = sorted(load_world().genes()), random.Random(seed)
-        return [rng.sample(genes, 5) for _ in rows]
-
-    return rank
+    genes, rng = sorted(load_world().genes()), random.Random(seed)
+    return [rng.sample(genes, 5) for _ in rows]
 
 
 def overlap_ranking(rows: Rows) -> list[list[str]]:
@@ -287,9 +269,8 @@ def make_report(demo: Demo) -> dict[str, Any]:
         for metric, greedy in (("top1", False), ("top1", True), ("top5", False))
     ]
     pairs.append(("large base", "mini base", "top1", False))
-    run, *rivals = demo.runs.values()
+    (_, run), *rivals = demo.runs.items()
     shared = shared_groups(demo.train_rows, demo.bench.rows, demo.task)
-    names = [name for name in demo.runs if name != "RFT mini"]
     return demo.bench.to_json(SYSTEMS, pairs) | {
         "profile": demo.profile,
         "reference_lines": REFERENCE_LINES,
@@ -297,11 +278,8 @@ def make_report(demo: Demo) -> dict[str, Any]:
         "training": run.training
         | {"answer_groups_shared_with_eval": len(shared), "peak_rss_mb": peak_memory_mb()}
         | {"start": run.start, "best": run.best},
-        "rivals": {
-            name: rival.training | {"best_step": rival.best["step"]}
-            for name, rival in zip(names, rivals)
-        },
-        "gates": model_gates(),
+        "rivals": {name: r.training | {"best_step": r.best["step"]} for name, r in rivals},
+        "gates": files.model_gates(),
         "seed": demo.seed,
         "sha256": checksums(demo.task),
     }
@@ -309,18 +287,18 @@ def make_report(demo: Demo) -> dict[str, Any]:
 
 def checksums(task: Task) -> dict[str, str]:
     """sha256 of the data and the weights that a report rests on."""
-    files = {f"{task.name}/{s}.jsonl": task.folder / f"{s}.jsonl" for s in SPLITS}
+    places = {f"{task.name}/{s}.jsonl": task.folder / f"{s}.jsonl" for s in SPLITS}
     for name in ("mini", "large"):
-        files[f"embedded:{name}"] = embedded_model(name) / "model.safetensors"
-    return {name: sha256_of(file) for name, file in files.items()}
+        places[f"embedded:{name}"] = files.embedded_model(name) / "model.safetensors"
+    return {name: sha256_of(place) for name, place in places.items()}
 
 
 def write_report(demo: Demo, report: dict[str, Any]) -> None:
     """report.json, report.md, table.png, curve.png and the test lines of samples.jsonl."""
     from rftkit.plots import curve_figure, save_figure, table_figure
 
-    write_json(demo.out / "report.json", report)
-    write_text(demo.out / "report.md", report_text(report, sentences(report)))
+    files.write_json(demo.out / "report.json", report)
+    files.write_text(demo.out / "report.md", report_text(report, sentences(report)))
     save_figure(table_figure(report), demo.out / "table.png")
     run, base = demo.runs["RFT mini"], demo.bench.results["mini base"].values["top1"].mean()
     save_figure(curve_figure(run.log, run.start, base), demo.out / "curve.png")
@@ -343,9 +321,7 @@ def reading(report: dict[str, Any]) -> list[str]:
     """What RFT added, what it did not, and where the row stands that reads the annotation."""
     systems = {system["name"]: system for system in report["systems"]}
     top = {name: system["top1"]["mean"] for name, system in systems.items()}
-    base, tuned = (
-        systems[name]["patterns"].get(PLAN_PATTERN, 0.0) for name in ("mini base", "RFT mini")
-    )
+    base, tuned = (systems[n]["patterns"][PLAN_PATTERN] for n in ("mini base", "RFT mini"))
     references = ", ".join(line["name"] for line in report["reference_lines"])
     place = "above" if top["overlap"] > top["RFT mini"] else "below"
     return [

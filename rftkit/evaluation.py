@@ -159,8 +159,7 @@ def paired_record(
     """The entry of report.json's `paired`: a - b on the same rows, sampled or greedy."""
     left, right = (system.greedy if greedy else system.values for system in (a, b))
     interval = paired_difference(left[metric], right[metric], clusters).to_json()
-    label = f"greedy {metric}" if greedy else metric
-    names = {"a": a.name, "b": b.name, "metric": label}
+    names = {"a": a.name, "b": b.name, "metric": f"greedy {metric}" if greedy else metric}
     return names | {"difference": interval.pop("mean")} | interval
 
 
@@ -178,17 +177,14 @@ def evaluate(
 ) -> SystemResult:
     """Sample every row, grade, and measure the task's metrics.
 
-    samples        answers a row for the headline numbers
-    extra_samples  answers a row for maj@k and pass@k, k = extra_samples; their first `samples`
-                   are the headline's
-    progress       called after each batch with the number of answers in it
-    functions      metrics of your own, by name, beside the task's
+    samples: answers a row for the headline; extra_samples: k answers a row for maj@k and pass@k,
+    the headline's first among them. progress is called with the number of answers of each batch.
+    functions: metrics of your own, by name.
     """
     prompts = [row["messages"] for row in rows]
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
-    likeliest: Groups = []
-    if greedy:
-        likeliest = policy.sample(prompts, 1, replace(config, temperature=0.0), progress)
+    cold = replace(config, temperature=0.0)
+    likeliest = policy.sample(prompts, 1, cold, progress) if greedy else []
     return measure(name or policy.name, task, rows, drawn, likeliest, samples, functions)
 
 
@@ -203,8 +199,8 @@ def measure(
 ) -> SystemResult:
     """Grade answers that were already drawn, and measure the task's metrics.
 
-    samples   how many of each row's answers make the headline numbers (all by default); where
-              more were drawn, all of them are read for maj@k and pass@k
+    samples: how many of each row's answers make the headline (None: all); where more were drawn,
+    all of them are read for maj@k and pass@k.
     """
     for group in (*drawn, *greedy):
         for sample in group:

@@ -114,10 +114,8 @@ def test_the_samples_bear_out_the_table(compared):
 
 def test_a_difference_is_the_later_model_less_the_earlier_row_by_row(compared, run_folder):
     bench = Bench(TASK, ROWS[:3], SamplingConfig(), 1, Reporter(quiet=True))
-    for name, values in {
-        "endpoint:base": (0.0, 0.5, 0.0),
-        "endpoint:tuned": (1.0, 1.0, 0.0),
-    }.items():
+    given = {"endpoint:base": (0.0, 0.5, 0.0), "endpoint:tuned": (1.0, 1.0, 0.0)}
+    for name, values in given.items():
         samples = [[Sample(grade=value)] for value in values]
         numbers = {"top1": np.array(values)}
         bench.results[name] = SystemResult(name, 3, numbers, numbers, samples, samples)
@@ -142,20 +140,11 @@ def test_rows_that_were_trained_on_are_named(compared, run_folder):
     assert "training" not in report["systems"][0]
 
 
-def test_an_adapter_answers_as_its_run_and_another_seed_otherwise(
-    tmp_path, rows, run_folder, compared
-):
-    adapter, common = str(run_folder / "adapter"), {"samples": 3, "task": "gene_ranking"}
-    report = compare_models(Comparison(rows, [adapter], tmp_path / "a", seed=5, **common))
-    names = {"name": str(run_folder)}
-    assert report["systems"][0] | names == compared[0]["systems"][1]
-    compare_models(Comparison(rows, ["embedded:mini"], tmp_path / "b", seed=6, **common))
-    texts = {}
-    for out in (tmp_path / "b", compared[1]):
-        lines = [line for line in lines_of(out) if line["model"] == "embedded:mini"]
-        texts[out] = [[x["output_text"] for x in lines if x["greedy"] is g] for g in (True, False)]
-    (greedy, sampled), (other_greedy, other_sampled) = texts.values()
-    assert greedy == other_greedy and sampled != other_sampled
+def test_an_adapter_answers_as_its_run(tmp_path, rows, run_folder, compared):
+    models = [str(run_folder / "adapter")]
+    again = Comparison(rows, models, tmp_path, samples=3, seed=5, task="gene_ranking")
+    (system,) = compare_models(again)["systems"]
+    assert system | {"name": str(run_folder)} == compared[0]["systems"][1]
 
 
 METRICS = """
@@ -215,7 +204,7 @@ RANK = (*MINI, "--grader", "gene_rank")
     [
         (MINI, "--grader: missing"),
         ((*MINI, "--grader", "nowhere.json"), "nowhere.json"),
-        (("--model", "embedded:giant", "--grader", "gene_rank"), "embedded:giant"),
+        (("--model", "embedded:giant", "--grader", "gene_rank"), "giant"),
         ((*MINI, "--grader", "exact_match"), "answer"),
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
         (("--model", "endpoint:m", "--grader", "gene_rank"), "OPENAI_BASE_URL"),

@@ -53,10 +53,6 @@ def test_only_its_own_block_of_the_readme_is_written(tmp_path, monkeypatch):
     copy.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     readme_block.write_block(*step_time.BLOCK, "new")
     assert copy.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
-    copy.write_text(f"before\n{begin}\nold\n")
-    with pytest.raises(ValueError, match="end of speed"):
-        readme_block.write_block(*step_time.BLOCK, "new")
-    assert copy.read_text() == f"before\n{begin}\nold\n", "the rest of the file is gone"
 
 
 def test_the_record_is_of_the_shipped_data_and_weights(record):
