@@ -12,7 +12,6 @@ from typing import Any
 
 from rftkit.genes.hpo import Hpo
 
-ANSWER_LENGTH = 5
 NOT_RECORDED = "not recorded"
 QUESTION = "Which gene is responsible?"
 CONTRACT = (

@@ -24,11 +24,11 @@ from typing import Any
 
 from rftkit.files import UserError, write_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
-from rftkit.genes.case import ANSWER_LENGTH, Case, case_row
+from rftkit.genes.case import Case, case_row
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
 from rftkit.genes.phenopackets import read_cases
 from rftkit.overlap import similar_prompts
-from rftkit.rows import messages_text, sha256_of, split_by_group, write_rows
+from rftkit.rows import Row, messages_text, sha256_of, split_by_group, write_rows
 
 # Of the cases, not of the genes. An RFT job takes 1,000 validation rows at most.
 SHARES = {"train": 0.72, "validation": 0.08, "test": 0.20}
@@ -41,8 +41,6 @@ SHOWN = ("present", "absent", "sex", "age", "onset")  # the fields that a prompt
 REPEATED = "with the prompt and gene of another case"
 CONTRADICTED = "with the prompt of a case of another gene"
 NEAR = "near-duplicates of a case on another side"
-
-Row = dict[str, Any]
 
 
 def make_cases(
@@ -141,10 +139,9 @@ def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -
     learned to be wrong, and a test gene that stood as one in training would be.
     """
     pool = sorted({case.gene for case in cases})
-    if not ANSWER_LENGTH <= size <= len(pool):
+    if size > len(pool):
         raise UserError(
-            f"--candidates is {size}, expected {ANSWER_LENGTH} (the length of an answer) to "
-            f"{len(pool)} (the genes of this side of the split): ask for 5 to 20, or add cases"
+            f"--candidates is {size}, but a side of the split has {len(pool)} genes: ask for fewer"
         )
     similar = OverlapRanker(hpo, pool).rank_many([case.present for case in cases], k=size)
     lists = []
