@@ -37,18 +37,18 @@ def datasets_folder(package: Path = PACKAGE) -> Path:
 
 def dataset(name: str) -> Path:
     """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`."""
-    return one_of(datasets_folder(), name)
+    return one_of(datasets_folder(), name, name)
 
 
 def embedded_model(name: str) -> Path:
     """The folder of an embedded model: "mini" or "large"."""
-    return one_of(MODELS, name)
+    return one_of(MODELS, name, f"embedded:{name}")
 
 
-def one_of(folder: Path, name: str) -> Path:
+def one_of(folder: Path, name: str, called: str) -> Path:
     if not (folder / name).exists():
         names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-        raise UserError(f"{folder}: no {name!r}, expected one of {names}: correct the name")
+        raise UserError(f"{called!r} is not in {folder}, expected one of {names}: correct the name")
     return folder / name
 
 
