@@ -48,13 +48,9 @@ def about(
     Then your own data, from rows to a tuned model and what it is worth:
 
         rftkit check train.jsonl --validation validation.jsonl
-
         rftkit graders gene_rank > grader.json
-
         rftkit grade --grader grader.json --sample '{"genes": ["SCN1A"]}' --item row.json
-
         rftkit train config.json --out runs/first
-
         rftkit evaluate test.jsonl --model embedded:mini --model runs/first --out runs/table
 
     `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 good, 1 findings or
@@ -122,9 +118,7 @@ def grade_command(
     Example, the right answer in first place and then in second:
 
         rftkit graders two_guesses > grader.json
-
         rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "A"}'
-
         rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "B"}'
 
     The "reward" is 1 and then 0.5. Exit code 0: graded. 1: the grader itself could not run.

@@ -175,18 +175,10 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(metrics_here, tm
     assert report["headline"] == names[0] and "top1" not in system
 
 
-@pytest.mark.parametrize(
-    ("name", "cause"),
-    [
-        ("own_metrics", "module:function"),
-        ("no_such_module:f", "ModuleNotFoundError"),
-        ("own_metrics:missing", "AttributeError"),
-    ],
-)
-def test_a_metric_that_cannot_be_loaded_is_refused(metrics_here, name, cause):
-    with pytest.raises(UserError, match="--metric") as refused:
+@pytest.mark.parametrize("name", ["own_metrics", "no_such_module:f", "own_metrics:missing"])
+def test_a_metric_that_cannot_be_loaded_is_refused(metrics_here, name):
+    with pytest.raises(UserError, match=f"--metric {name}: cannot be loaded"):
         load_metric(name)
-    assert cause in str(refused.value)
 
 
 @pytest.mark.parametrize(("name", "cause"), [("fails", "KeyError"), ("no_number", "nan")])
@@ -209,8 +201,7 @@ RANK = (*MINI, "--grader", "gene_rank")
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
         (("--model", "endpoint:m", "--grader", "gene_rank"), "OPENAI_BASE_URL"),
         ((*MINI, "--task", "no_such_task"), "no_such_task"),
-        ((*RANK, "--model", "BROKEN"), "adapter_model.safetensors: no whole safetensors"),
-        ((*RANK, "--model", "UNFINISHED"), "finished run"),
+        ((*RANK, "--model", "NOTHING"), "finished run"),
         ((*RANK, "--out", "RUN"), "holds a training run"),
         ((*RANK, "--out", "FILE/out"), "Not a directory"),
     ],
@@ -222,24 +213,13 @@ def test_a_mistake_is_named_before_anything_is_sampled(
         monkeypatch.delenv(name, raising=False)
     loaded = []
     monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
-    broken, unfinished, file = tmp_path / "broken", tmp_path / "unfinished", tmp_path / "file"
-    (broken / "adapter").mkdir(parents=True)
-    adapter = {"base_model_name_or_path": "embedded:mini", "peft_type": "LORA"}
-    (broken / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
-    whole = (run_folder / "adapter" / "adapter_model.safetensors").read_bytes()
-    cut = whole[:9] if "BROKEN" in words else whole
-    (broken / "adapter" / "adapter_model.safetensors").write_bytes(cut)
-    unfinished.mkdir()
-    (unfinished / "config.json").write_text('{"task": "gene_ranking"}')
-    file.write_text("mine")
-    places = {"BROKEN": broken, "UNFINISHED": unfinished, "FILE": file, "RUN": run_folder}
+    places = {"NOTHING": tmp_path, "FILE": rows, "RUN": run_folder}
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
     result = evaluate(rows, "--out", tmp_path / "o", *words)
     assert result.exit_code == 1 and isinstance(result.exception, UserError | OSError)
     assert named in str(result.exception) and loaded == []
-    assert not (tmp_path / "o").exists() and file.read_text() == "mine"
-    assert not (run_folder / "samples.jsonl").exists()
+    assert not (tmp_path / "o").exists() and not (run_folder / "samples.jsonl").exists()
 
 
 def test_a_grader_that_fails_on_every_answer_is_a_finding(tmp_path, rows):
