@@ -171,12 +171,6 @@ def test_an_endpoint_that_fails_gives_no_grade_after_its_retries(endpoint, comma
     assert word in (details or "") and endpoint.seen[command] == tries
 
 
-def test_an_unreadable_sample_never_reaches_the_judge(endpoint):
-    spec = {**SCORE, "input": [{"role": "user", "content": "{{sample.output_json.a}}"}]}
-    assert run(endpoint, "no JSON", spec)[:2] == (0.0, ["sample_parse_error"])
-    assert endpoint.requests == []
-
-
 def test_content_parts_are_sent_in_the_chat_apis_words(endpoint):
     text = {"type": "input_text", "text": "x / {{sample.output_text}}"}
     image = {"type": "input_image", "image_url": "{{item.url}}", "detail": "low"}
@@ -205,20 +199,6 @@ def test_the_cache_pays_once_and_for_good_replies_only(endpoint, tmp_path):
     assert twice("score 1", model_names={"big": "small"}) == ([1.0, 1.0], 3)  # another request
     (tmp_path / "blocked").write_text("")
     assert run(endpoint, "score 1", cache=tmp_path / "blocked")[0] == 1.0
-
-
-def test_many_rows_over_a_failing_endpoint_lose_no_good_grade(endpoint, tmp_path):
-    lost = (None, ["model_grader_server_error"])
-    failing = dict.fromkeys(["status 429", "status 500", "garbage", "nothing"], lost) | {
-        "cut": (0.0, ["model_grader_parse_error"]),
-        "refuse": (None, ["model_grader_refusal_error"]), "later score 0.25": (0.25, []),
-    }  # fmt: skip
-    commands = [*failing, *(f"score 0.{number}" for number in range(20))] * 15
-    items = [{"answer": str(number % 50)} for number in range(len(commands))]
-    grades = judge(endpoint, cache=tmp_path, concurrency=12).evaluate_many(items, commands)
-    for command, grade in zip(commands, grades):
-        expected = failing.get(command) or (float(command.rpartition(" ")[2]), [])
-        assert (grade.reward, grade.errors) == expected, command
 
 
 def test_a_judge_without_an_endpoint_is_refused_before_the_run(endpoint, monkeypatch, tmp_path):

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rftkit.files import UserError
 from rftkit.graders.grader import Grader, grader
 from rftkit.graders.presets import preset
 from rftkit.graders.rewards import GraderFailure, reward_function
@@ -74,16 +73,6 @@ def test_a_thought_that_never_closes_earns_nothing(opened, log):
     assert "never closed" in grades[0].explanations[0]
 
 
-def test_tool_calls_of_a_conversation_reach_the_grader():
-    def call(x):
-        return said("", tool_calls=[{"type": "function", "function": {"arguments": {"x": x}}}])
-
-    conversation = [call(1), {"role": "tool", "content": "no"}, call(2), said("done")]
-    made = check("{{sample.output_tools[1].function.arguments}}", "{{item.arguments}}")
-    columns = {"completions": [conversation, "x"], "arguments": ['{"x": 2}'] * 2}
-    assert reward_function(made)(**columns) == [1.0, 0.0]
-
-
 def test_every_sub_grade_and_fault_is_logged_as_its_own_series(log):
     completions = [genes("A", "B", "C", "D", "E"), "no JSON"]
     reward_function(GENES)(
@@ -144,13 +133,6 @@ def test_function_names_differ_between_graders_and_stay_for_one():
     assert [name("demo", "my rank!"), name("binary", "my rank!")] == ["my_rank", "my_rank_2"]
     assert name("demo", "my rank!") == "my_rank"  # made again, e.g. by a notebook cell
     assert name("demo", "---") == "grader"
-
-
-def test_a_grader_that_cannot_run_here_is_refused_before_training(monkeypatch):
-    for variable in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
-        monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        reward_function(Grader.load(preset("judge")))
 
 
 CONTENT = st.none() | st.text() | st.lists(st.fixed_dictionaries({"text": st.text()}))
