@@ -88,7 +88,7 @@ class JudgeSettings:
         reply = _send(self.client, request)
         value = read(reply)
         if file is not None:
-            with suppress(OSError):  # a full disk must not stop a run
+            with suppress(OSError, ValueError):  # a full disk must not stop a run
                 write_json(file, {"request": request, "reply": reply})
         return value
 

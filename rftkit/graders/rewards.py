@@ -90,13 +90,13 @@ def reward_function(
 
 def _items_of(columns: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """N items from the columns; what TRL adds is left out, and a constant serves all."""
-    items: list[dict[str, Any]] = [{} for _ in range(count)]
-    for key, values in columns.items():
-        if key not in TRL_ARGUMENTS:
-            per_item = isinstance(values, (list, tuple)) and len(values) == count
-            for index, item in enumerate(items):
-                item[key] = values[index] if per_item else values
-    return items
+
+    def entry(values: Any, index: int) -> Any:
+        per_item = isinstance(values, (list, tuple)) and len(values) == count
+        return values[index] if per_item else values
+
+    own = {key: values for key, values in columns.items() if key not in TRL_ARGUMENTS}
+    return [{key: entry(values, i) for key, values in own.items()} for i in range(count)]
 
 
 def _read(completion: Any, prompt: Any) -> tuple[Sample, list[Any]]:

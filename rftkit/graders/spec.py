@@ -81,10 +81,10 @@ class _Checker:
         self.notes: list[str] = []
 
     def problem(self, text: str, *path: str) -> None:
-        self.problems.append(": ".join(filter(None, [_join(*path), text])))
+        self.problems.append(f"{_join(*path)}: {text}".removeprefix(": "))
 
     def note(self, text: str, *path: str) -> None:
-        self.notes.append(": ".join(filter(None, [_join(*path), text])))
+        self.notes.append(f"{_join(*path)}: {text}".removeprefix(": "))
 
     def check(self, spec: Any, path: str, variable: str = "") -> dict[str, Any]:
         """The plain form of the grader at `path`; `variable` is its name in a multi grader."""
