@@ -86,13 +86,7 @@ class RealCases:
         }
 
     def summary(self) -> list[str]:
-        """Lines for the reader."""
-        record = self.to_json()
-        splits = ", ".join(f"{count} of {name} genes" for name, count in record["splits"].items())
-        kept = f"{record['kept']} of {self.read} kept, {record['genes']} genes ({splits})"
-        lost = "; ".join(f"{count} {reason}" for reason, count in self.lost.items())
-        filled = "; ".join(f"{count} {what}" for what, count in self.filled.items())
-        return [f"Real cases: {kept}.", f"  lost: {lost}", f"  filled in: {filled}"]
+        return [f"{name.replace('_', ' ')}: {value}" for name, value in self.to_json().items()]
 
 
 def read_real_cases(source: str | Path, world: World) -> RealCases:

@@ -180,15 +180,6 @@ def test_a_broken_source_is_refused_with_file_and_record(tmp_path, name):
         read_cases(tmp_path / name, load_hpo())
 
 
-def test_a_damaged_member_of_a_zip_is_named(tmp_path):
-    with zipfile.ZipFile(tmp_path / "store.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/case-1.json", LINE)
-    raw = (tmp_path / "store.zip").read_bytes()
-    (tmp_path / "store.zip").write_bytes(raw[:60] + bytes(30) + raw[90:])
-    with pytest.raises(UserError, match="store.zip/a/case-1.json: "):
-        read_cases(tmp_path / "store.zip", load_hpo())
-
-
 @pytest.mark.parametrize(
     "part",
     [

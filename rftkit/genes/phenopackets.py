@@ -18,9 +18,8 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,35 +151,34 @@ def describe_duration(text: str) -> str | None:
 
 def read_phenopackets(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, phenopacket); place reads "cases.jsonl.gz:17" or "store.zip/GENE/case.json"."""
-    path = place = Path(source)
+    path, place = Path(source), str(source)
     try:
-        for place, read in _records(path):
-            packet = json.loads(read())
+        for place, text in _records(path):
+            packet = json.loads(text)
             if not isinstance(packet, dict):
                 raise ValueError(f"a JSON {type(packet).__name__}, expected one phenopacket")
-            yield str(place), packet
+            yield place, packet
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{place}: cannot be read from here on ({error}): check the path, or fetch it again"
+            f"{place}: cannot be read any further ({error}): check the path, or fetch it again"
         ) from error
     except ValueError as error:
         raise UserError(f"{place}: not one JSON object ({error}): fetch it again") from error
 
 
-def _records(path: Path) -> Iterator[tuple[str | Path, Callable[[], bytes]]]:
-    """Yield (place, how to read its bytes), so that an error of reading has its place."""
+def _records(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in sorted(path.rglob("*.json")):
-            yield file, file.read_bytes
+            yield str(file), file.read_bytes()
     elif path.suffix == ".json":
-        yield path, path.read_bytes
+        yield str(path), path.read_bytes()
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
                 if name.endswith(".json") and "__MACOSX" not in name:
-                    yield f"{path}/{name}", partial(archive.read, name)
+                    yield f"{path}/{name}", archive.read(name)
     else:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield f"{path}:{number}", partial(bytes, line)
+                    yield f"{path}:{number}", line
