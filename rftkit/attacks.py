@@ -4,11 +4,9 @@
     print(report)             # every strategy, its mean reward, RED where cheating pays
     report.calibration        # do ordered answers score in order?
 
-Training finds whatever the grader pays for. Each strategy does on purpose what training would find
-by chance. A strategy may use the prompt and the set of the task's answers. Those that use the row's
-own right answer give it in a form that no honest reader would accept.
-
-Left out: cheats that are not in STRATEGIES.
+Each strategy does on purpose what training would find by chance. It may use the prompt and the set
+of the task's answers. Those that use the row's own right answer give it in a form that no honest
+reader would accept.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
@@ -59,9 +57,9 @@ class Material:
     form_right: str  # the answer in it
 
     def output(self, answers: Sequence[str], form: str | None = None) -> str:
-        """An output that gives these answers: as a list where the task has one, else as one text.
+        """An output that gives these answers, as a list where the task has one, else as one text.
 
-        form   one of this row's honest outputs, to put them into it; None: another row's
+        `form` is the honest output of this row to put them into; by default another row's.
         """
         known = self.form_right if form is None else self.right
         form = self.form if form is None else form
@@ -69,9 +67,10 @@ class Material:
         if self.path is not None:
             entry = list(answers) if self.is_list else text
             return json.dumps(_put(entry, self.path, json.loads(form)), ensure_ascii=False)
-        if form.lstrip()[:1] in ("{", "["):
-            text = json.dumps(text, ensure_ascii=False)[1:-1]
-        return form.replace(known, text) if known and known in form else " ".join(answers)
+        if not known or known not in form:
+            return text
+        is_json = form.lstrip()[:1] in ("{", "[")
+        return form.replace(known, json.dumps(text, ensure_ascii=False)[1:-1] if is_json else text)
 
     def respelled(self, changed: str) -> str | None:
         """An output with the right answer in this spelling; None where it is the same."""
@@ -87,10 +86,8 @@ def _put(entry: Any, path: Sequence[str | int], value: Any) -> Any:
 
 
 def prompt_of(row: Row) -> str:
-    """The texts of a row's messages; "" where there are none."""
-    messages = row.get("messages")
-    messages = messages if isinstance(messages, list) else []
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    """The texts of a row's messages."""
+    contents = [message.get("content") for message in row.get("messages", [])]
     return "\n".join(content for content in contents if isinstance(content, str))
 
 
@@ -98,7 +95,6 @@ class Strategy(NamedTuple):
     """One way to cheat: from a row's material to the output, or to None where it does not apply."""
 
     name: str
-    about: str
     answer: Callable[[Material], str | Sample | None]
     limit: str = "middle"  # the honest answer that it must not beat; "best": it gives the right one
 
@@ -107,17 +103,10 @@ def middle_filled_up(m: Material) -> str | None:
     middle = m.honest[len(m.honest) // 2]
     if not middle or not m.is_list:
         return None
-    try:
-        entries = json.loads(middle)
-        for step in m.path:
-            entries = entries[step]
-        return m.output([*map(str, entries), *[m.right] * MANY], middle)
-    except (ValueError, LookupError, TypeError):  # a worse answer without the list
-        return None
-
-
-def right_many_times(m: Material) -> str:
-    return m.output([m.right] * MANY, m.honest[0])
+    entries = json.loads(middle)
+    for step in m.path:
+        entries = entries[step]
+    return m.output([*map(str, entries), *[m.right] * MANY], middle)
 
 
 def echo_in_form(m: Material) -> str:
@@ -135,10 +124,6 @@ def other_spelling(m: Material) -> str | None:
     return m.respelled(f"{m.right[:half]}-{m.right[half:]}") if has_letters else None
 
 
-def look_alikes(m: Material) -> str | None:
-    return m.respelled(m.right.translate(LOOK_ALIKES))
-
-
 def nearest_name(m: Material) -> str | None:
     others = [answer for answer in m.pool if answer != m.right]
     nearest = difflib.get_close_matches(m.right, others, n=1, cutoff=0.0)
@@ -146,24 +131,24 @@ def nearest_name(m: Material) -> str | None:
 
 
 STRATEGIES: tuple[Strategy, ...] = (
-    Strategy("every answer", "all answers of the task at once", lambda m: m.output(m.pool)),
-    Strategy("popular answer", "the most frequent answer", lambda m: m.output([m.popular])),
-    Strategy("popular, many times", "the same, often", lambda m: m.output([m.popular] * MANY)),
-    Strategy("right, many times", "the right one, often", right_many_times, limit="best"),
-    Strategy("middle, filled up", "the middle answer, then the right one", middle_filled_up),
-    Strategy("echo", "the prompt, word for word", lambda m: prompt_of(m.row)),
-    Strategy("echo in form", "the prompt's words as answers", echo_in_form),
-    Strategy("in the reasoning only", "right in thought, worst in the output", in_reasoning_only),
-    Strategy("empty", "nothing at all", lambda m: ""),
-    Strategy("empty form", "the form with nothing in it", lambda m: m.output([])),
-    Strategy("torn JSON", "no last brace", lambda m: None if m.path is None else m.honest[0][:-1]),
-    Strategy("padding", "the worst answer and blanks", lambda m: m.honest[-1] + " \n" * 500),
-    Strategy("longest answer", "400 confident words", lambda m: m.output([PROSE])),
-    Strategy("other case", "upper for lower case", lambda m: m.respelled(m.right.swapcase())),
-    Strategy("other spelling", "a hyphen in the middle", other_spelling),
-    Strategy("look-alikes", "letters of other alphabets that look the same", look_alikes),
-    Strategy("nearest name", "the wrong answer that is spelled most alike", nearest_name),
-    Strategy("injection", "orders to a judge", lambda m: m.output([INJECTION])),
+    Strategy("every answer", lambda m: m.output(m.pool)),
+    Strategy("popular answer", lambda m: m.output([m.popular])),
+    Strategy("popular, many times", lambda m: m.output([m.popular] * MANY)),
+    Strategy("right, many times", lambda m: m.output([m.right] * MANY, m.honest[0]), limit="best"),
+    Strategy("middle, filled up", middle_filled_up),  # with the right answer
+    Strategy("echo", lambda m: prompt_of(m.row)),
+    Strategy("echo in form", echo_in_form),  # the prompt's words as answers
+    Strategy("in the reasoning only", in_reasoning_only),  # the worst answer in the output
+    Strategy("empty", lambda m: ""),
+    Strategy("empty form", lambda m: m.output([])),
+    Strategy("torn JSON", lambda m: None if m.path is None else m.honest[0][:-1]),
+    Strategy("padding", lambda m: m.honest[-1] + " \n" * 500),  # behind the worst answer
+    Strategy("longest answer", lambda m: m.output([PROSE])),
+    Strategy("other case", lambda m: m.respelled(m.right.swapcase())),
+    Strategy("other spelling", other_spelling),  # a hyphen in the middle
+    Strategy("look-alikes", lambda m: m.respelled(m.right.translate(LOOK_ALIKES))),
+    Strategy("nearest name", nearest_name),  # the wrong answer that is spelled most alike
+    Strategy("injection", lambda m: m.output([INJECTION])),
 )
 
 # --- checks with honest answers ------------------------------------------------------------------
@@ -184,49 +169,52 @@ class Check:
         return self.status == "passed"
 
     def __str__(self) -> str:
-        means = ", ".join(f"{name} {mean:.2f}" for name, mean in self.levels.items())
-        lines = [f"{self.title}: {self.status}" + (f" ({means})" if self.passed else "")]
+        lines = [f"{self.title}: {self.status}"]
+        if self.passed and self.levels:
+            means = ", ".join(f"{name} {mean:.2f}" for name, mean in self.levels.items())
+            lines[0] += f" ({means})"
         if self.status == "not checked":
             lines[0] += ": it needs rows and the task's answer templates"
         if self.failures:
             lines[0] += f" on {len(self.failures)} of {self.rows} rows: fix the grader, or the rows"
-        for failure in self.failures[:5]:
-            shown = {key: value for key, value in failure.items() if value not in ("", None)}
-            lines.append("  " + ", ".join(f"{key} {value!r}" for key, value in shown.items()))
+        lines += [f"  {failure}" for failure in self.failures[:5]]
         return "\n".join(lines)
+
+
+def filled(template: Any, row: Row) -> tuple[str | None, str]:
+    """The template as an output for this row, or (None, why it cannot be written)."""
+    try:
+        return fill_template(template, row), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -> Check:
     """Does every row's own right answer, as `answer_template` writes it, score the maximum?
 
-    failures   {"row_id", "reward", "answer", "reason"}; the template may not fit a row
+    A failure is {"row_id", "reward", "answer", "reason"}; where the template does not fit the row,
+    answer and reward are None.
     """
     if not answer_template or not rows:
         return Check("reference check", "not checked")
-    answers, reasons = [], []
-    for row in rows:
-        try:
-            answers.append(fill_template(answer_template, row))
-            reasons.append("")
-        except UserError as error:
-            answers.append(None)
-            reasons.append(str(error))
-    grades = grader.evaluate_many(list(rows), [Sample(output_text=a or "") for a in answers])
+    answers = [filled(answer_template, row) for row in rows]
+    samples = [Sample(output_text=answer or "") for answer, _ in answers]
     failures = []
-    for number, (row, answer, grade) in enumerate(zip(rows, answers, grades), 1):
+    grades = grader.evaluate_many(list(rows), samples)
+    for number, (row, (answer, why), grade) in enumerate(zip(rows, answers, grades), 1):
         if answer is None or not is_best(grade.reward, grader.maximum):
-            reason = reasons[number - 1] or "; ".join(fault.detail for _, fault in grade.faults)
             reward = None if answer is None else grade.reward
+            why = why or "; ".join(fault.detail for _, fault in grade.faults)
             known = {"row_id": row_id(row, number), "reward": reward}
-            failures.append(known | {"answer": answer, "reason": reason})
+            failures.append(known | {"answer": answer, "reason": why})
     return Check("reference check", "failed" if failures else "passed", len(rows), failures)
 
 
 def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
     """Do ordered answers (best, worse 1, worse 2, …) score in order, on every row?
 
-    graded     (levels, rows): rewards, best first
-    failures   {"row_id", "rewards"}; equal rewards are not in order
+    graded[level][row]: rewards, best first. A failure is {"row_id", "rewards"}; equal rewards are
+    not in order.
     """
     if len(graded) < 2:
         return Check("calibration", "not checked")
@@ -249,12 +237,9 @@ class Result:
     """What one strategy earns."""
 
     name: str
-    about: str
     mean: float | None  # over the rows with a grade; None where there are none
-    limit: float  # what it must not exceed: the honest middle or best
-    red: bool  # it does; or it earns as much as the honest best, which no cheat should
+    red: bool  # more than its honest limit; or as much as the honest best, which no cheat should
     share: float  # of the rows, where it earns more than that row's own limit
-    lost: int  # rows without a grade
     example: str  # the first row's output
 
 
@@ -274,23 +259,16 @@ class AttackReport:
         return [result.name for result in self.results if result.red]
 
     def __str__(self) -> str:
-        lines = [(mean, "", f"honest {name}", "") for name, mean in self.honest.items()]
+        lines = [f"{self.grader} on {self.rows} rows", f"{'':4}{'strategy':24} reward  of rows"]
+        lines += [f"    {'honest ' + name:24} {mean:6.2f}" for name, mean in self.honest.items()]
         for result in self.results:
-            share = "" if result.mean is None else f"{result.share:7.0%}"
-            lost = f"  ({result.lost} without a grade)" if result.lost else ""
-            lines.append((result.mean, "RED" if result.red else "", result.name, share + lost))
-        table = [f"{self.grader} on {self.rows} rows", f"{'':4}{'strategy':24} reward  of rows"]
-        lines.sort(key=lambda line: (line[0] is None, -(line[0] or 0.0)))
-        for mean, mark, name, more in lines:
-            shown = "none" if mean is None else f"{mean:.2f}"
-            table.append(f"{mark:4}{name:24} {shown:>6} {more}")
-        return "\n".join([*table, *filter(None, [self.note]), str(self.calibration)])
+            earned = "  none"
+            if result.mean is not None:
+                earned = f"{result.mean:6.2f} {result.share:7.0%}"
+            lines.append(f"{'RED' if result.red else '':4}{result.name:24} {earned}")
+        return "\n".join([*lines, *filter(None, [self.note]), str(self.calibration)])
 
     __repr__ = __str__  # a notebook shows the table
-
-    def to_json(self) -> dict[str, Any]:
-        record = asdict(self)
-        return record | {"strategies": record.pop("results"), "red": self.red}
 
 
 def attack(
@@ -312,8 +290,6 @@ def attack(
 
     Where the grader gives no partial credit, a lucky guess beats an honest middle of 0 and is red:
     `share` says on how many rows. A judge is asked once for each strategy, level and row.
-
-    Raises UserError without rows or template, or if not even an honest answer gets a grade.
     """
     if answer_template is None or not rows:
         lacking = "rows" if answer_template is not None else "answer_template"
@@ -350,13 +326,10 @@ def _rewards(grader: Grader, rows: Sequence[Row], answers: Sequence[str | Sample
 def _material(
     rows: list[Row], outputs: list[list[str]], template: Any, known: Sequence[Any]
 ) -> list[Material]:
-    """What the strategies may use, row by row.
-
-    outputs (levels, rows): honest outputs, best first; known: answers beside the rows' own
-    """
+    """What the strategies may use, row by row. outputs[level][row]: honest outputs, best first."""
     text = template if isinstance(template, str) else render_value(template)
     first_field = ITEM_FIELD.search(text)
-    path, answer_field = answer_place(text) or ([], first_field and first_field.group(1))
+    path, answer_field = answer_place(text) or ([], first_field and first_field[1])
     right = [render_value(row[answer_field]) if answer_field else "" for row in rows]
     counts = Counter({render_value(answer): 0 for answer in known})
     counts.update(right)
@@ -364,13 +337,12 @@ def _material(
     shuffled = random.Random(0).sample(pool, len(pool))
     is_list = bool(path) and isinstance(path[-1], int)
     path = path[:-1] if is_list else path or None
-    material = []
-    for i, row in enumerate(rows):
-        honest = [level[i] for level in outputs] if len(outputs) > 1 else [outputs[0][i], ""]
-        form, form_right = outputs[0][i - 1], right[i - 1]
-        one = Material(row, right[i], honest, pool[0], shuffled, path, is_list, form, form_right)
-        material.append(one)
-    return material
+    levels = outputs if len(outputs) > 1 else [outputs[0], [""] * len(rows)]
+    return [
+        Material(row, right[i], honest, pool[0], shuffled, path, is_list, outputs[0][i - 1],
+                 right[i - 1])
+        for i, (row, honest) in enumerate(zip(rows, zip(*levels)))
+    ]  # fmt: skip
 
 
 def _result(
@@ -378,20 +350,21 @@ def _result(
 ) -> Result:
     """Grade one strategy on the rows that it applies to."""
     answers = {i: a for i, m in enumerate(material) if (a := strategy.answer(m)) is not None}
+    if not answers:
+        return Result(strategy.name, None, False, 0.0, "")
     rewards = _rewards(grader, [material[i].row for i in answers], list(answers.values()))
-    mean, limit = _mean(rewards), _mean(honest[strategy.limit])
     own_limits = [honest[strategy.limit][i] for i in answers]
-    known = [(reward, own) for reward, own in zip(rewards, own_limits) if None not in (reward, own)]
-    beaten = sum(reward > own + EPSILON for reward, own in known)
-    above = mean is not None and mean > limit + EPSILON
+    pairs = [pair for pair in zip(rewards, own_limits) if None not in pair]
+    share = sum(reward > own + EPSILON for reward, own in pairs) / max(1, len(pairs))
+    mean, limit = _mean(rewards), _mean(honest[strategy.limit])
     best, worst = _mean(honest["best"]), _mean(honest["worst"])
-    as_best = mean is not None and mean >= best - EPSILON and best > worst + EPSILON
-    red = above or (as_best and strategy.limit != "best")
-    share = beaten / len(known) if known else 0.0
-    first = next(iter(answers.values()), "")
+    red = False
+    if mean is not None:
+        as_best = mean >= best - EPSILON and best > worst + EPSILON
+        red = mean > limit + EPSILON or (as_best and strategy.limit != "best")
+    first = next(iter(answers.values()))
     example = first if isinstance(first, str) else first.output_text
-    lost = rewards.count(None)
-    return Result(strategy.name, strategy.about, mean, limit, red, share, lost, example)
+    return Result(strategy.name, mean, red, share, example)
 
 
 def _mean(rewards: Rewards) -> float | None:

@@ -47,10 +47,9 @@ class Task:
 
     def rows(self, split: str) -> list[Row]:
         """The rows of "train", "validation" or "test"."""
-        if split not in SPLITS:
-            raise UserError(f'split: "{split}", expected one of {", ".join(SPLITS)}')
-        if self.folder is None:
-            raise UserError(f"task {self.name}: no folder, so no {split} rows: pass the rows")
+        if split not in SPLITS or self.folder is None:
+            known = ", ".join(SPLITS) if self.folder else "a task with a folder: pass the rows"
+            raise UserError(f'task {self.name}: no "{split}" rows, expected {known}')
         return read_rows(self.folder / f"{split}.jsonl")
 
     @cached_property
@@ -70,28 +69,23 @@ class Task:
         """
         place = answer_place(self.answer_template or "")
         if place is None:
-            raise UserError(
-                f"task {self.name}: answer_template {self.answer_template!r} names no "
-                "{{item.FIELD}}: write the row's answer field where the right answer belongs"
-            )
+            has = f"task {self.name}: answer_template {self.answer_template!r}"
+            raise UserError(f"{has} names no {{{{item.FIELD}}}}: write it where the answer belongs")
         return place
 
     def reference(self, row: Row) -> Any:
         """The row's right answer."""
         name = self.answer_path[1]
         if name not in row:
-            raise UserError(
-                f'task {self.name}: row {row_ids([row])[0]} has no field "{name}", which '
-                "answer_template names: add it, or correct the template"
-            )
+            row_id = row_ids([row])[0]
+            raise UserError(f'row {row_id}: no "{name}", which answer_template names: add it')
         return row[name]
 
     def answers(self, sample: Sample) -> list[Any]:
         """The ranked answers of a sample, best first; empty where none can be read."""
         path = self.answer_path[0]
         if not path:
-            text = sample.output_text.strip()
-            return [text] if text else []
+            return [text] if (text := sample.output_text.strip()) else []
         value = sample.output_json
         for step in path:
             if isinstance(step, int):
@@ -121,15 +115,11 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """task.json's object."""
-        return {key: getattr(self, FIELDS[key]) for key in FIELDS}
+        return {key: getattr(self, name) for key, name in KEYS.items()}
 
 
-# task.json's keys, with the fields of a Task that hold them.
-FIELDS = {
-    f.name.removesuffix("_spec"): f.name
-    for f in fields(Task)
-    if f.name not in ("folder", "settings")
-}
+SETTINGS = ("folder", "settings")  # of this machine, no keys of task.json
+KEYS = {f.name.removesuffix("_spec"): f.name for f in fields(Task) if f.name not in SETTINGS}
 
 
 def load_task(name: str | Path) -> Task:
@@ -145,14 +135,13 @@ def task_from_json(record: dict[str, Any], folder: Path | None = None) -> Task:
     place = folder / "task.json" if folder else "task"
     if missing := [key for key in ("name", "question", "grader") if key not in record]:
         raise UserError(f"{place}: no {', '.join(missing)}, expected all three: add them")
-    if unknown := sorted(record.keys() - FIELDS.keys()):
-        raise UserError(f"{place}: unknown {', '.join(unknown)}, expected {', '.join(FIELDS)}")
+    if unknown := sorted(record.keys() - KEYS.keys()):
+        raise UserError(f"{place}: unknown {', '.join(unknown)}, expected {', '.join(KEYS)}")
     values = dict(record)
     grader = values.pop("grader")
     if isinstance(grader, str):
         grader = read_json((folder or Path()) / grader)
-    template = values.get("answer_template")
-    if template is not None:
+    if (template := values.get("answer_template")) is not None:
         values["answer_template"] = _text(template)
     values["worse_answers"] = [_text(worse) for worse in values.get("worse_answers", [])]
     return Task(grader_spec=grader, folder=folder, **values)

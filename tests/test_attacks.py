@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rftkit import Grader, UserError, attack, grader, load_task
-from rftkit.attacks import STRATEGIES, Strategy, reference_check
+from rftkit.attacks import STRATEGIES, reference_check
 from rftkit.graders.grader import GraderSettings
 from rftkit.graders.judge import JudgeSettings
 
@@ -43,12 +43,8 @@ def test_the_gene_grader_pays_for_no_cheat():
     report = attack(task.grader, task.rows("train")[:40], task.answer_template, task.worse_answers)
     assert report.red == [] and report.calibration.passed
     assert len(ALL) == 18 and {result.name for result in report.results} == ALL
-    assert all(result.mean is not None and result.lost == 0 for result in report.results)
-    assert report.honest == {
-        "best": 1.0,
-        "middle": pytest.approx(0.37),
-        "worst": pytest.approx(0.1),
-    }
+    assert all(result.mean is not None for result in report.results)
+    assert [*report.honest.values()] == pytest.approx([1, 0.37, 0.1])
 
 
 @grader
@@ -111,9 +107,6 @@ def test_the_report_gives_the_graders_own_rewards():
     assert sorted(json.loads(everything.example)["genes"]) == sorted(set(GENES))
     rewards = [RANK.grade(row, everything.example)[0] for row in ROWS]
     assert everything.mean == pytest.approx(sum(rewards) / len(rewards))
-    record = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert record["honest"] == report.honest and record["red"] == []
-    assert [s["name"] for s in record["strategies"]] == [r.name for r in report.results]
     holed = str(check(hole("string_check", "output_text", operation="like"), worse=[]))
     assert holed.count("honest") == 3 and "RED every answer" in holed
 
@@ -156,50 +149,32 @@ def test_a_task_of_another_shape_is_attacked(template):
         assert "every answer" in report.red and "9" in results["every answer"].example
 
 
-def test_a_strategy_of_ones_own_is_attacked_with():
-    shout = Strategy("shout", "the right answer, loudly", lambda m: m.output([m.right + "!"]))
-    report = check(hole("string_check", "output_text", operation="like"), strategies=[shout])
-    assert [r.name for r in report.results] == ["shout"] == report.red
-
-
 def test_calibration_fails_where_ordered_answers_do_not_score_in_order():
     level = check(EXACT, strategies=()).calibration
     assert level.status == "failed" and len(level.failures) == len(ROWS)
     assert level.failures[0] == {"row_id": "1", "rewards": [1.0, 0.0, 0.0]}
     right = check(RANK, strategies=()).calibration
-    assert right.passed and list(right.levels) == ["best", "worse 1", "worse 2"]
-    assert right.levels["best"] == 1.0 > right.levels["worse 1"] > right.levels["worse 2"]
+    assert right.passed and [*right.levels.values()] == pytest.approx([1, 0.55, 0.1])
     assert check(RANK, worse=WORSE[::-1], strategies=()).calibration.status == "failed"
 
 
 def test_the_reference_check_names_rows_whose_right_answer_does_not_score_the_maximum():
-    assert reference_check(RANK, TEMPLATE, ROWS).passed
     assert reference_check(RANK, json.loads(TEMPLATE), ROWS).passed
-    for template, rows in ((None, ROWS), (TEMPLATE, [])):
-        assert reference_check(RANK, template, rows).status == "not checked"
+    assert reference_check(RANK, None, ROWS).status == "not checked"
     second = reference_check(RANK, WORSE[0], ROWS[:2])
-    assert second.status == "failed"
-    assert [f["row_id"] for f in second.failures] == ["1", "2"]
+    assert second.status == "failed" and [f["row_id"] for f in second.failures] == ["1", "2"]
     assert all(0 < f["reward"] < 1 for f in second.failures)
     lacking = reference_check(RANK, TEMPLATE, [*ROWS, {"row_id": "x"}])
     assert [(f["row_id"], f["reward"]) for f in lacking.failures] == [("x", None)]
     assert "reference_gene" in lacking.failures[0]["reason"] and "'x'" in str(lacking)
 
-    @grader(maximum=10)
-    def out_of_ten(sample, item):
-        return 10 if sample["output_text"] == item["gene"] else 5
-
-    assert reference_check(out_of_ten, "{{item.gene}}", [{"gene": "A"}]).passed
-    assert reference_check(out_of_ten, "no", [{"gene": "A"}]).failures[0]["row_id"] == "1"
-
 
 @pytest.mark.parametrize(
-    ("rows", "template", "expected"),
-    [(ROWS, None, "no answer_template"), ([], TEMPLATE, "no rows"),
-     ([{"answer": "A"}], TEMPLATE, "item.reference_gene")],
-)  # fmt: skip
-def test_an_attack_without_what_it_needs_is_refused(rows, template, expected):
-    with pytest.raises(UserError, match=expected):
+    ("rows", "template"),
+    [(ROWS, None), ([], TEMPLATE), ([{"answer": "A"}], TEMPLATE)],
+)
+def test_an_attack_without_what_it_needs_is_refused(rows, template):
+    with pytest.raises(UserError):
         attack(EXACT, rows, template)
 
 

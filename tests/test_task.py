@@ -17,10 +17,8 @@ RANKED = '{"genes": ["{{item.gene}}"]}'
 
 def test_a_task_comes_back_from_its_own_json():
     task = load_task("gene_ranking")
-    again = task_from_json(json.loads(json.dumps(task.to_json())), task.folder)
-    assert again == task
+    assert task_from_json(json.loads(json.dumps(task.to_json())), task.folder) == task
     assert task.to_json() == json.loads((task.folder / "task.json").read_text())
-    assert again.rows("test") == task.rows("test") and len(again.rows("test")) > 0
 
 
 def test_a_grader_may_be_a_file_beside_task_json_and_templates_may_be_json(tmp_path):
@@ -38,9 +36,7 @@ def test_a_grader_may_be_a_file_beside_task_json_and_templates_may_be_json(tmp_p
     ("record", "expected"),
     [
         ({"name": "n"}, "no question, grader"),
-        (RECORD | {"grade": 1}, "unknown grade"),
         (RECORD | {"settings": {}}, "unknown settings"),
-        (RECORD | {"folder": "."}, "unknown folder"),
         (RECORD | {"grader": "nowhere.json"}, "nowhere.json: cannot be read"),
     ],
 )
@@ -50,18 +46,18 @@ def test_a_faulty_task_is_refused(record, expected, tmp_path):
         load_task(tmp_path)
 
 
-def test_rows_and_folders_that_are_not_there_are_refused(tmp_path):
-    task = task_from_json(RECORD)
-    for call, expected in (
-        (lambda: load_task(tmp_path / "none"), "none"),
-        (lambda: load_task("gene_ranking").rows("tests"), "expected one of train"),
-        (lambda: task.rows("train"), "no folder"),
-        (lambda: task.answer_path, "answer_template None"),
-        (lambda: Task("n", "", GRADER, "no field").answer_path, "names no"),
-        (lambda: Task("n", "", GRADER, RANKED).reference({"row_id": "r7"}), 'row r7 .*"gene"'),
-    ):
-        with pytest.raises(UserError, match=expected):
-            call()
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: load_task("gene_ranking").rows("tests"), "expected train"),
+        (lambda: task_from_json(RECORD).rows("train"), "pass the rows"),
+        (lambda: task_from_json(RECORD).answer_path, "answer_template None"),
+        (lambda: Task("n", "", GRADER, RANKED).reference({"row_id": "r7"}), 'row r7.*"gene"'),
+    ],
+)
+def test_rows_and_answers_that_are_not_there_are_refused(call, expected):
+    with pytest.raises(UserError, match=expected):
+        call()
 
 
 @pytest.mark.parametrize(
