@@ -203,6 +203,7 @@ def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
         planted(loss=0.0, kl=None),  # GRPO with one update a batch: the gradient is not zero
         planted(errors={"sample_parse_error": 0.9, "truncated_observation_error": 1.0}),
         planted(errors={"python_grader_runtime_error": 0.3}),
+        planted(sub_rewards=lambda r, done: {"strict": done, "lenient": 0.2 + 0.8 * done}),
         planted(
             loss=lambda r, done: -done, eval_loss=lambda r, done: 1 + done
         ),  # GRPO's says little
