@@ -240,13 +240,11 @@ def print_cases(report: dict[str, Any], out: Path) -> None:
     """What was kept, what was lost and why, what each side holds, the baselines, the next step."""
     kept = f"{report['records']:,} phenopackets, {report['kept']:,} cases kept"
     console.say(f"{report['source']}: {kept}")
-    counts = {f"lost, {reason}": number for reason, number in report["lost"].items()}
-    counts["mentions of terms unknown to HPO"] = report["terms_unknown_to_hpo"]["mentions"]
-    counts["kept on one side, repeat another's features"] = report["duplicates"]
-    counts |= {f"dropped, {reason}": n for reason, n in report.get("dropped", {}).items()}
-    counts |= {f"copy {reason}": n for reason, n in report.get("copies", {}).items()}
-    for what, number in counts.items():
-        console.say(f"  {what}: {number:,}")
+    counts = {"mentions of terms unknown to HPO": report["terms_unknown_to_hpo"]["mentions"]}
+    counts["duplicates, kept on one side"] = report["duplicates"]
+    for key in ("lost", "dropped", "copies"):
+        counts |= {f"{key}: {reason}": number for reason, number in report.get(key, {}).items()}
+    console.print_table([{"what": what, "number": number} for what, number in counts.items()])
     keys = ("rows", "genes", "papers", "rows_of_largest_gene")
     sides = [(str(out / name), side) for name, side in report["files"].items()]
     console.print_table([{"file": file} | {key: side[key] for key in keys} for file, side in sides])

@@ -174,8 +174,8 @@ class Comparison:
     ] = None
     task: Annotated[str | None, option("T", "A task; default: the one beside ROWS.")] = None
     group_by: Annotated[str | None, option("KEY", "Rows of one value are drawn together.")] = None
-    max_tokens: Annotated[int | None, option("N", "Limit; default: 64 embedded, else 1024.")] = None
-    batch_size: Annotated[int | None, option("N", "Answers side by side: less memory.")] = None
+    max_tokens: Annotated[int | None, option("N", "Default: 64 embedded, else 1024.", min=1)] = None
+    batch_size: Annotated[int | None, option("N", "Answers drawn side by side.", min=1)] = None
     allow_weak_isolation: WeakIsolationFlag = False
 
 
@@ -285,7 +285,8 @@ def load_metric(name: str) -> MetricFunction:
     rights: for your own code only. Raises UserError, also when it is called.
     """
     module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         own = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a user's module raises when it is imported
@@ -294,7 +295,7 @@ def load_metric(name: str) -> MetricFunction:
             "module:function, of a module in this folder or an installed one"
         ) from None
     finally:
-        del sys.path[0]
+        sys.path.remove(here)
 
     def value(row: dict[str, Any], sample: Sample) -> float:
         context = Context(row, sample)
