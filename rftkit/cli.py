@@ -228,8 +228,8 @@ def cases_command(
     from rftkit.genes.cases import make_cases
 
     with console.Reporter() as reporter:
-        watch = reporter.count
-        report = make_cases(source, out, candidates or 0, baselines, seed, watch, drop_copies)
+        reporter.stage("ranking without a model" if baselines else "reading")
+        report = make_cases(source, out, candidates or 0, baselines, seed, drop_copies)
     if as_json:
         console.print_json(report)
     else:

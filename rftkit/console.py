@@ -121,10 +121,6 @@ class Reporter(Progress):
     def work(self, done: float) -> None:
         self.advance(self.bar, done)
 
-    def count(self, name: str, done: int, total: int) -> None:
-        """A stage with a size of its own; total 0: not known."""
-        self.update(self.bar, description=name, completed=done, total=total or None)
-
 
 class TrainingProgress:
     """Observes a run for the terminal: a bar with its ETA, the reward, the held-out metric."""

@@ -14,7 +14,7 @@ taken away from the true gene. Absent terms are not used. Ties share their credi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -133,9 +133,7 @@ def sparse_rows(tables: Iterable[Mapping[str, float]], hpo: Hpo):
 
 
 def measure(
-    ranker: OverlapRanker | LikelihoodRanker,
-    cases: Sequence[Case],
-    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ranker: OverlapRanker | LikelihoodRanker, cases: Sequence[Case]
 ) -> list[dict[str, Any]]:
     """Rank the genes for every case, both ways: two records as they stand in report.json.
 
@@ -150,7 +148,6 @@ def measure(
         as_is += tie_credits(scores, column[gene])
         scores[:, column[gene]] = ranker.score_without(gene, paper, present)
         without += tie_credits(scores, column[gene])
-        watch(f"baseline {ranker.method}", len(as_is), len(cases))
     records = []
     ways = (("as is", len(cases), as_is), ("without own paper", len(known), without))
     for how, n, credit in ways:

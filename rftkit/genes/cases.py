@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,12 @@ def make_cases(
     candidates: int = 0,
     with_baselines: bool = False,
     seed: int = 0,
-    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
     without_copies: bool = False,
 ) -> dict[str, Any]:
     """Read phenopackets, split them by gene, write train, validation, test.jsonl and report.json.
 
     candidates      0: free form. N: each prompt names N genes, the true one among them
-    with_baselines  also rank all genes for all cases without a language model (about 10 s);
-                    watch is called with what is ranked, how many cases, of how many
+    with_baselines  also rank all genes for all cases without a language model (about 10 s)
     without_copies  leave out what `rftkit check` calls a copy
     Returns the report. UserError for a source that cannot be read, or too few genes.
     """
@@ -94,7 +92,7 @@ def make_cases(
         report["baselines"] = [
             record
             for ranker in (OverlapRanker(hpo), LikelihoodRanker(hpo))
-            for record in measure(ranker, reading.cases, watch)
+            for record in measure(ranker, reading.cases)
         ]
     report["attribution"] = ATTRIBUTION
     write_json(Path(out) / "report.json", report)
@@ -117,11 +115,11 @@ def split_cases(cases: Sequence[Case], seed: int = 0) -> dict[str, list[Case]]:
     The same cases and seed give the same sides, whatever the cases' order.
     """
     cases = sorted(cases, key=lambda case: case.case_id)
-    n_genes = Counter(case.gene for case in cases)
+    n_cases = Counter(case.gene for case in cases)
     # split_by_group keeps (and asserts) rows with equal `messages` on one side: here that is the
     # features' ids, so that age, sex and the order of a list do not hide a copy.
     stand_ins = [
-        {"messages": c.features, GENE: CROWDED if n_genes[c.gene] > MOST else c.gene, "case": c}
+        {"messages": c.features, GENE: CROWDED if n_cases[c.gene] > MOST else c.gene, "case": c}
         for c in cases
     ]
     sides = split_by_group(stand_ins, GENE, SHARES, seed)
