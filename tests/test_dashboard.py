@@ -16,7 +16,7 @@ from rftkit.dashboard import (
     in_jupyter,
     seconds_left,
 )
-from rftkit.plots import cost_figure, curve_figure, table_figure
+from rftkit.plots import curve_figure
 from rftkit.records import Sample
 
 
@@ -86,45 +86,10 @@ def test_pictures_bear_logs_without_rewards_validations_or_steps():
         assert len(dashboard_figure(log).axes) == 6 and len(curve_figure(log).axes) == 2
 
 
-def test_one_step_leaves_a_visible_mark_in_each_panel():
-    for axes in dashboard_figure(made_log(1), START, 20).axes:
-        assert axes.lines and all(line.get_marker() in (".", "o") for line in axes.lines)
-
-
 def test_the_curve_marks_the_step_that_was_kept():
     above, below = curve_figure(made_log(), START, base=0.2).axes
     assert [5, 5] in [list(line.get_xdata()) for line in above.lines]
     assert [text.get_text() for text in below.get_legend().texts] == ["lead", "weigh"]
-
-
-def test_the_table_draws_each_system_and_reference_line():
-    system = {"top1": {"mean": 0.5, "low": 0.4, "high": 0.6}, "greedy": {"top1": 0.7}}
-    systems = [system | {"name": name} for name in ("mini base", "RFT mini", "mine")]
-    lines = [{"name": "o1", "value": 0.25}]
-    report = {"systems": systems, "n_cases": 9, "reference_lines": lines}
-    [axes] = table_figure(report, colours={"mine": "#4c9a5b"}).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "mini base",
-        "RFT mini",
-        "mine",
-    ]
-    assert len(axes.patches) == 3 and len({bar.get_facecolor() for bar in axes.patches}) == 3
-    assert len(axes.lines) == 3 * 2 + 1
-
-
-def test_the_cost_is_drawn_by_count_length_and_size():
-    sizes = {"embedded:mini": 1e6, "embedded:large": 3e6}
-    points = [
-        {"way": way, "model": model, "answers_per_prompt": count, "completion_tokens": tokens,
-         "seconds_a_step": 1.0}
-        for way in ("trl", "rftkit") for model in sizes
-        for count, tokens in ((8, 32), (4, 32), (8, 16))
-    ]  # fmt: skip
-    middle = {"answers_per_prompt": 8, "completion_tokens": 32}
-    panels = cost_figure({"middle": middle, "parameters": sizes, "points": points}).axes
-    assert [len(axes.lines) for axes in panels] == [4, 4, 2]
-    assert panels[0].lines[0].get_xdata().tolist() == [4, 8]
-    assert panels[2].lines[0].get_xdata().tolist() == [1, 3]
 
 
 def test_html_shows_alarms_and_completions_escaped_and_as_text():

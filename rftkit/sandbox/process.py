@@ -165,9 +165,5 @@ def _sweep() -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder, whatever was done in it: closed, or nested deeper than Python recurses."""
-    with suppress(RecursionError):
+    with suppress(RecursionError):  # nested deeper than Python recurses: it stays
         shutil.rmtree(folder, ignore_errors=True)
-    if os.path.exists(folder) and os.name == "posix":
-        for words in (["chmod", "-R", "u+rwX", folder], ["rm", "-rf", folder]):
-            subprocess.run(words, stderr=subprocess.DEVNULL)

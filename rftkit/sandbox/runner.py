@@ -22,7 +22,6 @@ from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.process import Lost, Sandbox, ask_alone
 from rftkit.sandbox.server import GRADE, HEADER, LOADED, NONCE_BYTES, PROGRAM
 
-MOST_IDLE = 16  # servers that are kept for the next grade
 MOST_WORKERS = 8
 # A server imports these once where a text imports them: the libraries of OpenAI's grader image,
 # and what many graders use of the standard library.
@@ -59,13 +58,9 @@ def python_runner(
 ) -> Runner:
     """What runs python graders in isolation: a function (source, sample, item) -> Outcome.
 
-    allow_weak_isolation  run even where this machine cannot keep a program from the network and
-                          from files (a line says so): for texts you wrote or have read yourself
-    limits                of each grade; by default those of OpenAI's guide
-    workers               grades at once; by default one a core, at most 8
-
-    UserError where isolation is missing and was not waived. Calls with the same settings share
-    one runner, and so its servers.
+    UserError where this machine cannot keep a program from network and files, unless
+    allow_weak_isolation waives that: for texts that you have read yourself. The limits are those of
+    OpenAI's guide, the workers one a core. Calls with the same settings share one runner.
 
     >>> run = python_runner(allow_weak_isolation=True)
     >>> run("def grade(sample, item):\\n    return len(item)", {}, {"a": 1}).value
@@ -173,13 +168,11 @@ class Runner:
             return ask_alone(request, self.limits)
         sandbox = self._take(libraries)
         answer = sandbox.ask(request)
-        has_ended = HEADER.unpack_from(answer)[2]
-        with self._lock:
-            is_kept = not has_ended and len(self._idle) < MOST_IDLE
-            if is_kept:
-                self._idle.append(sandbox)
-        if not is_kept:
+        if HEADER.unpack_from(answer)[2]:  # it has ended
             sandbox.close()
+        else:
+            with self._lock:
+                self._idle.append(sandbox)
         return answer
 
     def _take(self, libraries: tuple[str, ...]) -> Sandbox:

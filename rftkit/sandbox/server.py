@@ -14,7 +14,6 @@ ever parsed. The server's answer is a HEADER and the reply.
 from __future__ import annotations
 
 import builtins
-import errno
 import gc
 import importlib
 import io
@@ -251,32 +250,24 @@ def encode(value: object) -> bytes:
     if _issubclass(kind, _float):
         return NUMBER + _pack("<d", value)
     if _issubclass(kind, _int):  # bool as well
-        try:
+        with suppress(OverflowError):
             return NUMBER + _pack("<d", _float(_int.__add__(value, 0)))
-        except OverflowError:
-            what = f"a whole number of {_int.bit_length(value):,} bits ({kind.__name__})"
-    else:
-        what = f"a {_type.__dict__['__name__'].__get__(kind)}"
-    return ERROR + f"grade returned {what}, expected a finite number".encode("utf-8", "replace")
+    name = _type.__dict__["__name__"].__get__(kind)
+    return ERROR + f"grade returned a {name}, expected a finite number".encode()
 
 
 def _describe(error: BaseException) -> bytes:
     """ERROR, the traceback within the text, and what the sandbox has to do with it."""
-    kind, hint = _type(error), ""
+    kind = _type(error)
     try:
         frame = error.__traceback__
         while frame is not None and frame.tb_frame.f_code.co_filename != _FILE:
             frame = frame.tb_next
         text = "".join(_format(kind, error, frame)).strip()[-_MOST_ERROR_TEXT:]
         if _issubclass(kind, PermissionError):
-            hint = "no network, no other process, and no file but libraries and a scratch folder"
-        elif _issubclass(kind, MemoryError):
-            hint = "a limited memory"
-        elif _issubclass(kind, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):
-            hint = "a limited number of bytes and files on disk"
+            text += "\n(the sandbox gives no network, no process, no file but a scratch folder)"
     except BaseException as second:  # its __str__ raises, or the memory is gone
         text = f"{kind.__name__} (and {_type(second).__name__} while its text was made)"
-    text += f"\n(the sandbox gives a grade {hint})" if hint else ""
     return ERROR + text.encode("utf-8", "replace")
 
 
