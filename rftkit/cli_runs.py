@@ -37,7 +37,6 @@ def signal_command(
     from rftkit.policy import load_policy
     from rftkit.signal.verdict import measure_signal
     from rftkit.training.config import config_base, config_rows, config_task, read_run_config
-    from rftkit.training.store import make_folder
 
     run = read_run_config(config)
     if run.method != "grpo":
@@ -47,7 +46,9 @@ def signal_command(
     rows, _ = config_rows(run, task)
     task.grader.check_ready()  # before the model is loaded
     if out is not None:
-        make_folder(out)  # refused here where it cannot be written, before the work
+        out.mkdir(
+            parents=True, exist_ok=True
+        )  # refused here where it cannot be written, before the work
     with Reporter() as reporter:
         reporter.stage("drawing answers")
         policy = load_policy(run.model, run.engine, run.init_adapter)

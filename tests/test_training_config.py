@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rftkit import RunConfig, UserError, load_task
+from rftkit import RunConfig, UserError, load_policy, load_task
 from rftkit.cli import app
 from rftkit.files import embedded_model
 from rftkit.training.config import config_rows, config_task, read_run_config
-from rftkit.training.plan import Measured, make_plan, run_order
+from rftkit.training.plan import Measured, bytes_an_answer, make_plan, run_order
 from rftkit.training.run import plan_of
 
 TASK = {"task": "gene_ranking"}
-SMALL = Measured(2, 64, 4, 1000, 4, prompt_tokens=100)
+SMALL = Measured(hidden=64, prompt_tokens=100, answer_bytes=4e6)
 GRADER = {"type": "string_check", "name": "mine", "input": "{{sample.output_text}}",
           "operation": "ne", "reference": ""}  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_all_faults_of_a_config_are_named_at_once():
     [
         {"steps": 0}, {"steps": 10**12}, {"steps": "5"}, {"steps": 2.5}, {"seed": 2**32},
         {"learning_rate": 10**400}, {"beta": float("nan")}, {"beta": -1}, {"keep_start": 1},
-        {"lora_rank": 10**9}, {"micro_batch": 7}, {"micro_batch": 0}, {"patterns": {"a": "("}},
+        {"lora_rank": 10**9}, {"micro_batch": 7}, {"micro_batch": 0},
         {"report_to": ["tensorboard"]}, {"model": ""}, {"train_file": "nowhere.jsonl"},
         {"answers_per_prompt": 1}, {"temperature": 0}, {"engine": "vllm"},
     ],
@@ -87,7 +87,6 @@ def test_a_reporting_package_must_be_installed(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ('{"method": {"type": "reinforcement"}}', "c.json"),  # a job in OpenAI's shape
         ("[" * 100_000, "c.json"),
         ('{"task": ', "c.json:1:10"),
         ("[1]", "c.json"),
@@ -146,9 +145,11 @@ def test_the_micro_batch_is_the_largest_divisor_that_fits():
     assert 1 < tight.micro_batch < 64 and tight.micro_batch * tight.accumulation == 64
     assert tight.passes == 56.0 and "8 passes" in tight.reasons[0]
     assert plan(1.0).micro_batch == 1 and "may not fit" in plan(1.0).reasons[0]
+    tokens = [
+        bytes_an_answer(load_policy("embedded:mini").model.config, n, 64, 4) for n in (99, 999)
+    ]
+    assert 0 < 10 * tokens[0] < tokens[1]  # attention grows with the square
     assert plan(1.0, micro_batch=16).micro_batch == 16
-    assert plan(3e9).micro_batch == 64 > plan(3e9, replace(SMALL, vocabulary=100_000)).micro_batch
-    assert plan(1e8, max_completion_tokens=640).micro_batch < plan(1e8).micro_batch
 
 
 def test_the_learning_rate_follows_the_width():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -112,23 +111,6 @@ class RunConfig(BaseModel):
             raise ValueError(f"{place!r}, expected a file or folder that exists")
         return place
 
-    @field_validator("patterns")
-    @classmethod
-    def _patterns_compile(cls, patterns: dict[str, str]) -> dict[str, str]:
-        try:
-            for pattern in patterns.values():
-                re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"expected regular expressions: {error}") from None
-        return patterns
-
-    @field_validator("task")
-    @classmethod
-    def _task_loads(cls, name: str | None) -> str | None:
-        if name is not None:
-            load_task(name)
-        return name
-
     @field_validator("grader")
     @classmethod
     def _grader_is_read(cls, grader: Any) -> Any:
@@ -174,7 +156,7 @@ class RunConfig(BaseModel):
         return [
             f"{name}: {there!r} there, {here!r} here"
             for name, here in self
-            if name in names and not same(name, here, there := getattr(other, name))
+            if name in names and here != (there := getattr(other, name))
         ]
 
 
@@ -190,12 +172,6 @@ def fault_line(fault: Any) -> str:
     return f"{name}: {shorten(repr(fault['input']))}, expected to {expected}"
 
 
-def same(name: str, a: Any, b: Any) -> bool:
-    """Equal, or two names of one folder."""
-    places = name in ("model", "init_adapter") and isinstance(a, str) and isinstance(b, str)
-    return a == b or (places and Path(a).exists() and Path(a).resolve() == Path(b).resolve())
-
-
 def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
     """The RunConfig in a JSON file. A relative path in it is looked for beside the file first.
 
@@ -204,11 +180,6 @@ def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
     path, record = Path(file), read_json(file)
     if not isinstance(record, dict):
         raise UserError(f"{path}: {type(record).__name__}, expected one JSON object (a RunConfig)")
-    if isinstance(record.get("method"), dict):
-        raise UserError(
-            f'{path}: "method" is an object, as in an OpenAI fine-tuning job, expected "grpo" or '
-            '"sft": write a RunConfig; jobs are not supported yet'
-        )
     for name in PATHS:
         value = record.get(name)
         if isinstance(value, str) and value and os.path.exists(path.parent / value):
@@ -231,23 +202,18 @@ def config_base(config: RunConfig) -> str:
 def config_task(config: RunConfig) -> Task:
     """The config's task, with the config's own fields in place of the task's; or, where it names
     none, the task that its own fields make up."""
-    own = {name: getattr(config, name) for name in ("answer_template", "group_by", "patterns")}
+    names = ("grader", "answer_template", "group_by", "patterns")
+    own = {name: value for name in names if (value := getattr(config, name))}
     if config.task is not None:
-        changes = {name: value for name, value in own.items() if value}
-        if config.grader is not None:
-            changes["grader_spec"] = config.grader
+        changes = {"grader_spec" if name == "grader" else name: own[name] for name in own}
         task = replace(load_task(config.task), **changes)
     elif config.grader is None:
-        raise UserError("RunConfig: no task and no grader, expected a task, or train_file + grader")
+        raise UserError("RunConfig: no task and no grader: name a task, or train_file and grader")
     else:
-        headline = "top1" if config.answer_template else "grade"
-        known = {
-            "name": Path(config.train_file or "run").stem,
-            "question": "",
-            "headline": headline,
-        }
-        metrics = ["top1", "mrr"] if config.answer_template else ["grade"]
-        task = task_from_json(known | own | {"grader": config.grader, "metrics": metrics})
+        known = {"name": Path(config.train_file or "run").stem, "question": ""}
+        if config.answer_template:
+            known |= {"metrics": ["top1", "mrr"], "headline": "top1"}
+        task = task_from_json(known | own)
     settings = GraderSettings(allow_weak_isolation=config.allow_weak_isolation)
     return replace(task, settings=settings)
 

@@ -9,9 +9,7 @@ checkpoint by reward would be the one that fools it best.
 from __future__ import annotations
 
 import shutil
-import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,12 +51,9 @@ class HeldOut:
         self.progress = Progress()
 
     def validate(
-        self, policy: LocalPolicy, step: int, log: Sequence[dict[str, Any]] = ()
+        self, policy: LocalPolicy, step: int
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """(the validation's record, its alarms); the adapter is saved where it is among the best.
-
-        log   the steps up to here, for the alarm: did the training reward rise?
-        """
+        """(its record, its alarms); the adapter is saved where it is among the best."""
         began, progress = time.perf_counter(), self.progress
         result = self.evaluate(policy)
         metric, grade = result.values[self.task.headline], result.values["grade"]
@@ -73,7 +68,7 @@ class HeldOut:
             "n": len(self.rows),
         }
         values = {"metric": metric.tolist(), "grade": grade.tolist()}
-        alarms = self.drift(values, step, log)
+        alarms = self.drift(values, step)
         if step > 0 or self.config.keep_start:
             self.keep(policy, step, record, values)
         record["seconds"] = round(time.perf_counter() - began, 3)
@@ -125,15 +120,9 @@ class HeldOut:
             if place not in kept:
                 shutil.rmtree(place, ignore_errors=True)
 
-    def drift(
-        self, values: Values, step: int, log: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """An alarm where the reward rose since the best validation while the task metric fell.
-
-        Fell: the 95 % interval of the paired difference on the held-out rows lies below 0. Rose:
-        the same of the held-out grades lies above 0 ("hacked": the grader likes what the task does
-        not), or the training reward rose by more than two standard errors ("overfitted").
-        """
+    def drift(self, values: Values, step: int) -> list[dict[str, Any]]:
+        """An alarm where the held-out grade rose since the best validation and the task metric
+        fell: both 95 % intervals of the paired differences leave out 0."""
         before, since = self.progress.best_values, self.progress.best.get("step", 0)
         if not before or self.task.headline == "grade":
             return []  # where the metric is the reward they cannot part
@@ -141,42 +130,15 @@ class HeldOut:
             paired_difference(values[name], before[name], self.clusters)
             for name in ("metric", "grade")
         )
-        fell = (
-            f"since step {since} held-out {self.task.headline} fell by {-metric.mean:.3f} "
-            f"[{-metric.high:.3f}, {-metric.low:.3f}]"
+        if metric.high >= 0 or grade.low <= 0:
+            return []
+        cause = (
+            f"since step {since} held-out {self.task.headline} changed by {metric} and the grade "
+            f"by {grade}: the grader pays for something else than the task. Read the best-paid "
+            "answers and fix the grader"
         )
-        if metric.high >= 0:
-            return []
-        if grade.low > 0:
-            name = "reward and task part"
-            cause = (
-                f"{fell} while the held-out grade rose by {grade}: the grader pays for something "
-                "else than the task. Read the best-paid answers and fix the grader"
-            )
-        elif rises(log, since, self.config.eval_every):
-            name = "training and held-out part"
-            cause = (
-                f"{fell} while the training reward rose: what is learned holds for the training "
-                "rows alone. Stop here, take more rows or a smaller learning rate"
-            )
-        else:
-            return []
         known = {"step": step, "since": since, "metric": metric.to_json(), "grade": grade.to_json()}
-        return [{"name": name, "cause": cause, **known}]
-
-
-def rises(log: Sequence[dict[str, Any]], since: int, window: int) -> bool:
-    """Is the mean training reward of the last `window` steps above that of the `window` steps up to
-    `since` (of the first ones, where that is the start) by more than two standard errors?"""
-    since = max(since, window)
-    rewards = {r["step"]: r["reward_mean"] for r in log if r.get("reward_mean") is not None}
-    last = max(rewards, default=0)
-    now = [rewards[s] for s in range(last - window + 1, last + 1) if s in rewards]
-    then = [rewards[s] for s in range(since - window + 1, since + 1) if s in rewards]
-    if len(now) < 3 or len(then) < 3 or last - window < since:
-        return False
-    error = (statistics.variance(now) / len(now) + statistics.variance(then) / len(then)) ** 0.5
-    return statistics.mean(now) - statistics.mean(then) > 2 * error
+        return [{"name": "reward and task part", "cause": cause, **known}]
 
 
 def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:

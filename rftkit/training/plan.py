@@ -54,35 +54,25 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan as a reader wants it, one line a fact."""
-        draws = f"sampling    {self.completions} completions, {self.batch} at a time"
-        validates = (
-            f"{self.held_out_rows} rows, {self.validations} validations of "
-            f"{self.validation_answers} answers, the one before step 1 among them"
-        )
-        return [
+        text = [
             f"rows        {self.rows}, each seen {self.passes:.1f} times",
             f"step        {self.prompts_per_step} prompts x {self.answers_per_prompt} answers = "
-            f"{self.batch} completions",
-            f"passes      {self.accumulation} a step, {self.micro_batch} completions each",
-            f"steps       {self.steps} at most, {self.checkpoints} checkpoints",
-            *[draws] * bool(self.completions),
-            "held out    "
-            + (validates if self.validations else "no validation: no best adapter, no early stop"),
-            *(f"because     {reason}" for reason in self.reasons),
+            f"{self.batch} completions, {self.accumulation} passes of {self.micro_batch}",
+            f"steps       {self.steps} at most, {self.completions} completions drawn",
+            f"held out    {self.held_out_rows} rows, {self.validations} validations of "
+            f"{self.validation_answers} answers",
         ]
+        return text + [f"because     {reason}" for reason in self.reasons]
 
 
 @dataclass
 class Measured:
     """What memory and learning rate depend on."""
 
-    layers: int
-    hidden: int
-    heads: int
-    vocabulary: int
-    bytes_a_number: int
+    hidden: int  # numbers a token
     context: int | None = None  # tokens it was made for, prompt and answer together
     prompt_tokens: int = 0  # of the longest prompt
+    answer_bytes: float = 0.0  # that one more answer in a pass takes
     free_bytes: float = 0.0  # beside the weights
 
 
@@ -153,30 +143,27 @@ def choose_micro_batch(config: RunConfig, model: Measured | None) -> tuple[int, 
         return config.micro_batch, f"micro_batch {config.micro_batch}: you asked for it"
     if model is None:
         return batch, f"micro_batch {batch}, the whole batch: the model's size is not known here"
-    each = bytes_an_answer(model, config.max_completion_tokens)
     room = MEMORY_SHARE * model.free_bytes
-    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * each <= room]
+    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * model.answer_bytes <= room]
     chosen = max(fitting, default=1)
     what = (
-        f"{each / 1e6:.0f} MB an answer of {model.prompt_tokens} + {config.max_completion_tokens} "
-        f"tokens, {room / 1e9:.1f} GB may be used ({MEMORY_SHARE:.0%} of what is free)"
+        f"micro_batch {chosen}, {batch // chosen} passes a step: {model.answer_bytes / 1e6:.0f} MB "
+        f"an answer, {room / 1e9:.1f} GB may be used ({MEMORY_SHARE:.0%} of what is free)"
     )
-    if not fitting:
-        return 1, f"micro_batch 1, and even that may not fit: {what}; shorten max_completion_tokens"
-    return chosen, f"micro_batch {chosen}, {batch // chosen} passes a step: {what}"
+    return chosen, what if fitting else f"{what}; even that may not fit"
 
 
-def bytes_an_answer(model: Measured, completion_tokens: int) -> float:
-    """Memory that one more answer in a pass takes (an upper estimate, without checkpointing).
+def bytes_an_answer(model: Any, tokens: int, completion_tokens: int, number: int) -> float:
+    """An upper estimate, without checkpointing; `number` bytes a number.
 
     Activations: Korthikanti et al., Reducing Activation Recomputation (2022), equation 1, which
     counts 16-bit numbers: s·h·(34 + 5·a·s/h) bytes a layer. Logits: in fp32 over the completion,
     with their gradient and one copy for the log-probabilities.
     """
-    tokens = model.prompt_tokens + completion_tokens
-    layer = tokens * model.hidden * (34 + 5 * model.heads * tokens / model.hidden)
-    activations = model.layers * layer * model.bytes_a_number / 2
-    return activations + completion_tokens * model.vocabulary * 4 * 3
+    hidden, heads = model.hidden_size, getattr(model, "num_attention_heads", 1)
+    layer = tokens * hidden * (34 + 5 * heads * tokens / hidden)
+    activations = model.num_hidden_layers * layer * number / 2
+    return activations + completion_tokens * model.vocab_size * 4 * 3
 
 
 def measure_model(
@@ -198,19 +185,18 @@ def measure_model(
     reader = LocalPolicy(None, tokenizer, config.model)
     chosen = random.Random(0).sample(list(rows), min(PROMPTS_MEASURED, len(rows)))
     prompts = reader.encode([row["messages"] for row in chosen])
-    layers, hidden, vocabulary = model.num_hidden_layers, model.hidden_size, model.vocab_size
+    longest = max(map(len, prompts))
+    hidden, number = model.hidden_size, 4 if dtype == "float32" else 2
     inner = getattr(model, "intermediate_size", None) or 4 * hidden
-    parameters = layers * (4 * hidden**2 + 3 * hidden * inner) + 2 * vocabulary * hidden
-    bytes_a_number = 4 if dtype == "float32" else 2
+    parameters = model.num_hidden_layers * (4 * hidden**2 + 3 * hidden * inner)
+    parameters += 2 * model.vocab_size * hidden
+    limit = config.max_completion_tokens
     return Measured(
-        layers,
         hidden,
-        getattr(model, "num_attention_heads", 1),
-        vocabulary,
-        bytes_a_number,
         getattr(model, "max_position_embeddings", None),
-        max(map(len, prompts)),
-        max(free_memory(device) - parameters * bytes_a_number, 1.0),
+        longest,
+        bytes_an_answer(model, longest + limit, limit, number),
+        max(free_memory(device) - parameters * number, 1.0),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -86,26 +85,24 @@ def report_text(report: dict[str, Any]) -> str:
     training, metric = report["training"], report["headline"]
     table = [
         {
-            f"held-out rows: {report['n_cases']}": row["name"],
-            f"{metric} at T = 1": interval(row[metric]),
-            "mean grade": f"{row['grade']['mean']:.3f}",
+            "held-out rows": row["name"],
+            metric: interval(row[metric]),
+            "grade": interval(row["grade"]),
         }
         for row in report["systems"]
     ]
     parts = [f"# {report['task']}: {training['method']}, seed {report['seed']}"]
-    parts += [markdown_table(table)] if table else []
+    parts.append(markdown_table(table))
     for pair in report["paired"]:
-        low, high = pair["low"], pair["high"]
-        difference = f"{pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}] in {pair['metric']}"
-        parts.append(f"{pair['a']} - {pair['b']}: {difference}, row by row.")
+        difference = f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+        parts.append(f"{pair['a']} - {pair['b']}: {difference} in {pair['metric']}, row by row.")
     parts += report["notes"]
     parts.append(
         f"{training['examples']} rows, {training['steps']} steps, ended by {training['stopped']}; "
         f"{training['seconds']:.0f} s, {training['peak_rss_mb']:.0f} MB at most, on "
-        f"{report['machine']}, {report['date']}. The signal gate: "
-        f"{report['gates']['signal'] or 'not asked'}."
+        f"{report['machine']}. The signal gate: {report['gates']['signal'] or 'not asked'}."
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def interval(record: dict[str, Any]) -> str:
@@ -113,13 +110,8 @@ def interval(record: dict[str, Any]) -> str:
 
 
 def list_runs(folder: Path) -> dict[str, Any]:
-    """Every run under `folder`: {"runs": [...], "differing": [field names],
-    "unreadable": [what is wrong with the files of those left out]}.
-
-    A run has its name, state (finished or unfinished), steps, seconds, the held-out metric at the
-    start and at its best, why it stopped, its alarms, and the fields of its config that differ
-    between the runs.
-    """
+    """Every run under `folder`: {"runs": [...], "differing": [field names of their configs],
+    "unreadable": [what is wrong with the files of those left out]}."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected one that holds run folders")
     runs, configs, unreadable = [], [], []
@@ -129,8 +121,8 @@ def list_runs(folder: Path) -> dict[str, Any]:
                 config = read_config(place)
                 runs.append({"name": str(place.relative_to(folder))} | run_summary(place))
                 configs.append(config)
-        except (UserError, OSError) as error:
-            unreadable.append(str(error))
+        except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+            unreadable.append(f"{place}: {error}")
     differing = [
         name
         for name in RunConfig.model_fields
@@ -144,25 +136,16 @@ def list_runs(folder: Path) -> dict[str, Any]:
 def run_summary(place: Path) -> dict[str, Any]:
     """A run's entry without its name and config, from log.jsonl and training.json."""
     log, summary = read_lines(place / "log.jsonl"), read_summary(place) or {}
-    try:
-        validations = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
-        best = summary.get("best") or max(validations, key=lambda v: v["mean"], default={})
-        if best and not math.isfinite(best["mean"] + best["low"] + best["high"]):
-            raise ValueError("the best validation is not a number")
-        return {
-            "state": "finished" if summary else "unfinished",
-            "steps": len(log),
-            "seconds": log[-1]["seconds"] if log else 0.0,
-            "start": summary.get("start", {}),
-            "best": best,
-            "stopped": summary.get("training", {}).get("stopped"),
-            "alarms": sorted({str(a["name"]) for r in log for a in r.get("alarms", [])}),
-        }
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{place}: log.jsonl and training.json do not hold what a run writes "
-            f"({type(error).__name__}: {error}): remove the folder, or train there again"
-        ) from None
+    validations = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
+    return {
+        "state": "finished" if summary else "unfinished",
+        "steps": len(log),
+        "seconds": log[-1]["seconds"] if log else 0.0,
+        "start": summary.get("start", {}),
+        "best": summary.get("best") or max(validations, key=lambda v: v["mean"], default={}),
+        "stopped": summary.get("training", {}).get("stopped"),
+        "alarms": sorted({a["name"] for r in log for a in r.get("alarms", [])}),
+    }
 
 
 def runs_table(found: dict[str, Any]) -> list[dict[str, str]]:

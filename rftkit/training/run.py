@@ -26,14 +26,12 @@ from rftkit.training.store import (
     Recorder,
     data_identity,
     load_adapter_weights,
-    make_folder,
     newest_checkpoint,
     open_folder,
     read_config,
     read_lines,
     read_summary,
     save_adapter,
-    sole_user,
 )
 from rftkit.training.trainer import run_grpo, run_sft
 from rftkit.training.watchdogs import TrainingStopped, Watchdogs, is_full_disk
@@ -106,9 +104,9 @@ def train(
             f"(first: {min(shared)}), so the best checkpoint would be the one that memorised most: "
             f"split by {task.group_by}"
         )
-    make_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        with sole_user(out), Interrupts(say) as interrupts:
+        with Interrupts(say) as interrupts:
             # Stage 2: is there a run in the folder? Then it is loaded or resumed.
             state = open_folder(out, config, data_identity(rows, held_out, task), existing)
             if state == FINISHED:
@@ -168,7 +166,7 @@ def open_session(
     validation = HeldOut(task, held_out, config, out) if held_out and config.eval_every else None
     watchdogs = Watchdogs(config.watchdog_steps, config.entropy_floor)
     if state:
-        watchdogs.load(state["watchdogs"])
+        watchdogs = Watchdogs(**state["watchdogs"])
     if state and validation:
         validation.progress = Progress(**state["progress"])
     return Session(
@@ -180,10 +178,9 @@ def open_session(
 def pass_gate(session: Session, force: bool) -> None:
     """Is there anything to learn from these rewards? Raises GateSaysFix unless `force`.
 
-    An observer with a method `gate` is shown the whole signal, its samples among it. The verdict
-    stands in gate.json, and the same run does not ask again.
+    The verdict stands in gate.json, and the same run does not ask again.
     """
-    config, place, shown = session.config, session.out / "gate.json", False
+    config, place = session.config, session.out / "gate.json"
     if place.exists():  # open_folder removes those of other configs and data
         verdict = read_json(place)
     else:
@@ -199,23 +196,21 @@ def pass_gate(session: Session, force: bool) -> None:
             seed=config.seed,
         )
         session.recorder.notify("gate", signal)
-        shown = any(hasattr(observer, "gate") for observer in session.recorder.observers)
         verdict = signal.to_json()
     stop = verdict["verdict"] == "fix"
     write_json(place, verdict | {"forced": force and stop})
     if stop and not force:
-        lines = [f"{session.out}: the signal gate says fix, nothing was trained"]
-        for finding in [] if shown else verdict["findings"]:
-            lines += [f"  {finding['name']}: {finding['evidence']}", f"    -> {finding['knob']}"]
-        lines.append(f"The answers behind it: {place}; --force trains all the same")
-        raise GateSaysFix("\n".join(lines), verdict)
+        names = ", ".join(finding["name"] for finding in verdict["findings"])
+        raise GateSaysFix(
+            f"{session.out}: the signal gate says fix ({names}), nothing was trained: see {place}; "
+            "--force trains all the same",
+            verdict,
+        )
 
 
 def is_over(session: Session) -> bool:
-    """Was the run killed after its last checkpoint and before its summary was written?
-
-    A run that NaN stopped is not over: it is resumed once the cause is fixed.
-    """
+    """Was the run killed between its last checkpoint and its summary? One that NaN stopped is not
+    over: it is resumed once the cause is fixed."""
     log = session.recorder.log
     alarms = log[-1].get("alarms", []) if log else []
     stopped = [a for a in alarms if a.get("stops") and a["name"] != "not finite"]
@@ -303,10 +298,7 @@ def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
 
 
 def starting_adapter(config: RunConfig) -> str:
-    """Where init_adapter's weights are: it may be an adapter folder or a run folder.
-
-    Raises UserError where it was made for another base or has another rank.
-    """
+    """Where init_adapter's weights are: in an adapter folder or a run folder."""
     place = config.init_adapter
     base, adapter = model_folder(place)
     if adapter is None:
@@ -324,8 +316,7 @@ def starting_adapter(config: RunConfig) -> str:
 
 
 def plan_of(config: RunConfig) -> Plan:
-    """What `--dry-run` shows. Nothing is trained and no weights are loaded, but what would stop
-    the run (grader, adapter, template) is found."""
+    """What `--dry-run` shows: no weights are loaded, but what would stop the run is found."""
     task = config_task(config)
     rows, held_out = config_rows(config, task)
     if config.method == "grpo":

@@ -85,7 +85,7 @@ class Session:
             "seconds": self.recorder.seconds,
             "positions": self.recorder.positions(),
             "progress": asdict(self.progress),
-            "watchdogs": self.watchdogs.state(),
+            "watchdogs": asdict(self.watchdogs),
         }
         write_checkpoint(self.out, trainer, state)
         if self.held_out:

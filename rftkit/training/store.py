@@ -21,8 +21,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,34 +130,17 @@ def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
 def cut_back(path: Path, size: int) -> None:
     """Keep a file's first `size` bytes; a missing file is made."""
     with open(path, "ab") as file:
-        if file.tell() < size:
-            raise UserError(
-                f"{path}: {file.tell()} bytes, expected {size} as at the last checkpoint: put the "
-                "file back, or train into another folder"
-            )
         file.truncate(size)
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a last line that a kill truncated is left out."""
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
-        lines = Path(path).read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path") from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line, parse_constant=lambda name: None)  # NaN is no number
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{path}:{number}: not a JSON object, expected a step's record: remove the line"
-            )
-        records.append(record)
-    return records
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path}: a line is not JSON ({error}): remove it") from None
 
 
 # The folder.
@@ -185,26 +167,14 @@ def checksum(records: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be a run's folder ({error.strerror}): name another with --out"
-        ) from None
-
-
 def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> str:
     """NEW, UNFINISHED (to resume) or FINISHED; a new one gets its config.json and data.json.
 
-    out        a folder that is there (make_folder)
     existing   "resume" or "replace" what is there
 
-    Raises UserError where a run with another config or other data stands there, naming the fields;
-    and where files of a run's names stand there without a run's config.json.
+    Raises UserError where a run with another config or other data stands there, naming the fields,
+    and where files of a run's names stand there that no run wrote.
     """
-    if existing not in ("resume", "replace"):
-        raise UserError(f'existing: "{existing}", expected resume or replace')
     names = [name for name in (*OWN_FILES, *OWN_FOLDERS) if (out / name).exists()]
     if names and "config.json" not in names:
         raise UserError(f"{out}: holds {', '.join(names)} that no run wrote: name another folder")
@@ -276,21 +246,6 @@ def clear(out: Path, keep_gate: bool) -> None:
     for name in OWN_FILES:
         if not (keep_gate and name == "gate.json"):
             (out / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def sole_user(out: Path) -> Iterator[None]:
-    """One process a run folder. The lock is the system's: it ends with the process, however."""
-    with open(out / ".lock", "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another process trains here: name another folder") from None
-        except (ImportError, OSError):  # Windows, or a file system without locks
-            pass
-        yield
 
 
 # Checkpoints and adapters.
@@ -368,10 +323,5 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
     """Put a saved adapter's weights back into a model that has the same adapter."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    weights = folder / "adapter_model.safetensors"
-    if not weights.exists():
-        raise UserError(
-            f"{weights}: missing, expected a run's adapter: copy one of checkpoints/best"
-        )
     check_weights(folder)
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

@@ -130,10 +130,7 @@ def sft_example(policy, task: Task, row: dict, config: RunConfig) -> dict[str, l
     if completion is None:
         template = config.completion_template or task.answer_template
         if template is None:
-            raise UserError(
-                "method sft: rows without `completion` and no answer_template, expected one of "
-                "them: say how a right answer is written"
-            )
+            raise UserError("method sft: no `completion` in a row and no answer_template: add one")
         head, _, body = template.rpartition("</think>")
         completion = (head + "</think>" if head else "") + fill_template(body, row)
     tokenizer = policy.tokenizer
@@ -199,9 +196,8 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
                 time.perf_counter() - self.began - sum(session.clock.values())
             )
             if held_out and (step % config.eval_every == 0 or last):
-                log = [*session.recorder.log, record]
                 with session.timed("evaluation"):
-                    record["validation"], drift = held_out.validate(session.policy, step, log)
+                    record["validation"], drift = held_out.validate(session.policy, step)
                 alarms += drift
             if alarms:
                 record["alarms"] = alarms

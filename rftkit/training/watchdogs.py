@@ -8,8 +8,7 @@ stayed under entropy_floor, watchdog_steps     kept
 long
 garbage in the first batch                     stop before a weight has changed, batch saved
 the grader fails on more than 5 % of a batch   stop, batch saved; the last checkpoint stands
-a python grader's own program fails            an alarm from half a batch on (those answers score
-                                               0); on a whole batch: stop as above
+a python grader fails on a whole batch         the same
 the disk is full                               stop; the last checkpoint stands
 
 A run that was stopped can be resumed: fix the cause and start it again. One that ended is finished.
@@ -21,19 +20,17 @@ import errno
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError
-from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.records import Sample
 from rftkit.training.store import append_lines, sample_lines
 
 SKIPS_IN_A_ROW = 3
 GARBAGE_SHARE = 0.5  # of the first batch
 TRUNCATED_SHARE = 0.9  # of the first batch
-FAILING_SHARE = 0.5  # of a batch
 
 
 class TrainingStopped(UserError):
@@ -53,7 +50,6 @@ class Watchdogs:
     dead: int = 0  # steps in a row without a live group
     flat: int = 0  # steps in a row under the entropy floor
     skipped: int = 0  # steps in a row with a gradient that is not finite
-    failing: bool = False  # did the grader's program fail on the last batch?
 
     def not_finite(self, parameters: Sequence[Any]) -> bool:
         """Called before the optimiser's step: True where a gradient is NaN or infinite. Then no
@@ -89,14 +85,6 @@ class Watchdogs:
                 "smaller learning rate"
             )
             alarms.append({"name": "entropy collapse", "cause": cause, "stops": True})
-        share = (record.get("errors") or {}).get(PROGRAM_FAILED, 0.0)
-        if share >= FAILING_SHARE and not self.failing:
-            cause = (
-                f"the grader's own program failed on {share:.0%} of the answers, which scored 0 "
-                "for it: grade one of samples.jsonl with `rftkit grade` to see its traceback"
-            )
-            alarms.append({"name": "grader errors", "cause": cause})
-        self.failing = share >= FAILING_SHARE
         return alarms
 
     def skip_alarm(self, loss: float | None) -> dict[str, Any]:
@@ -109,13 +97,7 @@ class Watchdogs:
         return {"name": "not finite", "cause": cause, "stops": stops}
 
     def restart(self) -> None:
-        self.load({"dead": 0, "flat": 0, "skipped": 0, "failing": False})
-
-    def state(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.dead = self.flat = self.skipped = 0
 
 
 def garbage_in_first_batch(
@@ -126,9 +108,7 @@ def garbage_in_first_batch(
 ) -> list[str]:
     """What is wrong with the first batch beside its template, one sentence each.
 
-    prompts      the texts that the model read, template included
-    completions  token ids of each answer, end token included
-    ends         token ids that end an answer
+    prompts      texts, template included; completions: token ids; ends: ids that end an answer
     """
     faults = []
     begin, total = tokenizer.bos_token, len(completions)
@@ -174,6 +154,4 @@ def is_full_disk(error: BaseException, out: Path) -> bool:
         return True
     if "No space left" in str(error) or "os error 28" in str(error):
         return True
-    words = ("PytorchStreamWriter", "unexpected pos", "iostream")
-    full = shutil.disk_usage(out).free < 1_000_000
-    return full and any(word in str(error) for word in words)
+    return "PytorchStreamWriter" in str(error) and shutil.disk_usage(out).free < 1_000_000
