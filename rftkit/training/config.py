@@ -54,7 +54,7 @@ class RunConfig(BaseModel):
     grader: Any = None  # grader JSON or its file, instead of the task's; so are the next three
     answer_template: str | None = None
     group_by: str | None = None
-    patterns: dict[str, str] = {}  # thinking patterns: {"name": "regular expression"}
+    patterns: dict[str, str] | None = None  # thinking patterns: {"name": "regular expression"}
     method: Literal["grpo", "sft"] = "grpo"  # sft: learn the rows' completions, draw none
     prompts_per_step: int = Field(8, ge=1, le=100_000)  # rows
     answers_per_prompt: int = Field(8, ge=2, le=10_000)  # the group whose grades are compared
@@ -110,6 +110,13 @@ class RunConfig(BaseModel):
         if place is not None and not os.path.exists(place):
             raise ValueError(f"{place!r}, expected a file or folder that exists")
         return place
+
+    @field_validator("task")
+    @classmethod
+    def _task_loads(cls, name: str | None) -> str | None:
+        if name is not None:
+            load_task(name)
+        return name
 
     @field_validator("grader")
     @classmethod
@@ -203,7 +210,7 @@ def config_task(config: RunConfig) -> Task:
     """The config's task, with the config's own fields in place of the task's; or, where it names
     none, the task that its own fields make up."""
     names = ("grader", "answer_template", "group_by", "patterns")
-    own = {name: value for name in names if (value := getattr(config, name))}
+    own = {name: value for name in names if (value := getattr(config, name)) is not None}
     if config.task is not None:
         changes = {"grader_spec" if name == "grader" else name: own[name] for name in own}
         task = replace(load_task(config.task), **changes)
