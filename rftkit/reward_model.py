@@ -4,22 +4,20 @@
     task.grader = model.as_grader()                      # and train() as ever
 
 Where no rule can grade, a reward model is trained on answers that people (or a slow judge) graded.
-Here it is as small as it can be: the base model reads question and answer, and a logistic head on
-its last hidden states guesses the grade (Ouyang et al., Training language models to follow
-instructions with human feedback, 2022, section 3.5, with the base frozen). It is right on answers
-like those it was fitted to. A policy that is trained against it moves away from them, and finds
-what the head overrates: so look at a held-out TASK metric, and fit it again on new answers.
+Here the base reads question and answer, and a logistic head on its last hidden states predicts the
+grade (Ouyang et al. 2022, section 3.5, with the base frozen). A policy that is trained against it
+moves away from those answers and finds what the head overrates: validate on the TASK's metric, and
+fit again on new answers.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.files import UserError, write_json
+from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.grader import Grader, grader
 from rftkit.policy import LocalPolicy, load_policy
 from rftkit.records import Sample
@@ -77,13 +75,7 @@ class RewardModel:
     def load(cls, folder: str | Path) -> RewardModel:
         from safetensors.torch import load_file
 
-        place = Path(folder) / "reward_model.json"
-        try:
-            base = json.loads(place.read_text(encoding="utf-8"))["base"]
-        except (OSError, ValueError, KeyError):
-            raise UserError(
-                f"{folder}: no reward_model.json, expected a folder that RewardModel.save wrote"
-            ) from None
+        base = read_json(Path(folder) / "reward_model.json")["base"]
         return cls(load_policy(base), **load_file(Path(folder) / "head.safetensors"))
 
 
@@ -145,12 +137,8 @@ def read_answers(
     device, found = next(model.parameters()).device, []
     texts = [policy.render(row["messages"]) + text for row, text in zip(rows, outputs)]
     whole = tokenizer([t + tokenizer.eos_token for t in texts], add_special_tokens=False).input_ids
-    lengths = [
-        len(ids)
-        for ids in tokenizer(
-            [text + tokenizer.eos_token for text in outputs], add_special_tokens=False
-        ).input_ids
-    ]
+    answers = [text + tokenizer.eos_token for text in outputs]
+    lengths = list(map(len, tokenizer(answers, add_special_tokens=False).input_ids))
     with torch.inference_mode():
         for start in range(0, len(texts), BATCH):
             chosen = {"input_ids": whole[start : start + BATCH]}

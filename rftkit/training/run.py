@@ -77,16 +77,14 @@ def train(
 ) -> Run:
     """Train, and leave in `out` what store.py lists, the best adapter among it.
 
-    observers       called with each step's log object (a progress bar, a dashboard, a test)
-    task, rows, held_out   instead of what the config names; for sft a row may carry its own
-                           "completion"
-    existing        what to do with a run that stands in `out` already: "resume" it (a finished one
-                    is loaded; another config or other data are refused) or "replace" it
-    say             called with a sentence when something is decided
-    force           train though the signal gate says fix
+    observers   called with each step's log object; see store.Observer
+    task, rows, held_out   instead of what the config names; for sft a row may have a "completion"
+    existing    "resume" a run that stands in `out` (a finished one is loaded; another config or
+                other data are refused), or "replace" it
+    say         called with a sentence when something is decided
+    force       train though the signal gate says fix
 
-    Raises UserError for a held-out group that is trained on, GateSaysFix, TrainingStopped where a
-    watchdog stops the run, and Interrupted (which is a KeyboardInterrupt) after Ctrl-C.
+    Raises UserError, GateSaysFix, TrainingStopped by a watchdog, Interrupted after Ctrl-C.
     """
     # Stage 1: what is trained, and on what.
     config_base(config)
