@@ -8,21 +8,16 @@ import itertools
 import json
 import random
 import sys
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rftkit import Sample, UserError, cli, measure_signal
-from rftkit.evaluation import Interval
 from rftkit.signal.checks import check_template, constant_reward, reads_row
 from rftkit.signal.numbers import dead_chance, more_rows, pass_at_k, share_interval, spread_parts
 from rftkit.signal.record import Finding, Signal
 from rftkit.signal.verdict import FEW_ROWS, conclude
 from rftkit.task import task_from_json
-
-# --- a small world: sums, and policies that answer them ------------------------------------------
 
 
 def check(reference="{{item.answer}}", path="{{sample.output_json.sum}}", operation="eq"):
@@ -133,9 +128,7 @@ def half_right(messages, index, rng):
     return written(true_sum(messages) if index % 2 else 7)
 
 
-WORSE = ['{"sum": "7"}']
 PARTIAL = formula("0.9 * right + 0.1 * form", right=GOOD, form=FORM)
-OTHER_FORM = {"template": '{"total": "{{item.answer}}"}', "worse_answers": WORSE}
 # fault -> (policy, what is changed in the task, what else may be named)
 FAULTS = {
     "constant reward": (guesses(), {"grader": formula("0 * right + 0.5", right=GOOD)}, set()),
@@ -146,26 +139,21 @@ FAULTS = {
         guesses(),
         {"grader": formula("0.1 * form + 0.9 * (1 - right)", right=GOOD, form=FORM)}, set()),
     "inverted reward, with worse answers": (
-        Scripted(half_right), {"grader": check(operation="ne"), "worse_answers": WORSE}, set()),
-    "inverted reward, the right answer not looked at": (
-        Scripted(half_right),
-        {"grader": formula("(form + seven) / 2 + 0 * right", right=GOOD, form=FORM,
-                           seven=check("7")), "worse_answers": WORSE}, set()),
+        Scripted(half_right), {"grader": check(operation="ne"), "worse_answers": ['{"sum": "7"}']},
+        set()),
     "blind grader": (
         Scripted(form_only), {"grader": formula("form + 0 * right", right=GOOD, form=FORM)}, set()),
     "reference cannot score": (
         guesses(), {"grader": check("{{item.answer}}.0")}, {"constant reward"}),
     "reference cannot score, weights": (
         guesses(), {"grader": formula("0.8 * right", right=GOOD)}, set()),
-    "reference cannot score, template of another form": (
-        Scripted(half_right), {"grader": PARTIAL} | OTHER_FORM, set()),
     "limit too short": (guesses(tokens=90), {}, set()),
     "end token missing": (guesses(tokens=100_000), {}, {"limit too short"}),
     "unreadable answers": (Scripted(garbled), {}, set()),
     "task too easy": (guesses(share=0.99), {}, set()),
     "task too easy, groups alive": (guesses(share=0.96), {}, set()),
     "task impossible": (guesses(share=0), {}, set()),
-    "task impossible, form moves": (Scripted(form_only), {"grader": PARTIAL}, {"format alone"}),
+    "task impossible, form moves": (Scripted(form_only), {"grader": PARTIAL}, set()),
     "too little exploration": (Scripted(lambda *_: written(7)), {}, set()),
     "no verifiable answer": (
         guesses(), {"grader": LIKE | {"reference": "{{item.answer}}" + " word" * 30},
@@ -182,7 +170,6 @@ def test_a_planted_fault_is_named(fault):
     # One fault, one cause: what follows from it is not called a fault of its own.
     assert signal.findings[0].name == name and set(signal.names()[1:]) == beside
     assert signal.findings[0].evidence and signal.findings[0].setting
-    assert ("answer_template" in signal.findings[0].setting) is ("template of" in fault)
 
 
 def test_a_good_task_goes():
@@ -194,23 +181,17 @@ def test_a_good_task_goes():
 
 
 def test_the_seed_alone_decides_what_is_drawn():
-    assert gate(guesses(), sums()).to_json() == gate(guesses(), sums()).to_json()
-    first, other = (gate(guesses(), sums(count=100), seed=seed) for seed in (0, 1))
-    assert first.verdict == other.verdict == "go" and first.reward != other.reward
+    first, again, other = (gate(guesses(), sums(count=100), seed=seed) for seed in (0, 0, 1))
+    assert first.to_json() == again.to_json() and first.reward != other.reward
     assert [g[0].row_id for g in first.drawn] != [g[0].row_id for g in other.drawn]
 
 
-# --- what it costs, and what it does not know ----------------------------------------------------
-
-
 @pytest.mark.parametrize("completions", [0, 100_000])
-@pytest.mark.parametrize("count", [1, 7, 600])
-@pytest.mark.parametrize("answers", [2, 8, 300])
+@pytest.mark.parametrize(("count", "answers"), [(1, 8), (7, 8), (600, 2), (600, 300)])
 def test_the_gate_stays_within_its_budget(completions, count, answers):
     policy, spare = guesses(share=0.05), guesses(share=0.05)
     signal = gate(policy, sums(count=count), answers=answers, completions=completions)
     assert policy.drawn == signal.samples <= max(0.05 * completions, 256) == signal.budget
-    assert signal.rows <= count and signal.rows * signal.answers <= policy.drawn
     assert gate(spare, sums(count=count), most=40).samples == spare.drawn <= 40
 
 
@@ -233,35 +214,20 @@ def test_undecided_says_how_many_more_and_a_long_run_draws_them():
     assert len(set(asked)) == many.rows  # no row is drawn twice
 
 
-@pytest.mark.parametrize(
-    ("missing", "left", "more", "expected"),
-    [
-        (100, 300, 800, ["about 800 more"]),
-        (100, 70, None, ["about 800 more", "100 more rows", "has 70 left"]),
-        (100_000, 10**6, None, ["more than 5,120 more", "partial credit"]),
-        (0, 70, None, ["the evidence"]),
-    ],
-)
-def test_undecided_asks_for_samples_that_exist(missing, left, more, expected):
-    findings = [Finding("no spread", "the evidence", "", "open", missing)]
-    known = {"samples": 240, "rows": 30, "answers": 8, "group": 8, "budget": 256}
-    signal = conclude(Signal(findings=findings, **known), left)
+@pytest.mark.parametrize(("left", "more"), [(300, 800), (70, None)])
+def test_undecided_asks_for_samples_that_exist(left, more):
+    known = {"samples": 240, "rows": 30, "answers": 8, "group": 8}
+    finding = Finding("no spread", "the evidence", "", "open", missing_rows=100)
+    signal = conclude(Signal(findings=[finding], **known), left)
     assert signal.verdict == "undecided" and signal.more_samples == more
-    assert all(text in signal.reason for text in expected) and "800,000" not in signal.reason
+    assert "about 800 more" in signal.reason and ("70 left" in signal.reason) is (left == 70)
 
 
 def test_few_rows_do_not_pass_for_many():
     three = gate(guesses(share=0), sums(count=3))  # drawn often, and yet they prove little
     assert (three.answers, three.verdict, three.more_samples) == (80, "undecided", None)
-    policy = guesses()
-    one = gate(policy, sums(count=1), completions=10_000)
-    assert (one.verdict, one.names(), one.more_samples) == ("undecided", ["too few rows"], None)
-    assert policy.drawn <= 256
     few, enough = (gate(guesses(), sums(count=count)) for count in (FEW_ROWS - 1, FEW_ROWS))
     assert few.verdict == enough.verdict == "go" and len(few.notes) == len(enough.notes) + 1
-
-
-# --- what is measured ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "right"), [(8, 1), (8, 3), (10, 9), (6, 0), (6, 6)])
@@ -273,13 +239,13 @@ def test_pass_at_k_is_the_mean_over_all_groups_of_k(n, right):
 
 
 @pytest.mark.parametrize("unread", [0, 1, 3])
-@pytest.mark.parametrize("rewards", [[], [1, 1], [0, 1], [0, 0, 1, 0.5], [0.1 + 0.2, 0.3, 0.3]])
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_a_group_is_dead_where_its_readable_rewards_are_one(rewards, unread, k):
+@pytest.mark.parametrize("rewards", [[], [1, 1], [0, 0, 1, 0.5], [0.1 + 0.2, 0.3, 0.3]])
+def test_a_group_is_dead_where_its_readable_rewards_are_one(rewards, unread):
     marked = [round(r, 9) for r in rewards] + [None] * unread
-    groups = list(itertools.combinations(marked, min(k, len(marked))))
-    dead = [len({r for r in group if r is not None}) <= 1 for group in groups]
-    assert dead_chance(rewards, k, unread) == pytest.approx(np.mean(dead))
+    for k in (1, 2, 3):
+        groups = list(itertools.combinations(marked, min(k, len(marked))))
+        dead = [len({r for r in group if r is not None}) <= 1 for group in groups]
+        assert dead_chance(rewards, k, unread) == pytest.approx(np.mean(dead))
 
 
 def test_an_interval_admits_what_no_row_showed():
@@ -293,12 +259,10 @@ def test_an_interval_admits_what_no_row_showed():
 def test_so_many_more_rows_put_the_threshold_outside_the_interval():
     values = (np.random.default_rng(0).random(30) < 0.6).astype(float)
     wide = share_interval(values, range(30))
-    more = more_rows(wide, 0.5, 30)
-    again = np.resize(values, 30 + more)
+    again = np.resize(values, 30 + more_rows(wide, 0.5, 30))
     narrow = share_interval(again, range(len(again)))
     nearer_end = narrow.high if narrow.mean < 0.5 else narrow.low
-    assert wide.low <= 0.5 <= wide.high and more > 30 and abs(nearer_end - 0.5) < 0.03
-    assert more_rows(Interval(0.5, 0.4, 0.6), 0.5, 30) == 100_000
+    assert wide.low <= 0.5 <= wide.high and abs(nearer_end - 0.5) < 0.03
 
 
 def test_variance_is_taken_apart_into_form_and_ability():
@@ -307,8 +271,8 @@ def test_variance_is_taken_apart_into_form_and_ability():
     rewards, flags = [0, 0.1, 1, 0.1, 0], [False, True, True, True, False]
     assert sum(spread_parts(rewards, flags)) == pytest.approx(np.var(rewards))
     signal = gate(Scripted(form_only), sums(PARTIAL))
-    assert signal.format_share == 1.0 and signal.sub_graders["form"]["moving"] == 1.0
-    assert signal.sub_graders["right"] == {"mean": 0.0, "spread": 0.0, "moving": 0.0}
+    assert signal.format_share == 1.0 and signal.sub_graders["form"]["spread"] > 0
+    assert signal.sub_graders["right"] == {"mean": 0.0, "spread": 0.0}
 
 
 def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():
@@ -351,16 +315,6 @@ def test_cut_answers_are_drawn_again_with_more_room():
     longer = gate(Scripted(nearly), sums(), max_completion_tokens=room)
     assert longer.verdict == "go" and "probe" not in longer.lengths
 
-    def fifth(messages, index, rng):  # too few for a finding, too many for "impossible" alone
-        return written(rng.randint(1, 9)), 200 if index % 5 == 0 else 10
-
-    some = gate(Scripted(fifth), sums())
-    assert "task impossible" in some.names() and "limit too short" not in some.names()
-    assert [note for note in some.notes if "cut at 64 tokens" in note and "16 ended" in note]
-
-
-# --- the grader ----------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("grader", "template", "names"),
@@ -369,14 +323,12 @@ def test_cut_answers_are_drawn_again_with_more_room():
         (LIKE | {"evaluation_metric": "fuzzy_match"}, None, []),
         (OPINION, None, ["no verifiable answer"]),
         (FORM, TEMPLATE, ["no verifiable answer"]),
-        (check("", "{{sample.output_text}}", "ne"), TEMPLATE,
-         ["no verifiable answer", "constant reward"]),
         (check("", "{{sample.output_text}}", "ne"), None,
          ["no verifiable answer", "constant reward"]),
         (python("def grade(sample, item):", "return 0.5"), TEMPLATE,
          ["no verifiable answer", "constant reward"]),
     ],
-    ids=["a rule", "likeness to a name", "an opinion", "form", "any text", "no template", "python"],
+    ids=["a rule", "likeness to a name", "an opinion", "form", "any text", "python"],
 )  # fmt: skip
 def test_what_cannot_be_verified_is_refused_before_a_draw(grader, template, names):
     policy = guesses()
@@ -388,24 +340,19 @@ def test_what_cannot_be_verified_is_refused_before_a_draw(grader, template, name
 
 @pytest.mark.parametrize(
     "grader",
-    [GOOD, FORM, OPINION,
-     python("def grade(sample, item):", "return len(sample['output_text']) / 1e3"),
-     python("def grade(sample, item):", "raise ValueError")],
-    ids=["the row", "form", "opinion", "length", "it fails"],
-)  # fmt: skip
-@pytest.mark.parametrize("template", [TEMPLATE, None])
-def test_a_grader_that_may_tell_answers_apart_is_not_called_constant(grader, template):
-    assert constant_reward(*sums(grader, template=template)) is None
+    [GOOD, FORM, python("def grade(sample, item):", "return len(sample['output_text']) / 1e3")],
+    ids=["the row", "form", "length"],
+)
+def test_a_grader_that_may_tell_answers_apart_is_not_called_constant(grader):
+    assert constant_reward(*sums(grader)) is None
 
 
 @pytest.mark.parametrize(
     ("source", "reads"),
     [
         (("def grade(sample, row):", "return float(row['answer'] in str(sample))"), True),
-        (("def grade(a: dict, b: dict) -> float:", "return (lambda: len(b))()"), True),
         (("grade = make('row')",), True),  # what cannot be read is no ground to refuse a task
         (("def grade(sample, item):", "return len(sample['output_text']) / 9"), False),
-        (("def grade(item, row):", "return item['output_json']['sum']"), False),
         (("def grade(sample, row):", "return 1.0  # the item is not looked at"), False),
     ],
 )
@@ -417,14 +364,9 @@ def test_a_python_grader_reads_the_row_under_any_name(source, reads):
 def test_what_cannot_run_is_refused_before_a_draw():
     policy, (task, rows) = guesses(), sums()
     del rows[3]["answer"]
-    for call, expected in (
-        (lambda: gate(policy, (task, rows)), "row r3"),
-        (lambda: gate(policy, (task, [])), "0 rows"),
-        (lambda: gate(policy, sums(), answers=1), "groups of 1"),
-        (lambda: gate(policy, sums({"type": "no such"})), "no such"),
-    ):
-        with pytest.raises(UserError, match=expected):
-            call()
+    for arguments, answers in (((task, rows), 8), ((task, []), 8), (sums(), 1)):
+        with pytest.raises(UserError):
+            gate(policy, arguments, answers=answers)
     assert policy.drawn == 0
 
 
@@ -433,7 +375,7 @@ def test_lost_answers_and_lost_grades_are_not_taken_for_zeros():
         def one(self, prompt, index, config):
             return Sample(finish_reason="error", errors=["APIConnectionError: refused"])
 
-    with pytest.raises(UserError, match="240 of 240 answers did not come.*refused"):
+    with pytest.raises(UserError, match="240 of 240.*refused"):
         gate(Dead(None), sums())
     signal = gate(guesses(), sums(formula("right / (right - right)", right=GOOD)))
     assert signal.verdict == "fix" and signal.names()[0] == "grader fails"
@@ -452,24 +394,18 @@ def test_the_demo_task_goes(mini, genes):
     assert (signal.pass_at[1].mean, signal.reward.mean) == pytest.approx((0.075, 0.215), abs=5e-4)
 
 
-def with_role_turns(opening, closing):
-    return (
-        f"{{% for m in messages %}}{opening}{{{{ m.role }}}}\n{{{{ m.content }}}}{closing}\n"
-        f"{{% endfor %}}{{% if add_generation_prompt %}}{opening}assistant\n{{% endif %}}"
-    )
-
-
-FOREIGN = with_role_turns("<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 BROKEN = {  # from the mini's own template
-    "ChatML": lambda own: FOREIGN,
-    "Gemma's": lambda own: with_role_turns("<start_of_turn>", "<end_of_turn>"),
-    "one strange marker": lambda own: own.replace("'<|assistant|>'", "'<|asst|>'"),
+    "another model's": lambda own: CHATML,
     "without the question": lambda own: own.replace("'<|user|>' + message.content", "'<|user|>'"),
     "not a template": lambda own: "{% for m in messages %}",
     "the turn is over": lambda own: own + "<|end|>\n",
     "the turns are swapped": lambda own: own.replace("{{ '<|assistant|>' }}", "{{ '<|user|>' }}"),
     "no prompt for an answer": lambda own: own.split("{% if add_generation_prompt")[0],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -486,8 +422,6 @@ SOUND = {
     "plain words": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}",
     "for questions alone": "{% for m in messages %}User: {{ m.content }}\nAssistant:{% endfor %}",
-    "an end token before an answer": "{% for m in messages %}{% if m.role == 'user' %}<|user|>"
-    "{{ m.content }}<|end|>{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}",
     "an end token after the question": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
     "thinking is opened": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -507,41 +441,23 @@ def test_a_sound_template_of_another_family_is_left_alone(mini, genes, kind, mon
     assert (found.faults, found.odd) == ([], [])
 
 
-def test_markers_in_pieces_are_odd_alone_where_the_model_or_its_user_writes_them(mini, monkeypatch):
-    import torch
-
-    class Trained(torch.nn.Module):
-        """Knows every next token, as a model that was trained on these markers does."""
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-            self.generation_config = mini.model.generation_config
-
-        def forward(self, input_ids):
-            known = torch.nn.functional.one_hot(input_ids.roll(-1, dims=1), len(mini.tokenizer))
-            return SimpleNamespace(logits=20.0 * known)
-
+def test_markers_in_pieces_are_odd_alone_where_a_tokenizer_has_none(mini, monkeypatch):
     rows = [{"messages": [{"role": "user", "content": "<|im_start|> <b>[INST] <|end|>"}]}]
     written = check_template(mini, rows)
     assert (written.faults, written.odd) == ([], [])
-    monkeypatch.setattr(mini.tokenizer, "chat_template", FOREIGN)
-    trained = check_template(replace(mini, model=Trained()), rows)
-    assert trained.faults == [] and len(trained.odd) == 2
+    monkeypatch.setattr(mini.tokenizer, "chat_template", CHATML)
+    monkeypatch.setattr(type(mini.tokenizer), "get_added_vocab", lambda tokenizer: {"<s>": 1})
+    other = check_template(mini, rows)
+    assert other.faults == [] and len(other.odd) == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "name"),
     [({"temperature": 0.01}, "too little exploration"),
-     ({"max_completion_tokens": 1}, "limit too short"),
      ({"max_completion_tokens": 12}, "limit too short")],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(mini, genes, settings, name):
     assert gate(mini, genes, **settings).names() == [name]
-
-
-def test_a_task_is_not_called_impossible_at_a_low_temperature():
-    assert gate(guesses(share=0), sums(), temperature=0.2).names() == ["too little exploration"]
 
 
 def test_a_missing_end_token_is_named(mini, genes, monkeypatch):
@@ -552,29 +468,24 @@ def test_a_missing_end_token_is_named(mini, genes, monkeypatch):
         signal = gate(mini, genes, max_completion_tokens=32)
     finally:
         mini.tokenizer.eos_token = end
-    assert signal.verdict == "fix" and signal.names() == ["end token missing"]
-    assert "<|end|>" in signal.findings[0].evidence
+    assert signal.verdict == "fix" and signal.names()[0] == "end token missing"
 
 
-# --- what is kept and shown ----------------------------------------------------------------------
-
-
-def test_the_record_is_plain_json_and_keeps_every_sample(tmp_path):
-    for policy, task_and_rows in ((guesses(), sums()), (Scripted(nearly), sums()),
-                                  (guesses(), sums(OPINION, template=None))):  # fmt: skip
-        signal = gate(policy, task_and_rows)
-        signal.save(tmp_path)
-        record = json.loads((tmp_path / "signal.json").read_text())
-        assert record == json.loads(json.dumps(signal.to_json(), allow_nan=False))
-        assert all(set(f) >= {"name", "evidence", "knob"} for f in record["findings"])
-        samples = list(map(json.loads, open(tmp_path / "signal_samples.jsonl")))
-        assert len(samples) == signal.rows * signal.answers == sum(map(len, signal.drawn))
-        assert all(s["grade"] is not None and s["row_id"] for s in samples)
-        grades = [sample["grade"] for sample in signal.shown]
-        assert grades == sorted(grades) and len(grades) == (6 if samples else 0)
-        text = signal.text(width=80)
-        assert text.startswith(signal.verdict) and max(map(len, text.splitlines())) <= 80
-        assert all(finding.name in text for finding in signal.findings)
+@pytest.mark.parametrize("grader", [GOOD, OPINION])
+def test_the_record_is_plain_json_and_keeps_every_sample(grader, tmp_path):
+    signal = gate(Scripted(nearly), sums(grader, template=TEMPLATE if grader is GOOD else None))
+    signal.save(tmp_path)
+    record = json.loads((tmp_path / "signal.json").read_text())
+    assert record == json.loads(json.dumps(signal.to_json(), allow_nan=False))
+    assert all(set(f) >= {"name", "evidence", "knob"} for f in record["findings"])
+    samples = list(map(json.loads, open(tmp_path / "signal_samples.jsonl")))
+    assert len(samples) == signal.rows * signal.answers == sum(map(len, signal.drawn))
+    assert all(s["grade"] is not None and s["row_id"] for s in samples)
+    grades = [sample["grade"] for sample in signal.shown]
+    assert grades == sorted(grades) and len(grades) == (6 if samples else 0)
+    text = signal.text(width=80)
+    assert text.startswith(signal.verdict) and max(map(len, text.splitlines())) <= 80
+    assert all(finding.name in text for finding in signal.findings)
 
 
 @pytest.fixture
@@ -595,7 +506,7 @@ def run(monkeypatch, capsys, mini, tmp_path):
 
 def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(run, tmp_path):
     code, out, _ = run('{"task": "gene_ranking"}', "--out", tmp_path / "kept")
-    assert code == 0 and out.startswith("go: ") and "pass@8" in out
+    assert code == 0 and out.startswith("go: ") and "pass_at" in out
     assert len((tmp_path / "kept" / "signal_samples.jsonl").read_text().splitlines()) == 240
     code, out, _ = run('{"task": "gene_ranking", "max_completion_tokens": 12}', "--json")
     record = json.loads(out)

@@ -16,29 +16,16 @@ MOST_DEAD, MOST_CUT = 0.8, 0.3
 MOST_UNREADABLE = 0.5  # ours: above it most of what the model hears is about form
 MOST_RIGHT = 0.9  # ours: above it little is left to gain
 MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
-LOW_TEMPERATURE = 0.5  # ours: below it most answers are the likeliest one and its neighbours
 
 # Why most dead groups are dead -> (the finding's name, what to change).
 DEAD = {
     "always right": ("task too easy", "rows: harder ones, or a grader that asks for more; or stop"),
-    "never right": (
-        "task impossible",
-        "easier rows, partial credit, a warm start by SFT (init_adapter) or a stronger model",
-    ),
-    "repeated": (
-        "too little exploration",
-        "temperature: 1.0 lets answers differ; or init_adapter, if it lost its variety",
-    ),
-    "alike": (
-        "no spread",
-        "more answers_per_prompt, partial credit, or rows neither always nor never solved",
-    ),
+    "never right": ("task impossible", "easier rows, partial credit, init_adapter from SFT"),
+    "repeated": ("too little exploration", "temperature: 1.0 lets answers differ"),
+    "alike": ("no spread", "more answers_per_prompt, partial credit, or other rows"),
 }
 READ_THE_ROW = "grader: compare the answer with the row's own field, not only its form"
-VERIFIABLE = (
-    "the task: ask for something that a rule can check (which of these facts does the text state?);"
-    " or the method: SFT on good examples, preference learning"
-)
+VERIFIABLE = "the task: ask for what a rule can check; or the method: SFT, preference learning"
 
 
 def above(share: Interval | None, most: float) -> bool:
@@ -49,26 +36,21 @@ def above(share: Interval | None, most: float) -> bool:
 class Findings:
     """What stands in the way, causes first; what a cause explains is not named beside it."""
 
-    def __init__(self, signal: Signal, reference: Reference, template: TemplateCheck, rows: int):
+    def __init__(self, signal: Signal, reference: Reference, template: TemplateCheck):
         self.signal, self.reference, self.template = signal, reference, template
         self.found: list[Finding] = []
         probe = signal.lengths.get("probe")
         self.endless = probe is not None and probe["ended"] <= probe["answers"] / 2
         self.is_cut = above(signal.cut, MOST_CUT)
-        garbled = self.garbled = self.is_cut or above(signal.unreadable, MOST_UNREADABLE)
+        self.garbled = self.is_cut or above(signal.unreadable, MOST_UNREADABLE)
         explained = self.read_template()
         template_findings = len(self.found)
         self.read_grader()
         sound = len(self.found) == template_findings  # else rewards say nothing about the task
         if not explained:
             self.read_answers()
-        if not garbled and signal.dead_ability is not None:
-            if sound:
-                self.read_spread()
-            if rows == 1:
-                evidence = "one row: nothing compares across rows, it will be learned by heart"
-                setting = "rows: add some, a few dozen to start with"
-                self.found.append(Finding("too few rows", evidence, setting, "open"))
+        if sound and not self.garbled and signal.dead_ability is not None:
+            self.read_spread()
         self.found.sort(key=lambda finding: finding.level != "fix")
 
     def add(
@@ -85,18 +67,16 @@ class Findings:
 
     def read_template(self) -> bool:
         """Is the question read, and do answers end? True where this explains the answers."""
-        faults, odd, no_end = self.template.faults, self.template.odd, self.template.no_end
+        faults, odd = self.template.faults, self.template.odd
         if faults or (odd and self.garbled):
-            evidence = "; ".join(faults or [*odd, self.signal.stages_text()])
+            evidence = "; ".join(faults or [*odd, f"the answers: {shown(self.signal.stages)}"])
             setting = "tokenizer.chat_template: take the template of this very model"
             self.add("chat template broken", evidence, setting)
             return True
-        if not self.is_cut or not (no_end or self.endless):
-            return False
-        evidence = "; ".join(filter(None, [no_end, self.signal.cut_text()]))
-        setting = "tokenizer.eos_token or generation_config.eos_token_id: what closes an answer"
-        self.add("end token missing", evidence, setting)
-        return bool(no_end and self.endless)  # one sign alone fits answers that are merely long
+        if self.is_cut and self.endless:
+            setting = "tokenizer.eos_token or generation_config.eos_token_id: what closes an answer"
+            self.add("end token missing", self.signal.cut_text(), setting)
+        return False
 
     def read_grader(self) -> None:
         """What does the grader give to answers known to be right and wrong, and to the samples?"""
@@ -112,16 +92,13 @@ class Findings:
             return
         constant = signal.distinct_rewards == 1 and (reference.right is None or reference.blind)
         if check.failures and not (constant and signal.reward.mean > 0):
-            setting = "grader or rows: until every row's own answer scores the maximum"
-            if reference.misshapen:
-                setting = "answer_template: write it in the form that the grader reads"
             first = check.failures[0]
-            why = "" if first["reward"] else f" ({first['reason'][:120]})"
             evidence = (
                 f"{len(check.failures)} of {check.rows} right answers do not score "
                 f"{reference.maximum:g}: row {first['row_id']}, {str(first['answer'])[:80]!r} "
-                f"scored {shown(first['reward'])}{why}; {reference}"
+                f"scored {shown(first['reward'])} {first['reason'][:120]}; {reference}"
             )
+            setting = "grader or rows: until every row's own answer scores the maximum"
             self.add("reference cannot score", evidence, setting)
         if constant:
             evidence = f"all {signal.samples} sampled answers score {signal.reward.mean:.2f}"
@@ -138,9 +115,7 @@ class Findings:
             limit = signal.lengths["limit"]
             setting += f": {limit} -> {more} {room:.0f}, the p95 of the probe and a little"
         self.add("limit too short", signal.cut_text(), setting, signal.cut, MOST_CUT)
-        if self.reference.misshapen:
-            return  # an answer_template in the wrong form finds no answer to read
-        evidence = f"{signal.unreadable} ended, but cannot be read; {signal.stages_text()}"
+        evidence = f"{signal.unreadable} ended, but cannot be read: {shown(signal.stages)}"
         setting = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
         self.add("unreadable answers", evidence, setting, signal.unreadable, MOST_UNREADABLE)
 
@@ -154,14 +129,8 @@ class Findings:
             f"{signal.repeated:.0%} of the cases, at temperature {signal.temperature:g}"
         )
         if above(signal.pass_at[1], MOST_RIGHT):
-            self.add(DEAD["always right"][0], evidence, DEAD["always right"][1])
-            return
-        kind = max(signal.dead_kinds, key=signal.dead_kinds.get)
-        if kind != "always right" and signal.temperature < LOW_TEMPERATURE:
-            kind = "repeated"  # what the model could do has not been seen
-        self.add(DEAD[kind][0], evidence, DEAD[kind][1], dead, MOST_DEAD)
-        if above(dead, MOST_DEAD) and signal.dead_groups.high <= MOST_DEAD:
-            evidence = f"{signal.dead_groups} of the groups have no spread, {dead} none among "
-            evidence += f"readable answers: {signal.format_share:.0%} of the variance is form"
-            setting = "teach the form first (by an example, by SFT), or give it less weight"
-            self.add("format alone", evidence, setting)
+            name, setting = DEAD["always right"]
+            self.add(name, evidence, setting)
+        else:
+            name, setting = DEAD[max(signal.dead_kinds, key=signal.dead_kinds.get)]
+            self.add(name, evidence, setting, dead, MOST_DEAD)

@@ -1,7 +1,6 @@
 """From graded answers to the gate's numbers: pass@k, groups without spread, what the limit cuts.
 
-A row may be drawn more often than training will draw it: n answers are at hand, and the question is
-what a group of k of them would have looked like.
+Of a row n answers are at hand; the question is what a group of k of them would have looked like.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ def share_interval(
     """The mean of values in [0, 1], one a row, with its 95 % interval over clusters.
 
     The bootstrap cannot see what no row showed. Where all values are 0 (or 1) the exact bound is
-    taken: after n trials without the event its share may still be up to 1 - 0.025^(1/n) (Clopper &
-    Pearson, Biometrika 26:404, 1934). trials: n, by default the clusters.
+    taken: after n trials (by default the clusters) without the event its share may still be up to
+    1 - 0.025^(1/n) (Clopper & Pearson, Biometrika 26:404, 1934).
     """
     slack = 1 - 0.025 ** (1 / (trials or len(set(clusters))))
     if np.allclose(values, 0):
@@ -129,10 +128,7 @@ def take_reward_numbers(
 ) -> None:
     """pass@k, rewards, their spread and dead groups, of rows whose answers have grades."""
     k, least, clusters = signal.group, min(map(len, groups)), clusters_of(rows, task)
-    right = [
-        [is_right(task, row, sample, reference) for sample in group]
-        for row, group in zip(rows, groups)
-    ]
+    right = [[is_best(s.grade, task.grader.maximum) for s in group] for group in groups]
     signal.never = [group[0].row_id for group, hits in zip(groups, right) if not any(hits)]
     signal.always = [group[0].row_id for group, hits in zip(groups, right) if all(hits)]
     for size in sorted(size for size in {1, 2, 4, k, least} if size <= least):
@@ -168,16 +164,6 @@ def stage_share(stages: list[list[str]], wanted: Collection[str], clusters: list
     return share_interval(values, clusters, trials=sum(map(len, stages)))
 
 
-def is_right(task: Task, row: dict[str, Any], sample: Sample, reference: Reference) -> bool:
-    """By the best grade where the grader is known to be sound (or nothing else is known); else by
-    the answer in first place, whatever its grade."""
-    if reference.sound or task.answer_template is None:
-        return is_best(sample.grade, task.grader.maximum)
-    if sample.finish_reason == "length" or task.answer_path[1] not in row:
-        return False
-    return task.place(row, sample) == 1
-
-
 def stage_of(task: Task, sample: Sample) -> str:
     """How far an answer could be read: "readable", "cut" (at the limit), "no answer" (the endpoint
     failed), "unclosed thinking", "empty", "not JSON", or "answer missing" (JSON without it)."""
@@ -186,12 +172,11 @@ def stage_of(task: Task, sample: Sample) -> str:
     stage = sample.parse_stage or sample.find_parse_stage()
     if stage in ("unclosed thinking", "empty"):
         return stage
-    if task.answer_template is None:
-        wants_json = "output_json" in str(task.grader_spec)
-        return "not JSON" if wants_json and stage != "json" else "readable"
-    if task.answer_path[0] and stage != "json":
+    has_template = task.answer_template is not None
+    wants_json = task.answer_path[0] if has_template else "output_json" in str(task.grader_spec)
+    if wants_json and stage != "json":
         return "not JSON"
-    return "readable" if task.answers(sample) else "answer missing"
+    return "readable" if not has_template or task.answers(sample) else "answer missing"
 
 
 def dead_kind(group: list[Sample], right: list[bool]) -> str:
@@ -217,14 +202,14 @@ def shown_samples(flat: list[Sample], count: int = 6) -> list[dict[str, Any]]:
 
 
 def sub_grader_numbers(groups: Groups) -> dict[str, dict[str, float]]:
-    """{sub-grader: {mean, spread (std within a row), moving (share of rows where it differs)}}."""
+    """{sub-grader: {mean, spread (std within a row)}}."""
     numbers = {}
-    for name in dict.fromkeys(name for group in groups for s in group for name in s.sub_grades):
+    for name in groups[0][0].sub_grades:
         graded = [[s.sub_grades.get(name) for s in group] for group in groups]
         rows = [known for row in graded if (known := [v for v in row if v is not None])]
-        parts = {"mean": np.mean, "spread": np.std, "moving": lambda row: np.ptp(row) > 1e-9}
         if rows:
-            numbers[name] = {k: float(np.mean([f(r) for r in rows])) for k, f in parts.items()}
+            mean, spread = np.mean([(np.mean(row), np.std(row)) for row in rows], axis=0)
+            numbers[name] = {"mean": float(mean), "spread": float(spread)}
     return numbers
 
 

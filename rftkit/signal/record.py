@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,11 @@ from typing import Any
 from rftkit.evaluation import Groups, Interval
 from rftkit.files import shorten, write_json, write_text
 
-# How the numbers are called in text.
-LABELS = {
-    "samples": "answers drawn", "rows": "to rows", "pass_at": "pass@", "reward": "reward",
-    "spread": "std within a row", "dead_groups": "dead groups",
-    "dead_ability": "  among readable answers", "dead_kinds": "    ",
-    "format_share": "variance that is form", "stages": "answers: ", "lengths": "tokens: ",
-    "sub_graders": "sub-grader ", "patterns": "pattern ",
-}  # fmt: skip
+# What text() lists.
+NUMBERS = (
+    "samples", "rows", "pass_at", "reward", "spread", "dead_groups", "dead_ability", "dead_kinds",
+    "format_share", "stages", "cut", "lengths", "sub_graders", "patterns",
+)  # fmt: skip
 
 
 @dataclass
@@ -94,13 +90,8 @@ class Signal:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, numbers to four places."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "drawn"}
-        text = json.dumps(
-            record, default=lambda part: getattr(part, "to_json", part.__dict__.copy)()
-        )
+        text = json.dumps(record, default=_plain)
         return json.loads(text, parse_float=lambda number: round(float(number), 4))
-
-    def stages_text(self) -> str:
-        return f"the answers: {shown(self.stages)}"
 
     def cut_text(self) -> str:
         """How many answers the limit cuts, and how long they would have been."""
@@ -123,33 +114,24 @@ class Signal:
         lines = [f"{self.verdict}: {self.reason}"]
         for f in self.findings:
             lines += ["", f.name, fill(f.evidence), fill(f"change {f.setting}")]
-        lines += ["", *(f"{q.question} {q.answer}\n{fill(q.evidence)}" for q in self.questions)]
+        lines += ["", *(fill(f"{q.question} {q.answer}: {q.evidence}") for q in self.questions)]
         lines += [fill(f"note: {note}") for note in self.notes]
         if self.samples:
-            table = [f"{name:28}{value}" for name, value in self.numbers()]
-            lines += ["", *(textwrap.fill(s, width, subsequent_indent=" " * 28) for s in table)]
+            numbers = {name: getattr(self, name) for name in NUMBERS}
+            lines += ["", *(fill(f"{k}: {shown(v)}") for k, v in numbers.items() if v is not None)]
             lines += ["", "answers, from worst to best"]
         for sample in self.shown:
             answer = f"{sample['row_id']}: {sample['reasoning']} => {sample['output_text']}"
             lines.append("  " + shorten(f"{shown(sample['grade'])} {answer}", width - 2))
         return "\n".join(lines)
 
-    def numbers(self) -> Iterator[tuple[str, str]]:
-        """(name, value) of what was measured, as texts."""
-        for name, label in LABELS.items():
-            value = getattr(self, name)
-            if isinstance(value, dict):
-                yield from ((f"{label}{key}", shown(entry)) for key, entry in value.items())
-            elif value is not None:
-                yield label, shown(value)
 
-
-def _record(part: Any) -> dict[str, Any]:
+def _plain(part: Any) -> Any:
     return part.to_json() if hasattr(part, "to_json") else vars(part)
 
 
 def shown(value: Any) -> str:
     """A number, interval or dict of them, as text."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {shown(entry)}" for key, entry in value.items())
+        return "; ".join(f"{key} {shown(entry)}" for key, entry in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)

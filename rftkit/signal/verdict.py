@@ -1,7 +1,6 @@
 """The signal gate: before training, is there anything to learn from?
 
     signal = measure_signal(policy, task, rows, answers=8, max_completion_tokens=64)
-    signal.verdict, signal.names()
     print(signal.text())
 
 Left out: whether training helps. Only held-out rows show that, after.
@@ -31,7 +30,6 @@ Row = dict[str, Any]
 
 # --- questions, notes and the verdict ------------------------------------------------------------
 
-HOPELESS = 20  # ours, times the gate's budget: who would need more samples needs another task
 FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows; two are the fewest that may mean
 MANY_LABELS = 1_000  # ours: with more rows than this, SFT on the answers is the first thing to try
 SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the lengths is unknown
@@ -41,47 +39,37 @@ def ask_questions(
     signal: Signal, reference: Reference, task: Task, rows: list[Row], refusal: str = ""
 ) -> list[Question]:
     """Hard, verifiable, labels scarce? As far as that can be measured."""
-    hard, evidence = "not measured", "nothing was drawn, or nothing could be graded"
+    hard, evidence = "not measured", "no graded answers"
     if solved := signal.pass_at.get(1):
         evidence = f"one answer is right in {solved}; {len(signal.never)} rows are never solved"
         if not solved.low <= MOST_RIGHT <= solved.high:
             hard = "yes" if solved.high < MOST_RIGHT else "no"
-    verifiable = "no" if refusal else "yes" if reference.sound else "no"
-    if not refusal and reference.check.status == "not checked":
+    verifiable = "yes" if reference.sound and not refusal else "no"
+    if reference.check.status == "not checked" and not refusal:
         verifiable = "not measured"
+    why = refusal or str(reference) or "no answer_template: no answer is known right"
     count = f"{len(rows):,} rows"
     if task.group_by is not None:
         count += f", {len(set(clusters_of(rows, task))):,} different {task.group_by}"
-    scarce = "yes" if len(rows) <= MANY_LABELS else "no"
-    why = refusal or str(reference) or "no answer_template: no answer is known right"
     return [
         Question("Is it hard for this model, and worth thinking about?", hard, evidence),
         Question("Is a right answer recognised as right, by a rule?", verifiable, why),
-        Question("Are labels scarce?", scarce, count),
+        Question("Are labels scarce?", "yes" if len(rows) <= MANY_LABELS else "no", count),
     ]
-
-
-def take_notes(signal: Signal, template: TemplateCheck, rows: int) -> list[str]:
-    """What is odd without being a fault."""
-    names, notes = signal.names(), []
-    if "chat template broken" not in names:
-        notes += template.odd
-    if template.no_end and "end token missing" not in names:
-        notes.append(template.no_end)
-    if signal.cut and signal.cut.mean > SOME_CUT and "limit too short" not in names:
-        notes.append(f"{signal.cut_text()}: some may lack nothing but a longer limit")
-    if 1 < rows < FEW_ROWS:
-        notes.append(f"{rows} rows, fewer than {FEW_ROWS}: they will soon be learned by heart")
-    return notes
 
 
 def judge(
     signal: Signal, reference: Reference, template: TemplateCheck, task: Task, rows: list[Row]
 ) -> Signal:
     """Fill findings, questions, notes and verdict of a signal with its numbers."""
-    signal.findings = Findings(signal, reference, template, len(rows)).found
+    signal.findings = Findings(signal, reference, template).found
     signal.questions = ask_questions(signal, reference, task, rows)
-    signal.notes = take_notes(signal, template, len(rows))
+    names = signal.names()
+    signal.notes = [] if "chat template broken" in names else [*template.odd]
+    if signal.cut and signal.cut.mean > SOME_CUT and "limit too short" not in names:
+        signal.notes.append(f"{signal.cut_text()}: some may lack nothing but a longer limit")
+    if len(rows) < FEW_ROWS:
+        signal.notes.append(f"{len(rows)} rows, fewer than {FEW_ROWS}: soon learned by heart")
     return conclude(signal, len(rows) - signal.rows)
 
 
@@ -93,30 +81,20 @@ def conclude(signal: Signal, left: int) -> Signal:
         signal.verdict, signal.reason = "fix", f"start with {fixes[0]}"
         if fixes[1:]:
             signal.reason += f" (and see whether {', '.join(fixes[1:])} went with it)"
-    elif signal.findings:
-        signal.verdict, signal.reason = "undecided", why_undecided(signal, left)
-    else:
+        return signal
+    if not signal.findings:
         alive = f"{1 - signal.dead_groups.mean:.0%}"
         signal.verdict, signal.reason = "go", f"{alive} of the groups have a spread to learn from"
-    return signal
-
-
-def why_undecided(signal: Signal, left: int) -> str:
-    """What would settle it; fills more_samples where more answers to rows that are there would."""
-    for finding in signal.findings:
-        if not finding.missing_rows:
-            return finding.evidence
+        return signal
+    signal.verdict = "undecided"
     rows = max(finding.missing_rows for finding in signal.findings)
-    more, most = rows * signal.answers, HOPELESS * signal.budget
-    reason, needed = f"{signal.samples} samples are too few", f"about {more:,} more would settle it"
-    if rows * signal.group > most:
-        needed = f"more than {most:,} more would settle it, so near to the limit does it lie"
-    elif rows > left:
-        needed += f", to about {rows:,} more rows, and the file has {left} left"
-    else:
+    more = rows * signal.answers
+    signal.reason = f"{signal.samples} samples are too few: about {more:,} more would settle it"
+    if rows <= left:
         signal.more_samples = more
-        return f"{reason}: {needed}"
-    return f"{reason}: {needed}. Add rows, give partial credit, or raise answers_per_prompt"
+    else:
+        signal.reason += f", to {rows:,} more rows, and the file has {left} left: add rows"
+    return signal
 
 
 # --- the gate ------------------------------------------------------------------------------------
@@ -143,13 +121,9 @@ def measure_signal(
 ) -> Signal:
     """Is this task, with this grader and this policy, fit for RFT?
 
-    policy        the one that will be trained, with its adapter if it starts from one
-    answers       a group: what training compares with one another
-    completions   of the whole run: 5 % of them may be spent here, or 256 samples
-    most          draw at most so many, where less should be spent than that
-
-    First at most 256 samples are drawn; where the intervals are too wide, as many more as should
-    settle it, while the budget lasts.
+    The policy is the one that will be trained; `answers` are a group, what training compares with
+    one another. First at most 256 samples are drawn; where the intervals are too wide, as many more
+    as should settle it, up to 5 % of the run's `completions`, and no more than `most`.
     """
     if answers < 2 or not rows:
         raise UserError(f"signal: {len(rows)} rows, groups of {answers}, expected 1 and 2 at least")
@@ -210,10 +184,9 @@ def draw(
     groups = policy.sample([row["messages"] for row in rows], each, settings, **options)
     failed = [s for group in groups for s in group if s.finish_reason == "error"]
     if len(failed) > len(groups) * each / 2:
-        raise UserError(
-            f"{policy.name}: {len(failed)} of {len(groups) * each} answers did not come "
-            f"({'; '.join(failed[0].errors)}), expected a model that answers: fix its endpoint"
-        )
+        lost = f"{len(failed)} of {len(groups) * each} answers did not come"
+        why = "; ".join(failed[0].errors)
+        raise UserError(f"{policy.name}: {lost} ({why}), expected most: fix its endpoint")
     return groups
 
 

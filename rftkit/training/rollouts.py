@@ -119,7 +119,7 @@ class StepReward:
         texts = [policy.render(prompt) for prompt in prompts]
         garbage = garbage_in_first_batch(policy.tokenizer, texts, completion_ids, self.ends)
         if faults := template.faults + garbage:
-            faults += template.odd + [template.no_end] * bool(template.no_end)
+            faults += template.odd
             batch = save_batch(self.session.out, 1, "garbage", self.samples)
             raise TrainingStopped(
                 "garbage in the first batch",
