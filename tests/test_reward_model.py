@@ -101,20 +101,3 @@ def test_the_fit_is_at_its_optimum_and_clamps_grades(monkeypatch):
     torch.testing.assert_close(missed, 2 * reward_model.RIDGE * head.head[:-1], atol=1e-3, rtol=0)
     beyond = fit([1.5 if grade else -0.5 for grade in grades.tolist()])
     torch.testing.assert_close(beyond.head, head.head)
-
-
-def test_agreement_counts_pairs_of_different_grades():
-    class Scripted:
-        def score(self, rows, outputs):
-            return [float(text) for text in outputs]
-
-    def group(*pairs):
-        return [Sample(output_text=str(guess), grade=grade) for guess, grade in pairs]
-
-    ranked = group((0.9, 1.0), (0.4, 0.5), (0.8, 0.5), (0.7, None))  # the two of 0.5 are no pair
-    assert agreement(Scripted(), [{}], [ranked]) == 1.0
-    assert agreement(Scripted(), [{}], [group((0.3, 1.0), (0.3, 0.0))]) == 0.0  # no opinion
-    mixed = [group((0.9, 1.0), (0.1, 0.0)), group((0.1, 1.0), (0.9, 0.0), (0.9, 0.0))]
-    assert agreement(Scripted(), [{}] * 2, mixed) == pytest.approx(1 / 3)  # pairs, not rows
-    nothing = agreement(Scripted(), [{}], [group((0.3, 1.0), (0.4, 1.0))])
-    assert nothing != nothing
