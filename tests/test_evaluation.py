@@ -106,6 +106,6 @@ def test_clustering_widens_the_interval_and_pairing_narrows_it():
 
 
 def test_an_interval_is_written_with_three_digits_and_signs_where_asked():
-    interval = Interval(0.1, -0.05, 0.25)
-    assert f"{interval}" == "0.100 [-0.050, 0.250]"
-    assert f"{interval:+}" == "+0.100 [-0.050, +0.250]"
+    interval = Interval(0.1, 0.05, 0.25)
+    assert f"{interval}" == "0.100 [0.050, 0.250]"
+    assert f"{interval:+}" == "+0.100 [+0.050, +0.250]"
