@@ -10,7 +10,7 @@ import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from rftkit.rows import ID_KEYS, answer_fields, digest_of, group_of, messages_te
 
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
 FEW_ROWS = 24  # the guide: "start with several dozen to a few hundred"
-MAX_ALIKE = 200  # faults of one kind that are listed; what goes beyond is counted
 # kind -> (what was expected, the next step)
 KINDS |= {
     "no validation file": ("a validation file", "name it with --validation: a job needs both"),
@@ -74,27 +73,24 @@ class CheckReport:
     rows: dict[str, int] = field(default_factory=dict)  # side -> how many lines are rows
     files: dict[str, str] = field(default_factory=dict)
     answer_keys: list[str] = field(default_factory=list)  # looked for in the prompts
-    counts: dict[str, int] = field(default_factory=dict)  # by kind, those included not listed
 
     @property
     def ok(self) -> bool:
         return not self.faults
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many faults there are of each kind, the most frequent first."""
+        return dict(Counter(fault.kind for fault in self.faults).most_common())
+
     def add(self, found: Iterable[Fault]) -> None:
         for fault in found:
-            if fault.severity == "note":
-                self.notes.append(fault)
-                continue
-            count = self.counts[fault.kind] = self.counts.get(fault.kind, 0) + 1
-            if count <= MAX_ALIKE:
-                self.faults.append(fault)
-            elif count == MAX_ALIKE + 1:
-                more = replace(fault, found=f"more than {MAX_ALIKE} of these", severity="note")
-                self.notes.append(more)
+            (self.notes if fault.severity == "note" else self.faults).append(fault)
 
     def to_json(self) -> dict[str, Any]:
         faults, notes = ([f.to_json() for f in found] for found in (self.faults, self.notes))
-        return {"ok": self.ok} | vars(self) | {"faults": faults, "notes": notes}
+        record = {"ok": self.ok, "counts": self.counts}
+        return record | vars(self) | {"faults": faults, "notes": notes}
 
 
 def check_file(
@@ -104,7 +100,7 @@ def check_file(
     answer_keys: Sequence[str] = (),
     answer_in_prompt_ok: bool = False,
 ) -> CheckReport:
-    """Check a training file, and the split to its validation file; reports, never raises.
+    """Check a training file, and the split to its validation file.
 
     Values of the answer field `group_by` must not stand on both sides. `answer_keys` are taken for
     the answer beside those named like one. `answer_in_prompt_ok` is for tasks that look for the
@@ -137,7 +133,6 @@ def check_file(
     order = {name: place for place, name in enumerate(report.files.values())}
     for found in (report.faults, report.notes):
         found.sort(key=lambda fault: (order.get(fault.file, 1), fault.line or 0))
-    report.counts = dict(Counter(report.counts).most_common())
     return report
 
 

@@ -61,12 +61,9 @@ class Examination:
         return vars(self) | {"findings": [vars(f) | {"knob": f.setting} for f in self.findings]}
 
 
-def examine(path: str | Path) -> Examination:
+def examine(source: str | Path | Log) -> Examination:
     """Every finding over a run folder, a log.jsonl or a trainer_state.json, gravest first."""
-    return examine_log(read_log(path))
-
-
-def examine_log(log: Log) -> Examination:
+    log = source if isinstance(source, Log) else read_log(source)
     found: dict[str, Finding] = {}
     for name, (check, setting) in RULES.items():
         steps, evidence = check(log)
@@ -124,13 +121,13 @@ def grader_failures(log: Log) -> Evidence:
     grades = {r["step"]: [r.get("reward_mean", 0)] for r in log.records if log.graded}
     for record in log.records if log.graded else []:
         grades[record["step"]] += record.get("sub_rewards", {}).values()
-    shares = log.lost | dict(log.points("lost"))
+    shares = dict(log.points("lost"))
     lost = [step for step, share in shares.items() if share > MAX_LOST_SHARE]
     steps = {*lost, *(step for step, values in grades.items() if None in values)}
     return steps, f"no grade, up to {max(shares.values(), default=0):.0%} of a step's answers"
 
 
-@rule("`rftkit grade` on one answer of these steps, then mend what its traceback names")
+@rule("`rftkit grade` on one answer of these steps, then fix what its traceback names")
 def grader_errors(log: Log) -> Evidence:
     """An answer on which the grader's program fails scores 0: the model learns to avoid that."""
     answers_own = ("sample_parse_error", "truncated_observation_error")

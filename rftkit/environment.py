@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """One line that names this machine, for the label of a measured number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     return f"{platform.system()} {platform.machine()}, {cores} CPU cores, {processor()}"
 
 

@@ -21,23 +21,11 @@ class UserError(ValueError):
     exit_code = 1
 
 
-def datasets_folder(package: Path = PACKAGE) -> Path:
-    """The folder that holds one folder a task, and `recorded_runs/`.
-
-    Beside an installed package stands site-packages/datasets, Hugging Face's library: only a
-    pyproject.toml there makes it a checkout's folder.
-    """
-    in_wheel, beside = package / "_datasets", package.parent / "datasets"
-    if in_wheel.is_dir():
-        return in_wheel
-    if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
-        return beside
-    raise UserError(f"{package}: no datasets, expected {in_wheel} or {beside}: install it again")
-
-
 def dataset(name: str) -> Path:
     """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`."""
-    return one_of(datasets_folder(), name, name)
+    in_wheel = PACKAGE / "_datasets"
+    folder = in_wheel if in_wheel.is_dir() else PACKAGE.parent / "datasets"
+    return one_of(folder, name, name)
 
 
 def embedded_model(name: str) -> Path:
@@ -69,9 +57,8 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: cannot be read ({reason}): correct the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path") from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -81,8 +68,6 @@ def read_json(path: str | Path) -> Any:
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}:{error.colno}"
         raise UserError(f"{place}: not JSON ({error.msg}): correct it") from None
-    except RecursionError:
-        raise UserError(f"{path}: brackets without end, expected JSON: correct it") from None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -40,7 +40,6 @@ class Log:
     source: str
     records: list[dict[str, Any]]
     best_is_kept: bool = False  # the run hands back its best checkpoint, not its last
-    lost: dict[int, float] = field(default_factory=dict)  # step -> share of answers without a grade
     notes: list[str] = field(default_factory=list)  # what was left out in reading
 
     def points(self, name: str) -> Points:
@@ -128,30 +127,22 @@ def moved(points: Points, direction: int, least: float) -> bool:
 
 
 def read_log(path: str | Path) -> Log:
-    """A run folder (ours, or a trainer's output folder), a log.jsonl or a trainer_state.json.
-
-    Raises UserError for a file that is missing, broken, empty or no log. A truncated last line of
-    a log.jsonl is left out, which the log's notes say.
-    """
+    """A run folder (ours, or a trainer's output folder), a log.jsonl or a trainer_state.json."""
     path = Path(path)
-    if path.suffix == ".json":
-        return read_trainer_state(path)
-    if not path.is_dir():
-        return read_log_lines(path)
-    states = path.glob("checkpoint-*/trainer_state.json")
-    newest = sorted(states, key=lambda p: int("0" + re.sub(r"\D", "", p.parent.name)))[::-1]
-    for place in (path / "log.jsonl", path / "trainer_state.json", *newest):
-        if place.is_file():
-            return read_log(place)
-    raise UserError(f"{path}: no log, expected log.jsonl or trainer_state.json: name a run folder")
+    if path.is_dir():
+        states = path.glob("checkpoint-[0-9]*/trainer_state.json")
+        newest = sorted(states, key=lambda state: -int(state.parent.name.split("-")[1]))
+        places = [path / "log.jsonl", path / "trainer_state.json", *newest]
+        path = next(filter(Path.is_file, places), path)
+    if not path.is_file():
+        raise UserError(f"{path}: no log, expected log.jsonl or trainer_state.json: name a run")
+    return read_trainer_state(path) if path.suffix == ".json" else read_log_lines(path)
 
 
 def read_log_lines(path: Path) -> Log:
-    log = Log(str(path), [], (path.parent / "training.json").exists(), lost_answers(path.parent))
-    try:
-        lines = path.read_bytes().rstrip().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path") from None
+    """A truncated last line is left out, which the log's notes say."""
+    log = Log(str(path), [], best_is_kept=(path.parent / "training.json").exists())
+    lines = path.read_bytes().rstrip().split(b"\n")
     for place, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -163,18 +154,6 @@ def read_log_lines(path: Path) -> Log:
                 ) from None
             log.notes.append(f"the last line ({place}) is truncated: the run died or still writes")
     return log
-
-
-def lost_answers(run: Path) -> dict[int, float]:
-    """From samples.jsonl: step -> share of its answers without a grade."""
-    grades: dict[int, list[bool]] = {}
-    try:
-        for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-            sample = json.loads(line)
-            grades.setdefault(sample["step"], []).append(sample["grade"] is None)
-    except (OSError, ValueError, KeyError):
-        pass  # not there, or still being written: the log alone is judged then
-    return {step: mean(missing) for step, missing in grades.items()}
 
 
 def read_trainer_state(path: Path) -> Log:

@@ -5,9 +5,6 @@ list of symptoms stays the same, by the weighted Jaccard index. A run weighs log
 have it), and nothing where more than half of the rows have it: prompts share their instructions.
 An instruction that a tenth of the rows share can still outweigh the case itself: a prompt is then
 close to MANY rows at once, and must also share half of the RARE runs.
-
-With scipy (a dependency already) rather than scikit-learn's TfidfVectorizer: that is 40 MB more to
-install, replaces the counting alone, and two ways would judge one file twice.
 """
 
 from __future__ import annotations

@@ -41,29 +41,19 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for number, row in enumerate(rows, 1):
         try:
             lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            lines[-1].encode("utf-8")
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}:{number}: not JSON ({error}): write NaN as null, a set as a list"
-            ) from None
-    try:
-        write_text(path, "".join(lines))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}): check the path") from error
+            place = f"{path}:{number}"
+            raise UserError(f"{place}: {error}: write NaN as null, a set as a list") from None
+    write_text(path, "".join(lines))
 
 
 # What a row is called, and what it holds.
 
 
 def own_id(row: Row) -> str | None:
-    """The id that a row carries (text or a whole number), or None."""
-    for key in ID_KEYS:
-        value = row.get(key)
-        if isinstance(value, str) and value.strip():
-            return value
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-    return None
+    """The id that a row carries (text or a whole number) as text, or None."""
+    ids = [str(row[key]) for key in ID_KEYS if isinstance(row.get(key), (str, int))]
+    return next((text for text in ids if text.strip()), None)
 
 
 def row_ids(rows: Sequence[Row]) -> list[str]:
@@ -108,12 +98,9 @@ def digest_of(value: Any) -> bytes:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The file's SHA-256 in hex. Raises UserError where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    """The file's SHA-256 in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Split.

@@ -35,16 +35,17 @@ def lines_of(rows: list[dict]) -> bytes:
 
 
 def check_bytes(tmp_path: Path, content: bytes, **options):
-    path = tmp_path / "train.jsonl"
-    path.write_bytes(content)
-    return check_file(path, **options)
+    (tmp_path / "train.jsonl").write_bytes(content)
+    return check_file(tmp_path / "train.jsonl", **options)
+
+
+def check_rows(tmp_path: Path, rows: list[dict], **options):
+    return check_bytes(tmp_path, lines_of(rows), **options)
 
 
 def check_split(tmp_path: Path, train: list[dict], validation: list[dict], **options):
     (tmp_path / "validation.jsonl").write_bytes(lines_of(validation))
-    return check_bytes(
-        tmp_path, lines_of(train), validation=tmp_path / "validation.jsonl", **options
-    )
+    return check_rows(tmp_path, train, validation=tmp_path / "validation.jsonl", **options)
 
 
 def places(report) -> list[tuple[int | None, str]]:

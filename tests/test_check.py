@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 
 import pytest
-from data_samples import (
-    GENES,
-    GOOD,
-    ROOT,
-    check_bytes,
-    check_split,
-    lines_of,
-    make_row,
-    places,
-    with_text,
-)
+from data_samples import GENES, GOOD, ROOT, check_rows, check_split, make_row, places, with_text
 from typer.testing import CliRunner
 
-from rftkit.check import MAX_ALIKE, MAX_ROWS, check_file, looks_like_answer, stands_in
+from rftkit.check import check_file, looks_like_answer, stands_in
 from rftkit.cli import app
-from rftkit.files import UserError
 from rftkit.overlap import similar_prompts
-from rftkit.rows import read_rows
 
 BROKEN = ROOT / "datasets" / "broken" / "rows.jsonl"
 KINDS = """
@@ -36,7 +23,6 @@ KINDS = """
     lone surrogate, tools, messages
 """
 EXPECTED = list(enumerate((kind.strip() for kind in KINDS.split(",")), 1))
-BETWEEN_ROWS = {2, 13, 14, 15, 16, 17, 18, 19, 20}
 
 
 def test_each_line_of_the_broken_dataset_has_its_one_fault(tmp_path):
@@ -49,36 +35,24 @@ def test_each_line_of_the_broken_dataset_has_its_one_fault(tmp_path):
         assert fault.expectation in str(fault) and str(fault).endswith(fault.next_step)
         assert len(str(fault)) < 420 and str(fault).isprintable() and fault.next_step
         assert fault.key or fault.kind in ("broken JSON", "not an object")
-    for number, line in enumerate(BROKEN.read_bytes().splitlines(keepends=True), 1):
-        (tmp_path / "row.jsonl").write_bytes(line)
-        if number in BETWEEN_ROWS:
-            assert len(read_rows(tmp_path / "row.jsonl")) == 1
-        else:
-            with pytest.raises(UserError, match="row.jsonl"):
-                read_rows(tmp_path / "row.jsonl")
 
 
-def test_clean_data_is_clean(tmp_path):
-    rows = [make_row(n, reference_gene=f"A{n}BC") for n in range(60)]
-    report = check_split(tmp_path, rows[:40], rows[40:], group_by="reference_gene")
-    assert report.ok and report.notes == []
-    assert report.rows == {"train": 40, "validation": 20}
-    for name in ("gene_ranking", "gene_ranking_realistic"):
-        folder = ROOT / "datasets" / name
-        shipped = check_file(folder / "train.jsonl", folder / "validation.jsonl", "reference_gene")
-        assert shipped.ok, shipped.faults[:3]
+@pytest.mark.parametrize("name", ["gene_ranking", "gene_ranking_realistic"])
+def test_shipped_data_is_clean(name):
+    folder = ROOT / "datasets" / name
+    report = check_file(folder / "train.jsonl", folder / "validation.jsonl", "reference_gene")
+    assert report.ok, report.faults[:3]
 
 
 def test_tool_calls_and_a_developer_message_are_allowed(tmp_path):
     row = make_row(1, tools=[{"type": "function", "function": {"name": "search"}}])
     row["messages"] = [
         {"role": "developer", "content": "Search first."},
-        {"role": "user", "content": "Which gene?"},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
         {"role": "tool", "content": "nothing", "tool_call_id": "1"},
         *row["messages"],
     ]
-    assert check_bytes(tmp_path, lines_of([row])).ok
+    assert check_rows(tmp_path, [row]).ok
 
 
 USER = {"role": "user", "content": "x"}
@@ -89,14 +63,10 @@ USER = {"role": "user", "content": "x"}
     [
         ({"messages": USER}, "messages", "messages"),
         ({"messages": ["Which gene?"]}, "messages", "messages[0]"),
-        ({"messages": [{"from": "human", "value": "x"}]}, "role", "messages[0].role"),
         ({"messages": [USER, USER | {"role": "User"}]}, "role", "messages[1].role"),
-        ({"messages": [{"role": "user"}]}, "content", "messages[0].content"),
         ({"messages": [USER | {"content": None}]}, "content", "messages[0].content"),
         ({"messages": [USER | {"role": "system"}]}, "last message", "messages"),
-        ({"messages": [USER | {"content": "a \ufffd"}]}, "damaged text", "messages[0].content"),
         ({"tools": [{"name": "search"}]}, "tools", "tools[0].function"),
-        ({"reference_gene": ""}, "answer empty", "reference_gene"),
         ({"reference_gene": []}, "answer empty", "reference_gene"),
         ({"reference_gene": "\u200bGLA"}, "answer with blanks", "reference_gene"),
         ({"reference_gene": "SjÃ¶gren"}, "damaged text", "reference_gene"),
@@ -104,7 +74,7 @@ USER = {"role": "user", "content": "x"}
     ],
 )
 def test_a_fault_of_a_row_is_found_at_its_key(tmp_path, change, kind, key):
-    report = check_bytes(tmp_path, lines_of([*GOOD[:7], GOOD[7] | change, *GOOD[8:]]))
+    report = check_rows(tmp_path, [*GOOD[:7], GOOD[7] | change, *GOOD[8:]])
     assert (8, kind, key) in [(fault.line, fault.kind, fault.key) for fault in report.faults]
     assert {fault.line for fault in report.faults} == {8}
 
@@ -114,91 +84,83 @@ def test_one_fault_does_not_hide_the_others(tmp_path):
     rows[1] = rows[1].replace(b'"user"', b'"human"')
     rows[2] = rows[2].replace(b'"user"', b'"assistant"').replace(b"{", b'{"x": NaN, "x": NaN, ', 1)
     rows[3] = rows[3].replace(b"Which", b"Wh\xfcch")
-    report = check_bytes(tmp_path, b"\xef\xbb\xbf" + b"\r\n".join(rows) + b"\n\n")
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(rows) + b"\n\n")
+    report = check_file(tmp_path / "rows.jsonl")
     assert [line for line, _ in places(report)] == [1, 1, 2, 3, 3, 3, 4, 5]
-
-
-def test_a_fault_of_very_many_rows_is_listed_up_to_a_bound_and_counted(tmp_path):
-    report = check_bytes(tmp_path, b'{"messages": 1}\n' * (MAX_ALIKE + 50) + b"x\n")
-    assert report.counts["messages"] == MAX_ALIKE + 50 and report.counts["broken JSON"] == 1
-    assert sum(fault.kind == "messages" for fault in report.faults) == MAX_ALIKE
-    assert "messages" in {note.kind for note in report.notes}
-    one_row = b'{"messages": [' + b"NaN," * 100_000 + b'NaN], "answer": 1}'
-    assert len(check_bytes(tmp_path, one_row).faults) == 2 * MAX_ALIKE
 
 
 # The answer.
 
 
 def test_what_counts_as_the_answer():
-    answers = ["reference_gene", "answer", "final_answer", "label", "trueLabel", "target", "gold"]
-    answers += ["correct_option", "expected_output", "solution", "ground_truth", "Answers"]
-    others = ["sex", "age", "onset", "present", "absent", "case_id", "answer_type", "label_options"]
-    others += ["target_length", "reference_url", "origin", "candidates", "marigold"]
-    assert [key for key in answers + others if looks_like_answer(key)] == answers
+    answers = "reference_gene answer trueLabel gold correct_option expected_output ground_truth"
+    others = "sex onset case_id answer_type label_options target_length reference_url marigold"
+    assert all(map(looks_like_answer, answers.split()))
+    assert not any(map(looks_like_answer, others.split()))
 
 
-def test_an_answer_is_found_as_a_word_of_its_own():
-    found = [
-        ("SCN1A", "SCN1A-related"),
-        ("melancholy", "Melancholy"),
-        ("a+b(c)", "is a+b(c) right"),
-    ]
-    found += [("Marfan syndrome", "marfan syndrome?"), ("1,234.5", "about 1,234.5 m")]
-    assert all(stands_in(value, text) for value, text in found)
-    assert not stands_in("SCN1A", "SCN1AB") and not stands_in("REST", "at rest")
+@pytest.mark.parametrize(
+    ("value", "text", "expected"),
+    [
+        ("SCN1A", "SCN1A-related", True),
+        ("SCN1A", "SCN1AB", False),
+        ("REST", "at rest", False),
+        ("melancholy", "Melancholy", True),
+        ("Marfan syndrome", "marfan syndrome?", True),
+        ("a+b(c)", "is a+b(c) right", True),
+    ],
+)
+def test_an_answer_is_found_as_a_word_of_its_own(value, text, expected):
+    assert stands_in(value, text) == expected
 
 
-@pytest.mark.parametrize("answer", ["GLA", ["GLA", "GAL"], {"gene": "GLA"}])
-def test_an_answer_told_in_the_prompt_is_a_fault(tmp_path, answer):
-    rows = [make_row(n, reference_gene=f"X{n}YZ") for n in range(6)]
-    rows[4] = with_text(rows[4] | {"reference_gene": answer}, "The lab says GLA.")
-    assert (5, "answer in the prompt") in places(check_bytes(tmp_path, lines_of(rows)))
+def rows_of(count: int, words: str = "", **fields) -> list[dict]:
+    return [with_text(make_row(n, **fields), words) for n in range(count)]
 
 
-@pytest.mark.parametrize("answer", ["A", "42", 42, True, "yes", "3.14"])
-def test_an_answer_that_chance_finds_is_no_leak(tmp_path, answer):
-    rows = [
-        with_text(make_row(n, reference_gene=answer), "A yes 42 3.14 True None") for n in range(5)
-    ]
-    assert check_bytes(tmp_path, lines_of(rows)).ok
+LEAK = "answer in the prompt"
+TOLD = [with_text(make_row(11), f"The lab says {GENES[11]}.")]
+ONE_OTHER = [*GOOD[:8], with_text(make_row(8), f"Not {GENES[1]} but {GENES[8]}.")]
+JOY = [make_row(n, reference_gene=label) for n, label in enumerate(["joy", "anger"])]
+NO_ANSWER = [{"messages": row["messages"]} for row in GOOD]
+# what is looked at -> (training rows, options, its faults)
+ANSWERS = {
+    "none told": (GOOD, {}, []),
+    "told": ([*GOOD[:4], *TOLD], {}, [(5, LEAK)]),
+    "one of a list told": ([TOLD[0] | {"reference_gene": ["GAL", GENES[11]]}], {}, [(1, LEAK)]),
+    "one in an object told": ([TOLD[0] | {"reference_gene": {"a": GENES[11]}}], {}, [(1, LEAK)]),
+    "one letter": (rows_of(5, "Vitamin A", reference_gene="A"), {}, []),
+    "a short number": (rows_of(5, "aged 42", reference_gene=42), {}, []),
+    "yes": (rows_of(5, "yes or no?", reference_gene="yes"), {}, []),
+    "other field": (rows_of(5, "infancy", onset="infancy"), {}, []),
+    "named field": (
+        rows_of(1, "infancy", onset="infancy"),
+        {"answer_keys": ["onset"]},
+        [(1, LEAK)],
+    ),
+    "group": (rows_of(1, "infancy", onset="infancy"), {"group_by": "onset"}, [(1, LEAK)]),
+    "candidates": (rows_of(8, "Candidates: " + ", ".join(GENES[:8])), {}, []),
+    "labels": ([with_text(row, "joy or anger?") for row in JOY], {}, []),
+    "one other": (ONE_OTHER, {}, [(9, LEAK)]),
+    "to be found in the text": (ONE_OTHER, {"answer_in_prompt_ok": True}, []),
+    "no row has one": (NO_ANSWER, {}, []),
+    "one is missing": ([*GOOD[:5], NO_ANSWER[5]], {}, [(6, "answer missing")]),
+    "one has an optional one": ([GOOD[0] | {"target": "seldom"}, *GOOD[1:]], {}, []),
+    "types are mixed": ([make_row(n, label=n if n % 2 else f"{n}") for n in range(8)], {}, []),
+}
 
 
-def test_other_fields_may_stand_in_the_prompt_unless_they_are_named(tmp_path):
-    rows = [
-        with_text(make_row(n, sex="female", onset="infancy"), "infancy, female") for n in range(5)
-    ]
-    report = check_bytes(tmp_path, lines_of(rows))
-    assert report.ok and report.answer_keys == ["reference_gene"]
-    for options in ({"answer_keys": ["onset"]}, {"group_by": "onset"}):
-        report = check_bytes(tmp_path, lines_of(rows), **options)
-        assert report.counts == {"answer in the prompt": 5}
-        assert report.answer_keys == ["onset", "reference_gene"]
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_is_wrong_with_answers_is_found_and_nothing_else(tmp_path, name):
+    rows, options, expected = ANSWERS[name]
+    assert places(check_rows(tmp_path, rows, **options)) == expected
 
 
-def test_a_choice_among_answers_is_no_leak_and_one_other_answer_does_not_make_a_choice(tmp_path):
-    rows = [with_text(make_row(n), "Candidates: " + ", ".join(GENES[:8])) for n in range(8)]
-    report = check_bytes(tmp_path, lines_of(rows))
-    assert report.ok and "answer in the prompt" in {note.kind for note in report.notes}
-    labels = [
-        with_text(make_row(n, reference_gene=["joy", "anger"][n % 2]), "joy or anger?")
-        for n in (1, 2)
-    ]
-    assert check_bytes(tmp_path, lines_of(labels)).ok
-    rows = [*GOOD[:8], with_text(make_row(8), f"Not {GENES[1]} but {GENES[8]}.")]
-    assert places(check_bytes(tmp_path, lines_of(rows))) == [(9, "answer in the prompt")]
-    assert check_bytes(tmp_path, lines_of(rows), answer_in_prompt_ok=True).ok
-
-
-def test_a_missing_answer_is_a_fault_and_optional_fields_or_types_are_not(tmp_path):
-    rows = [make_row(n, pmid=n, label_2=f"{n}" if n % 2 else n) for n in range(8)]
-    rows[1]["target"] = "seldom"
-    del rows[2]["reference_gene"], rows[5]["pmid"]
-    rows[6]["refrence_gene"] = rows[6].pop("reference_gene")
-    report = check_bytes(tmp_path, lines_of(rows))
-    assert places(report) == [(3, "answer missing"), (7, "answer missing")]
-    assert "refrence_gene" in report.faults[1].found
-    assert check_bytes(tmp_path, lines_of([{"messages": row["messages"]} for row in rows])).ok
+def test_a_misspelt_answer_key_is_named(tmp_path):
+    rows = [make_row(n) for n in range(6)]
+    rows[5]["refrence_gene"] = rows[5].pop("reference_gene")
+    (fault,) = check_rows(tmp_path, rows).faults
+    assert (fault.line, fault.kind) == (6, "answer missing") and "refrence_gene" in fault.found
 
 
 # Between rows.
@@ -209,71 +171,59 @@ def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tm
     train = [*GOOD, GOOD[3] | {"case_id": "copy"}, other_answer]
     validation = [make_row(50, case_id="case-2"), GOOD[7] | {"case_id": "y"}, make_row(50)]
     report = check_split(tmp_path, train, validation)
-    assert places(report) == [
-        (31, "duplicate"),
-        (32, "contradiction"),
-        (1, "duplicate id"),
-        (2, "duplicate across the split"),
-        (3, "duplicate"),
-    ]
+    assert places(report)[:2] == [(31, "duplicate"), (32, "contradiction")]
+    across = [(1, "duplicate id"), (2, "duplicate across the split"), (3, "duplicate")]
+    assert places(report)[2:] == across
     assert "train.jsonl:3" in str(report.faults[2]) and "train.jsonl:8" in str(report.faults[3])
 
 
 def test_groups_on_both_sides_and_rows_without_a_group_are_found(tmp_path):
     train = [make_row(n, family=f"F{n // 2}") for n in range(10)]
     del train[1]["family"]
-    families = {50: "F9", 51: "F4", 52: "F4", 53: None}
-    validation = [make_row(n, family=family) for n, family in families.items()]
+    validation = [make_row(50 + n, family=f) for n, f in enumerate(("F9", "F4", "F4", None))]
     report = check_split(tmp_path, train, validation, group_by="family")
-    found = [(line, kind) for line, kind in places(report) if kind.startswith("group")]
-    assert found == [
-        (2, "group missing"),
-        (2, "group on both sides"),
-        (3, "group on both sides"),
-        (4, "group missing"),
-    ]
-    misspelt = check_split(tmp_path, GOOD, [make_row(50)], group_by="refrence_gene")
-    assert places(misspelt) == [(1, "group missing")]
-    assert "reference_gene" in misspelt.faults[0].found
+    found = [place for place in places(report) if place[1].startswith("group")]
+    missing, both = "group missing", "group on both sides"
+    assert found == [(2, missing), (2, both), (3, both), (4, missing)]
+    (misspelt,) = check_rows(tmp_path, GOOD, group_by="refrence_gene").faults
+    assert (misspelt.line, misspelt.kind) == (1, missing) and "reference_gene" in misspelt.found
 
 
 def test_too_many_rows_and_a_file_that_validates_itself_are_found(tmp_path, monkeypatch):
-    assert MAX_ROWS == {"train": 50_000, "validation": 1_000}
     monkeypatch.setattr("rftkit.check.MAX_ROWS", {"train": 29, "validation": 2})
     report = check_split(tmp_path, GOOD, [make_row(n) for n in (50, 51, 52, 53)])
     assert places(report) == [(30, "too many rows"), (3, "too many rows")]
-    os.symlink(tmp_path / "validation.jsonl", tmp_path / "link.jsonl")
-    report = check_file(tmp_path / "validation.jsonl", tmp_path / "link.jsonl")
-    assert places(report) == [(None, "same file twice")]
+    path = tmp_path / "validation.jsonl"
+    assert places(check_file(path, path)) == [(None, "same file twice")]
 
 
 # Near-duplicates.
 
 
-def sentence(signs: list[str], onset: str) -> str:
-    """A long instruction around a short case: what real prompts look like."""
-    return (
-        "You are a clinical geneticist. Read the case with care, think of the diseases that fit, "
-        "then rank five genes, the most likely first, as JSON and nothing else. Symptoms present: "
-        f"{', '.join(signs)}. History: {onset} onset. Which genes?"
-    )
-
-
 def test_a_shuffled_case_is_found_and_a_shared_instruction_makes_no_copy(tmp_path):
     rng = random.Random(0)
+    instruction = (
+        "You are a clinical geneticist. Read the case with care, think of the diseases that fit, "
+        "then rank five genes, the most likely first, as JSON and nothing else. Symptoms present: "
+        "{}. History: {} onset. Which genes?"
+    )
     signs = [f"{a} {b}" for a in "renal cardiac ocular dermal axial".split() for b in range(40)]
-    cases = [rng.sample(signs, 25) for _ in range(1500)]
+    cases = [rng.sample(signs, 25) for _ in range(300)]
     texts, planted = [], {}
-    for line in range(200):
+    for line in range(60):
         present = rng.sample(signs, 25)
         if line % 20 == 0:  # the same case: shuffled, another onset, in capitals, a blank more
             planted[line] = line * 5
             present = [*rng.sample(cases[line * 5], 25), f"rare {line}"]
-        texts.append(sentence(present, "adult").upper().replace(",", " , "))
-    pairs = similar_prompts([sentence(present, "infancy") for present in cases], texts)
+        texts.append(instruction.format(", ".join(present), "adult").upper().replace(",", " , "))
+    train = [instruction.format(", ".join(present), "infancy") for present in cases]
+    pairs = similar_prompts(train, texts)
     assert {line: train_line for line, train_line, _ in pairs} == planted
     assert all(0.8 <= similarity <= 1 for *_, similarity in pairs)
-    copy = with_text(make_row(60), "")
+
+
+def test_a_near_copy_is_named_with_its_training_row(tmp_path):
+    copy = make_row(60)
     copy["messages"][0]["content"] = GOOD[11]["messages"][0]["content"].replace("Which", "which")
     report = check_split(tmp_path, GOOD, [make_row(59), copy])
     assert places(report) == [(2, "near-duplicate across the split")]
@@ -290,23 +240,20 @@ def test_an_instruction_that_many_rows_share_makes_no_near_duplicates(
     """One of three instructions; a very long one that most rows have; a mixture of ten tasks."""
     rng = random.Random(0)
     signs = [f"s{i}" for i in range(200 if common else 2000)]
-    instructions = [" ".join(f"w{v}x{i}" for i in range(words)) for v in range(10)]
-    base = rng.sample(signs, 10)
-    cases = [base, *(rng.sample(signs, 10) for _ in range(2, rows))]
+    instructions = [" ".join(f"w{v}x{i}" for i in range(words)) + ": " for v in range(10)]
+    cases = [rng.sample(signs, 10) for _ in range(rows - 1)]
     train = [
-        instructions[int(line % variants)] + ": " + ", ".join(present)
+        instructions[int(line % variants)] + ", ".join(present)
         for line, present in enumerate(cases, 1)
     ]
-    other = base[:common] + rng.sample([s for s in signs if s not in base], 10 - common)
+    unseen = [sign for sign in signs if sign not in cases[0]]
+    other = cases[0][:common] + rng.sample(unseen, 10 - common)
     same = instructions[1 if variants == 3 else 0]
-    held_out = [same + ": " + ", ".join(other), instructions[1] + ": " + ", ".join(base[::-1])]
+    held_out = [same + ", ".join(other), instructions[1] + ", ".join(cases[0][::-1])]
     assert [pair[:2] for pair in similar_prompts(train, held_out)] == [(1, 0)]
 
 
-def test_small_files_and_other_numbers_are_compared_rightly():
-    train = ["Symptoms present: Seizure, Ataxia, Chorea, Anemia. Which genes?"]
-    held_out = ["symptoms present: Ataxia, Seizure, Anemia, Chorea. Which genes"]
-    assert [pair[:2] for pair in similar_prompts(train, held_out)] == [(0, 0)]
+def test_exercises_that_differ_in_their_numbers_are_no_copies():
     exercise = (
         "A train leaves the central station of the old town at {} o'clock and then travels {} km "
         "along its river with a constant speed of {} km per hour so when will passengers arrive"

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit.cli import app
-from rftkit.doctor import RULES, examine, examine_log
+from rftkit.doctor import RULES, examine
 from rftkit.files import UserError, dataset
 from rftkit.logs import TRL_NAMES, Log, held, read_log
 
@@ -61,9 +61,9 @@ def planted(*at, **values):
     return records
 
 
-def later(name, value, start=0.5):
-    """The sound value first, the planted one after `start` of the run."""
-    return {name: lambda record, done: value if done > start else record[name]}
+def later(name, value):
+    """The sound value first, the planted one in the second half of the run."""
+    return {name: lambda record, done: value if done > 0.5 else record[name]}
 
 
 def every_fifth_good(name, bad, good):
@@ -83,7 +83,6 @@ NAN = math.nan
 FAULTS = [
     ("not_finite", planted(31, grad_norm=NAN, loss=NAN)),
     ("not_finite", planted(31, grad_norm=None, loss=None)),  # as our log writes a NaN
-    ("not_finite", planted(31, kl="-Infinity")),
     ("not_finite", planted(31, alarms=[{"name": "not finite", "stops": False}])),
     ("reward_not_a_number", planted(31, reward_mean=NAN)),
     ("grader_failures", planted(31, reward_mean=None)),
@@ -91,24 +90,18 @@ FAULTS = [
     ("grader_errors", planted(errors={"python_grader_runtime_error": 0.9})),
     ("no_reward_spread", planted(reward_mean=0.1, reward_std=0.0, dead_groups=1.0)),
     ("no_reward_spread", planted(**later("reward_std", 0.0))),
-    ("dead_groups", planted(**later("dead_groups", 0.875))),
     ("dead_groups", planted(dead_groups=lambda record, done: float(record["step"] % 2))),
     ("loss_zero", planted(loss=0.0, grad_norm=0.0, kl=0.0)),
-    ("loss_zero", planted(loss=0.0, kl=0.05)),
     ("reward_up_task_down", hacked()),
     ("reward_falls", planted(reward_mean=lambda record, done: 0.6 - 0.3 * done)),
     ("reward_stays_low", planted(reward_mean=lambda r, done: 0.04 + 0.02 * (r["step"] % 3))),
     ("format_alone", planted(sub_rewards=lambda r, done: {"exact": 0.0, "format": done})),
-    ("truncation", planted(**later("truncated", 1.0, 0.8))),
     ("truncation", every_fifth_good("truncated", 0.9, 0.1)),
     ("entropy_collapse", every_fifth_good("entropy", 0.005, 0.06)),
-    ("entropy_collapse", planted(**later("entropy", 0.03))),
-    ("kl_blow_up", every_fifth_good("kl", 3.0, 0.4)),
     ("kl_blow_up", planted(31, kl=50.0)),
     ("kl_blow_up", planted(**later("kl", 0.8))),
     ("kl_blow_up", planted(STEPS, kl=9.0)),
     ("gradient_spike", planted(31, grad_norm=40.0)),
-    ("gradient_spike", planted(grad_norm=15.0)),
     ("gradient_vanishes", planted(grad_norm=2e-5)),
     ("length_explosion", planted(completion_tokens=lambda record, done: 20 + 200 * done)),
     ("length_collapse", planted(completion_tokens=lambda record, done: 200 - 185 * done)),
@@ -119,7 +112,7 @@ SEEN_BELOW = {"past_the_peak", "nothing_held_out", "overfitting"}
 
 
 def findings(records):
-    return {f.name: f for f in examine_log(Log("", records)).findings}
+    return {f.name: f for f in examine(Log("", records)).findings}
 
 
 def write_log(path, records):
@@ -153,12 +146,10 @@ WRITERS = {"log.jsonl": write_log, "trainer_state.json": write_state}
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_sound_log_gets_no_finding(tmp_path, name):
-    for seed in range(30):
+    for seed in range(20):
         examination = examine(WRITERS[name](tmp_path / name, sound(seed)))
         assert (seed, examination.findings, examination.notes) == (seed, [], [])
-    for steps in (1, 2, 3, 6, 20, 100):
-        for seed in range(20):
-            assert not findings(sound(seed, steps))
+    assert not any(findings(sound(seed, steps)) for steps in (1, 2, 6, 20) for seed in range(20))
 
 
 def test_every_rule_is_tried():
@@ -183,47 +174,39 @@ def test_a_planted_fault_is_found_at_its_steps(tmp_path, number, name):
 def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
     points = [(step, float(step in (11, 13, 14, 16, 18, 40, 42, 44, 46))) for step in range(1, 61)]
     assert held(points, lambda value: value > 0) == [11, 13, 14, 16, 18]
-    assert held(points, lambda value: value > 0, window=5) == []  # in a row
     assert held(points[10:14], lambda value: value > 0) == []  # shorter: all of them, or none
     assert held(points[12:14], lambda value: value > 0) == [13, 14]
-    for seed in range(30):
-        rng, records = random.Random(seed), [r | {"clip_ratio": 0.0} for r in sound(seed)]
-        for record in rng.sample(records, STEPS // 8):
-            record |= {"truncated": 0.5, "dead_groups": 0.875, "entropy": 0.04, "kl": 0.8}
-            record |= {"clip_ratio": 0.2, "grad_norm": 5e-4}
-        assert not findings(records)
-
-
-@pytest.mark.parametrize(
-    "records",
-    [
-        planted(31, truncated=1.0, dead_groups=1.0, entropy=0.0, kl=3.0, loss=0.0),  # one bad step
-        planted(31, grad_norm=0.9),  # thirty times the usual, and still small
-        planted(completion_tokens=lambda record, done: 100 + 200 * done),  # with a gain
-        planted(loss=0.0, kl=None),  # GRPO with one update a batch: the gradient is not zero
-        planted(errors={"sample_parse_error": 0.9, "truncated_observation_error": 1.0}),
-        planted(errors={"python_grader_runtime_error": 0.3}),
-        planted(sub_rewards=lambda r, done: {"strict": done, "lenient": 0.2 + 0.8 * done}),
-        planted(
-            loss=lambda r, done: -done, eval_loss=lambda r, done: 1 + done
-        ),  # GRPO's says little
-    ],
-)
-def test_what_is_sound_gets_no_finding(records):
+    rng, records = random.Random(0), sound()
+    for record in rng.sample(records, STEPS // 8):
+        record |= {"truncated": 0.5, "dead_groups": 0.875, "entropy": 0.04, "kl": 0.8}
     assert not findings(records)
 
 
+SOUND = {
+    "one bad step": planted(31, truncated=1.0, dead_groups=1.0, entropy=0.0, kl=3.0, loss=0.0),
+    "thirty times a small gradient": planted(31, grad_norm=0.9),
+    "longer with a gain": planted(completion_tokens=lambda record, done: 100 + 200 * done),
+    "GRPO with one update a batch": planted(loss=0.0, kl=None),
+    "the answers' own errors": planted(errors={"sample_parse_error": 0.9}),
+    "some errors": planted(errors={"python_grader_runtime_error": 0.3}),
+    "lenient rises along": planted(sub_rewards=lambda r, d: {"strict": d, "lenient": 0.2 + d}),
+    "GRPO's loss says little": planted(loss=lambda r, d: -d, eval_loss=lambda r, d: 1 + d),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_sound_gets_no_finding(name):
+    assert not findings(SOUND[name])
+
+
 def test_noise_is_no_trend():
-    for seed in range(30):
+    for seed in range(20):
         rng, records = random.Random(seed), sound(seed)
         for record in records:
             record["reward_mean"] = 0.4 + rng.gauss(0, 0.12)
             if "validation" in record:  # the last validations of a run that stops by patience
                 record["validation"] = validation(0.4 - 0.0004 * record["step"], 0.05)
         assert (seed, findings(records)) == (seed, {})
-    for record in records:  # nor is a rising reward an alarm, where the validations stand still
-        record["reward_mean"] = 0.3 + 0.005 * record["step"]
-    assert not findings(records)
 
 
 def test_recorded_sound_runs_get_no_finding_about_a_level():
@@ -250,34 +233,25 @@ def test_one_cause_is_named_once(records, names):
 @pytest.mark.parametrize(
     ("held_out", "steps"),
     [
-        (lambda step: 1.2 if step in (20, 30) else 1.4, [30, 40, 50, 60]),
-        (lambda step: 2 - 0.01 * step, []),
-        (lambda step: 1.2 + 0.01 * (step == 60), []),  # stands still, but for noise
+        (lambda step: 1.2 if step in (20, 30) else 1.4, [40, 50, 60]),
+        (lambda step: 1.2 + 0.01 * (step == 60), None),  # stands still, but for noise
     ],
 )
 def test_an_sft_run_that_learns_by_heart_is_named_unless_its_best_is_kept(held_out, steps):
     rng = random.Random(0)
     records = [{"step": s, "loss": 2 - 0.02 * s + rng.gauss(0, 0.02)} for s in range(1, 61)]
-    records += [{"step": s, "eval_loss": held_out(s)} for s in range(10, 61, 10)]
-    log = Log("", sorted(records, key=lambda record: record["step"]))
-    found = {f.name: f.steps for f in examine_log(log).findings}
-    found.pop("steps_out_of_order", None)  # two entries a step, as read_trainer_state merges
-    assert found == ({"overfitting": steps} if steps else {})
-    log.best_is_kept = True
-    assert "overfitting" not in {f.name for f in examine_log(log).findings}
+    for record in records[9::10]:
+        record["eval_loss"] = held_out(record["step"])
+    found = findings(records)
+    assert found.keys() == ({"overfitting"} if steps else set())
+    assert not steps or found["overfitting"].steps[-3:] == steps
+    assert not examine(Log("", records, best_is_kept=True)).findings
 
 
 # Files.
 
 
-def test_a_run_folder_tells_its_lost_answers_and_whether_the_best_is_kept(tmp_path):
-    write_log(tmp_path / "log.jsonl", sound())
-    graded = [{"step": s, "grade": 0.5} for s in range(1, 61) for _ in range(20)]
-    for place, expected in ((7 * 20, {}), (7 * 20 + 1, {"grader_failures": [8]})):
-        graded[place]["grade"] = None  # one of twenty is 5 %, the limit
-        write_log(tmp_path / "samples.jsonl", graded)
-        assert {f.name: f.steps for f in examine(tmp_path).findings} == expected
-    (tmp_path / "samples.jsonl").unlink()
+def test_the_last_checkpoint_past_the_peak_is_named_unless_the_best_is_kept(tmp_path):
     records = planted(reward_mean=0.4)
     records[-1]["validation"] = validation(0.2, 0.05)
     write_log(tmp_path / "log.jsonl", records)
@@ -289,35 +263,29 @@ def test_a_run_folder_tells_its_lost_answers_and_whether_the_best_is_kept(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("log.jsonl", None, "log.jsonl: cannot be read"),
-        ("log.jsonl", b"\n \n", "log.jsonl:1: "),
-        ("log.jsonl", b'{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n', "jsonl:2: "),
-        ("log.jsonl", b'{"step": 1}\n[1, 2]\n{"step": 3}\n', "log.jsonl:2: "),
-        ("log.jsonl", b'{"loss": 1}\n', "log.jsonl:1: "),
-        ("trainer_state.json", b'{"log_history": [{"st', "trainer_state.json:1:"),
-        ("trainer_state.json", b'{"epoch": 1}', "log_history"),
-        ("trainer_state.json", b'{"log_history": []}', "log_history"),
-        ("trainer_state.json", b"[]", "log_history"),
+        ("log.jsonl", None, "log.jsonl: "),
+        ("log.jsonl", '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n', "jsonl:2: "),
+        ("log.jsonl", '{"loss": 1}\n', "log.jsonl:1: "),
+        ("trainer_state.json", '{"log_history": [{"st', "trainer_state.json:1:"),
+        ("trainer_state.json", '{"log_history": []}', "log_history"),
+        ("trainer_state.json", "[]", "log_history"),
     ],
 )
 def test_a_missing_or_broken_log_is_refused_with_its_place(tmp_path, name, content, expected):
     if content is not None:
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=expected):
         examine(tmp_path / name)
 
 
-@pytest.mark.parametrize("rest", [b'{"step": 21, "lo', b'{"step": 21, "sub": {"\xc3', b"\0\0"])
-def test_a_truncated_last_line_is_left_out_and_noted(tmp_path, rest):
+def test_a_truncated_last_line_is_left_out_and_noted(tmp_path):
     path = write_log(tmp_path / "log.jsonl", sound(steps=20))
-    path.write_bytes(path.read_bytes() + rest)
+    path.write_bytes(path.read_bytes() + b'{"step": 21, "sub": {"\xc3')
     examination = examine(path)
     assert examination.steps == 20 and "21" in examination.notes[0]
-    path.write_text('{"step": 1}\r\n{"step": 2, "patterns": {"a\u2028b": 1}}')  # not truncated
-    assert (examine(path).steps, examine(path).notes) == (2, [])
 
 
-def test_the_log_of_a_folder_is_found_and_a_trainers_names_are_read(tmp_path):
+def test_the_log_of_a_folder_is_its_own_or_its_newest_checkpoints(tmp_path):
     with pytest.raises(UserError, match="no log"):
         read_log(tmp_path)
     for step in (9, 100, 20):  # the newest checkpoint, not the last by name
@@ -326,36 +294,33 @@ def test_the_log_of_a_folder_is_found_and_a_trainers_names_are_read(tmp_path):
     assert len(read_log(tmp_path).records) == 100
     write_log(tmp_path / "log.jsonl", sound(steps=5))
     assert len(read_log(tmp_path).records) == 5
+
+
+def test_a_trainers_names_are_read(tmp_path):
     records = sound()
     path = write_state(tmp_path / "trainer_state.json", records)
-    best = json.loads(path.read_text()) | {"best_model_checkpoint": "checkpoint-10"}
-    (tmp_path / "best.json").write_text(json.dumps(best))
     log = read_log(path)
-    assert not log.best_is_kept and read_log(tmp_path / "best.json").best_is_kept
     for name in set(TRL_NAMES.values()) - {"clip_ratio", "lost", "eval_loss"}:
         assert log.points(name) == [(r["step"], r[name]) for r in records]
     # the task's metric, not the reward and not a time
-    assert log.validations()[0] == (
-        10,
-        {"metric": "accuracy", "mean": records[9]["validation"]["mean"]},
-    )
-    assert log.series("sub_rewards").keys() == {"first", "format"}
+    held_out = {"metric": "accuracy", "mean": records[9]["validation"]["mean"]}
+    assert log.validations()[0] == (10, held_out)
+    assert log.series("sub_rewards").keys() == {"first", "format"} and not log.best_is_kept
+    best = json.loads(path.read_text()) | {"best_model_checkpoint": "checkpoint-10"}
+    path.write_text(json.dumps(best))
+    assert read_log(path).best_is_kept
 
 
 def test_the_command_prints_findings_and_exits_with_1(tmp_path):
     run = CliRunner().invoke
     path = write_log(tmp_path / "log.jsonl", sound())
     assert run(app, ["doctor", str(path)]).exit_code == 0
-    records = planted(truncated=0.5)
-    records[30]["grad_norm"] = NAN
-    write_log(path, records)
+    write_log(path, planted(31, grad_norm=NAN))
     answer = run(app, ["doctor", str(path), "--json"])
-    assert answer.exit_code == 1
-    found = json.loads(answer.stdout)["findings"]
-    assert [f["name"] for f in found] == ["not_finite", "truncation"]
-    assert found[0]["steps"] == [31] and {"evidence", "knob", "why"} <= found[0].keys()
-    text = run(app, ["doctor", str(path)]).stdout
-    assert "not finite" in text and "truncation" in text
+    (found,) = json.loads(answer.stdout)["findings"]
+    assert (answer.exit_code, found["name"], found["steps"]) == (1, "not_finite", [31])
+    assert {"evidence", "knob", "why"} <= found.keys()
+    assert "not finite" in run(app, ["doctor", str(path)]).stdout
 
 
 # Public runs, rebuilt from the figures that were published.

@@ -1,4 +1,4 @@
-"""Rows and small files: what is read, written, named and split, and where reading stops."""
+"""Rows, small files and the machine: what is read, written, named and split."""
 
 from __future__ import annotations
 
@@ -8,57 +8,60 @@ import random
 
 import pytest
 from data_samples import GOOD, ROW, check_bytes, lines_of, make_row, places
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rftkit.check import check_file
-from rftkit.files import UserError, dataset, datasets_folder, printable, read_json, shorten
+from rftkit.environment import choose_device, profile
+from rftkit.files import UserError, dataset, printable, read_json, shorten
 from rftkit.rows import (
     assert_disjoint,
     messages_text,
     read_rows,
     row_ids,
     row_ids_note,
-    sha256_of,
     split_by_group,
     write_rows,
 )
 
-# Small files.
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "expected"),
+    [
+        (False, False, ("cpu", "float32")),
+        (True, True, ("cuda", "bfloat16")),
+        (True, False, ("cuda", "float16")),
+    ],
+)
+def test_a_gpu_is_taken_where_there_is_one_with_the_dtype_that_it_computes_in(
+    monkeypatch, cuda, bf16, expected
+):
+    for name, value in {"is_available": cuda, "is_bf16_supported": bf16}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "a GPU")
+    assert choose_device()[:2] == expected
 
 
-def test_the_datasets_of_a_wheel_or_a_checkout_are_found_and_no_others(tmp_path):
-    """site-packages/datasets is Hugging Face's library; only a pyproject.toml says checkout."""
-    assert (dataset("gene_ranking") / "task.json").is_file()
+def test_an_unknown_profile_is_refused(monkeypatch):
+    monkeypatch.setenv("RFTKIT_PROFILE", "fast")
+    with pytest.raises(UserError, match="fast"):
+        profile()
+
+
+def test_an_unknown_dataset_is_refused_with_the_names_there_are():
     with pytest.raises(UserError, match=r"'gene_rankin'.*gene_ranking"):
         dataset("gene_rankin")
-    package = tmp_path / "rftkit"
-    (tmp_path / "datasets").mkdir()
-    package.mkdir()
-    with pytest.raises(UserError, match="install it again"):
-        datasets_folder(package)
-    (tmp_path / "pyproject.toml").touch()
-    assert datasets_folder(package) == tmp_path / "datasets"
-    (package / "_datasets").mkdir()
-    assert datasets_folder(package) == package / "_datasets"
 
 
 @pytest.mark.parametrize(
     ("content", "place"),
-    [
-        (b'{"a": 1,\n "b" 2}', "x.json:2:6: "),
-        (b'{"a": "\xe4"}', "x.json: .*byte 7"),
-        (b"[" * 100_000, "x.json: "),
-        (None, "x.json: cannot be read"),
-    ],
+    [(b'{"a": 1,\n "b" 2}', "x.json:2:6: "), (b'{"\xe4"}', "x.json: .*byte 2"), (None, "x.json: ")],
 )
 def test_an_unreadable_json_file_is_refused_with_its_place(tmp_path, content, place):
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match=place):
         read_json(tmp_path / "x.json")
-    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert read_json(tmp_path / "x.json") == {"a": 1}  # a byte order mark is skipped
 
 
 def test_a_shown_value_is_one_short_printable_line():
@@ -70,44 +73,35 @@ def test_a_shown_value_is_one_short_printable_line():
 
 LATIN_1 = json.dumps(make_row(1, note="Sjögren"), ensure_ascii=False).encode("latin-1")
 FILES = {
-    "empty": (b"", [(None, "not JSONL")]),
-    "blank lines alone": (b"\n \n", [(1, "blank line"), (2, "blank line")]),
-    "byte order mark": (b"\xef\xbb\xbf" + ROW + b"\n", [(1, "byte order mark")]),
-    "CRLF": (ROW + b"\r\n" + ROW[:-1] + b',"x":1}\r\n', [(1, "line ending"), (2, "duplicate id")]),
-    "latin-1": (ROW + b"\n" + LATIN_1, [(2, "wrong encoding")]),
-    "UTF-16": (ROW.decode().encode("utf-16"), [(None, "not JSONL")]),
-    "gzip": (gzip.compress(ROW), [(None, "not JSONL")]),
-    "parquet": (b"PAR1\x15\x04", [(None, "not JSONL")]),
-    "CSV": (b"prompt,answer\nx,y\n", [(None, "not JSONL")]),
-    "a list of rows": (json.dumps(GOOD[:2], indent=2).encode(), [(None, "not JSONL")]),
-    "a pretty-printed row": (json.dumps(GOOD[0], indent=1).encode(), [(None, "not JSONL")]),
-    "blank line inside": (ROW + b"\n\n", [(2, "blank line")]),
-    "a list on one line": (ROW + b"\n[1]\n", [(2, "not an object")]),
-    "null": (ROW + b"\nnull\n", [(2, "not an object")]),
-    "cut off": (ROW + b'\n{"a": [1, 2', [(2, "broken JSON")]),
-    "Python's print": (ROW + b"\n{'a': None}\n", [(2, "broken JSON")]),
-    "brackets without end": (ROW + b"\n" + b'{"a":' * 200_000, [(2, "broken JSON")]),
-    "a number of 5,000 digits": (ROW + b'\n{"a": ' + b"1" * 5000 + b"}", [(2, "broken JSON")]),
-    "a line of 50 MB": (ROW + b"\n" + b"x" * 50_000_000 + b"\n", [(2, "line too long")]),
+    "empty": (b"", (None, "not JSONL")),
+    "blank lines alone": (b"\n", (1, "blank line")),
+    "byte order mark": (b"\xef\xbb\xbf" + ROW + b"\n", (1, "byte order mark")),
+    "CRLF": (ROW + b"\r\n", (1, "line ending")),
+    "latin-1": (ROW + b"\n" + LATIN_1, (2, "wrong encoding")),
+    "UTF-16": (ROW.decode().encode("utf-16"), (None, "not JSONL")),
+    "gzip": (gzip.compress(ROW), (None, "not JSONL")),
+    "parquet": (b"PAR1\x15\x04", (None, "not JSONL")),
+    "CSV": (b"prompt,answer\nx,y\n", (None, "not JSONL")),
+    "a list of rows": (json.dumps(GOOD[:2], indent=2).encode(), (None, "not JSONL")),
+    "a pretty-printed row": (json.dumps(GOOD[0], indent=1).encode(), (None, "not JSONL")),
+    "blank line inside": (ROW + b"\n\n", (2, "blank line")),
+    "null": (ROW + b"\nnull\n", (2, "not an object")),
+    "Python's print": (ROW + b"\n{'a': None}\n", (2, "broken JSON")),
+    "a line of 50 MB": (ROW + b"\n" + b"x" * 50_000_000 + b"\n", (2, "line too long")),
+    "no file": (None, (None, "unreadable file")),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_no_jsonl_is_named_with_its_line(tmp_path, name):
     content, expected = FILES[name]
-    report = check_bytes(tmp_path, content)
-    assert [p for p in places(report) if p[1] != "duplicate"] == expected
-    assert all(len(str(fault)) < 300 + len(str(tmp_path)) for fault in report.faults)
-    with pytest.raises(UserError, match="train.jsonl"):
-        read_rows(tmp_path / "train.jsonl")
+    report = check_file(tmp_path) if content is None else check_bytes(tmp_path, content)
+    assert places(report) == [expected]
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read_rows(report.files["train"])
 
 
-@pytest.mark.parametrize("path", ["nowhere.jsonl", ".", "a\0b"])
-def test_a_path_that_cannot_be_read_is_a_fault(tmp_path, path):
-    assert places(check_file(tmp_path / path)) == [(None, "unreadable file")]
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 def test_a_number_that_json_does_not_know_is_found_where_it_stands(tmp_path, number):
     line = json.dumps(GOOD[0])[:-1] + f', "deep": [{{"age": {number}}}]}}'
     (fault,) = check_bytes(tmp_path, line.encode()).faults
@@ -118,27 +112,23 @@ pieces = st.sampled_from(
     [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\\ud83d", b"NaN", b"1e999", b"\xef\xbb\xbf",
      b"\x00", b"\xe9", b'"messages"', b'"role"', b'"user"', b'"answer"', b"null", ROW, ROW[:-1]]
 )  # fmt: skip
-keys = st.sampled_from("messages role content tools answer case_id function".split())
 odd_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["role", "content"]), inner),
     max_leaves=12,
 )
 odd_rows = st.lists(st.fixed_dictionaries({"messages": odd_json, "answer": odd_json}), max_size=4)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=st.lists(pieces, max_size=40).map(b"".join) | odd_rows.map(lines_of))
-@example(content=b'{"\\ud83d": [], "messages": [{"role": "user", "content": "\\ud83d"}]}')
-@example(content=b'{"messages": [{"role": "user", "content": "a"}], "answer": "\\ud83d"}\n' * 2)
-@example(content=b'{"messages": [{"role": "user", "content": "a"}], "answer\\u001b": NaN}')
 def test_whatever_the_bytes_there_is_a_report_and_strict_reading_agrees(tmp_path, content):
     path, other = tmp_path / "fuzz.jsonl", tmp_path / "other.jsonl"
     path.write_bytes(content)
     other.write_bytes(lines_of(GOOD[:2]))
-    for report in (check_file(path, other, "answer"), check_file(other, path, "answer")):
-        json.dumps(report.to_json(), ensure_ascii=False, allow_nan=False).encode("utf-8")
-        assert all(str(fault).isprintable() for fault in report.faults + report.notes)
+    report = check_file(path, other, "answer")
+    json.dumps(report.to_json(), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    assert all(str(fault).isprintable() for fault in report.faults + report.notes)
     try:
         assert read_rows(path)
     except UserError as error:
@@ -148,25 +138,21 @@ def test_whatever_the_bytes_there_is_a_report_and_strict_reading_agrees(tmp_path
 # Written, and named.
 
 
-@pytest.mark.parametrize("value", [None, 1, 0.1, "Café\u2028, 症状\n", {"b": [{}], "a": True}])
-def test_a_row_is_read_as_it_was_written_and_gives_the_same_bytes(tmp_path, value):
-    rows = [make_row(1, note=value), make_row(2, note=value)]
+def test_a_row_is_read_as_it_was_written_and_gives_the_same_bytes(tmp_path):
+    rows = [make_row(1, note=value) for value in (None, 0.1, "Café\u2028, 症状\n", {"b": [{}]})]
     one, two = tmp_path / "one.jsonl", tmp_path / "deep" / "er" / "two.jsonl"
     write_rows(one, rows)
-    write_rows(two, json.loads(json.dumps(rows)))
-    assert read_rows(one) == rows and one.read_bytes().count(b"\n") == 2
-    assert sha256_of(one) == sha256_of(two)
+    write_rows(two, read_rows(one))
+    assert read_rows(two) == rows and one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}, "half \ud83d"])
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}])
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, value):
     path = tmp_path / "rows.jsonl"
     write_rows(path, [GOOD[0]])
     with pytest.raises(UserError, match="rows.jsonl:2: "):
         write_rows(path, [GOOD[1], make_row(2, bad=value)])
-    assert read_rows(path) == [GOOD[0]] and [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
-    with pytest.raises(UserError, match="cannot be written"):
-        write_rows(path / "rows.jsonl", [GOOD[0]])
+    assert read_rows(path) == [GOOD[0]] and list(tmp_path.iterdir()) == [path]
 
 
 def test_ids_are_unique_and_line_numbers_serve_where_a_row_has_none():
@@ -175,30 +161,29 @@ def test_ids_are_unique_and_line_numbers_serve_where_a_row_has_none():
         with pytest.raises(UserError, match="rows 1 and"):
             row_ids(rows)
     assert row_ids_note([{"case_id": "a"}]) == ""
-    note = row_ids_note([{"case_id": "a"}, {"case_id": " "}, {"case_id": True}])
-    assert "2 of 3 rows" in note
+    assert "1 of 2 rows" in row_ids_note([{"case_id": "a"}, {"case_id": " "}])
 
 
 # Split.
+
+SHARES = {"train": 0.7, "validation": 0.2, "test": 0.1}
 
 
 def case(text: str, gene: str, **more) -> dict:
     return {"messages": [{"role": "user", "content": text}], "gene": gene} | more
 
 
-def many_rows(seed: int = 0) -> list[dict]:
-    rng = random.Random(seed)
+def many_rows() -> list[dict]:
+    """60 genes of 1 to 60 rows, and chains of genes that share a prompt, word for word."""
+    rng = random.Random(0)
     genes = [f"GENE{i}" for i in range(60) for _ in range(rng.choice([1, 2, 5, 20, 60]))]
-    return [case(f"case {i}", gene, case_id=f"c{i}") for i, gene in enumerate(genes)]
-
-
-SHARES = {"train": 0.7, "validation": 0.2, "test": 0.1}
+    rows = [case(f"case {i}", gene, case_id=f"c{i}") for i, gene in enumerate(genes)]
+    return rows + [case(f"shared {i // 3}", f"GENE{i}", case_id=f"s{i}") for i in range(30)]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_groups_and_copies_of_a_prompt_stay_on_one_side_of_the_split(seed):
-    rows = many_rows(seed)  # and chains of genes that share a prompt, word for word
-    rows += [case(f"shared {i // 3}", f"GENE{i}", case_id=f"s{i}") for i in range(30)]
+    rows = many_rows()
     sides = split_by_group(rows, "gene", SHARES, seed)
     for what in (lambda row: row["gene"], messages_text):
         values = [{what(row) for row in part} for part in sides.values()]
@@ -224,16 +209,13 @@ def test_large_groups_reach_the_smaller_sides_and_no_side_stays_empty():
     large = {f"GENE{g}" for g in range(4)}
     assert sum(bool(large & {row["gene"] for row in test}) for test in tests) >= 10
     few = [case(f"{g} {i}", f"GENE{g}") for g in range(3) for i in range(10)]
-    shares = {"train": 0.8, "validation": 0.1, "test": 0.1}
-    assert all(split_by_group(few, "gene", shares, seed)["test"] for seed in range(5))
+    assert all(split_by_group(few, "gene", SHARES, seed)["test"] for seed in range(5))
 
 
 @pytest.mark.parametrize(
     ("rows", "shares", "words"),
     [
-        (many_rows(), {}, "add up to 1"),
         (many_rows(), {"a": 0.5, "b": 0.4}, "add up to 1"),
-        (many_rows(), {"a": 1.2, "b": -0.2}, "add up to 1"),
         (many_rows()[:1], {"a": 0.5, "b": 0.5}, "1 group"),
         ([case("a", "A"), case("b", "")], {"a": 1.0}, "row 2"),
     ],
@@ -243,9 +225,7 @@ def test_a_split_that_makes_no_sense_is_refused(rows, shares, words):
         split_by_group(rows, "gene", shares, 0)
 
 
-def test_a_leak_between_sides_fails_the_assertion():
-    a, b = case("a", "A"), case("b", "B")
-    assert_disjoint({"train": [a], "test": [b]}, "gene")
-    for leak in (case("c", "A"), case("a", "C")):
-        with pytest.raises(AssertionError, match="train and in test"):
-            assert_disjoint({"train": [a], "test": [b, leak]}, "gene")
+@pytest.mark.parametrize("leak", [case("c", "A"), case("a", "C")])
+def test_a_leak_between_sides_fails_the_assertion(leak):
+    with pytest.raises(AssertionError, match="train and in test"):
+        assert_disjoint({"train": [case("a", "A")], "test": [case("b", "B"), leak]}, "gene")
