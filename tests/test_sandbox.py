@@ -186,7 +186,9 @@ def test_no_folder_and_no_process_outlives_its_user(tmp_path, how):
             user.kill()
         errors = user.stderr.read()
     assert errors == ""  # no warning of a process that still runs
+    patience = time.monotonic() + 120  # only against a hang
     while os.listdir(tmp_path) or processes_named(str(tmp_path)):
+        assert time.monotonic() < patience, os.listdir(tmp_path)
         time.sleep(0.05)
 
 

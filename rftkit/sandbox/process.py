@@ -55,7 +55,7 @@ class Sandbox:
         except OSError as error:
             self.close()
             raise Lost(f"it ended: {error}") from None
-        except BaseException:  # KeyboardInterrupt: a late answer must meet nobody
+        except BaseException:  # KeyboardInterrupt: nobody may ask it again and get the late answer
             self.close()
             raise
         if answer is None:
