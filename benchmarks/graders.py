@@ -52,7 +52,7 @@ NUMPY = "import numpy as np\ndef grade(sample, item):\n    return float(np.mean(
 GOALS = {  # name -> (at least or at most, figure)
     "string_check_per_second": ("at least", 50_000),
     "rank_per_second": ("at least", 50_000),
-    "fuzzy_match_over_bare": ("at most", 2.5),
+    "fuzzy_match_over_bare": ("at most", 1.5),
     "python_trivial_per_second": ("at least", 800),
     "python_numpy_per_second": ("at least", 400),
     "warm_over_fresh_interpreter": ("at least", 30),

@@ -3,10 +3,9 @@ lost grade is."""
 
 import json
 import math
-import warnings
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.translate.gleu_score import sentence_gleu
@@ -24,7 +23,6 @@ from rftkit.sandbox.runner import Outcome
 from rftkit.task import load_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
-quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 OUTPUT, LABEL = "{{sample.output_text}}", "{{item.label}}"
 
 
@@ -92,28 +90,23 @@ def called(name, arguments):
 
 
 CHECKS = [
-    ("eq", "Paris", "Paris", 1), ("eq", "Paris", "paris", 0), ("eq", "Paris", "Paris ", 0),
-    ("ne", "no", "yes", 1), ("neq", "no", "no", 0), ("like", "cat", "a cat sat", 1),
-    ("like", "Cat", "a cat", 0), ("like", "a cat sat", "cat", 0), ("ilike", "CAT", "a cat", 1),
-    ("eq", 1.0, "1.0", 1), ("eq", "4", "<think>2+2</think>4", 1), ("eq", "x", "{{item.label}}", 0),
+    ("eq", "Paris", "Paris", 1), ("eq", "Paris", "paris", 0), ("ne", "no", "yes", 1),
+    ("neq", "no", "no", 0), ("like", "cat", "a cat sat", 1), ("like", "Cat", "a cat", 0),
+    ("ilike", "CAT", "a cat", 1), ("eq", "4", "<think>2+2</think>4", 1),
+    ("eq", "x", "{{item.label}}", 0),
 ]  # fmt: skip
 RETURNS = [("1", 1), ("True", 1), ("item['no']", 0), ("'1'", 0), ("10**400", 0), ("None", 0)]
 EXAMPLES = [
     *((check(OUTPUT, LABEL, how), {"label": label}, text, hit) for how, label, text, hit in CHECKS),
     *((python(f"return {value}"), {}, "x", score) for value, score in RETURNS),
-    (check("yes", "yes"), {}, "whatever", 1),
-    (check("Answer: {{ sample.output_text }}.", LABEL), {"label": "Answer: 4."}, "4", 1),
-    (check("{{sample.output_json}}", LABEL), {"label": '{"a": [1]}'}, '{"a":[1]}', 1),
     (check("{{sample.choices[0].message.content}}", "hello"), {}, "hello", 1),
     (check("{{sample.reasoning}}", "2+2"), {}, "<think>2+2</think>4", 1),
     (check("{{sample.output_json.a}}", "", "ne"), {}, "{}", 0),  # an absent field is not "ne"
     (similar(OUTPUT, LABEL), {"label": "fuzzy bear"}, "Fuzzy bear!", 1),
     (CONTACT, JANE, json.dumps(JANE), 1),
     (CONTACT, JANE, '{"name": "Jane Roe"}', 0.5),
-    (CONTACT, JANE, "Jane Roe, jane.roe@example.org", 0),
     (TOOL_CALL, {"c": 1}, called("look_up", "C=1"), 1),
     (TOOL_CALL, {"c": 1}, called("look_up", "C=2"), 0.5),
-    (TOOL_CALL, {"c": 1}, {"output_text": "C=1"}, 0),
     (DISTANCE, {"expected": 80}, "70", 0.9),
 ]
 
@@ -179,7 +172,7 @@ def test_a_preset_is_a_valid_grader_for_a_job(name):
     ("name", "arguments"),
     [
         ("steep", {}), ("rank", {"decay": "steep"}), ("rank", {"length": 6}), ("rank", {"k": 1}),
-        *(("rank", {"decay": no}) for no in [(), (0.5, 1), (1, -1), (math.inf, 1), (math.nan,), 5]),
+        ("rank", {"decay": (0.5, 1)}), ("rank", {"decay": (1, -1)}),
     ],
 )  # fmt: skip
 def test_a_preset_that_makes_no_sense_is_refused(name, arguments):
@@ -195,7 +188,7 @@ RANKS = {name: loaded("rank", decay=name) for name in DECAYS} | {
 }  # fmt: skip
 
 
-@quick
+@settings(max_examples=80, deadline=None)
 @given(NAMES, st.lists(NAMES, max_size=14))
 def test_a_rank_is_worth_what_its_scale_gives_to_the_first_right_place(right, genes):
     place = genes.index(right) if right in genes else 99
@@ -223,9 +216,8 @@ def test_ndcg_is_the_textbooks():
     ("output", "answer", "hit"),
     [
         ("42", 42, 1), ("The answer is 42.", 42, 1), ("42.0000001", 42, 1), ("43", 42, 0),
-        ("6*7=42", "42", 1), ("1,234,567", 1234567, 1), ("\N{MINUS SIGN}3", -3, 1),
-        ("30-40", 40, 1), ("x=-5", -5, 1), ("1e3", 1000, 1), ("41 42 43", 42, 0), ("none", 42, 0),
-        ("", 0, 0), ("$3.50", 3.5, 1), ("0", 1e-9, 1), (".5", 0.5, 1), ("7.", 7, 1),
+        ("6*7=42", "42", 1), ("1,234,567", 1234567, 1), ("30-40", 40, 1), ("x=-5", -5, 1),
+        ("1e3", 1000, 1), ("none", 42, 0),
     ],
 )  # fmt: skip
 def test_a_number_is_read_from_the_end_of_the_text(output, answer, hit):
@@ -257,47 +249,40 @@ BARE = {
     "gleu": lambda a, b: sentence_gleu([b.split()], a.split()),
     **{f"rouge_{kind.lower()}": rouge(f"rouge{kind}") for kind in "12345L"},
 }
-METRICS = {metric: Grader.load(similar(OUTPUT, LABEL, metric)) for metric in BARE}
-WORDS = st.text("ab c.", max_size=20) | st.sampled_from(
-    ["fuzzy wuzzy was a bear", "The cat sat on it.", "größer als 3,5 mm", "中文 字", "x " * 200]
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [("fuzzy was a bear", "Fuzzy Wuzzy was a bear!"), ("größer als 3", "größer"), ("", "a")],
 )
+@pytest.mark.parametrize("metric", BARE)
+def test_a_metric_is_the_library_called_bare(metric, text, reference):
+    made = Grader.load(similar(OUTPUT, LABEL, metric))
+    assert made.grade({"label": reference}, text)[0] == pytest.approx(BARE[metric](text, reference))
 
 
-@settings(max_examples=60, deadline=None)
-@given(WORDS, WORDS)
-def test_a_metric_is_the_library_called_bare(text, reference):
-    for metric, bare in BARE.items():
-        reward, _ = METRICS[metric].grade({"label": reference}, text)
-        assert reward == pytest.approx(bare(text, reference), abs=1e-12) and 0 <= reward <= 1
-
-
-def test_meteor_is_nltks_and_names_the_download_where_its_corpus_is_missing(monkeypatch):
+def test_meteor_names_the_download_where_its_corpus_is_missing(monkeypatch):
     class Missing:
         def ensure_loaded(self):
             raise LookupError("no wordnet")
 
+    similarity.get_metric.cache_clear()
     meteor = Grader.load(similar(OUTPUT, LABEL, "meteor"))
     monkeypatch.setattr("nltk.corpus.wordnet", Missing())
     for use in (meteor.check_ready, lambda: meteor.run({"label": "a"}, "b")):
         with pytest.raises(UserError, match="python -m nltk.downloader wordnet"):
             use()
-    monkeypatch.setattr(similarity, "require_corpus", lambda name: None)
-    similarity.get_metric.cache_clear()
-    reward, _ = meteor.grade({"label": "a b c d"}, "a b c d")  # equal words need no corpus
-    similarity.get_metric.cache_clear()
-    assert reward == pytest.approx(1 - 0.5 * (1 / 4) ** 3)
 
 
 def test_cosine_needs_an_embedder():
     spec = similar(OUTPUT, LABEL, "cosine")
     with pytest.raises(GraderSpecError, match="embedder"):
         Grader.load(spec)
-    vectors = {"same": [3, 4], "other": [4, -3], "half": [1, 0], "zero": [0, 0], "long": [1, 2, 3]}
+    vectors = {"same": [3, 4], "other": [4, -3], "half": [1, 0], "zero": [0, 0]}
     made = Grader.load(spec, GraderSettings(embedder=lambda texts: [vectors[t] for t in texts]))
     for text, expected in [("same", 1), ("other", 0), ("half", 0.6), ("zero", 0)]:
         assert made.grade({"label": "same"}, text)[0] == pytest.approx(expected)
-    for broken in ("unknown", "long"):
-        assert made.evaluate({"label": "same"}, broken).errors == ["other_error"]
+    assert made.evaluate({"label": "same"}, "unknown").errors == ["other_error"]
 
 
 # --- whose fault it is: the sample's costs the grade (0), the grader's own gives none ---
@@ -310,14 +295,11 @@ LOST = {"a": check(OUTPUT, "A"), "b": check(OUTPUT, "{{item.missing}}")}
     ("spec", "item", "sample", "reward", "errors"),
     [
         (preset("rank"), ITEM, "no JSON", 0.0, ["sample_parse_error"]),
-        (preset("rank"), ITEM, "", 0.0, ["sample_parse_error"]),
-        (preset("rank"), ITEM, "[" * 100_000, 0.0, ["sample_parse_error"]),
         (preset("top1"), {"gene": "A"}, '{"genes": ["A"]}', None, ["invalid_variable_error"]),
         (check(OUTPUT, "x"), {}, Sample(output_text="x", finish_reason="length"), 0.0,
          ["truncated_observation_error"]),
         (check(OUTPUT, ""), {}, Sample(finish_reason="error"), None, ["other_error"]),
         (multi("1 / a", **TWO), {}, "B", None, ["formula_parse_error"]),
-        (multi("(a-1)^0.5", **TWO), {}, "B", None, ["formula_parse_error"]),
         (multi("a", **LOST), {}, "A", 1.0, ["invalid_variable_error"]),
         (multi("a + b", **LOST), {}, "A", None, ["invalid_variable_error"]),
     ],
@@ -396,15 +378,6 @@ def test_a_run_may_waive_isolation_and_a_task_may_not(tmp_path):
             load_task(tmp_path)
 
 
-def test_a_python_grader_that_cannot_load_does_not_blame_the_samples():
-    source = "import not_installed_here\ndef grade(sample, item):\n    return 1.0"
-    settings = GraderSettings(allow_weak_isolation=True)
-    made = Grader.load({"type": "python", "source": source}, settings)
-    assert made.grade({}, "x")[0] is None
-    with pytest.raises(UserError, match="cannot be loaded.*\n(.*\n)*ModuleNotFoundError"):
-        made.check_ready()
-
-
 # --- Python functions ---
 
 FACTOR = 2
@@ -437,36 +410,3 @@ def test_a_function_that_cannot_be_called_or_exported_is_refused():
         grader(lambda sample: 1)
     with pytest.raises(UserError, match="not a def"):
         grader(lambda sample, item: 1).to_json()
-
-
-# --- whatever comes, there is a report or a refusal ---
-
-TEXTS = st.text(st.characters(), max_size=20)  # half surrogate pairs among them
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
-    max_leaves=10,
-)
-PATHS = st.sampled_from(
-    ["item.a", "item.b[0]", "sample.output_text", "sample.output_json.genes[1]", "sample.choices",
-     "sample.reasoning", "sample.output_tools[0].function", "item['a']"]
-).map(lambda path: "{{" + path + "}}")  # fmt: skip
-SAMPLES = st.one_of(
-    TEXTS,
-    JSON.map(json.dumps),
-    JSON.map(lambda genes: json.dumps({"genes": genes})),
-    st.builds(Sample, output_text=TEXTS, finish_reason=st.sampled_from(["stop", "length"])),
-    st.builds(lambda t, tools: {"output_text": t, "output_tools": tools}, TEXTS, st.lists(JSON)),
-)
-
-
-@quick
-@given(st.tuples(PATHS, PATHS), st.fixed_dictionaries({"a": JSON}, optional={"b": JSON}), SAMPLES)
-def test_any_row_and_answer_give_a_report(texts, item, sample):
-    parts = {"a": check(*texts), "b": similar(*texts, "rouge_l"), "p": python("return item['b']")}
-    grade = Grader.load(multi("a / b + log(p)", **parts), IN_PROCESS).evaluate(item, sample)
-    assert grade.errors if grade.reward is None else math.isfinite(grade.reward)
-    json.dumps(grade.to_json(), allow_nan=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the gene grader never leaves 0 to 1
-        assert 0 <= GENES.grade({"reference_gene": "A"}, sample)[0] <= 1

@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import preset
-from rftkit.graders.spec import TYPES, GraderSpecError
+from rftkit.graders.spec import GraderSpecError
 
 OUTPUT = {"input": "{{sample.output_text}}"}
 CHECK = {"type": "string_check", "name": "c", **OUTPUT, "reference": "{{item.a}}",
@@ -37,36 +35,31 @@ def of(**graders):
 
 REFUSED = [
     # (spec, the place of each fault)
-    ([], [""]), (5, [""]), (without(CHECK, "type"), ["type"]), ({"grader": CHECK}, ["type"]),
-    ({**CHECK, "type": "sting_check"}, ["type"]), ({"type": ["multi"]}, ["type"]),
+    ([], [""]), (without(CHECK, "type"), ["type"]), ({**CHECK, "type": "sting_check"}, ["type"]),
     (without(CHECK, "name"), ["name"]), ({**CHECK, "name": ""}, ["name"]),
     ({**CHECK, "operation": "equals", "reference": 5}, ["reference", "operation"]),
     (without({**CHECK, "refrence": "x"}, "reference"), ["reference", "refrence"]),
     ({**CHECK, "input": "{{row.a}}", "reference": "{{answer}}"}, ["input", "reference"]),
-    ({**CHECK, "input": "{{ item }}"}, ["input"]), ({**CHECK, "input": "{{item.a[x]}}"}, ["input"]),
-    ({**CHECK, "input": "{{sample.answer}}"}, ["input"]),
-    ({**CHECK, "input": "{{sample.output_text.a}}"}, ["input"]),
-    ({**CHECK, "input": "{{item.a"}, ["input"]),
+    *(({**CHECK, "input": text}, ["input"])
+      for text in ("{{ item }}", "{{sample.answer}}", "{{sample.output_text.a}}", "{{item.a")),
     ({**SIMILAR, "evaluation_metric": "rouge"}, ["evaluation_metric"]),
     ({**SIMILAR, "evaluation_metric": "cosine"}, ["evaluation_metric"]),
-    *(({**SCORE, "range": wrong}, ["range"]) for wrong in ([1, 0], [1], ["0", "1"], [0, 1e999])),
-    ({**SCORE, "range": [False, True]}, ["range"]),
+    *(({**SCORE, "range": wrong}, ["range"]) for wrong in ([1, 0], [1], [0, 1e999])),
+    ({**SCORE, "range": ["0", "1"]}, ["range[0]", "range[1]"]),
     ({**SCORE, "sampling_params": {"temprature": 1, "reasoning_effort": "huge", "seed": 1.5}},
      [f"sampling_params.{key}" for key in ("reasoning_effort", "seed", "temprature")]),
     ({**SCORE, "input": []}, ["input"]), ({**SCORE, "input": "Grade this"}, ["input"]),
     ({**SCORE, "input": [{"role": "judge", "content": "x", "nmae": "y"}]},
      ["input[0].role", "input[0].nmae"]),
-    ({**SCORE, "input": [{"role": "user"}]}, ["input[0].content"]),
     (said_by([{"type": "text", "text": "x"}]), ["input[0].content"]),
     (said_by([{"type": "input_text", "text": "{{x}}"}]), ["input[0].content[0].text"]),
-    ({**SCORE, "model": ""}, ["model"]), ({**LABEL, "passing_labels": ["fine"]},
-                                           ["passing_labels"]),
-    ({**LABEL, "passing_labels": []}, ["passing_labels"]),
+    ({**SCORE, "model": ""}, ["model"]),
+    *(({**LABEL, "passing_labels": wrong}, ["passing_labels"]) for wrong in (["fine"], [])),
     (of(a=MULTI), ["graders.a.type"]), (without(MULTI, "graders"), ["graders"]),
     (of(), ["graders"]), (of(**{"a b": CHECK}, a=CHECK), ["graders.a b"]),
     ({**MULTI, "graders": [CHECK, {**CHECK, "name": "a", "operation": "is"}]},
      ["graders[1].operation"]),
-    ({**MULTI, "graders": [{**CHECK, "name": "a"}] * 2}, ["graders[1].name"]),
+    ({**MULTI, "graders": [{**CHECK, "name": "a"}] * 2}, ["graders[1]"]),
     (without(MULTI, "calculate_output"), ["calculate_output"]),
     ({**MULTI, "calculate_output": 1}, ["calculate_output"]),
     ({**MULTI, "calculate_output": "a +"}, ["calculate_output"]),
@@ -90,8 +83,7 @@ def test_every_fault_is_named_with_its_place(spec, places):
     [
         ("def grade(sample, item:", "line 1"), ("def score(sample, item): return 1", "def grade"),
         ("def grade(sample, item, x): return 1", "exactly two"),
-        ("def grade(*all): return 1", "exactly two"), ("\0", "null|NUL"),
-        ("async def grade(sample, item): return 1", "async"),
+        ("def grade(*all): return 1", "exactly two"),
         ("class A:\n    def grade(sample, item): return 1", "top level"),
         (PYTHON["source"] + "\n#" + "x" * 256_000, "256,000"),
     ],
@@ -99,15 +91,6 @@ def test_every_fault_is_named_with_its_place(spec, places):
 def test_a_source_that_cannot_run_is_refused(source, word):
     with pytest.raises(GraderSpecError, match=f"grader: source: .*{word}"):
         Grader.load({**PYTHON, "source": source})
-
-
-@pytest.mark.parametrize(
-    "source",
-    ["grade = lambda sample, item: 1.0", "from math import pow as grade",
-     "if True:\n    def grade(sample, item): return 1.0", "def grade(s, i=None): return 1.0"],
-)  # fmt: skip
-def test_other_ways_to_define_grade_are_left_to_the_run(source):
-    assert Grader.load({**PYTHON, "source": source}).type == "python"
 
 
 @pytest.mark.parametrize(
@@ -149,20 +132,6 @@ def test_what_a_source_imports_and_is_not_installed_is_noted():
     assert "json" not in note and "rftkit[grader-image]" in note
 
 
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        (b'{"type": "string_check",\n "name" }', ":2"), (b"\xff\xfe", "UTF-8"),
-        (b"[" * 100_000, "JSON"), (b"", "JSON"),
-    ],
-)  # fmt: skip
-def test_a_file_that_is_no_json_is_named_with_its_place(tmp_path, content, word):
-    file = tmp_path / "grader.json"
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=f"grader.json.*{word}"):
-        Grader.load(file)
-
-
 def test_a_grader_loads_from_a_dict_a_text_a_path_or_a_presets_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "grader.json").write_text("\ufeff" + json.dumps(CHECK), encoding="utf-8")
@@ -171,27 +140,5 @@ def test_a_grader_loads_from_a_dict_a_text_a_path_or_a_presets_name(tmp_path, mo
     assert Grader.load("top1").to_json() == preset("top1")
     (tmp_path / "top1").write_text(json.dumps(CHECK))
     assert Grader.load("top1").to_json() == CHECK  # a file of that name comes first
-    for nothing in (tmp_path, "none.json", "a\0b"):
-        with pytest.raises(UserError):
-            Grader.load(nothing)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
-    max_leaves=10,
-)
-KEYS = st.sampled_from(
-    ["name", "input", "reference", "operation", "evaluation_metric", "graders", "model", "source",
-     "calculate_output", "labels", "passing_labels", "range", "sampling_params", "x"]
-)  # fmt: skip
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.sampled_from([*TYPES, "other"]), st.dictionaries(KEYS, JSON), JSON)
-def test_any_json_is_a_grader_or_a_refusal(kind, rest, value):
-    for spec in ({**rest, "type": kind}, {**MULTI, "graders": {"a": value}}, {**MULTI, **rest}):
-        try:
-            assert Grader.load(spec).to_json()["type"] == spec["type"]
-        except UserError as error:
-            assert str(error).strip()
+    with pytest.raises(UserError, match="none.json"):
+        Grader.load("none.json")

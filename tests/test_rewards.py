@@ -5,8 +5,6 @@ from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rftkit.graders.grader import Grader, grader
 from rftkit.graders.presets import preset
@@ -41,12 +39,11 @@ def test_texts_and_messages_are_graded_alike():
     text = genes("A", "B")
     completions = [
         text, f"<think>A or B?</think>{text}", [said(text)],
-        [said([{"type": "text", "text": text}])],
         [said("", tool_calls=[]), {"role": "tool", "content": "x"}, said(f"<think></think>{text}")],
         [], "<think>cut off " + text,
     ]  # fmt: skip
-    rewards = reward_function(GENES)(completions=completions, reference_gene=["B"] * 7)
-    assert rewards == [pytest.approx(0.73)] * 5 + [0.0, 0.0]
+    rewards = reward_function(GENES)(completions=completions, reference_gene=["B"] * 6)
+    assert rewards == [pytest.approx(0.73)] * 4 + [0.0, 0.0]
 
 
 def test_thinking_that_the_prompt_opened_is_not_output():
@@ -95,9 +92,8 @@ def test_each_completion_is_graded_once_with_its_own_item():
         return 1
 
     reward = reward_function(counted)
-    reward(completions=["a", "b"], x=[1, 2], trainer_state=object(), constant="c", short=[1])
-    assert calls == [("a", {"x": 1, "constant": "c", "short": [1]}),
-                     ("b", {"x": 2, "constant": "c", "short": [1]})]  # fmt: skip
+    reward(completions=["a", "b"], x=[1, 2], trainer_state=object())
+    assert calls == [("a", {"x": 1}), ("b", {"x": 2})]
     calls.clear()
     whole = reward_function(counted, item_column="item")
     whole(completions=["a", "b"], item=['{"x": 1}', '{"y": 2}'], other=[3, 4])
@@ -112,7 +108,7 @@ def test_lost_grades_are_none_until_they_are_too_many(log):
     assert log.metrics["grader/lost"] == 0.05
     with pytest.raises(GraderFailure, match=r"item.row.deep") as failure:
         reward(completions=["x"] * 20, row=items[:18] + [{}, {}], **log.arguments)
-    assert (failure.value.lost, failure.value.total) == (2, 20)
+    assert "2 of 20" in str(failure.value)
     assert log.metrics["grader/lost"] == 0.1  # what happened is logged before the stop
     patient = reward_function(made, max_lost_share=0.5)
     assert patient(completions=["x"] * 2, row=[{}, {"deep": "x"}]) == [None, 1.0]
@@ -133,24 +129,6 @@ def test_function_names_differ_between_graders_and_stay_for_one():
     assert [name("demo", "my rank!"), name("binary", "my rank!")] == ["my_rank", "my_rank_2"]
     assert name("demo", "my rank!") == "my_rank"  # made again, e.g. by a notebook cell
     assert name("demo", "---") == "grader"
-
-
-CONTENT = st.none() | st.text() | st.lists(st.fixed_dictionaries({"text": st.text()}))
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["assistant", "tool", "user"])},
-        optional={"content": CONTENT, "tool_calls": st.none() | st.lists(st.text(), max_size=2)},
-    ),
-    max_size=3,
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.text() | MESSAGES, min_size=1, max_size=4), st.none() | st.text())
-def test_any_completions_get_rewards_from_0_to_1(completions, gene):
-    columns = {"completions": completions, "reference_gene": [gene] * len(completions)}
-    rewards = reward_function(GENES)(**columns)
-    assert len(rewards) == len(completions) and all(0 <= reward <= 1 for reward in rewards)
 
 
 def test_trl_takes_the_rewards_and_series_as_its_own(monkeypatch):

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from rftkit.files import UserError, shorten
@@ -78,13 +79,11 @@ class Grade:
     unclosed: bool = False
 
     @property
-    def errors(self) -> list[str]:
-        """What `Sample.errors` holds: the names of the error fields, each once."""
+    def errors(self) -> list[str]:  # as in `Sample.errors`: each name once
         return list(dict.fromkeys(fault.field for _, fault in self.faults))
 
     @property
     def explanations(self) -> list[str]:
-        """A sentence for each fault."""
         sentences = [_sentence(variable, fault) for variable, fault in self.faults]
         if self.unclosed and "truncated_observation_error" not in self.errors:
             sentences.append("<think> was opened and never closed: the output is empty")
@@ -98,10 +97,15 @@ class Grade:
             if details:
                 errors[details] = "\n".join(texts) or None
         tokens = sum(usage.get("total_tokens", 0) for usage in self.token_usage.values())
-        metadata = {"name": self.name, "type": self.type, "errors": errors}
-        metadata |= {"execution_time": self.seconds, "scores": self.sub_rewards}
-        metadata["token_usage"] = tokens if self.token_usage else None
-        metadata["sampled_model_name"] = next(iter(self.token_usage), None)
+        metadata = {
+            "name": self.name,
+            "type": self.type,
+            "errors": errors,
+            "execution_time": self.seconds,
+            "scores": self.sub_rewards,
+            "token_usage": tokens if self.token_usage else None,
+            "sampled_model_name": next(iter(self.token_usage), None),
+        }
         report = {"reward": self.reward, "sub_rewards": self.sub_rewards, "metadata": metadata}
         return report | {"model_grader_token_usage_per_model": self.token_usage}
 
@@ -130,17 +134,12 @@ class Context:
     """
 
     def __init__(self, item: dict[str, Any] | None, sample: Answer):
-        if item is not None and not isinstance(item, dict):
-            raise UserError(f"item: a {type(item).__name__}, expected one row of the JSONL")
         if isinstance(sample, str):
             reasoning, output = split_completion(sample)
             stage = UNCLOSED if is_unclosed(sample) else ""
             known = {"reasoning": reasoning, "output_text": output, "parse_stage": stage}
-        elif isinstance(sample, (Sample, dict)):
-            known = sample if isinstance(sample, dict) else vars(sample)
         else:
-            kind = type(sample).__name__
-            raise UserError(f"sample: a {kind}, expected a Sample, a text or a dict")
+            known = sample if isinstance(sample, dict) else vars(sample)
         self.item: dict[str, Any] = item or {}
         self.usage: dict[str, dict[str, int]] = {}
         self.output_text: str = known.get("output_text") or ""
@@ -148,32 +147,26 @@ class Context:
         self.finish_reason: str = known.get("finish_reason") or "stop"
         self.unclosed = known.get("parse_stage") == UNCLOSED
         self.output_tools: list[Any] = known.get("output_tools") or []
-        self._choices, self._output_json = known.get("choices"), known.get("output_json")
-        self._parsed = self._output_json is not None
+        for name in ("output_json", "choices"):  # made when asked for, unless they are given
+            if known.get(name) is not None:
+                setattr(self, name, known[name])
 
-    @property
+    @cached_property
     def output_json(self) -> Any:
         """The output parsed as JSON. Raises the sample's fault where it is not JSON."""
-        if not self._parsed:
-            self._parsed = True
-            try:
-                self._output_json = json.loads(self.output_text, parse_constant=_refuse_constant)
-            except (ValueError, RecursionError):
-                shown = shorten(self.output_text)
-                detail = f"the output is not JSON: {shown}" if shown else "the output is empty"
-                self._output_json = sample_fault("sample_parse_error", detail)
-        if isinstance(self._output_json, Fault):
-            raise self._output_json.with_traceback(None)
-        return self._output_json
+        try:
+            return json.loads(self.output_text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            shown = shorten(self.output_text)
+            detail = f"the output is not JSON: {shown}" if shown else "the output is empty"
+            raise sample_fault("sample_parse_error", detail) from None
 
-    @property
+    @cached_property
     def choices(self) -> list[dict[str, Any]]:
         """As the chat API would show this answer: one choice with one assistant message."""
-        if self._choices is None:
-            tools = {"tool_calls": self.output_tools} if self.output_tools else {}
-            message = {"role": "assistant", "content": self.output_text, **tools}
-            self._choices = [{"index": 0, "finish_reason": self.finish_reason, "message": message}]
-        return self._choices
+        tools = {"tool_calls": self.output_tools} if self.output_tools else {}
+        message = {"role": "assistant", "content": self.output_text, **tools}
+        return [{"index": 0, "finish_reason": self.finish_reason, "message": message}]
 
     def as_dict(self) -> dict[str, Any]:
         """The `sample` argument of a python grader. `output_json` is None where it is not JSON."""
@@ -203,8 +196,7 @@ class TemplateError(ValueError):
     """A template that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Path:
+class Path(NamedTuple):
     """A parsed placeholder: `sample.output_json.genes[0]` has the namespace "sample" and the steps
     ("output_json", "genes", 0). `text` is the placeholder as its author wrote it."""
 
@@ -235,8 +227,7 @@ class Path:
         return render_value(self.resolve(context))
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """A compiled text: literal pieces and paths in turn. Made by `compile_template`."""
 
     pieces: tuple[str | Path, ...]
@@ -284,9 +275,9 @@ def _parse_path(text: str) -> Path:
 
 
 def render_value(value: Any) -> str:
-    """A value as text: texts as they are, scalars by str, lists and objects as JSON."""
-    is_container = isinstance(value, (dict, list, tuple))
-    return json.dumps(value, ensure_ascii=False, default=str) if is_container else str(value)
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 # Answer templates: what the right answer to a row looks like as a model's output.
@@ -319,7 +310,7 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
                 written.append(json.dumps(piece.render(context), ensure_ascii=False)[1:-1])
             else:
                 written.append(json.dumps(piece.resolve(context), ensure_ascii=False))
-    except (Fault, ValueError, TypeError, RecursionError) as error:
+    except (Fault, TemplateError) as error:
         raise UserError(f"answer template: {error}: correct it, or the row") from None
     return "".join(written)
 
@@ -327,7 +318,7 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
 def _is_json(text: str) -> bool:
     try:
         return isinstance(json.loads(text), (dict, list))
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
 
 
@@ -344,7 +335,7 @@ def answer_place(template: str) -> tuple[list[str | int], str] | None:
     for text in (marked, re.sub("\x00\\w+\x00", r'"\g<0>"', marked)):  # inside quotes, or not
         try:
             return _find_mark(json.loads(text, strict=False), [])
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
     first = ITEM_FIELD.search(template)
     return ([], first[1]) if first else None

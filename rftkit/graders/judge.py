@@ -34,6 +34,8 @@ from rftkit.graders.answer import (
 )
 from rftkit.records import split_completion
 
+TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
 
 def _default_cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -68,11 +70,12 @@ class JudgeSettings:
             )
         if base_url and not base_url.startswith(("http://", "https://")):
             raise UserError(f"judge: the base URL is {base_url!r}, expected http://…/v1")
-        import openai
+        from openai import OpenAI
 
         api_key = api_key or "none"  # local endpoints ask for no key, the client for any
-        options = {"timeout": self.timeout, "max_retries": self.retries}
-        return openai.OpenAI(base_url=base_url, api_key=api_key, **options)
+        return OpenAI(
+            base_url=base_url, api_key=api_key, timeout=self.timeout, max_retries=self.retries
+        )
 
     def ask(self, request: dict[str, Any], read: Callable[[Any], float]) -> float:
         """What `read` makes of the reply to a chat completion request.
@@ -106,7 +109,7 @@ def _send(client: Any, request: dict[str, Any]) -> Any:
     except (openai.OpenAIError, httpx.HTTPError) as error:
         cause = type(error.__cause__ or error).__name__
         raise _server_fault(type(error).__name__, f"{shorten(str(error))} ({cause})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _server_fault("reply", f"not JSON: {shorten(answer.text)}") from None
 
 
@@ -115,7 +118,6 @@ def _server_fault(kind: str, detail: str) -> Fault:
 
 
 def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Scorer:
-    messages = [_compile_message(message) for message in spec["input"]]
     model = settings.model_names.get(spec["model"], spec["model"])
     sampling = dict(spec.get("sampling_params") or {})
     if "max_completions_tokens" in sampling:  # the chat API's name has no s
@@ -123,88 +125,83 @@ def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Score
     fixed = {"model": model, "response_format": _response_format(spec), **sampling}
 
     def score(context: Context) -> float:
-        def read(reply: Any) -> float:
-            try:
-                choice = reply["choices"][0]
-                message, finish = dict(choice["message"]), choice.get("finish_reason")
-            except (KeyError, IndexError, TypeError, ValueError):
-                shown = shorten(str(reply))
-                raise _server_fault("reply", f"no choices: {shown}") from None
-            _count_tokens(context.usage, spec["model"], reply.get("usage"))
-            refusal = "content filter" if finish == "content_filter" else message.get("refusal")
-            if refusal:
-                detail = f"{model} refused to judge: {shorten(refusal)}"
-                raise grader_fault("model_grader_refusal_error", detail)
-            content = message.get("content")
-            content = content if isinstance(content, str) else ""
-            value = _read_verdict(_find_json(content), spec)
-            if value is None:
-                cut = " (cut at its token limit)" if finish == "length" else ""
-                detail = f"{model} gave no readable verdict{cut}: {shorten(content)!r}"
-                raise sample_fault("model_grader_parse_error", detail)
-            return value
-
-        return settings.ask({**fixed, "messages": [fill(context) for fill in messages]}, read)
+        messages = [_fill_message(message, context) for message in spec["input"]]
+        request = {**fixed, "messages": messages}
+        return settings.ask(request, lambda reply: _read_reply(reply, spec, context))
 
     return Scorer(score, lambda: settings.client, settings.concurrency)
 
 
-def _compile_message(message: dict[str, Any]) -> Callable[[Context], dict[str, Any]]:
-    """A chat message whose texts are filled in from the context."""
-    role, content = message["role"], message["content"]
-    if role == "developer":
-        role = "system"  # the same thing under the name that every endpoint knows
-    parts = [_compile_part(part) for part in (content if isinstance(content, list) else [content])]
-
-    def fill(context: Context) -> dict[str, Any]:
-        filled = [part(context) for part in parts]
-        if all(part["type"] == "text" for part in filled):  # what every endpoint understands
-            return {"role": role, "content": "".join(part["text"] for part in filled)}
-        return {"role": role, "content": filled}
-
-    return fill
+def _fill_message(message: dict[str, Any], context: Context) -> dict[str, Any]:
+    content = message["content"]
+    parts = content if isinstance(content, list) else [content]
+    parts = [_fill_part(part, context) for part in parts]
+    if all(part["type"] == "text" for part in parts):  # what every endpoint understands
+        parts = "".join(part["text"] for part in parts)
+    role = message["role"].replace("developer", "system")  # the name that every endpoint knows
+    return {"role": role, "content": parts}
 
 
-def _compile_part(part: Any) -> Callable[[Context], dict[str, Any]]:
+def _fill_part(part: Any, context: Context) -> dict[str, Any]:
     """A content part in the words of the chat API (the spec uses those of the responses API)."""
     if isinstance(part, str):
         part = {"type": "input_text", "text": part}
     if part["type"] == "input_audio":
-        return lambda context: part
-    template = compile_template(part["image_url" if part["type"] == "input_image" else "text"])
-
-    def fill(context: Context) -> dict[str, Any]:
-        text = template.render(context).encode("utf-8", "replace").decode()  # what can be sent
-        if part["type"] == "input_image":
-            image = {"url": text, "detail": part.get("detail") or "auto"}
-            return {"type": "image_url", "image_url": image}
-        return {"type": "text", "text": text}
-
-    return fill
+        return part
+    if part["type"] == "input_image":
+        url = compile_template(part["image_url"]).render(context)
+        detail = part.get("detail") or "auto"
+        return {"type": "image_url", "image_url": {"url": url, "detail": detail}}
+    return {"type": "text", "text": compile_template(part["text"]).render(context)}
 
 
 def _response_format(spec: dict[str, Any]) -> dict[str, Any]:
     """The form that the judge's answer is forced into (structured outputs)."""
-
-    def record(**properties: Any) -> dict[str, Any]:
-        names = {"properties": properties, "required": list(properties)}
-        return {"type": "object", **names, "additionalProperties": False}
-
-    step = record(description={"type": "string"}, conclusion={"type": "string"})
+    step = _record(description={"type": "string"}, conclusion={"type": "string"})
     steps = {"type": "array", "items": step}
     if spec["type"] == "label_model":
-        schema = record(steps=steps, label={"type": "string", "enum": spec["labels"]})
+        schema = _record(steps=steps, label={"type": "string", "enum": spec["labels"]})
     else:
-        schema = record(steps=steps, result={"type": "number"})
+        schema = _record(steps=steps, result={"type": "number"})
     named = {"name": "grade", "strict": True, "schema": schema}
     return {"type": "json_schema", "json_schema": named}
+
+
+def _record(**properties: Any) -> dict[str, Any]:
+    names = {"properties": properties, "required": list(properties)}
+    return {"type": "object", **names, "additionalProperties": False}
+
+
+def _read_reply(reply: Any, spec: dict[str, Any], context: Context) -> float:
+    """The grade in a chat completion; raises a Fault where there is none."""
+    model = spec["model"]
+    try:
+        choice = reply["choices"][0]
+        message = choice["message"]
+    except (KeyError, IndexError, TypeError):
+        raise _server_fault("reply", f"no choices: {shorten(reply)}") from None
+    if reply.get("usage"):
+        used = context.usage.setdefault(model, dict.fromkeys(TOKENS, 0))
+        used.update({key: used[key] + reply["usage"].get(key, 0) for key in TOKENS})
+    finish = choice.get("finish_reason")
+    refusal = "content filter" if finish == "content_filter" else message.get("refusal")
+    if refusal:
+        detail = f"{model} refused to judge: {shorten(refusal)}"
+        raise grader_fault("model_grader_refusal_error", detail)
+    content = message.get("content") or ""
+    value = _read_verdict(_find_json(content), spec)
+    if value is None:
+        cut = " (cut at its token limit)" if finish == "length" else ""
+        detail = f"{model} gave no readable verdict{cut}: {shorten(content)!r}"
+        raise sample_fault("model_grader_parse_error", detail)
+    return value
 
 
 def _find_json(content: str) -> Any:
     """The judge's JSON. Endpoints that ignore response_format may think aloud or fence it."""
     _, text = split_completion(content)
     for candidate in (text, text[text.find("{") : text.rfind("}") + 1]):
-        with suppress(ValueError, RecursionError):
+        with suppress(ValueError):
             return json.loads(candidate)
     return text.strip()
 
@@ -215,19 +212,9 @@ def _read_verdict(answer: Any, spec: dict[str, Any]) -> float | None:
         label = answer.get("label") if isinstance(answer, dict) else answer
         return float(label in spec["passing_labels"]) if label in spec["labels"] else None
     result = answer.get("result") if isinstance(answer, dict) else answer
-    if isinstance(result, bool) or not isinstance(result, (int, float, str)):
-        return None
     try:
-        number = float(result)  # also of a text: "0.8"
-    except (ValueError, OverflowError):
+        number = math.nan if isinstance(result, bool) else float(result)  # also of a text: "0.8"
+    except (ValueError, TypeError, OverflowError):
         return None
     low, high = spec.get("range") or (0.0, 1.0)
     return float(min(max(number, low), high)) if math.isfinite(number) else None
-
-
-def _count_tokens(usage: dict[str, dict[str, int]], model: str, spent: Any) -> None:
-    if isinstance(spent, dict):
-        total = usage.setdefault(model, {})
-        for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
-            if isinstance(spent.get(key), int):
-                total[key] = total.get(key, 0) + spent[key]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
+from rftkit.files import UserError
 from rftkit.graders.answer import Grade
 from rftkit.graders.grader import Grader
 from rftkit.records import UNCLOSED, Sample
@@ -26,7 +27,6 @@ class GraderFailure(Exception):
             f"grader {name!r} failed on {lost} of {total} answers of one step, and the answers are "
             f"not to blame: {'; '.join(reasons)}"
         )
-        self.name, self.lost, self.total, self.reasons = name, lost, total, reasons
 
 
 def reward_function(
@@ -58,10 +58,9 @@ def reward_function(
     def reward(
         completions: list[Any], prompts: list[Any] | None = None, **columns: Any
     ) -> list[float | None]:
-        count = len(completions)
         token_ids = columns.get("completion_ids") if end_token_ids is not None else None
         if item_column is None:
-            items = _items_of(columns, count)
+            items = _items_of(columns, len(completions))
         else:
             items = [json.loads(item) for item in columns[item_column]]
         samples = []
@@ -69,19 +68,22 @@ def reward_function(
             sample, tools = _read(completion, prompts[index] if prompts else None)
             cut = sample.parse_stage == UNCLOSED
             if token_ids is not None:
-                last = [int(token) for token in token_ids[index][-1:]]
-                cut = not last or last[0] not in end_token_ids
+                cut = not token_ids[index] or int(token_ids[index][-1]) not in end_token_ids
             sample.finish_reason = "length" if cut else "stop"
             samples.append({**vars(sample), "output_tools": tools} if tools else sample)
         grades = grader.evaluate_many(items, samples)
         if observer is not None:
             observer(samples, grades)
-        _log(grades, columns.get("log_metric"), columns.get("log_extra"))
+        if grades and "log_metric" in columns:
+            for name, value in _metrics(grades).items():
+                columns["log_metric"](name, value)
+        if "log_extra" in columns:
+            columns["log_extra"]("grader_errors", [", ".join(grade.errors) for grade in grades])
         lost = [grade for grade in grades if grade.reward is None]
-        if len(lost) > max_lost_share * count:
+        if len(lost) > max_lost_share * len(grades):
             faults = [fault for grade in lost for _, fault in grade.faults if fault.score is None]
             reasons = list(dict.fromkeys(fault.detail for fault in faults))[:5]
-            raise GraderFailure(grader.name, len(lost), count, reasons)
+            raise GraderFailure(grader.name, len(lost), len(grades), reasons)
         return [grade.reward for grade in grades]
 
     reward.__name__ = reward.__qualname__ = _unique_name(grader)
@@ -89,52 +91,37 @@ def reward_function(
 
 
 def _items_of(columns: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """N items from the columns; what TRL adds is left out, and a constant serves all."""
-
-    def entry(values: Any, index: int) -> Any:
-        per_item = isinstance(values, (list, tuple)) and len(values) == count
-        return values[index] if per_item else values
-
+    """The columns as one item a completion, without what TRL adds."""
     own = {key: values for key, values in columns.items() if key not in TRL_ARGUMENTS}
-    return [{key: entry(values, i) for key, values in own.items()} for i in range(count)]
+    return [{key: values[index] for key, values in own.items()} for index in range(count)]
 
 
 def _read(completion: Any, prompt: Any) -> tuple[Sample, list[Any]]:
-    """(sample, tool calls) of what TRL hands over: a text, or a list of chat messages.
+    """(sample, tool calls) of a text, or of chat messages, whose last assistant message counts.
 
     A plain prompt that ends in `<think>` opened the thinking itself, so the completion is read
-    as if it began there. Of a list of messages, the last assistant message is the output.
+    as if it began there.
     """
     if isinstance(completion, str):
         opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
         return Sample.from_text("<think>" + completion if opened else completion), []
-    assistant = [message for message in completion if message.get("role") == "assistant"]
-    content = assistant[-1].get("content") if assistant else ""
-    if isinstance(content, list):  # content parts: [{"type": "text", "text": …}]
-        content = "".join(part.get("text") or "" for part in content)
+    assistant = [message for message in completion if message["role"] == "assistant"]
     tools = [call for message in assistant for call in message.get("tool_calls") or []]
-    return Sample.from_text(content or ""), tools
+    return Sample.from_text(assistant[-1].get("content") or "" if assistant else ""), tools
 
 
-def _log(
-    grades: list[Grade],
-    log_metric: Callable[[str, float], None] | None,
-    log_extra: Callable[[str, list], None] | None,
-) -> None:
-    if log_extra is not None:
-        log_extra("grader_errors", [", ".join(grade.errors) for grade in grades])
-    if log_metric is None or not grades:
-        return
+def _metrics(grades: list[Grade]) -> dict[str, float]:
+    """One call's means, under the names of TRL's series."""
+    metrics = {}
     for variable in grades[0].sub_rewards:
         values = [g.sub_rewards[variable] for g in grades if g.sub_rewards[variable] is not None]
         if values:
-            log_metric(f"sub_rewards/{variable}", sum(values) / len(values))
-    lost = sum(grade.reward is None for grade in grades)
+            metrics[f"sub_rewards/{variable}"] = sum(values) / len(values)
     faulty = sum(any(fault.score is not None for _, fault in grade.faults) for grade in grades)
-    log_metric("grader/sample_faults", faulty / len(grades))
-    log_metric("grader/lost", lost / len(grades))
-    for name, number in Counter(e for grade in grades for e in grade.errors).items():
-        log_metric(f"grader_errors/{name}", number / len(grades))
+    lost = sum(grade.reward is None for grade in grades)
+    counts = {"grader/sample_faults": faulty, "grader/lost": lost}
+    counts |= Counter(f"grader_errors/{name}" for grade in grades for name in grade.errors)
+    return metrics | {name: count / len(grades) for name, count in counts.items()}
 
 
 def _unique_name(grader: Grader) -> str:
@@ -142,8 +129,8 @@ def _unique_name(grader: Grader) -> str:
     where ANOTHER grader of this process has the name (the same one keeps it)."""
     base = re.sub(r"\W+", "_", grader.name).strip("_") or "grader"
     try:
-        identity = json.dumps(grader.to_json(), sort_keys=True)
-    except Exception:  # a function that cannot be exported is only itself
+        identity = json.dumps(grader.to_json())
+    except UserError:  # a function that cannot be exported is only itself
         identity = f"object {id(grader)}"
     name, number = base, 1
     while _names_in_use.setdefault(name, identity) != identity:

@@ -42,12 +42,15 @@ def compile_text_similarity(spec: dict[str, Any], embedder: Embedder | None) -> 
         filled = text.render(context), reference.render(context)
         return cosine(*embedder(list(filled))) if name == "cosine" else get_metric(name)(*filled)
 
-    return Scorer(score, lambda: require_corpus(name))
+    return Scorer(score, lambda: name == "cosine" or get_metric(name))
 
 
 @cache
 def get_metric(name: str) -> Callable[[str, str], float]:
-    """The function (text, reference) -> 0 to 1 for a metric's name, its library loaded."""
+    """The function (text, reference) -> 0 to 1 for a metric's name, its library loaded.
+
+    Raises UserError where the metric needs a download first.
+    """
     if name == "fuzzy_match":
         from rapidfuzz import fuzz, utils
 
@@ -60,9 +63,15 @@ def get_metric(name: str) -> Callable[[str, str], float]:
         kind = name.replace("_", "").replace("l", "L")
         rouge = RougeScorer([kind], use_stemmer=False)
         return lambda text, reference: float(rouge.score(reference, text)[kind].fmeasure)
-    require_corpus(name)
+    from nltk.corpus import wordnet
     from nltk.translate import bleu_score, gleu_score, meteor_score
 
+    try:
+        if name == "meteor":
+            wordnet.ensure_loaded()
+    except LookupError:
+        command = "python -m nltk.downloader wordnet"
+        raise UserError(f"metric meteor: needs wordnet: run `{command}` once") from None
     smooth = bleu_score.SmoothingFunction().method4
     function = {
         "bleu": lambda a, b: bleu_score.sentence_bleu(a, b, smoothing_function=smooth),
@@ -70,18 +79,6 @@ def get_metric(name: str) -> Callable[[str, str], float]:
         "meteor": meteor_score.meteor_score,
     }[name]
     return lambda text, reference: float(function([reference.split()], text.split()))
-
-
-def require_corpus(metric: str) -> None:
-    """Raise UserError if the metric lacks something that must be downloaded first."""
-    if metric == "meteor":
-        from nltk.corpus import wordnet
-
-        try:
-            wordnet.ensure_loaded()
-        except LookupError:
-            command = "python -m nltk.downloader wordnet"
-            raise UserError(f"metric meteor: needs wordnet: run `{command}` once") from None
 
 
 def cosine(first: Sequence[float], second: Sequence[float]) -> float:

@@ -35,7 +35,7 @@ class GraderSpecError(UserError):
     """A grader's JSON that cannot be used; `problems` holds one sentence a fault."""
 
     def __init__(self, place: str, problems: list[str]):
-        self.place, self.problems = place, problems
+        self.problems = problems
         super().__init__("\n".join(f"{place}: {problem}" for problem in problems))
 
 
@@ -81,21 +81,31 @@ class _Checker:
         self.notes: list[str] = []
 
     def problem(self, text: str, *path: str) -> None:
-        self.problems.append(f"{_join(*path)}: {text}".removeprefix(": "))
+        self.problems.append(_at(text, *path))
 
     def note(self, text: str, *path: str) -> None:
-        self.notes.append(f"{_join(*path)}: {text}".removeprefix(": "))
+        self.notes.append(_at(text, *path))
 
     def check(self, spec: Any, path: str, variable: str = "") -> dict[str, Any]:
         """The plain form of the grader at `path`; `variable` is its name in a multi grader."""
-        kind = spec.get("type", "missing") if isinstance(spec, dict) else spec
+        if not isinstance(spec, dict):
+            self.problem(f"{shorten(spec)}, expected a grader's JSON object", path)
+            return {}
+        kind = spec.get("type", "missing")
         allowed = [name for name in TYPES if name != "multi" or not variable]
         if kind not in allowed:
-            place = "type" if isinstance(spec, dict) else ""
-            self.problem(f"{shorten(kind)}, expected one of {', '.join(allowed)}", path, place)
+            self.problem(f"{shorten(kind)}, expected one of {', '.join(allowed)}", path, "type")
             return {}
         before = len(self.problems)
-        plain = self._tolerate({k: v for k, v in spec.items() if v is not None}, path, variable)
+        plain = {key: value for key, value in spec.items() if value is not None}
+        if "name" not in plain and kind in ("python", "multi"):
+            plain["name"] = variable or kind
+            self.note(f'missing, read as "{plain["name"]}"', path, "name")
+        if kind == "string_check" and plain.get("operation") == "neq":
+            plain["operation"] = "ne"
+            self.note('"neq", read as "ne"', path, "operation")
+        if plain.pop("pass_threshold", None) is not None:
+            self.note("belongs to evals and changes no grade", path, "pass_threshold")
         if kind == "multi":
             self._shape({**plain, "graders": _ANY_GRADER}, path)
             self._multi(plain, path)
@@ -106,18 +116,6 @@ class _Checker:
             self._values(plain, path)
         return plain
 
-    def _tolerate(self, plain: dict[str, Any], path: str, variable: str) -> dict[str, Any]:
-        kind = plain["type"]
-        if "name" not in plain and kind in ("python", "multi"):
-            plain["name"] = variable or kind
-            self.note(f'missing, read as "{plain["name"]}"', path, "name")
-        if kind == "string_check" and plain.get("operation") == "neq":
-            plain["operation"] = "ne"
-            self.note('"neq", read as "ne"', path, "operation")
-        if plain.pop("pass_threshold", None) is not None:
-            self.note("belongs to evals and changes no grade", path, "pass_threshold")
-        return plain
-
     def _shape(self, plain: dict[str, Any], path: str) -> None:
         """Let the `openai` package's own type judge; a key that it does not know is a fault."""
         import openai.types.graders as types
@@ -125,7 +123,7 @@ class _Checker:
 
         findings: dict[str, str] = {}
         try:
-            getattr(types, TYPES[plain["type"]]).model_validate(plain, extra="forbid")
+            getattr(types, TYPES[plain["type"]]).model_validate(plain, extra="forbid", strict=True)
         except ValidationError as error:
             for finding in error.errors(include_url=False):
                 place, message = _place(finding["loc"]), finding["msg"]
@@ -140,14 +138,13 @@ class _Checker:
             self.problem(message, path, place)
 
     def _templates(self, plain: dict[str, Any], path: str) -> None:
-        before, namespaces = len(self.problems), set()
+        namespaces = {"sample"} if plain["type"] == "python" else set()
         for place, text in texts_of(plain):
             try:
                 namespaces |= {part.namespace for part in compile_template(text).paths}
             except TemplateError as error:
                 self.problem(str(error), path, place)
-        readable = len(self.problems) == before
-        if readable and "sample" not in namespaces and plain["type"] != "python":
+        if "sample" not in namespaces:
             self.note("no {{sample.…}} in it: every answer to a row gets the same grade", path)
 
     def _values(self, plain: dict[str, Any], path: str) -> None:
@@ -162,8 +159,7 @@ class _Checker:
                 advice = "(pip install 'rftkit[grader-image]' for OpenAI's image)"
                 self.note(f"imports {missing}, not installed here {advice}", path, "source")
         limits = plain.get("range", [0, 1])
-        is_pair = len(limits) == 2 and all(type(limit) in (int, float) for limit in limits)
-        if not is_pair or not -math.inf < limits[0] < limits[1] < math.inf:
+        if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
             self.problem(f"{limits}, expected two numbers, the lower one first", path, "range")
         if plain["type"] == "label_model":
             labels, passing = set(plain["labels"]), set(plain["passing_labels"])
@@ -175,18 +171,22 @@ class _Checker:
 
     def _multi(self, plain: dict[str, Any], path: str) -> None:
         graders, formula = plain.get("graders"), plain.get("calculate_output")
-        here, places = (path, "calculate_output"), {}
-        if isinstance(graders, list):
-            graders, places = self._name_list(graders, str(formula), path)
-        if not isinstance(graders, dict) or not graders:
+        here, named = (path, "calculate_output"), []
+        if isinstance(graders, dict):
+            named = [(name, f"graders.{name}", grader) for name, grader in graders.items()]
+        elif isinstance(graders, list):
+            names = _name_list(graders, str(formula))
+            named = [(n, f"graders[{i}]", g) for i, (n, g) in enumerate(zip(names, graders))]
+            text = f"a list; its graders are the variables {', '.join(names)}"
+            self.note(text, path, "graders")
+        if not named:
             self.problem(f"{shorten(graders)}, expected an object of graders", path, "graders")
-            graders = {}
         parts = plain["graders"] = {}
-        for variable, spec in graders.items():
-            place = _join(path, places.get(variable, f"graders.{variable}"))
-            if not variable.isidentifier():
-                self.problem("a formula needs a name of letters, digits and _: rename it", place)
-            parts[variable] = self.check(spec, place, variable)
+        for variable, place, grader in named:
+            if variable in parts or not variable.isidentifier():
+                text = f"its variable is {variable!r}, expected letters, digits and _, once: rename"
+                self.problem(text, path, place)
+            parts[variable] = self.check(grader, f"{path}.{place}" if path else place, variable)
         if not isinstance(formula, str):
             return
         try:
@@ -200,27 +200,22 @@ class _Checker:
             if variable not in used:
                 self.note(f"does not use {variable!r}: it is graded and reported only", *here)
 
-    def _name_list(
-        self, graders: list[Any], formula: str, path: str
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """({variable: grader}, {variable: place}) for a list of graders.
 
-        The API reference shows a list whose formula says `string_check_score`: so a variable is
-        TYPE_score where the formula uses that, otherwise the grader's name with _ for all that is
-        not a letter or digit.
-        """
-        named, places = {}, {}
-        for index, grader in enumerate(graders):
-            record = grader if isinstance(grader, dict) else {}
-            variable = f"{record.get('type')}_score"
-            if variable not in formula or variable in named:
-                variable = re.sub(r"\W", "_", str(record.get("name")))
-            if variable in named:
-                text = f"leads to the variable {variable} a second time: rename one"
-                self.problem(text, path, f"graders[{index}]", "name")
-            named[variable], places[variable] = grader, f"graders[{index}]"
-        self.note(f"a list; its graders are the variables {', '.join(named)}", path, "graders")
-        return named, places
+def _name_list(graders: list[Any], formula: str) -> list[str]:
+    """The variable of each grader in a list.
+
+    The API reference shows a list whose formula says `string_check_score`: so a variable is
+    TYPE_score where the formula uses that, otherwise the grader's name with _ for all that is
+    not a letter or digit.
+    """
+    names: list[str] = []
+    for grader in graders:
+        record = grader if isinstance(grader, dict) else {}
+        name = f"{record.get('type')}_score"
+        if name not in formula or name in names:
+            name = re.sub(r"\W", "_", str(record.get("name")))
+        names.append(name)
+    return names
 
 
 def _place(loc: tuple[str | int, ...]) -> str:
@@ -230,5 +225,6 @@ def _place(loc: tuple[str | int, ...]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)[1:]
 
 
-def _join(*steps: str) -> str:
-    return ".".join(filter(None, steps))
+def _at(text: str, *path: str) -> str:
+    place = ".".join(filter(None, path))
+    return f"{place}: {text}" if place else text
