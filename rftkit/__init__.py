@@ -1,4 +1,4 @@
-"""rftkit: learn and run Reinforcement Fine-Tuning. See README.md and notebooks/00_start_here."""
+"""rftkit: learn and run Reinforcement Fine-Tuning. See README.md, notebooks/ and docs/api.md."""
 
 from importlib import import_module
 from typing import Any
@@ -26,16 +26,21 @@ _HOMES = {
     "measure_signal": "signal.verdict",
     "preset": "graders.presets",
     "paired_difference": "evaluation",
+    "plan": "training.run",
+    "preset": "graders.presets",
     "read_rows": "rows",
     "reward_function": "graders.rewards",
     "split_by_group": "rows",
     "train": "training.run",
     "write_rows": "rows",
 }
-__all__ = ["__version__", *_HOMES]
+_MODULES = ("doctor", "environment", "loop")
+__all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
