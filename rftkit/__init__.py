@@ -24,7 +24,6 @@ _HOMES = {
     "load_run": "training.run",
     "load_task": "task",
     "measure_signal": "signal.verdict",
-    "preset": "graders.presets",
     "paired_difference": "evaluation",
     "plan": "training.run",
     "preset": "graders.presets",

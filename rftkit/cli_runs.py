@@ -101,16 +101,16 @@ def train_command(
     from rftkit.dashboard import dashboard_figure
     from rftkit.plots import save_figure
     from rftkit.training.config import read_run_config
-    from rftkit.training.run import GateSaysFix, plan_of, train
+    from rftkit.training.run import GateSaysFix, plan, train
     from rftkit.training.session import Interrupted
 
     config = read_run_config(file, model)
     if dry_run:
-        plan = plan_of(config)
+        chosen = plan(config)
         if as_json:
-            console.print_json(plan.to_json())
+            console.print_json(chosen.to_json())
         else:
-            console.say("\n".join(plan.lines()))
+            console.say("\n".join(chosen.lines()))
         return
     try:
         with Reporter() as reporter:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-import rftkit
 from project_files import ROOT
+
+import rftkit
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -22,4 +23,8 @@ def test_the_examples_run_in_their_order(tmp_path, monkeypatch):
     names: dict = {}
     for example in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S):
         exec(compile(example, "api.md", "exec"), names)
-    assert names["run"].out.name == "first" and names["signal"].verdict in ("go", "undecided", "fix")
+    assert names["run"].out.name == "first" and names["signal"].verdict in (
+        "go",
+        "undecided",
+        "fix",
+    )

@@ -21,7 +21,7 @@ from rftkit.records import SamplingConfig
 from rftkit.task import task_from_json
 from rftkit.training.report import list_runs, runs_table
 from rftkit.training.rollouts import StepReward, sampler
-from rftkit.training.run import GateSaysFix, plan_of
+from rftkit.training.run import GateSaysFix, plan
 from rftkit.training.session import Interrupted
 from rftkit.training.store import open_folder, read_lines
 from rftkit.training.trainer import sft_example
@@ -330,7 +330,7 @@ def test_a_row_without_its_answer_stops_the_run(tmp_path, side):
 
 def test_an_adapter_as_the_model_is_refused(tiny, tmp_path):
     config = RunConfig(**TINY | {"model": str(tiny.out)})
-    for start in (plan_of, lambda config: train(config, tmp_path / "new")):
+    for start in (plan, lambda config: train(config, tmp_path / "new")):
         with pytest.raises(UserError, match=f'"init_adapter" to {tiny.out}'):
             start(config)
     assert not (tmp_path / "new").exists()

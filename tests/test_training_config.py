@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit import RunConfig, UserError, load_policy, load_task
+from rftkit import plan as plan_of
 from rftkit.cli import app
 from rftkit.files import embedded_model
 from rftkit.training.config import config_rows, config_task, read_run_config
 from rftkit.training.plan import Measured, bytes_an_answer, make_plan, run_order
-from rftkit.training.run import plan_of
 
 TASK = {"task": "gene_ranking"}
 SMALL = Measured(hidden=64, prompt_tokens=100, answer_bytes=4e6)

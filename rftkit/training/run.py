@@ -313,7 +313,7 @@ def starting_adapter(config: RunConfig) -> str:
     return adapter
 
 
-def plan_of(config: RunConfig) -> Plan:
+def plan(config: RunConfig) -> Plan:
     """What `--dry-run` shows: no weights are loaded, but what would stop the run is found."""
     task = config_task(config)
     rows, held_out = config_rows(config, task)
