@@ -30,7 +30,6 @@ Row = dict[str, Any]
 Rewards = list[float | None]  # None: the grader itself failed
 EPSILON = 1e-9  # rounding in a formula is no difference
 
-# --- strategies ----------------------------------------------------------------------------------
 
 MANY = 20  # how often "many times" is
 LOOK_ALIKES = str.maketrans("ABCEHIKMOPSTXYaceiopsxy", "АВСЕНІКМОРЅТХҮасеіорѕху")
@@ -57,10 +56,7 @@ class Material:
     form_right: str  # the answer in it
 
     def output(self, answers: Sequence[str], form: str | None = None) -> str:
-        """An output that gives these answers, as a list where the task has one, else as one text.
-
-        `form` is the honest output of this row to put them into; by default another row's.
-        """
+        """An output that gives these answers, in this honest output's form or another row's."""
         known = self.form_right if form is None else self.right
         form = self.form if form is None else form
         text = " ".join(answers)
@@ -151,8 +147,6 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy("injection", lambda m: m.output([INJECTION])),
 )
 
-# --- checks with honest answers ------------------------------------------------------------------
-
 
 @dataclass
 class Check:
@@ -229,9 +223,6 @@ def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
     return Check("calibration", "failed" if failures else "passed", len(rows), failures, means)
 
 
-# --- the attack ----------------------------------------------------------------------------------
-
-
 @dataclass
 class Result:
     """What one strategy earns."""
@@ -239,7 +230,6 @@ class Result:
     name: str
     mean: float | None  # over the rows with a grade; None where there are none
     red: bool  # more than its honest limit; or as much as the honest best, which no cheat should
-    share: float  # of the rows, where it earns more than that row's own limit
     example: str  # the first row's output
 
 
@@ -252,21 +242,18 @@ class AttackReport:
     honest: dict[str, float]  # mean rewards of "best", "middle", "worst"
     results: list[Result]
     calibration: Check
-    note: str = ""  # what stands in for a missing honest middle or worst
 
     @property
     def red(self) -> list[str]:
         return [result.name for result in self.results if result.red]
 
     def __str__(self) -> str:
-        lines = [f"{self.grader} on {self.rows} rows", f"{'':4}{'strategy':24} reward  of rows"]
+        lines = [f"{self.grader} on {self.rows} rows", f"{'':4}{'strategy':24} reward"]
         lines += [f"    {'honest ' + name:24} {mean:6.2f}" for name, mean in self.honest.items()]
         for result in self.results:
-            earned = "  none"
-            if result.mean is not None:
-                earned = f"{result.mean:6.2f} {result.share:7.0%}"
+            earned = "  none" if result.mean is None else f"{result.mean:6.2f}"
             lines.append(f"{'RED' if result.red else '':4}{result.name:24} {earned}")
-        return "\n".join([*lines, *filter(None, [self.note]), str(self.calibration)])
+        return "\n".join([*lines, str(self.calibration)])
 
     __repr__ = __str__  # a notebook shows the table
 
@@ -282,14 +269,13 @@ def attack(
 ) -> AttackReport:
     """Grade every cheating strategy on every row, beside the honest answers.
 
-    worse_answers   templates of worse outputs, better ones first: the middle one of all templates
-                    is the honest middle, the last the honest worst
-    pool            further answers of the task, where `rows` are few: listing the six answers of
-                    six rows is no cheat
-    strategies      () calibrates alone
+    `worse_answers` are templates of worse outputs, better ones first. The middle one of all
+    templates is the honest middle, the last the honest worst; without any the worst is an empty
+    output, and of two levels the middle is halfway. `pool` holds further answers of the task, where
+    `rows` are few: listing the six answers of six rows is no cheat.
 
-    Where the grader gives no partial credit, a lucky guess beats an honest middle of 0 and is red:
-    `share` says on how many rows. A judge is asked once for each strategy, level and row.
+    Where the grader gives no partial credit, a lucky guess beats an honest middle of 0 and is red.
+    A judge is asked once for each strategy, level and row.
     """
     if answer_template is None or not rows:
         lacking = "rows" if answer_template is not None else "answer_template"
@@ -298,24 +284,19 @@ def attack(
     templates = (answer_template, *worse_answers)
     outputs = [[fill_template(template, row) for row in rows] for template in templates]
     graded = [_rewards(grader, rows, level) for level in outputs]
-    levels, note = list(graded), ""
+    levels = list(graded)
     if len(levels) == 1:
         levels.append(_rewards(grader, rows, [""] * len(rows)))
-        note = "no worse_answers: the worst is an empty output, the middle halfway to it"
     if len(levels) == 2:
         levels.insert(1, [None if None in pair else sum(pair) / 2 for pair in zip(*levels)])
-        note = note or "one worse answer only: the middle is halfway to it"
     honest = {"best": levels[0], "middle": levels[len(levels) // 2], "worst": levels[-1]}
     means = {name: _mean(rewards) for name, rewards in honest.items()}
     if None in means.values():
-        why = "; ".join(grader.evaluate(rows[0], outputs[0][0]).explanations) or "no reason given"
-        raise UserError(
-            f"grader {grader.name!r}: no grade for honest answers ({why}): fix it first"
-        )
+        raise UserError(f"grader {grader.name!r}: no grade for honest answers: fix it first")
     material = _material(rows, outputs, answer_template, pool)
     results = [_result(strategy, material, grader, honest) for strategy in strategies]
     results.sort(key=lambda result: (result.mean is None, -(result.mean or 0.0)))
-    return AttackReport(grader.name, len(rows), means, results, _calibration(rows, graded), note)
+    return AttackReport(grader.name, len(rows), means, results, _calibration(rows, graded))
 
 
 def _rewards(grader: Grader, rows: Sequence[Row], answers: Sequence[str | Sample]) -> Rewards:
@@ -351,11 +332,8 @@ def _result(
     """Grade one strategy on the rows that it applies to."""
     answers = {i: a for i, m in enumerate(material) if (a := strategy.answer(m)) is not None}
     if not answers:
-        return Result(strategy.name, None, False, 0.0, "")
+        return Result(strategy.name, None, False, "")
     rewards = _rewards(grader, [material[i].row for i in answers], list(answers.values()))
-    own_limits = [honest[strategy.limit][i] for i in answers]
-    pairs = [pair for pair in zip(rewards, own_limits) if None not in pair]
-    share = sum(reward > own + EPSILON for reward, own in pairs) / max(1, len(pairs))
     mean, limit = _mean(rewards), _mean(honest[strategy.limit])
     best, worst = _mean(honest["best"]), _mean(honest["worst"])
     red = False
@@ -364,7 +342,7 @@ def _result(
         red = mean > limit + EPSILON or (as_best and strategy.limit != "best")
     first = next(iter(answers.values()))
     example = first if isinstance(first, str) else first.output_text
-    return Result(strategy.name, mean, red, share, example)
+    return Result(strategy.name, mean, red, example)
 
 
 def _mean(rewards: Rewards) -> float | None:

@@ -4,9 +4,8 @@
     rows = task.rows("test")
     task.grade(rows, samples)                 # fills grade, sub_grades and errors of every sample
 
-Nothing here knows what the task is about. `answer_template` says where the answer stands in a
-model's output: `{"genes": ["{{item.reference_gene}}"]}` means that the output is JSON, that its key
-"genes" holds a ranked list, and that the row's field `reference_gene` is the right entry.
+`answer_template` says where a model's output holds the answer: in `{"genes": ["{{item.gene}}"]}`
+the key "genes" holds a ranked list, and the row's field `gene` is the right entry.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ import pytest
 
 from rftkit import Grader, UserError, attack, grader, load_task
 from rftkit.attacks import STRATEGIES, reference_check
-from rftkit.graders.grader import GraderSettings
-from rftkit.graders.judge import JudgeSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
 ALL = {strategy.name for strategy in STRATEGIES}
@@ -103,7 +101,7 @@ def test_the_report_gives_the_graders_own_rewards():
     means = [result.mean for result in report.results]
     assert means == sorted(means, reverse=True)
     popular, everything = (by_name(report)[n] for n in ("popular answer", "every answer"))
-    assert popular.example == '{"genes": ["CFTR"]}' and popular.share == 0.25 and not popular.red
+    assert popular.example == '{"genes": ["CFTR"]}' and not popular.red
     assert sorted(json.loads(everything.example)["genes"]) == sorted(set(GENES))
     rewards = [RANK.grade(row, everything.example)[0] for row in ROWS]
     assert everything.mean == pytest.approx(sum(rewards) / len(rewards))
@@ -139,7 +137,7 @@ def test_a_task_of_another_shape_is_attacked(template):
     texts = {"input": "{{sample.output_text}}", "reference": "{{item.n}}"}
     number = Grader.load({"type": "string_check", "name": "n", "operation": "like", **texts})
     report = attack(number, [{"messages": [], "n": 3 * i} for i in range(4)], template)
-    assert report.note and report.calibration.status == "not checked"
+    assert report.calibration.status == "not checked"
     results = by_name(report)
     for name in ("other case", "other spelling", "look-alikes", "middle, filled up"):
         assert results[name].mean is None and not results[name].red  # a number has no other case
@@ -176,12 +174,3 @@ def test_the_reference_check_names_rows_whose_right_answer_does_not_score_the_ma
 def test_an_attack_without_what_it_needs_is_refused(rows, template):
     with pytest.raises(UserError):
         attack(EXACT, rows, template)
-
-
-def test_a_judge_that_does_not_answer_has_no_grade_for_honest_answers(monkeypatch):
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    judge = {"type": "score_model", "name": "judge", "model": "m", "input": [
-        {"role": "user", "content": "{{sample.output_text}}"}]}  # fmt: skip
-    settings = JudgeSettings("http://127.0.0.1:9/v1", retries=0, timeout=1, cache=None)
-    with pytest.raises(UserError, match="no grade for honest answers"):
-        check(Grader.load(judge, GraderSettings(judge=settings)), ROWS[:2])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rftkit import Sample, UserError, cli, measure_signal
-from rftkit.signal.checks import check_template, constant_reward, reads_row
+from rftkit.signal.checks import check_template
 from rftkit.signal.numbers import dead_chance, more_rows, pass_at_k, share_interval, spread_parts
 from rftkit.signal.record import Finding, Signal
 from rftkit.signal.verdict import FEW_ROWS, conclude
@@ -111,9 +111,6 @@ def gate(policy, task_and_rows, **settings):
     return measure_signal(policy, *task_and_rows, **settings)
 
 
-# --- planted faults ------------------------------------------------------------------------------
-
-
 def garbled(messages, index, rng):
     return "".join(rng.choice("abc {}") for _ in range(20))
 
@@ -135,9 +132,6 @@ FAULTS = {
     "constant reward, nothing known right": (
         guesses(), {"grader": check("7", "{{item.answer}}"), "template": None}, set()),
     "inverted reward": (guesses(), {"grader": check(operation="ne")}, set()),
-    "inverted reward, with form": (
-        guesses(),
-        {"grader": formula("0.1 * form + 0.9 * (1 - right)", right=GOOD, form=FORM)}, set()),
     "inverted reward, with worse answers": (
         Scripted(half_right), {"grader": check(operation="ne"), "worse_answers": ['{"sum": "7"}']},
         set()),
@@ -151,7 +145,6 @@ FAULTS = {
     "end token missing": (guesses(tokens=100_000), {}, {"limit too short"}),
     "unreadable answers": (Scripted(garbled), {}, set()),
     "task too easy": (guesses(share=0.99), {}, set()),
-    "task too easy, groups alive": (guesses(share=0.96), {}, set()),
     "task impossible": (guesses(share=0), {}, set()),
     "task impossible, form moves": (Scripted(form_only), {"grader": PARTIAL}, set()),
     "too little exploration": (Scripted(lambda *_: written(7)), {}, set()),
@@ -178,12 +171,6 @@ def test_a_good_task_goes():
     assert signal.pass_at[1].low < 0.3 < signal.pass_at[1].high
     assert signal.pass_at[8].mean > 0.85 and signal.format_share == 0.0
     assert [q.answer for q in signal.questions] == ["yes", "yes", "yes"]
-
-
-def test_the_seed_alone_decides_what_is_drawn():
-    first, again, other = (gate(guesses(), sums(count=100), seed=seed) for seed in (0, 0, 1))
-    assert first.to_json() == again.to_json() and first.reward != other.reward
-    assert [g[0].row_id for g in first.drawn] != [g[0].row_id for g in other.drawn]
 
 
 @pytest.mark.parametrize("completions", [0, 100_000])
@@ -284,21 +271,6 @@ def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():
     assert signal.dead_groups.mean < 0.2 and signal.dead_ability.mean == 1
 
 
-def test_rows_are_named_by_their_place_in_the_file_and_by_whether_they_are_solved():
-    def answer(messages, index, rng):
-        kind = true_sum(messages) % 3
-        return written(true_sum(messages) + (0, rng.randint(0, 1), rng.randint(1, 9))[kind])
-
-    task, rows = sums(count=30)
-    for row in rows:
-        del row["row_id"]
-    signal = gate(Scripted(answer), (task, rows))
-    assert sorted((int(row) + 99) % 3 for row in signal.always) == [0] * 10
-    assert sorted((int(row) + 99) % 3 for row in signal.never) == [2] * 10
-    assert signal.dead_kinds["always right"] == signal.dead_kinds["never right"] == 10 / 30
-    assert [group[0].row_id for group in signal.drawn] != [str(i + 1) for i in range(30)]
-
-
 def test_answers_that_cannot_be_read_say_why():
     texts = ["", "<think>for ever", "<think></think>", "text", "[1]", '{"sun": "1"}']
     stages = ["empty", "unclosed thinking", "empty", "not JSON"] + ["answer missing"] * 2
@@ -338,29 +310,6 @@ def test_what_cannot_be_verified_is_refused_before_a_draw(grader, template, name
                                                        "not measured")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "grader",
-    [GOOD, FORM, python("def grade(sample, item):", "return len(sample['output_text']) / 1e3")],
-    ids=["the row", "form", "length"],
-)
-def test_a_grader_that_may_tell_answers_apart_is_not_called_constant(grader):
-    assert constant_reward(*sums(grader)) is None
-
-
-@pytest.mark.parametrize(
-    ("source", "reads"),
-    [
-        (("def grade(sample, row):", "return float(row['answer'] in str(sample))"), True),
-        (("grade = make('row')",), True),  # what cannot be read is no ground to refuse a task
-        (("def grade(sample, item):", "return len(sample['output_text']) / 9"), False),
-        (("def grade(sample, row):", "return 1.0  # the item is not looked at"), False),
-    ],
-)
-def test_a_python_grader_reads_the_row_under_any_name(source, reads):
-    assert reads_row(python(*source)) is reads
-    assert reads_row(GOOD) and not reads_row(FORM | {"name": "item"})
-
-
 def test_what_cannot_run_is_refused_before_a_draw():
     policy, (task, rows) = guesses(), sums()
     del rows[3]["answer"]
@@ -380,9 +329,6 @@ def test_lost_answers_and_lost_grades_are_not_taken_for_zeros():
     signal = gate(guesses(), sums(formula("right / (right - right)", right=GOOD)))
     assert signal.verdict == "fix" and signal.names()[0] == "grader fails"
     assert signal.lost_grades == 1.0 and signal.reward is None and "lost" in signal.text()
-
-
-# --- the embedded model --------------------------------------------------------------------------
 
 
 def test_the_demo_task_goes(mini, genes):
@@ -422,15 +368,8 @@ SOUND = {
     "plain words": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}",
     "for questions alone": "{% for m in messages %}User: {{ m.content }}\nAssistant:{% endfor %}",
-    "an end token after the question": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
-    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
     "thinking is opened": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|><think>{% endif %}",
-    "an answer chooses its channel": "{% for m in messages %}<|{{ m.role }}|>"
-    "{% if m.role == 'assistant' %}<|system|>{% endif %}{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-    "refuses to write answers": "{% for m in messages %}{% if m.role == 'assistant' %}"
-    "{{ raise_exception('no') }}{% endif %}<|user|>{{ m.content }}{% endfor %}<|assistant|>",
 }
 
 

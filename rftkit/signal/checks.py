@@ -21,7 +21,6 @@ from rftkit.task import Task
 
 Row = dict[str, Any]
 
-# --- the chat template ---------------------------------------------------------------------------
 
 MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>")
 QUESTION, ANSWER = "Rftkit asks.", "Rftkit answers."  # what the template is tried on
@@ -60,17 +59,14 @@ def check_template(policy: Policy, rows: list[Row]) -> TemplateCheck:
         # Models that are trained on markers in pieces have no others, or use theirs beside them.
         is_foreign = not own & set(markers) and any(map(MARKER.fullmatch, own))
         (check.faults if is_foreign else check.odd).append(finding)
-    opening = written.partition(ANSWER)[0]
-    # A template may write questions alone.
-    if ANSWER in written and written != _rendered(policy, messages, "user"):
-        check_opening(policy, messages, prompt.rstrip(), opening.rstrip(), check)
+    opening, answer, _ = written.partition(ANSWER)
+    if answer and written != _rendered(policy, messages, "user"):  # it writes more than questions
+        check.faults += check_opening(policy, messages, prompt.rstrip(), opening.rstrip())
     return check
 
 
-def check_opening(
-    policy: Any, messages: list[Row], prompt: str, opening: str, check: TemplateCheck
-) -> None:
-    """Does the prompt end where an answer begins? Opening: all that stands before an answer.
+def check_opening(policy: Any, messages: list[Row], prompt: str, opening: str) -> list[str]:
+    """Does the prompt end where an answer begins? `opening` is all that stands before an answer.
 
     Where one continues the other (a <think> that is opened, a channel) both are sound.
     """
@@ -79,9 +75,9 @@ def check_opening(
     over, expected_over = (ends & set(_ids(policy, text)[-1:]) for text in (prompt, opening))
     continued = prompt.startswith(opening) or opening.startswith(prompt)
     no_turn = prompt == unprompted and prompt != opening
-    if no_turn or not continued or (over and not expected_over):
-        expected = f"but an answer begins after {opening[-30:]!r}"
-        check.faults.append(f"the prompt ends with {prompt[-30:]!r}, {expected}")
+    if continued and not no_turn and (expected_over or not over):
+        return []
+    return [f"the prompt ends with {prompt[-30:]!r}, but an answer begins after {opening[-30:]!r}"]
 
 
 def _rendered(policy: Any, messages: list[Row], role: str) -> str:
@@ -96,8 +92,6 @@ def _rendered(policy: Any, messages: list[Row], role: str) -> str:
 def _ids(policy: Any, text: str) -> list[int]:
     return policy.tokenizer(text, add_special_tokens=False).input_ids
 
-
-# --- right and wrong answers ---------------------------------------------------------------------
 
 SAME = 0.05  # of the maximum: right and swapped answers this close are not told apart
 
@@ -171,8 +165,6 @@ def _mean_reward(task: Task, rows: Sequence[Row], answers: Sequence[str]) -> flo
     return statistics.fmean(grade.reward or 0.0 for grade in grades)
 
 
-# --- is a right answer verifiable at all? --------------------------------------------------------
-
 RULES = {"string_check", "python", "function"}  # right or wrong, by a rule
 FREE_TEXT = 12  # words: from here on one reference stands for many equally good answers
 MADE_UP = ("Rftkit answers.", '{"answer": "Rftkit answers."}', "7")  # right for no task
@@ -190,8 +182,8 @@ def why_not_verifiable(task: Task, rows: Sequence[Row]) -> str | None:
         return None
     if "text_similarity" in kinds:
         templates = [task.answer_template, *(part.get("reference") for part in _parts(task))]
-        texts = [[filled(template or "", row)[0] or "" for template in templates] for row in rows]
-        words = int(statistics.median(max(len(text.split()) for text in row) for row in texts))
+        lengths = [len((filled(t, row)[0] or "").split()) for row in rows for t in templates if t]
+        words = int(statistics.median(lengths))
         if words < FREE_TEXT:
             return None
         return f"answers are graded by likeness to a text of {words} words: wording, not truth"

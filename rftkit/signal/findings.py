@@ -15,15 +15,9 @@ from rftkit.signal.record import Finding, Signal, shown
 MOST_DEAD, MOST_CUT = 0.8, 0.3
 MOST_UNREADABLE = 0.5  # ours: above it most of what the model hears is about form
 MOST_RIGHT = 0.9  # ours: above it little is left to gain
+MOST_REPEATED = 0.5  # ours: above it most answers to a row are one text
 MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
 
-# Why most dead groups are dead -> (the finding's name, what to change).
-DEAD = {
-    "always right": ("task too easy", "rows: harder ones, or a grader that asks for more; or stop"),
-    "never right": ("task impossible", "easier rows, partial credit, init_adapter from SFT"),
-    "repeated": ("too little exploration", "temperature: 1.0 lets answers differ"),
-    "alike": ("no spread", "more answers_per_prompt, partial credit, or other rows"),
-}
 READ_THE_ROW = "grader: compare the answer with the row's own field, not only its form"
 VERIFIABLE = "the task: ask for what a rule can check; or the method: SFT, preference learning"
 
@@ -129,8 +123,14 @@ class Findings:
             f"{signal.repeated:.0%} of the cases, at temperature {signal.temperature:g}"
         )
         if above(signal.pass_at[1], MOST_RIGHT):
-            name, setting = DEAD["always right"]
-            self.add(name, evidence, setting)
+            setting = "rows: harder ones, or a grader that asks for more; or stop"
+            self.add("task too easy", evidence, setting)
+        elif signal.repeated > MOST_REPEATED:
+            setting = "temperature: 1.0 lets answers differ"
+            self.add("too little exploration", evidence, setting, dead, MOST_DEAD)
+        elif len(signal.never) >= len(signal.always):
+            setting = "easier rows, partial credit, a warm start by SFT (init_adapter)"
+            self.add("task impossible", evidence, setting, dead, MOST_DEAD)
         else:
-            name, setting = DEAD[max(signal.dead_kinds, key=signal.dead_kinds.get)]
-            self.add(name, evidence, setting, dead, MOST_DEAD)
+            setting = "rows: harder ones, or a grader that gives partial credit"
+            self.add("task too easy", evidence, setting, dead, MOST_DEAD)

@@ -67,12 +67,10 @@ def share_interval(
 def more_rows(interval: Interval, threshold: float, rows: int, most: int = 100_000) -> int:
     """About how many more rows would put the threshold outside the interval: it shrinks with the
     square root of their number."""
-    distance = abs(interval.mean - threshold)
+    distance = max(abs(interval.mean - threshold), 1e-9)
     is_below = interval.mean < threshold
     half = interval.high - interval.mean if is_below else interval.mean - interval.low
-    if distance * distance * (rows + most) <= half * half * rows:
-        return most
-    return max(1, math.ceil(rows * (half / distance) ** 2) - rows)
+    return min(most, max(1, math.ceil(rows * (half / distance) ** 2) - rows))
 
 
 def spread_parts(rewards: Sequence[float], readable: Sequence[bool]) -> tuple[float, float]:
@@ -150,12 +148,8 @@ def take_reward_numbers(
     ]
     signal.dead_ability = share_interval(able, clusters)
     signal.repeated = float(np.mean([repeat_chance(group) for group in groups]))
-    kinds: Counter = Counter()
-    for group, hits, chance in zip(groups, right, able):
-        kinds[dead_kind(group, hits)] += chance / len(groups)
-    signal.dead_kinds = dict(kinds.most_common())
     signal.sub_graders = sub_grader_numbers(groups)
-    signal.patterns = pattern_numbers(task, [sample for group in groups for sample in group])
+    signal.patterns = pattern_numbers(task, sum(groups, []))
 
 
 def stage_share(stages: list[list[str]], wanted: Collection[str], clusters: list[str]) -> Interval:
@@ -177,15 +171,6 @@ def stage_of(task: Task, sample: Sample) -> str:
     if wants_json and stage != "json":
         return "not JSON"
     return "readable" if not has_template or task.answers(sample) else "answer missing"
-
-
-def dead_kind(group: list[Sample], right: list[bool]) -> str:
-    """Why a group without spread has none."""
-    if all(right):
-        return "always right"
-    if repeat_chance(group) >= 0.5:
-        return "repeated"
-    return "alike" if any(right) else "never right"
 
 
 def length_quantiles(samples: list[Sample]) -> dict[str, float]:

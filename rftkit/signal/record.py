@@ -14,7 +14,7 @@ from rftkit.files import shorten, write_json, write_text
 
 # What text() lists.
 NUMBERS = (
-    "samples", "rows", "pass_at", "reward", "spread", "dead_groups", "dead_ability", "dead_kinds",
+    "samples", "rows", "pass_at", "reward", "spread", "dead_groups", "dead_ability",
     "format_share", "stages", "cut", "lengths", "sub_graders", "patterns",
 )  # fmt: skip
 
@@ -74,7 +74,6 @@ class Signal:
     unreadable: Interval | None = None  # share that ended, but could not be read
     lost_grades: float = 0.0  # share that the grader itself failed on
     distinct_rewards: int = 0  # among answers that ended
-    dead_kinds: dict[str, float] = field(default_factory=dict)  # why groups are dead: shares
     repeated: float = 0.0  # P(two answers of a row are the same text)
     never: list[str] = field(default_factory=list)  # ids of rows without a right answer
     always: list[str] = field(default_factory=list)  # ids of rows with right answers alone

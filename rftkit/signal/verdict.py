@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rftkit.evaluation import Groups, clusters_of
+from rftkit.evaluation import Groups
 from rftkit.files import UserError
 from rftkit.policy import Policy
 from rftkit.records import SamplingConfig
@@ -28,15 +28,14 @@ from rftkit.task import Task
 
 Row = dict[str, Any]
 
-# --- questions, notes and the verdict ------------------------------------------------------------
 
-FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows; two are the fewest that may mean
+FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows
 MANY_LABELS = 1_000  # ours: with more rows than this, SFT on the answers is the first thing to try
 SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the lengths is unknown
 
 
 def ask_questions(
-    signal: Signal, reference: Reference, task: Task, rows: list[Row], refusal: str = ""
+    signal: Signal, reference: Reference, rows: list[Row], refusal: str = ""
 ) -> list[Question]:
     """Hard, verifiable, labels scarce? As far as that can be measured."""
     hard, evidence = "not measured", "no graded answers"
@@ -48,22 +47,19 @@ def ask_questions(
     if reference.check.status == "not checked" and not refusal:
         verifiable = "not measured"
     why = refusal or str(reference) or "no answer_template: no answer is known right"
-    count = f"{len(rows):,} rows"
-    if task.group_by is not None:
-        count += f", {len(set(clusters_of(rows, task))):,} different {task.group_by}"
     return [
         Question("Is it hard for this model, and worth thinking about?", hard, evidence),
         Question("Is a right answer recognised as right, by a rule?", verifiable, why),
-        Question("Are labels scarce?", "yes" if len(rows) <= MANY_LABELS else "no", count),
+        Question(
+            "Are labels scarce?", "yes" if len(rows) <= MANY_LABELS else "no", f"{len(rows):,} rows"
+        ),
     ]
 
 
-def judge(
-    signal: Signal, reference: Reference, template: TemplateCheck, task: Task, rows: list[Row]
-) -> Signal:
+def judge(signal: Signal, reference: Reference, template: TemplateCheck, rows: list[Row]) -> Signal:
     """Fill findings, questions, notes and verdict of a signal with its numbers."""
     signal.findings = Findings(signal, reference, template).found
-    signal.questions = ask_questions(signal, reference, task, rows)
+    signal.questions = ask_questions(signal, reference, rows)
     names = signal.names()
     signal.notes = [] if "chat template broken" in names else [*template.odd]
     if signal.cut and signal.cut.mean > SOME_CUT and "limit too short" not in names:
@@ -96,8 +92,6 @@ def conclude(signal: Signal, left: int) -> Signal:
         signal.reason += f", to {rows:,} more rows, and the file has {left} left: add rows"
     return signal
 
-
-# --- the gate ------------------------------------------------------------------------------------
 
 LEAST_BUDGET = 256  # samples that the gate may always draw
 BUDGET_SHARE = 0.05  # of the run's completions, where that is more
@@ -138,7 +132,7 @@ def measure_signal(
         if constant := checks.constant_reward(task, rows):
             evidence = f"right and made-up answers all score {constant:.2f}"
             signal.findings.append(Finding("constant reward", evidence, READ_THE_ROW))
-        signal.questions = ask_questions(signal, checks.NOT_CHECKED, task, rows, refusal)
+        signal.questions = ask_questions(signal, checks.NOT_CHECKED, rows, refusal)
         return conclude(signal, 0)
     grader.check_rows(rows)
     grader.check_ready()
@@ -149,7 +143,7 @@ def measure_signal(
     template = checks.check_template(policy, first)
     signal.reference = reference.to_json()
     if template.faults:  # the model does not read the task: its answers say nothing
-        return judge(signal, reference, template, task, rows)
+        return judge(signal, reference, template, rows)
     settings = SamplingConfig(temperature, max_new_tokens=max_completion_tokens)
     groups: Groups = []
     for _ in range(ROUNDS):
@@ -166,7 +160,7 @@ def measure_signal(
         signal.samples += len(chosen) * each
         if signal.cut.mean > SOME_CUT and "probe" not in signal.lengths:
             probe(signal, policy, drawn[:PROBES], settings, progress)
-        judge(signal, reference, template, task, rows)
+        judge(signal, reference, template, rows)
         affordable = budget - signal.samples - PROBES * ("probe" not in signal.lengths)
         missing = max((finding.missing_rows for finding in signal.findings), default=0)
         more = min(missing, affordable // each, len(rows) - count)
