@@ -118,13 +118,12 @@ def reward_not_a_number(log: Log) -> Evidence:
 @rule("`rftkit grade` on one of those answers: endpoint, time limit, a field of the formula")
 def grader_failures(log: Log) -> Evidence:
     """An answer without a grade teaches nothing, and the gradable ones are a biased sample."""
-    grades = {r["step"]: [r.get("reward_mean", 0)] for r in log.records if log.graded}
+    lost, steps = log.points("lost"), []
     for record in log.records if log.graded else []:
-        grades[record["step"]] += record.get("sub_rewards", {}).values()
-    shares = dict(log.points("lost"))
-    lost = [step for step, share in shares.items() if share > MAX_LOST_SHARE]
-    steps = {*lost, *(step for step, values in grades.items() if None in values)}
-    return steps, f"no grade, up to {max(shares.values(), default=0):.0%} of a step's answers"
+        grades = [record.get("reward_mean", 0), *(record.get("sub_rewards") or {}).values()]
+        steps += [record["step"]] if None in grades else []
+    steps += [step for step, share in lost if share > MAX_LOST_SHARE]
+    return steps, f"no grade, up to {max((s for _, s in lost), default=0):.0%} of a step's answers"
 
 
 @rule("`rftkit grade` on one answer of these steps, then fix what its traceback names")
@@ -188,11 +187,10 @@ def reward_falls(log: Log) -> Evidence:
 def reward_stays_low(log: Log) -> Evidence:
     """GRPO reinforces what it finds. What is hardly ever found cannot be reinforced."""
     points = log.points("reward_mean")  # above 0.15 within 20 steps (A), as a mean of five
-    early = [(step, reward) for step, reward in points if step <= 20]
-    parts = [[reward for _, reward in part] for part in (early, points[-20:])]
-    means = [mean(part[i : i + 5]) for part in parts for i in range(max(1, len(part) - 4)) if part]
-    low = bool(early) and points[-1][0] >= 20 and max(means) <= 0.15
-    return [step for step, _ in early if low], f"five steps reach {max(means, default=0):.2f}"
+    rewards = [reward for _, reward in points]
+    best = max((mean(rewards[i : i + 5]) for i in range(len(points) - 4)), default=1.0)
+    low = best <= 0.15 and points[-1][0] >= 20
+    return [step for step, _ in points if low and step <= 20], f"five steps reach {best:.2f}"
 
 
 @rule("give the form a small weight, report strict and lenient scores side by side")

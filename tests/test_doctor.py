@@ -160,11 +160,12 @@ def test_every_rule_is_tried():
 @pytest.mark.parametrize("number", range(len(FAULTS)))
 def test_a_planted_fault_is_found_at_its_steps(tmp_path, number, name):
     expected, records = FAULTS[number]
-    ours_alone = expected == "steps_out_of_order" or "alarms" in records[30]
-    if ours_alone and name == "trainer_state.json":
+    if name == "trainer_state.json" and (
+        expected == "steps_out_of_order" or "alarms" in records[30]
+    ):
         return  # TRL writes no alarms, and a step's validation as a second entry of the step
-    found = {f.name: f for f in examine(WRITERS[name](tmp_path / name, records)).findings}
-    finding = found[expected]
+    findings = examine(WRITERS[name](tmp_path / name, records)).findings
+    (finding,) = (finding for finding in findings if finding.name == expected)
     assert finding.steps == sorted(finding.steps) and finding.evidence and finding.setting
     sound_steps = {record["step"] for record, before in zip(records, sound()) if record == before}
     trend = ("reward", "length", "format", "steps")
