@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +57,7 @@ class Side:
         return Fault(kind, found, key, value, self.file, line)
 
     def note(self, line: int | None, kind: str, found: str) -> Fault:
-        return Fault(kind, found, "", "", self.file, line, "note")
+        return Fault(kind, found, file=self.file, line=line, severity="note")
 
     def place(self, line: int, seen_from: Side) -> str:
         """`line 3`, or `train.jsonl:3` where the other row stands in another file."""
@@ -303,15 +303,13 @@ def group_faults(sides: Sequence[Side], key: str) -> Iterator[Fault]:
         hint = f", but {close[0]}" if close else ""
         yield side.fault(line, "group missing", f'no row has "{key}"{hint}', key)
         return
-    trained: dict[str, list[int]] = defaultdict(list)
+    first: dict[str, tuple[Side, int]] = {}
     for side, line, _, group in rows:
         if group is None:
             yield side.fault(line, "group missing", f'"{key}" is missing or empty', key)
-        elif side.name == "train":
-            trained[group].append(line)
-        elif lines := trained.get(group):
-            shown, count = value_text(group), plural(len(lines), "training row")
-            found = f"{key} {shown} stands in {count} too, first in line {lines[0]}"
+        elif first.setdefault(group, (side, line))[0] is not side:
+            (other, place), shown = first[group], value_text(group)
+            found = f"{key} {shown} stands in {other.place(place, side)} too"
             yield side.fault(line, "group on both sides", found, key, shown)
 
 
@@ -321,8 +319,8 @@ def near_duplicates(train: Side, validation: Side) -> Iterator[Fault]:
     for side in (train, validation):
         for line, row in side.rows:
             if readable_messages(row):
-                text = messages_text(row)
-                prompts.setdefault(digest_of(row["messages"]), (side, line, text))
+                own = side, line, messages_text(row)
+                prompts.setdefault(digest_of(row["messages"]), own)
     trained, held_out = ([p for p in prompts.values() if p[0] is s] for s in (train, validation))
     pairs = similar_prompts([p[2] for p in trained], [p[2] for p in held_out])
     for number, other, similarity in pairs:

@@ -66,16 +66,8 @@ def later(name, value):
     return {name: lambda record, done: value if done > 0.5 else record[name]}
 
 
-def every_fifth_good(name, bad, good):
-    return planted(**{name: lambda record, done: bad if record["step"] % 5 else good})
-
-
-def hacked():
-    """The reward goes on rising; held out, the peak was at step 20."""
-    records = sound()
-    for record in records[9::10]:
-        record["validation"] = validation(0.35 - 0.005 * abs(record["step"] - 20), 0.04)
-    return records
+def past_step_20(record, done):
+    return validation(0.35 - 0.005 * abs(record["step"] - 20), 0.04)
 
 
 NAN = math.nan
@@ -92,12 +84,12 @@ FAULTS = [
     ("no_reward_spread", planted(**later("reward_std", 0.0))),
     ("dead_groups", planted(dead_groups=lambda record, done: float(record["step"] % 2))),
     ("loss_zero", planted(loss=0.0, grad_norm=0.0, kl=0.0)),
-    ("reward_up_task_down", hacked()),
+    ("reward_up_task_down", planted(*range(10, 61, 10), validation=past_step_20)),
     ("reward_falls", planted(reward_mean=lambda record, done: 0.6 - 0.3 * done)),
     ("reward_stays_low", planted(reward_mean=lambda r, done: 0.04 + 0.02 * (r["step"] % 3))),
     ("format_alone", planted(sub_rewards=lambda r, done: {"exact": 0.0, "format": done})),
-    ("truncation", every_fifth_good("truncated", 0.9, 0.1)),
-    ("entropy_collapse", every_fifth_good("entropy", 0.005, 0.06)),
+    ("truncation", planted(truncated=lambda r, done: 0.9 if r["step"] % 5 else 0.1)),
+    ("entropy_collapse", planted(entropy=0.005)),
     ("kl_blow_up", planted(31, kl=50.0)),
     ("kl_blow_up", planted(**later("kl", 0.8))),
     ("kl_blow_up", planted(STEPS, kl=9.0)),
@@ -175,8 +167,7 @@ def test_a_planted_fault_is_found_at_its_steps(tmp_path, number, name):
 def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
     points = [(step, float(step in (11, 13, 14, 16, 18, 40, 42, 44, 46))) for step in range(1, 61)]
     assert held(points, lambda value: value > 0) == [11, 13, 14, 16, 18]
-    assert held(points[10:14], lambda value: value > 0) == []  # shorter: all of them, or none
-    assert held(points[12:14], lambda value: value > 0) == [13, 14]
+    assert held(points[12:14], lambda value: value > 0) == [13, 14]  # a short log: all of them
     rng, records = random.Random(0), sound()
     for record in rng.sample(records, STEPS // 8):
         record |= {"truncated": 0.5, "dead_groups": 0.875, "entropy": 0.04, "kl": 0.8}
