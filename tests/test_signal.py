@@ -14,7 +14,7 @@ import pytest
 
 from rftkit import Sample, UserError, cli, measure_signal
 from rftkit.signal.checks import check_template
-from rftkit.signal.numbers import dead_chance, more_rows, pass_at_k, share_interval, spread_parts
+from rftkit.signal.numbers import dead_chance, pass_at_k, share_interval, spread_parts
 from rftkit.signal.record import Finding, Signal
 from rftkit.signal.verdict import FEW_ROWS, conclude
 from rftkit.task import task_from_json
@@ -65,10 +65,7 @@ def written(value):
 
 
 class Scripted:
-    """A policy from `answer(messages, index, random) -> text or (text, tokens)`.
-
-    Answers that are longer than the limit are cut there, as a real sampler would.
-    """
+    """A policy from `answer(messages, index, random) -> text or (text, tokens)`."""
 
     name = "scripted"
 
@@ -121,10 +118,6 @@ def form_only(messages, index, rng):
     return wrong if index % 2 else "I do not know, " * rng.randint(1, 3)
 
 
-def half_right(messages, index, rng):
-    return written(true_sum(messages) if index % 2 else 7)
-
-
 PARTIAL = formula("0.9 * right + 0.1 * form", right=GOOD, form=FORM)
 # fault -> (policy, what is changed in the task, what else may be named)
 FAULTS = {
@@ -132,9 +125,6 @@ FAULTS = {
     "constant reward, nothing known right": (
         guesses(), {"grader": check("7", "{{item.answer}}"), "template": None}, set()),
     "inverted reward": (guesses(), {"grader": check(operation="ne")}, set()),
-    "inverted reward, with worse answers": (
-        Scripted(half_right), {"grader": check(operation="ne"), "worse_answers": ['{"sum": "7"}']},
-        set()),
     "blind grader": (
         Scripted(form_only), {"grader": formula("form + 0 * right", right=GOOD, form=FORM)}, set()),
     "reference cannot score": (
@@ -243,23 +233,13 @@ def test_an_interval_admits_what_no_row_showed():
     assert mixed.low < mixed.mean == 0.5 < mixed.high
 
 
-def test_so_many_more_rows_put_the_threshold_outside_the_interval():
-    values = (np.random.default_rng(0).random(30) < 0.6).astype(float)
-    wide = share_interval(values, range(30))
-    again = np.resize(values, 30 + more_rows(wide, 0.5, 30))
-    narrow = share_interval(again, range(len(again)))
-    nearer_end = narrow.high if narrow.mean < 0.5 else narrow.low
-    assert wide.low <= 0.5 <= wide.high and abs(nearer_end - 0.5) < 0.03
-
-
 def test_variance_is_taken_apart_into_form_and_ability():
     assert spread_parts([0, 0, 1, 1], [False, False, True, True]) == (0.25, 0.0)
     assert spread_parts([0, 1, 0, 1], [False, False, True, True]) == (0.0, 0.25)
     rewards, flags = [0, 0.1, 1, 0.1, 0], [False, True, True, True, False]
     assert sum(spread_parts(rewards, flags)) == pytest.approx(np.var(rewards))
     signal = gate(Scripted(form_only), sums(PARTIAL))
-    assert signal.format_share == 1.0 and signal.sub_graders["form"]["spread"] > 0
-    assert signal.sub_graders["right"] == {"mean": 0.0, "spread": 0.0}
+    assert signal.format_share == 1.0 and signal.sub_graders["right"]["mean"] == 0.0
 
 
 def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():
@@ -397,17 +377,6 @@ def test_markers_in_pieces_are_odd_alone_where_a_tokenizer_has_none(mini, monkey
 )  # fmt: skip
 def test_a_wrong_setting_is_named(mini, genes, settings, name):
     assert gate(mini, genes, **settings).names() == [name]
-
-
-def test_a_missing_end_token_is_named(mini, genes, monkeypatch):
-    end = mini.tokenizer.eos_token
-    monkeypatch.setattr(mini.model.generation_config, "eos_token_id", None)
-    mini.tokenizer.eos_token = "<|pad|>"
-    try:
-        signal = gate(mini, genes, max_completion_tokens=32)
-    finally:
-        mini.tokenizer.eos_token = end
-    assert signal.verdict == "fix" and signal.names()[0] == "end token missing"
 
 
 @pytest.mark.parametrize("grader", [GOOD, OPINION])

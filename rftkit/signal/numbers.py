@@ -26,9 +26,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     """The chance that k of n answers, `right` of them right, hold at least one right one.
 
     1 - C(n - right, k) / C(n, k): unbiased for n >= k (Chen et al. 2021, arXiv 2107.03374, 2.1).
-
-    >>> pass_at_k(n=8, right=1, k=1), pass_at_k(n=8, right=1, k=8)
-    (0.125, 1.0)
     """
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
@@ -36,8 +33,7 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 def dead_chance(rewards: Sequence[float], k: int, unread: int = 0) -> float:
     """The chance that k of a row's answers have one reward; `unread` answers have none at all.
 
-    A dead group lies within one reward and the unread: C(count + unread, k) ways for each reward,
-    which count the groups of unread answers alone once for every reward.
+    C(count + unread, k) ways for each reward count the unread alone once for every reward.
     """
     n = len(rewards) + unread
     k = min(k, n)

@@ -199,10 +199,6 @@ def probe(
 
 
 def first_draw(rows: int, budget: int, answers: int) -> tuple[int, int]:
-    """(rows to draw, answers a row): whole groups; with few rows, more answers to each.
-
-    >>> first_draw(rows=128, budget=240, answers=8), first_draw(rows=12, budget=240, answers=8)
-    ((30, 8), (12, 20))
-    """
+    """(rows to draw, answers a row): whole groups; with few rows, more answers to each."""
     count = max(1, min(rows, budget // answers))
     return count, budget // count if count == rows else min(answers, budget)
