@@ -364,20 +364,6 @@ def test_a_python_grader_is_refused_without_isolation_unless_its_user_waives_it(
     assert Grader.load(python("return 1"), waived).grade({}, "x")[0] == 1.0
 
 
-def test_a_run_may_waive_isolation_and_a_task_may_not(tmp_path):
-    from rftkit.training.config import RunConfig, config_task
-
-    task = {"name": "t", "question": "", "grader": python("return 1")}
-    (tmp_path / "task.json").write_text(json.dumps(task))
-    for waived in (False, True):
-        config = RunConfig(task=str(tmp_path), allow_weak_isolation=waived)
-        assert config_task(config).settings.allow_weak_isolation is waived
-    for key in ("allow_weak_isolation", "settings"):
-        (tmp_path / "task.json").write_text(json.dumps(task | {key: True}))
-        with pytest.raises(UserError, match=key):
-            load_task(tmp_path)
-
-
 # --- Python functions ---
 
 FACTOR = 2

@@ -79,7 +79,7 @@ class Grade:
     unclosed: bool = False
 
     @property
-    def errors(self) -> list[str]:  # as in `Sample.errors`: each name once
+    def errors(self) -> list[str]:
         return list(dict.fromkeys(fault.field for _, fault in self.faults))
 
     @property
@@ -216,9 +216,8 @@ class Path(NamedTuple):
                 value = value[step]
             return value
         except (KeyError, IndexError, TypeError):
-            keys = f", which has {', '.join(map(str, value))}" if isinstance(value, dict) else ""
-            there = shorten(f"a {type(value).__name__}{keys}", 200)
-            what = f"{self.text} is not there: no {step!r} in {there}"
+            there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            what = f"{self.text} is not there: no {step!r} in {shorten(there)}"
             if self.namespace == "sample":  # the answer is to blame; else the row or the grader
                 raise sample_fault("sample_parse_error", what) from None
             raise grader_fault("invalid_variable_error", what) from None
@@ -242,11 +241,7 @@ class Template(NamedTuple):
 
 
 def compile_template(text: str) -> Template:
-    """Read a text with placeholders; raises TemplateError with what to write instead.
-
-    >>> compile_template("Answer: {{ item.answer }}").paths[0].steps
-    ('answer',)
-    """
+    """Read a text with placeholders; raises TemplateError with what to write instead."""
     pieces: list[str | Path] = []
     for number, piece in enumerate(_PLACEHOLDER.split(text)):
         if number % 2:  # split() alternates between literal text and what stood in the braces
@@ -267,10 +262,10 @@ def _parse_path(text: str) -> Path:
         int(index) if index else key or double or single
         for key, index, double, single in _STEP.findall(match[2])
     )
-    if match[1] == "sample":
-        if steps[0] not in SAMPLE_FIELDS or (steps[0] in TEXT_FIELDS and len(steps) > 1):
-            known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
-            raise TemplateError(f"{shown}: a sample has {known}, output_json.KEY is a JSON field")
+    bad = steps[0] not in SAMPLE_FIELDS or (steps[0] in TEXT_FIELDS and len(steps) > 1)
+    if match[1] == "sample" and bad:
+        known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
+        raise TemplateError(f"{shown}: a sample has {known}, output_json.KEY is a JSON field")
     return Path(match[1], steps, shown)
 
 
@@ -278,9 +273,6 @@ def render_value(value: Any) -> str:
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
-
-
-# Answer templates: what the right answer to a row looks like as a model's output.
 
 
 def fill_template(template: Any, item: dict[str, Any]) -> str:

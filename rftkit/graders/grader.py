@@ -47,12 +47,10 @@ from rftkit.graders.spec import texts_of, validate_spec
 if TYPE_CHECKING:
     from rftkit.graders.judge import JudgeSettings
 
-ROWS_SHOWN = 5  # in a message about rows
-
 
 @dataclass(frozen=True)
 class GraderSettings:
-    """What graders use beside their JSON. One object may serve several graders.
+    """What graders use beside their JSON.
 
     Weak isolation lets python graders run on a machine that cannot keep them from files and
     network: for texts you wrote or have read yourself.
@@ -82,8 +80,7 @@ class Grader:
         notes: Sequence[str] = (),
         maximum: float = 1.0,
     ):
-        """`scorers` are {variable: scorer} with a formula over them, or {"": the only one}; `texts`
-        are all their templates."""
+        # scorers: {variable: scorer} with a formula over them, or {"": the only one}
         self.name, self.type, self.notes, self.maximum = name, type, list(notes), maximum
         self.workers = max(scorer.workers for scorer in scorers.values())
         self._scorers, self._export, self._warned = scorers, export, False
@@ -146,11 +143,10 @@ class Grader:
         start = time.perf_counter()
         context = Context(item, sample)
         reward, sub_rewards, faults = self._grade(context)
-        if not self._warned and not 0.0 <= (reward or 0.0) <= 1.0:
+        if reward is not None and not 0.0 <= reward <= 1.0 and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"grader {self.name!r} gave {reward:g}, outside 0 to 1: used as it is", stacklevel=3
-            )
+            text = f"grader {self.name!r} gave {reward:g}, outside 0 to 1: used as it is"
+            warnings.warn(text, stacklevel=3)
         made_by = (self.name, self.type, time.perf_counter() - start)
         return Grade(reward, sub_rewards, faults, *made_by, context.usage, context.unclosed)
 
@@ -181,7 +177,7 @@ class Grader:
         if faults:
             raise UserError(
                 f"grader {self.name!r}: {plural(len(faults), 'field')} missing: give every row the "
-                f"field, or change the template{''.join(faults[:ROWS_SHOWN])}"
+                f"field, or change the template{''.join(faults[:5])}"
             )
 
     def _grade(self, context: Context) -> tuple[float | None, dict[str, float | None], Faults]:
@@ -203,15 +199,13 @@ class Grader:
         for variable, scorer in self._scorers.items():
             try:
                 values[variable] = scorer.score(context)
-                continue
             except UserError:  # the set-up is wrong, not this grade
                 raise
-            except Fault as error:
-                fault = error
             except Exception as error:  # a library that cannot take one text must not end a run
-                fault = grader_fault("other_error", f"{type(error).__name__}: {error}")
-            values[variable] = fault.score
-            faults.append((variable, fault))
+                if not isinstance(error, Fault):
+                    error = grader_fault("other_error", f"{type(error).__name__}: {error}")
+                values[variable] = error.score
+                faults.append((variable, error))
         if self._formula is None:
             return values[""], {}, tuple(faults)
         reward = None

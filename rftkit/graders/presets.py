@@ -38,8 +38,7 @@ def preset(name: str, **arguments: Any) -> Spec:
     '{{sample.output_json.gene}}'
     """
     if name not in PRESETS:
-        names = ", ".join(PRESETS)
-        raise UserError(f"preset: no {shorten(name, 40)!r}, expected one of {names}")
+        raise UserError(f"preset: no {shorten(name, 40)!r}, expected one of {', '.join(PRESETS)}")
     try:
         return PRESETS[name](**arguments)
     except TypeError as error:
@@ -84,7 +83,7 @@ def rank(
     places = [*PLACES, *(f"place_{number}" for number in range(11, len(worths) + 1))]
     graders, terms = {}, []
     for index, (place, worth) in enumerate(zip(places, worths[:length])):
-        graders[place] = _check(place, _output(key or "", index), _row(reference))
+        graders[place] = _check(place, _output(key or "", f"[{index}]"), _row(reference))
         terms.append(place if worth == 1 else f"{worth!r} * {place}")
     formula = f"max({', '.join(terms)})" if len(terms) > 1 else terms[0]
     return {"type": "multi", "name": "rank", "graders": graders, "calculate_output": formula}
@@ -135,14 +134,15 @@ def math_match(key: str | None = None, reference: str = "answer") -> Spec:
     return _python("math", _MATH, KEY=key, REFERENCE=reference)
 
 
-def fuzzy(key: str | None = None, reference: str = "answer") -> Spec:
+def fuzzy(key: str | None = None, reference: str = "answer", metric: str = "fuzzy_match") -> Spec:
     """how alike two texts are, by rapidfuzz"""
-    return _similar("fuzzy", "fuzzy_match", key, reference)
+    texts = {"input": _output(key), "reference": _row(reference)}
+    return {"type": "text_similarity", "name": "fuzzy", **texts, "evaluation_metric": metric}
 
 
 def rouge_l(key: str | None = None, reference: str = "answer") -> Spec:
     """longest common subsequence of words, F-measure"""
-    return _similar("rouge_l", "rouge_l", key, reference)
+    return fuzzy(key, reference, "rouge_l") | {"name": "rouge_l"}
 
 
 def list_format(key: str = "genes", length: int | None = 5) -> Spec:
@@ -171,32 +171,24 @@ def judge(
 
 _NAMED = (gene_rank, rank, top1, two_guesses, reciprocal_rank, ndcg, exact_match, contains)
 _NAMED += (numeric_match, math_match, fuzzy, rouge_l, json_schema, judge)
-PRESETS: dict[str, Callable[..., Spec]] = {
-    **{function.__name__: function for function in _NAMED},
-    "format": list_format,
-}
+PRESETS: dict[str, Callable[..., Spec]] = {make.__name__: make for make in _NAMED}
+PRESETS["format"] = list_format
 
 
 def _row(field: str) -> str:
     return "{{item." + field + "}}"
 
 
-def _output(key: str | None, index: int | None = None) -> str:
+def _output(key: str | None, index: str = "") -> str:
     """The output itself (None), or what stands under a key of its JSON, or in a list there."""
     if key is None:
         return "{{sample.output_text}}"
-    place = f".{key}" if key else ""
-    return "{{sample.output_json" + place + ("" if index is None else f"[{index}]") + "}}"
+    return "{{sample.output_json" + (f".{key}" if key else "") + index + "}}"
 
 
 def _check(name: str, text: str, reference: str, operation: str = "eq") -> Spec:
     texts = {"input": text, "reference": reference}
     return {"type": "string_check", "name": name, **texts, "operation": operation}
-
-
-def _similar(name: str, metric: str, key: str | None, reference: str) -> Spec:
-    texts = {"input": _output(key), "reference": _row(reference)}
-    return {"type": "text_similarity", "name": name, **texts, "evaluation_metric": metric}
 
 
 def _python(name: str, source: str, **constants: Any) -> Spec:

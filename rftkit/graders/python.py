@@ -22,11 +22,7 @@ Runner = Callable[[str, dict[str, Any], dict[str, Any]], Any]
 
 
 def source_problem(source: str) -> str:
-    """What keeps a grader's text from running, or "".
-
-    >>> source_problem("def grade(sample): return 1.0")
-    'grade(sample), expected exactly two arguments: write def grade(sample, item):'
-    """
+    """What keeps a grader's text from running, or ""."""
     cure = "write def grade(sample, item):"
     if len(source.encode("utf-8", "replace")) >= MAX_SOURCE_BYTES:
         return f"expected fewer than {MAX_SOURCE_BYTES:,} bytes: move data into the rows"
@@ -38,9 +34,7 @@ def source_problem(source: str) -> str:
     if not any(s.get_name() == "grade" and (s.is_assigned() or s.is_imported()) for s in names):
         return f"no function grade at the top level: {cure}"
     for node in tree.body:
-        if getattr(node, "name", "") == "grade" and isinstance(node, ast.AsyncFunctionDef):
-            return f"async, expected an ordinary function: {cure}"
-        if getattr(node, "name", "") == "grade" and isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef) and node.name == "grade":
             a = node.args
             if len(a.posonlyargs + a.args) != 2 or a.vararg or a.kwarg or a.kwonlyargs:
                 return f"grade({ast.unparse(a)}), expected exactly two arguments: {cure}"
@@ -92,10 +86,10 @@ def compile_python(
 def as_score(value: Any) -> float:
     """What grade() returned, as a float. Whole numbers and bools count; anything else, NaN and the
     infinite score 0 ("Any other result … will be marked as invalid")."""
-    try:
-        if isinstance(value, (bool, int, float)) and math.isfinite(value):
+    try:  # a whole number of 400 digits overflows
+        if isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)
-    except OverflowError:  # a whole number of 400 digits
+    except OverflowError:
         pass
     what = f"{shorten(value, 60)} ({type(value).__name__})"
     raise sample_fault(PROGRAM_FAILED, f"grade returned {what}, expected a finite number")

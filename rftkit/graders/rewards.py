@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
-from rftkit.files import UserError
 from rftkit.graders.answer import Grade
 from rftkit.graders.grader import Grader
 from rftkit.records import UNCLOSED, Sample
@@ -16,7 +15,6 @@ from rftkit.records import UNCLOSED, Sample
 # What TRL hands to a reward function beside the dataset's own columns.
 TRL_ARGUMENTS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 MAX_LOST_SHARE = 0.05
-_names_in_use: dict[str, str] = {}  # function name -> what the grader is
 
 
 class GraderFailure(Exception):
@@ -86,7 +84,7 @@ def reward_function(
             raise GraderFailure(grader.name, len(lost), len(grades), reasons)
         return [grade.reward for grade in grades]
 
-    reward.__name__ = reward.__qualname__ = _unique_name(grader)
+    reward.__name__ = re.sub(r"\W+", "_", grader.name).strip("_") or "grader"  # TRL's series
     return reward
 
 
@@ -122,18 +120,3 @@ def _metrics(grades: list[Grade]) -> dict[str, float]:
     counts = {"grader/sample_faults": faulty, "grader/lost": lost}
     counts |= Counter(f"grader_errors/{name}" for grade in grades for name in grade.errors)
     return metrics | {name: count / len(grades) for name, count in counts.items()}
-
-
-def _unique_name(grader: Grader) -> str:
-    """The grader's name as a function name, which TRL uses for its series; a number is added
-    where ANOTHER grader of this process has the name (the same one keeps it)."""
-    base = re.sub(r"\W+", "_", grader.name).strip("_") or "grader"
-    try:
-        identity = json.dumps(grader.to_json())
-    except UserError:  # a function that cannot be exported is only itself
-        identity = f"object {id(grader)}"
-    name, number = base, 1
-    while _names_in_use.setdefault(name, identity) != identity:
-        number += 1
-        name = f"{base}_{number}"
-    return name
