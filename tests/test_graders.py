@@ -64,31 +64,19 @@ def loaded(name, **arguments):
 GENES = loaded("gene_rank")
 ITEM = {"reference_gene": "BRCA1"}
 
-# --- public examples of this grader JSON, restated with the score that their text implies ---
-
 CONTACT = multi(  # OpenAI's guide: two fields, a typo allowed in one of them
     "(name + email) / 2",
     name=similar("{{sample.output_json.name}}", "{{item.name}}", pass_threshold=0.9),
     email=check("{{sample.output_json.email}}", "{{item.email}}"),
 )
 JANE = {"name": "Jane Roe", "email": "jane.roe@example.org"}
-TOOL_CALL = multi(  # its tool call: the name and the arguments, half each
-    "0.5 * function_name + 0.5 * arguments",
-    function_name=check("look_up", "{{sample.output_tools[0].function.name}}"),
-    arguments=check("C={{item.c}}", "{{sample.output_tools[0].function.arguments}}"),
-)
+TOOL_CALL = check("C={{item.c}}", "{{sample.output_tools[0].function.arguments}}")
 DISTANCE = multi(
     "(100 - abs(expected - actual)) / 100",
     expected=python("return int(item['expected'])"),
     actual=python("return int(sample['output_text'])"),
 )
-
-
-def called(name, arguments):
-    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    return {"output_text": "", "output_tools": [call]}
-
-
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": "C=1"}}
 CHECKS = [
     ("eq", "Paris", "Paris", 1), ("eq", "Paris", "paris", 0), ("ne", "no", "yes", 1),
     ("neq", "no", "no", 0), ("like", "cat", "a cat sat", 1), ("like", "Cat", "a cat", 0),
@@ -105,8 +93,7 @@ EXAMPLES = [
     (similar(OUTPUT, LABEL), {"label": "fuzzy bear"}, "Fuzzy bear!", 1),
     (CONTACT, JANE, json.dumps(JANE), 1),
     (CONTACT, JANE, '{"name": "Jane Roe"}', 0.5),
-    (TOOL_CALL, {"c": 1}, called("look_up", "C=1"), 1),
-    (TOOL_CALL, {"c": 1}, called("look_up", "C=2"), 0.5),
+    (TOOL_CALL, {"c": 1}, {"output_text": "", "output_tools": [CALL]}, 1),
     (DISTANCE, {"expected": 80}, "70", 0.9),
 ]
 
@@ -154,9 +141,6 @@ def test_a_report_has_exactly_the_fields_of_the_openai_type():
     assert set(report) == names(GraderRunResponse)
     assert set(report["metadata"]) == names(type(read.metadata))
     assert set(report["metadata"]["errors"]) == names(type(read.metadata.errors))
-
-
-# --- presets ---
 
 
 def test_the_gene_tasks_grader_is_the_preset():
@@ -363,8 +347,6 @@ def test_a_python_grader_is_refused_without_isolation_unless_its_user_waives_it(
     waived = GraderSettings(allow_weak_isolation=True)
     assert Grader.load(python("return 1"), waived).grade({}, "x")[0] == 1.0
 
-
-# --- Python functions ---
 
 FACTOR = 2
 

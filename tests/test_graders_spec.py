@@ -115,8 +115,7 @@ def test_what_the_guide_tolerates_loads_with_a_note(spec, place):
 
 @pytest.mark.parametrize("spec", [CHECK, SIMILAR, SCORE, LABEL, MULTI], ids=lambda s: s["type"])
 def test_a_plain_grader_loads_without_a_note_and_unchanged(spec):
-    assert Grader.load(spec).notes == []
-    assert Grader.load(spec).to_json() == spec
+    assert Grader.load(spec).notes == [] and Grader.load(spec).to_json() == spec
 
 
 def test_label_model_is_refused_at_the_top_of_a_job_only():

@@ -86,7 +86,7 @@ class Grader:
         self._scorers, self._export, self._warned = scorers, export, False
         self._formula = parse_formula(formula) if formula is not None else None
         paths = [path for text in texts for path in compile_template(text).paths]
-        self._item_paths = {path.steps: path for path in paths if path.namespace == "item"}
+        self._item_paths = dict.fromkeys(path for path in paths if path.namespace == "item")
 
     @classmethod
     def load(
@@ -112,11 +112,11 @@ class Grader:
             spec["name"],
             spec["type"],
             {variable: _compile(part, settings) for variable, part in parts.items()},
-            partial(copy.deepcopy, spec),
-            spec["calculate_output"] if is_multi else None,
-            [text for part in parts.values() for _, text in texts_of(part)],
-            notes,
-            float(spec.get("range", (0, 1))[1]),
+            export=lambda: copy.deepcopy(spec),
+            formula=spec.get("calculate_output"),
+            texts=[text for part in parts.values() for _, text in texts_of(part)],
+            notes=notes,
+            maximum=float(spec.get("range", (0, 1))[1]),
         )
 
     @property
@@ -169,7 +169,7 @@ class Grader:
         """Raise UserError naming rows that lack a field which the grader's templates ask for."""
         faults = []
         for number, row in enumerate(rows, start=1):
-            for path in self._item_paths.values():
+            for path in self._item_paths:
                 try:
                     path.resolve(Context(row, ""))
                 except Fault as fault:
@@ -278,7 +278,7 @@ def grader(
     """
     if function is None:
         return lambda later: grader(later, name=name, maximum=maximum)
-    own_name = getattr(function, "__name__", "grade")
+    own_name = function.__name__
     try:
         inspect.signature(function).bind("sample", "item")
     except TypeError as error:
@@ -293,10 +293,10 @@ def grader(
             raise sample_fault(PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
         return as_score(value)
 
-    shown = name or own_name
-    notes = [f"@grader: {shown!r} runs in this process, without isolation"]
+    notes = [f"@grader: {name or own_name!r} runs in this process, without isolation"]
     export = partial(_export, function, own_name)
-    return Grader(shown, "function", {"": Scorer(score)}, export, notes=notes, maximum=maximum)
+    scorers = {"": Scorer(score)}
+    return Grader(name or own_name, "function", scorers, export, notes=notes, maximum=maximum)
 
 
 def _export(function: Callable[..., Any], name: str) -> dict[str, Any]:

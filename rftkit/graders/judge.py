@@ -38,8 +38,7 @@ TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 def _default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "rftkit" / "judge"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rftkit" / "judge"
 
 
 @dataclass
@@ -158,11 +157,10 @@ def _fill_part(part: Any, context: Context) -> dict[str, Any]:
 def _response_format(spec: dict[str, Any]) -> dict[str, Any]:
     """The form that the judge's answer is forced into (structured outputs)."""
     step = _record(description={"type": "string"}, conclusion={"type": "string"})
-    steps = {"type": "array", "items": step}
+    verdict = {"result": {"type": "number"}}
     if spec["type"] == "label_model":
-        schema = _record(steps=steps, label={"type": "string", "enum": spec["labels"]})
-    else:
-        schema = _record(steps=steps, result={"type": "number"})
+        verdict = {"label": {"type": "string", "enum": spec["labels"]}}
+    schema = _record(steps={"type": "array", "items": step}, **verdict)
     named = {"name": "grade", "strict": True, "schema": schema}
     return {"type": "json_schema", "json_schema": named}
 

@@ -58,18 +58,19 @@ def validate_spec(
 def texts_of(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(place, text) for each text of one grader that may hold templates."""
 
-    def walk(value: Any, place: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, str):
-            yield place, value
-        elif isinstance(value, list):
-            for index, entry in enumerate(value):
-                yield from walk(entry, f"{place}[{index}]")
-        elif isinstance(value, dict):
-            for key in ("content", "text", "image_url"):
-                yield from walk(value.get(key), f"{place}.{key}")
-
     for key in ("input", "reference"):
-        yield from walk(spec.get(key), key)
+        yield from _walk(spec.get(key), key)
+
+
+def _walk(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _walk(entry, f"{place}[{index}]")
+    elif isinstance(value, dict):
+        for key in ("content", "text", "image_url"):
+            yield from _walk(value.get(key), f"{place}.{key}")
 
 
 class _Checker:
@@ -88,13 +89,11 @@ class _Checker:
 
     def check(self, spec: Any, path: str, variable: str = "") -> dict[str, Any]:
         """The plain form of the grader at `path`; `variable` is its name in a multi grader."""
-        if not isinstance(spec, dict):
-            self.problem(f"{shorten(spec)}, expected a grader's JSON object", path)
-            return {}
-        kind = spec.get("type", "missing")
         allowed = [name for name in TYPES if name != "multi" or not variable]
+        kind = spec.get("type", "missing") if isinstance(spec, dict) else spec
         if kind not in allowed:
-            self.problem(f"{shorten(kind)}, expected one of {', '.join(allowed)}", path, "type")
+            place = "type" if isinstance(spec, dict) else ""
+            self.problem(f"{shorten(kind)}, expected one of {', '.join(allowed)}", path, place)
             return {}
         before = len(self.problems)
         plain = {key: value for key, value in spec.items() if value is not None}
@@ -121,7 +120,8 @@ class _Checker:
         import openai.types.graders as types
         from pydantic import ValidationError
 
-        findings: dict[str, str] = {}
+        empty = {"name": "", "model": "", "input": []}
+        findings = {key: "empty" for key, value in empty.items() if plain.get(key) == value}
         try:
             getattr(types, TYPES[plain["type"]]).model_validate(plain, extra="forbid", strict=True)
         except ValidationError as error:
@@ -132,8 +132,6 @@ class _Checker:
                 elif finding["type"] not in ("missing", "extra_forbidden"):
                     message += f", not {shorten(finding['input'])}"
                 findings.setdefault(place, message)
-        empty = {"name": "", "model": "", "input": []}
-        findings |= {key: "empty" for key, value in empty.items() if plain.get(key) == value}
         for place, message in findings.items():
             self.problem(message, path, place)
 
