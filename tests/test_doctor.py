@@ -78,6 +78,7 @@ FAULTS = [
     ("not_finite", planted(31, alarms=[{"name": "not finite", "stops": False}])),
     ("reward_not_a_number", planted(31, reward_mean=NAN)),
     ("grader_failures", planted(31, reward_mean=None)),
+    ("grader_failures", planted(31, lost=0.06)),
     ("grader_failures", planted(sub_rewards={"judge": None, "format": 0.9})),
     ("grader_errors", planted(errors={"python_grader_runtime_error": 0.9})),
     ("no_reward_spread", planted(reward_mean=0.1, reward_std=0.0, dead_groups=1.0)),
@@ -180,7 +181,7 @@ SOUND = {
     "longer with a gain": planted(completion_tokens=lambda record, done: 100 + 200 * done),
     "GRPO with one update a batch": planted(loss=0.0, kl=None),
     "the answers' own errors": planted(errors={"sample_parse_error": 0.9}),
-    "some errors": planted(errors={"python_grader_runtime_error": 0.3}),
+    "some errors": planted(errors={"python_grader_runtime_error": 0.3}, lost=0.05),
     "lenient rises along": planted(sub_rewards=lambda r, d: {"strict": d, "lenient": 0.2 + d}),
     "GRPO's loss says little": planted(loss=lambda r, d: -d, eval_loss=lambda r, d: 1 + d),
 }
