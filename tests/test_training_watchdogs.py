@@ -111,7 +111,7 @@ def test_only_steps_in_a_row_are_an_alarm(field, bad, good, name):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda template: template + "<|end|>", "none is opened"),
+        (lambda template: template + "<|end|>", "an answer begins"),
         (lambda template: template.replace("message.content", "'Hello.'"), "does not hold"),
     ],
 )
