@@ -147,9 +147,9 @@ class Context:
         self.finish_reason: str = known.get("finish_reason") or "stop"
         self.unclosed = known.get("parse_stage") == UNCLOSED
         self.output_tools: list[Any] = known.get("output_tools") or []
-        for name in ("output_json", "choices"):  # made when asked for, unless they are given
-            if known.get(name) is not None:
-                setattr(self, name, known[name])
+        if isinstance(sample, dict):  # what is given need not be made when asked for
+            given = {key: sample.get(key) for key in ("output_json", "choices")}
+            vars(self).update({key: value for key, value in given.items() if value is not None})
 
     @cached_property
     def output_json(self) -> Any:
@@ -270,9 +270,8 @@ def _parse_path(text: str) -> Path:
 
 
 def render_value(value: Any) -> str:
-    if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    is_json = isinstance(value, (dict, list))
+    return json.dumps(value, ensure_ascii=False) if is_json else str(value)
 
 
 def fill_template(template: Any, item: dict[str, Any]) -> str:
