@@ -87,10 +87,11 @@ class Findings:
         constant = signal.distinct_rewards == 1 and (reference.right is None or reference.blind)
         if check.failures and not (constant and signal.reward.mean > 0):
             first = check.failures[0]
+            why = "" if first["reward"] else f" ({first['reason'][:120]})"
             evidence = (
                 f"{len(check.failures)} of {check.rows} right answers do not score "
                 f"{reference.maximum:g}: row {first['row_id']}, {str(first['answer'])[:80]!r} "
-                f"scored {shown(first['reward'])} {first['reason'][:120]}; {reference}"
+                f"scored {shown(first['reward'])}{why}; {reference}"
             )
             setting = "grader or rows: until every row's own answer scores the maximum"
             self.add("reference cannot score", evidence, setting)
@@ -125,12 +126,12 @@ class Findings:
         if above(signal.pass_at[1], MOST_RIGHT):
             setting = "rows: harder ones, or a grader that asks for more; or stop"
             self.add("task too easy", evidence, setting)
+        elif len(signal.always) > len(signal.never):
+            setting = "rows: harder ones, or a grader that gives partial credit"
+            self.add("task too easy", evidence, setting, dead, MOST_DEAD)
         elif signal.repeated > MOST_REPEATED:
             setting = "temperature: 1.0 lets answers differ"
             self.add("too little exploration", evidence, setting, dead, MOST_DEAD)
-        elif len(signal.never) >= len(signal.always):
+        else:
             setting = "easier rows, partial credit, a warm start by SFT (init_adapter)"
             self.add("task impossible", evidence, setting, dead, MOST_DEAD)
-        else:
-            setting = "rows: harder ones, or a grader that gives partial credit"
-            self.add("task too easy", evidence, setting, dead, MOST_DEAD)
