@@ -21,7 +21,6 @@ from rftkit.files import UserError
 from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.sandbox import isolation, process, runner, seccomp
 from rftkit.sandbox.isolation import Limits
-from rftkit.sandbox.process import PREFIX
 from rftkit.sandbox.runner import Runner, python_runner, report, run_program
 
 ECHO = "def grade(sample, item):\n    return item['number']\n"
@@ -65,11 +64,8 @@ def test_an_error_shows_the_line_and_none_of_our_frames(run):
 
 def test_rows_arrive_as_they_were(run):
     item = {"a": "\ud800 ü", "b": [1, 2.5, None, True], "c": {"d": float("inf")}}
-    source = (
-        "def grade(sample, item):\n"
-        "    return float(item == {'a': '\\ud800 ü', 'b': [1, 2.5, None, True], "
-        "'c': {'d': float('inf')}} and sample == {'output_text': 'x' * 300_000})\n"
-    )
+    same = f"item == {item!r} and sample['output_text'] == 'x' * 300_000".replace("inf", "1e999")
+    source = f"def grade(sample, item):\n    return {same}\n"
     assert run(source, {"output_text": "x" * 300_000}, item).value == 1.0
     assert run(source, {}, {"a": {1, 2}}).server_error_type == "request"
 
@@ -87,11 +83,10 @@ def test_a_grader_may_compute_write_and_start_threads(run):
         "import numpy, os, threading, tempfile, asyncio\n"
         "async def one():\n    return 1.0\n"
         "def grade(sample, item):\n"
-        "    a = numpy.random.default_rng(0).normal(size=(200, 200))\n"
-        "    assert numpy.isfinite(numpy.linalg.svd(a @ a)[1]).all()\n"
+        "    a = numpy.linalg.svd(numpy.ones((200, 200)))[1]\n"
         "    with tempfile.TemporaryDirectory() as folder:\n"
         "        numpy.save(os.path.join(folder, 'a.npy'), a)\n"
-        "        assert numpy.load(os.path.join(folder, 'a.npy')).shape == (200, 200)\n"
+        "        assert numpy.load(os.path.join(folder, 'a.npy')).shape == (200,)\n"
         "    found = []\n"
         "    thread = threading.Thread(target=lambda: found.append(asyncio.run(one())))\n"
         "    thread.start(); thread.join()\n"
@@ -115,9 +110,6 @@ def test_a_grader_may_compute_write_and_start_threads(run):
 def test_a_program_reads_its_case_and_prints_its_answer(source, stdin, printed):
     outcome = run_program(source, stdin, allow_weak_isolation=True)
     assert outcome.value == printed, outcome
-
-
-# --- its own mishaps -----------------------------------------------------------------------------
 
 
 @linux
@@ -162,21 +154,23 @@ def test_the_answer_to_an_interrupted_question_meets_nobody(small, monkeypatch):
 
 
 USER = """
-import subprocess, sys, time
+import sys
 from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.runner import Runner
-run = Runner(Limits(seconds=60), 1)
-write = "def grade(sample, item):\\n    open('f', 'w').write('x')\\n    "
+run = Runner(Limits(seconds=60), 1, may_unshare=sys.argv[2] == "True")
+write = "import time\\ndef grade(sample, item):\\n    open('f', 'w').write('x')\\n    "
 print(run(write + "return 1.0", {}, {}).value, flush=True)
 if sys.argv[1] == "killed":
-    run("import time\\n" + write + "time.sleep(1000)", {}, {})
+    run(write + "time.sleep(1000)", {}, {})
 """
 
 
 @linux
-@pytest.mark.parametrize("how", ["ends", "killed"])
-def test_no_folder_and_no_process_outlives_its_user(tmp_path, how):
-    words = [sys.executable, "-W", "error", "-X", "dev", "-c", USER, how]
+@pytest.mark.parametrize(
+    ("how", "with_mount"), [("ends", True), ("killed", True), ("killed", False)]
+)
+def test_no_folder_and_no_process_outlives_its_user(tmp_path, how, with_mount):
+    words = [sys.executable, "-W", "error", "-X", "dev", "-c", USER, how, str(with_mount)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(words, env=environment, stdout=-1, stderr=-1, text=True) as user:
         assert user.stdout.readline() == "1.0\n"
@@ -192,25 +186,12 @@ def test_no_folder_and_no_process_outlives_its_user(tmp_path, how):
         time.sleep(0.05)
 
 
-@linux
-def test_folders_of_dead_users_are_swept_at_the_next_start(tmp_path, monkeypatch):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    (tmp_path / f"{PREFIX}{dead.pid}-ab" / "scratch").mkdir(parents=True)
-    for other in (f"{PREFIX}{os.getpid()}-ab", f"{PREFIX}of-somebody", "rftkit-1-ab"):
-        (tmp_path / other).mkdir()
-    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: str(tmp_path))
-    process._sweep.cache_clear()
-    folder = process.new_folder()
-    names = {path.name for path in tmp_path.iterdir()} - {os.path.basename(folder)}
-    assert names == {f"{PREFIX}{os.getpid()}-ab", f"{PREFIX}of-somebody", "rftkit-1-ab"}
-
-
-# --- what this machine gives ---------------------------------------------------------------------
-
-
-def test_an_attack_is_reported_by_the_command(tmp_path):
-    if not report().strong:
+def test_the_commands_report_an_attack_and_the_protections(tmp_path):
+    answer = CliRunner().invoke(cli.app, ["environment", "--json"])
+    found = json.loads(answer.stdout)["sandbox"]
+    assert found["isolation"] in ("strong", "weak") and found["protections"]["time"]
+    assert f"{found['isolation']} isolation" in CliRunner().invoke(cli.app, ["environment"]).stdout
+    if found["isolation"] == "weak":
         pytest.skip("sandbox: this machine lacks protection of files or network")
     attack = "def grade(sample, item):\n    return len(open('/etc/passwd').read())\n"
     (tmp_path / "grader.json").write_text(json.dumps({"type": "python", "source": attack}))
@@ -219,12 +200,6 @@ def test_an_attack_is_reported_by_the_command(tmp_path):
     found = json.loads(answer.stdout)
     assert answer.exit_code == 0 and found["reward"] == 0.0
     assert found["metadata"]["errors"]["python_grader_runtime_error"] is True
-
-
-def test_environment_shows_the_sandbox():
-    found = json.loads(CliRunner().invoke(cli.app, ["environment", "--json"]).stdout)["sandbox"]
-    assert found["isolation"] in ("strong", "weak") and found["protections"]["time"]
-    assert f"{found['isolation']} isolation" in CliRunner().invoke(cli.app, ["environment"]).stdout
 
 
 @linux
@@ -286,40 +261,33 @@ def test_a_new_interpreter_is_stopped_in_time(elsewhere):
     assert "ran longer than 2 s" in elsewhere(SLEEP, {}, {}).runtime_error
 
 
-# --- the parts -----------------------------------------------------------------------------------
-
-
 def test_installed_datasets_are_not_readable(tmp_path):
     """rftkit in site-packages: its neighbours are readable, itself is not."""
     for name in ("numpy/core.py", "rftkit/_datasets/task/test.jsonl", "six.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    trees, lists = [], []
-    isolation._walk_around(str(tmp_path), str(tmp_path / "rftkit"), trees, lists)
-    assert trees == [str(tmp_path / "numpy"), str(tmp_path / "six.py")]
-    assert lists == [str(tmp_path)]
+    rights = isolation.readable_paths([str(tmp_path)], str(tmp_path / "rftkit"))
+    whole, names_only = 4 | 8, 8  # LANDLOCK_ACCESS_FS_READ_FILE and READ_DIR
+    expected = {tmp_path: names_only, tmp_path / "numpy": whole, tmp_path / "six.py": whole}
+    assert rights == {str(path): right for path, right in expected.items()}
 
 
-def decide(program: bytes, processor: str, number: int, arguments=()) -> int:
+def decide(program: bytes, arch: int, number: int, arguments=()) -> int:
     """What the kernel would answer: the few BPF instructions that seccomp.py uses, run here."""
-    arguments = [*arguments, *[0] * (6 - len(arguments))]
-    arch = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[processor]
-    data = struct.pack("<IIQ6Q", number, arch, 0, *arguments)
+    data = struct.pack("<IIQ6Q", number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
     steps = list(struct.iter_unpack("<HBBI", program))
     place = value = 0
-    while True:
+    while steps[place][0] != 0x06:
         code, if_true, if_false, operand = steps[place]
         place += 1
         if code == 0x20:
             value = struct.unpack_from("<I", data, operand)[0]
         elif code == 0x54:
             value &= operand
-        elif code in (0x15, 0x35):
-            holds = value == operand if code == 0x15 else value >= operand
-            place += if_true if holds else if_false
         else:
-            assert code == 0x06
-            return operand
+            holds = {0x15: value == operand, 0x35: value >= operand}[code]
+            place += if_true if holds else if_false
+    return steps[place][3]
 
 
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
@@ -345,17 +313,18 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("processor", ["x86_64", "aarch64"])
-def test_the_filter_decides_by_call_and_argument(processor, call):
-    on_x86, on_arm, arguments, of_server, of_child = CALLS[call]
-    number = on_x86 if processor == "x86_64" else on_arm
+@pytest.mark.parametrize(
+    ("processor", "arch", "column"), [("x86_64", 0xC000003E, 0), ("aarch64", 0xC00000B7, 1)]
+)
+def test_the_filter_decides_by_call_and_argument(processor, arch, column, call):
+    *numbers, arguments, of_server, of_child = CALLS[call]
     programs = (seccomp.program_of_server, seccomp.program_of_child)
-    found = [decide(make(processor), processor, number, arguments) for make in programs]
-    assert found == [of_server, of_child]
+    answers = [decide(make(processor), arch, numbers[column], arguments) for make in programs]
+    assert answers == [of_server, of_child]
 
 
 def test_the_filter_ends_a_process_with_another_processors_calls():
     program = seccomp.program_of_server("x86_64")
-    assert decide(program, "aarch64", 0) == 0x80000000  # 32-bit calls look the same: killed
-    assert decide(program, "x86_64", 0x40000000) == ENOSYS  # x32
+    assert decide(program, 0x40000003, 0) == 0x80000000  # a 32-bit call: killed
+    assert decide(program, 0xC000003E, 0x40000000) == ENOSYS  # x32
     assert seccomp.numbers("riscv64") is None

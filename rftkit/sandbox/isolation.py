@@ -25,27 +25,17 @@ except ImportError:  # Windows
 MOST_FILES = 10_000  # in the scratch folder, where it is a tmpfs
 
 # Shared libraries, the loader's list of them, time zones, random bytes.
-_SYSTEM = (
-    "/lib /lib64 /usr/lib /usr/lib64 /etc/ld.so.cache /etc/localtime /usr/share/zoneinfo "
-    "/dev/urandom"
-)
+_SYSTEM = "/lib /lib64 /usr/lib /usr/lib64 /etc/ld.so.cache /etc/localtime /usr/share/zoneinfo"
 
 
 class Limits(NamedTuple):
-    """What one grade, or one program, may use; the defaults are those of OpenAI's graders guide.
+    """What one grade, or one program, may use; the defaults are those of OpenAI's graders guide."""
 
-    seconds     for loading the text and grading together
-    memory      bytes of address space, libraries included
-    disk        bytes in the scratch folder where it is a tmpfs, else in any one file
-    reply       bytes of a result, or of what a program prints
-    threads     of one grade, where the machine can count them
-    """
-
-    seconds: float = 120.0
-    memory: int = 2_000_000_000
-    disk: int = 1_000_000_000
-    reply: int = 1_000_000
-    threads: int = 64
+    seconds: float = 120.0  # for loading the text and grading together
+    memory: int = 2_000_000_000  # bytes of address space, libraries included
+    disk: int = 1_000_000_000  # bytes in the scratch folder if it is a tmpfs, else in any one file
+    reply: int = 1_000_000  # bytes of a result, or of what a program prints
+    threads: int = 64  # where the machine can count them
     open_files: int = 128
 
 
@@ -68,37 +58,19 @@ def set_limits(limits: Limits, count_threads: bool) -> None:
             pass  # Windows has none of them and macOS not all; report() tells
 
 
-# --- what may be read ---------------------------------------------------------------------------
-
-
-def readable_paths() -> tuple[list[str], list[str]]:
-    """(whole trees and files that may be read, folders of which only the list may be read).
-
-    rftkit itself is not readable inside: an installed one carries datasets, whose rows hold the
-    answers that a grader's text must not look up.
-    """
-    own = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))
-    trees: list[str] = []
-    lists: list[str] = []
-    roots = [*sys.path, os.path.join(sys.base_prefix, "lib"), *_SYSTEM.split()]
-    for root in dict.fromkeys(map(os.path.realpath, roots)):
-        _walk_around(root, own, trees, lists)
-    return trees, lists
-
-
-def _walk_around(path: str, closed: str, trees: list[str], lists: list[str]) -> None:
-    """Add `path` whole, or, where `closed` lies in it, all its parts but that one."""
-    if path == closed or not os.path.exists(path):
-        return
-    if not closed.startswith(path + os.sep):
-        trees.append(path)
-        return
-    lists.append(path)
-    for name in sorted(os.listdir(path)):
-        _walk_around(os.path.join(path, name), closed, trees, lists)
-
-
-# --- shutting in --------------------------------------------------------------------------------
+def readable_paths(roots: list[str], closed: str) -> dict[str, int]:
+    """{path: its Landlock rights}: whole trees, but of a folder that holds `closed` only the list
+    of names, and its other parts."""
+    rights: dict[str, int] = {}
+    paths = [os.path.realpath(root) for root in roots]
+    while paths:
+        path = paths.pop()
+        if closed.startswith(path + os.sep):
+            rights[path] = _READ_DIR
+            paths += [os.path.join(path, name) for name in os.listdir(path)]
+        elif path != closed and os.path.exists(path):
+            rights[path] = _READ_FILE | _READ_DIR
+    return rights
 
 
 def shut_in(
@@ -106,11 +78,13 @@ def shut_in(
 ) -> tuple[dict[str, list[str]], Filter | None]:
     """Lock this process, and all that it forks, to libraries and the folder `scratch`.
 
-    Returns {what is protected: by which means}, where an empty list stands for a means that this
-    machine lacks, and the filter that each child is to load. OSError where a means fails.
+    Returns {what is protected: by which means, none of them where this machine lacks it}, and the
+    filter that each child is to load. OSError where a means fails.
     """
-    trees, lists = readable_paths()
-    user, passes_closed_folders = _private_user([*trees, os.path.dirname(scratch)])
+    roots = [*sys.path, os.path.join(sys.base_prefix, "lib"), *_SYSTEM.split(), "/dev/urandom"]
+    # Not rftkit itself: an installed one carries datasets, whose rows hold the answers.
+    rights = readable_paths(roots, os.path.realpath(os.path.dirname(os.path.dirname(__file__))))
+    user, passes_closed_folders = _private_user([*rights, os.path.dirname(scratch)])
     if user is not None:
         os.chown(scratch, user, user)
     is_mounted = "mount" in namespaces and mount_in_memory(scratch, limits.disk, user)
@@ -126,7 +100,7 @@ def shut_in(
     _call(_libc.prctl, 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, for Landlock and seccomp
     version = landlock_version()
     if version:
-        _restrict_files(version, trees, lists, scratch)
+        _restrict_files(version, rights, scratch)
     has_filter = _has_seccomp()
     if has_filter:
         Filter(seccomp.program_of_server()).load()
@@ -141,18 +115,15 @@ def shut_in(
     return given, Filter(seccomp.program_of_child()) if has_filter else None
 
 
-# --- Landlock: system calls have the same number on all processors since these came --------------
-
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 # Rights over files, by bit (linux/landlock.h).
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
-_REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REGULAR = 1 << 4, 1 << 5, 1 << 7, 1 << 8
 _REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 _ALL_OF_ABI_1 = (1 << 13) - 1
 _ONLY_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
-# In the scratch folder: no links, devices, pipes or sockets, nothing to execute.
-_SCRATCH = _WRITE_FILE | _READ_FILE | _READ_DIR | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR
-_SCRATCH |= _MAKE_REGULAR | _REFER | _TRUNCATE
+# Write, read, list, remove folders and files, make folders and files, rename, truncate: no links,
+# devices, pipes or sockets, nothing to execute.
+_SCRATCH = 2 | 4 | 8 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | _REFER | _TRUNCATE
 
 
 def landlock_version() -> int:
@@ -163,15 +134,12 @@ def landlock_version() -> int:
         return 0
 
 
-def _restrict_files(version: int, trees: list[str], lists: list[str], scratch: str) -> None:
-    """Read what lies under `trees`, see the names in `lists`, work in `scratch`."""
-    known = _ALL_OF_ABI_1
-    for abi, right in ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEVICE)):
-        known |= right if version >= abi else 0
+def _restrict_files(version: int, rights: dict[str, int], scratch: str) -> None:
+    known = _ALL_OF_ABI_1 | _REFER * (version >= 2) | _TRUNCATE * (version >= 3)
+    known |= _IOCTL_DEVICE * (version >= 5)
     rules = _call(_libc.syscall, _LANDLOCK_CREATE, struct.pack("<Q", known), 8, 0)
-    rights = dict.fromkeys(trees, _READ_FILE | _READ_DIR) | dict.fromkeys(lists, _READ_DIR)
-    rights |= {os.devnull: _READ_FILE | _WRITE_FILE, scratch: _SCRATCH}
-    for path, right in rights.items():
+    own = {os.devnull: _READ_FILE | _WRITE_FILE, scratch: _SCRATCH}
+    for path, right in (rights | own).items():
         try:
             file = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:  # a path that is not there needs no rule
@@ -182,8 +150,6 @@ def _restrict_files(version: int, trees: list[str], lists: list[str], scratch: s
     _call(_libc.syscall, _LANDLOCK_RESTRICT, rules, 0)
     os.close(rules)
 
-
-# --- seccomp ------------------------------------------------------------------------------------
 
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
@@ -208,8 +174,6 @@ class Filter:
     def load(self) -> None:
         _call(_libc.prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._header, 0, 0)
 
-
-# --- users and capabilities ---------------------------------------------------------------------
 
 _CAP_DAC_READ_SEARCH = 1 << 2
 
@@ -253,9 +217,6 @@ def _drop_capabilities(keep: int = 0) -> None:
     _call(_libc.capset, header, struct.pack("<6I", keep, keep, 0, 0, 0, 0))
 
 
-# --- namespaces and mounts ----------------------------------------------------------------------
-
-_NEW_USER = 0x10000000
 _NAMESPACES = {"network": 0x40000000, "process": 0x20000000, "ipc": 0x08000000, "mount": 0x00020000}
 
 
@@ -265,11 +226,9 @@ def enter_namespaces() -> list[str]:
     Without privilege a user namespace of one's own comes first and gives the right to the rest.
     The process namespace begins with the next fork.
     """
+    user, group = os.geteuid(), os.getegid()
     entered = [name for name, kind in _NAMESPACES.items() if _succeeds(_libc.unshare, kind)]
-    if not entered:
-        user, group = os.geteuid(), os.getegid()
-        if not _succeeds(_libc.unshare, _NEW_USER):
-            return []
+    if not entered and _succeeds(_libc.unshare, 0x10000000):  # CLONE_NEWUSER
         maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
         for name, text in maps.items():  # this user is itself, and nobody else is anybody
             with open(f"/proc/self/{name}", "w") as file:
@@ -300,8 +259,6 @@ def unmount(folder: str) -> None:
     """Take that file system away; its memory is free once its last user has ended."""
     _succeeds(_libc.umount2, os.fsencode(folder), 2)  # MNT_DETACH
 
-
-# --- the C library ------------------------------------------------------------------------------
 
 if sys.platform == "linux":
     _libc = ctypes.CDLL(None, use_errno=True)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import glob
-import io
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -20,7 +16,6 @@ from rftkit.sandbox import server
 from rftkit.sandbox.isolation import Limits
 
 PATIENCE = 120  # seconds for what only a very busy machine delays
-PREFIX = "rftkit-sandbox-"
 # Not ours: what a numerical library should know, and nothing else.
 ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"} | dict.fromkeys(
     (f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")), "1"
@@ -32,13 +27,10 @@ class Lost(Exception):
 
 
 class Sandbox:
-    """One server, asked by one thread at a time.
-
-    given  {what is protected: by which means}, as the server found them
-    """
+    """One server, asked by one thread at a time. given: {what is protected: by which means}."""
 
     def __init__(self, limits: Limits, libraries: tuple[str, ...], may_unshare: bool):
-        self.libraries, self.folder, self.process = libraries, new_folder(), None
+        self.libraries, self.folder, self.process = libraries, _new_folder(), None
         settings = _settings(self.folder, limits, libraries, may_unshare)
         try:
             self.process = subprocess.Popen(**_interpreter("main", self.folder))
@@ -48,20 +40,19 @@ class Sandbox:
             raise Lost(f"it did not start: {getattr(error, 'doc', error)}") from None
 
     def ask(self, message: bytes) -> bytes:
-        """The answer to a message. Lost ends this sandbox."""
+        """The answer to a message. Lost ends this sandbox, and so does KeyboardInterrupt: nobody
+        may ask it again and get the late answer."""
         try:
             server.write_message(self.process.stdin, message)
             answer = server.read_message(self.process.stdout)
-        except OSError as error:
+            if answer is not None:
+                return answer
+            raise OSError("no answer")
+        except BaseException as error:
             self.close()
-            raise Lost(f"it ended: {error}") from None
-        except BaseException:  # KeyboardInterrupt: nobody may ask it again and get the late answer
-            self.close()
+            if isinstance(error, OSError):
+                raise Lost(f"it ended: {error}") from None
             raise
-        if answer is None:
-            self.close()
-            raise Lost("it ended without an answer")
-        return answer
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
@@ -83,26 +74,22 @@ class Sandbox:
 def ask_alone(request: bytes, limits: Limits) -> bytes:
     """An answer from a new interpreter: the way of machines without a server.
 
-    Weak isolation: a process and an empty folder of its own, nothing of our environment, a time
-    limit, and the kernel's limits where it has them; files and network are within reach.
+    Weak isolation: an empty folder, nothing of our environment, a clock, and the limits that the
+    system has. Files, network and our memory are within reach.
     """
-    folder, status, cause = new_folder(), 0, server.DONE
-    messages = io.BytesIO()
-    server.write_message(messages, _settings(folder, limits, (), may_unshare=False))
-    server.write_message(messages, request)
-    with tempfile.TemporaryFile() as output:
-        arguments = _interpreter("main_alone", folder) | {"stdin": None, "stdout": output}
-        arguments |= {"input": messages.getvalue(), "timeout": limits.seconds}
-        try:
-            status = subprocess.run(**arguments).returncode
-        except subprocess.TimeoutExpired:
-            cause = server.TOO_LONG
-        except OSError as error:
-            raise Lost(f"no process could be started ({error})") from None
-        finally:
-            _remove(folder)
-        output.seek(0)
-        reply = output.read(limits.reply + server.OVERHEAD + 1)
+    folder, cause = _new_folder(), server.DONE
+    messages = (_settings(folder, limits, (), may_unshare=False), request)
+    arguments = _interpreter("main_alone", folder) | {"stdin": None, "timeout": limits.seconds}
+    arguments["input"] = b"".join(server.LENGTH.pack(len(m)) + m for m in messages)
+    try:
+        ended = subprocess.run(**arguments)
+        reply, status = ended.stdout, ended.returncode
+    except subprocess.TimeoutExpired as error:
+        cause, status, reply = server.TOO_LONG, 0, error.output or b""
+    except OSError as error:
+        raise Lost(f"no process could be started ({error})") from None
+    finally:
+        _remove(folder)
     if len(reply) > limits.reply + server.OVERHEAD:
         cause = server.TOO_LARGE
     return server.HEADER.pack(cause, status, True) + reply
@@ -111,12 +98,11 @@ def ask_alone(request: bytes, limits: Limits) -> bytes:
 def _interpreter(entry: str, folder: str) -> dict[str, Any]:
     """Arguments of Popen for an interpreter without our paths, settings and environment."""
     root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
-    path = f"import sys; sys.path.append({root!r})"
-    run = f"from rftkit.sandbox import server; server.{entry}()"
+    run = f"import sys; sys.path.append({root!r}); from rftkit.sandbox import server"
     scratch = os.path.join(folder, "scratch")
     windows = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
     return {
-        "args": [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", f"{path}; {run}"],
+        "args": [sys.executable, "-ISB", "-X", "utf8", "-c", f"{run}; server.{entry}()"],
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
@@ -141,27 +127,12 @@ def _settings(folder: str, limits: Limits, libraries: tuple[str, ...], may_unsha
     return json.dumps(settings).encode()
 
 
-def new_folder() -> str:
-    """A folder of ours with an empty scratch folder in it, named after this process."""
-    _sweep()
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    folder = os.path.join(tempfile.gettempdir(), name)
-    os.makedirs(os.path.join(folder, "scratch"), 0o700)
+def _new_folder() -> str:
+    """A folder of ours with an empty scratch folder in it."""
+    folder = tempfile.mkdtemp(prefix="rftkit-sandbox-")
+    os.chmod(folder, 0o755)  # the sandbox's own user passes through it
+    os.mkdir(os.path.join(folder, "scratch"), 0o700)
     return folder
-
-
-@functools.cache
-def _sweep() -> None:
-    """Remove the folders of processes that were killed before they could do it."""
-    for folder in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*-*")):
-        owner = folder.split("-")[-2]
-        if os.name == "posix" and owner.isdigit():  # on Windows os.kill would end the owner
-            try:
-                os.kill(int(owner), 0)
-            except ProcessLookupError:
-                _remove(folder)
-            except (OSError, OverflowError):  # somebody else's
-                pass
 
 
 def _remove(folder: str) -> None:

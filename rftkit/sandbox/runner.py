@@ -22,6 +22,7 @@ from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.process import Lost, Sandbox, ask_alone
 from rftkit.sandbox.server import GRADE, HEADER, LOADED, NONCE_BYTES, PROGRAM
 
+LIMITS = Limits()
 MOST_WORKERS = 8
 # A server imports these once where a text imports them: the libraries of OpenAI's grader image,
 # and what many graders use of the standard library.
@@ -34,48 +35,43 @@ SHARED_LIBRARIES = frozenset(
 
 @dataclass
 class Outcome:
-    """What became of one call of grade(), or of one program.
+    """What became of one call of grade(), or of one program."""
 
-    value              the number it returned (perhaps not finite), or the text a program printed
-    runtime_error      why the TEXT failed: its traceback, or the limit it ran into
-    failed_to_load     it failed before grade() was called: no sample is to blame
-    server_error       why the MACHINERY failed, so that there is no grade
-    server_error_type  "lost" (the sandbox ended), "request" (the row cannot be sent)
-    """
-
-    value: float | str | None = None
-    runtime_error: str | None = None
-    server_error: str | None = None
-    server_error_type: str | None = None
-    failed_to_load: bool = False
+    value: float | str | None = None  # what grade() returned (perhaps NaN), or a program printed
+    runtime_error: str | None = None  # why the TEXT failed: its traceback, or the limit it reached
+    server_error: str | None = None  # why the MACHINERY failed, so that there is no grade
+    server_error_type: str | None = None  # "lost": the sandbox; "request": the row is not JSON
+    failed_to_load: bool = False  # it failed before grade() was called: no sample is to blame
 
 
 def python_runner(
-    *,
-    allow_weak_isolation: bool = False,
-    limits: Limits | None = None,
-    workers: int | None = None,
+    *, allow_weak_isolation: bool = False, limits: Limits = LIMITS, workers: int | None = None
 ) -> Runner:
     """What runs python graders in isolation: a function (source, sample, item) -> Outcome.
 
     UserError where this machine cannot keep a program from network and files, unless
-    allow_weak_isolation waives that: for texts that you have read yourself. The limits are those of
-    OpenAI's guide, the workers one a core. Calls with the same settings share one runner.
+    allow_weak_isolation waives that: for texts that you have read yourself. Calls with the same
+    settings share one runner, with one worker a core by default.
 
     >>> run = python_runner(allow_weak_isolation=True)
     >>> run("def grade(sample, item):\\n    return len(item)", {}, {"a": 1}).value
     1.0
     """
-    require_isolation(allow_weak_isolation)
-    return _shared_runner(limits or Limits(), workers or default_workers())
+    protection = report()
+    if not protection.strong:
+        missing = " and ".join(protection.missing)
+        if not allow_weak_isolation:
+            raise UserError(
+                f"sandbox: this machine cannot keep a program from {missing} "
+                f"({protection.reason}): use Linux with Landlock and seccomp, or pass "
+                f"allow_weak_isolation=True for a text that you have read"
+            )
+        _say_weak(missing)
+    return _shared_runner(limits, workers or default_workers())
 
 
 def run_program(
-    source: str,
-    stdin: str = "",
-    *,
-    limits: Limits | None = None,
-    allow_weak_isolation: bool = False,
+    source: str, stdin: str = "", *, limits: Limits = LIMITS, allow_weak_isolation: bool = False
 ) -> Outcome:
     """Run a program that a model wrote, alone in the sandbox: the tests stay on our side.
 
@@ -86,22 +82,6 @@ def run_program(
     """
     runner = python_runner(limits=limits, allow_weak_isolation=allow_weak_isolation)
     return runner.ask(source, {"stdin": stdin}, PROGRAM)
-
-
-def require_isolation(allow_weak_isolation: bool) -> None:
-    """UserError where files or network cannot be kept from a program; a line where that is
-    accepted."""
-    protection = report()
-    if protection.strong:
-        return
-    missing = " and ".join(protection.missing)
-    if not allow_weak_isolation:
-        raise UserError(
-            f"sandbox: this machine cannot keep a program from {missing} ({protection.reason}), "
-            f"expected Linux with Landlock and seccomp: use such a machine, or pass "
-            f"allow_weak_isolation=True for a text that you have read"
-        )
-    _say_weak(missing)
 
 
 @functools.cache
@@ -115,17 +95,12 @@ def default_workers() -> int:
 
 
 def has_server() -> bool:
-    """Is there a server that forks? It needs Linux: macOS forks, but its libraries cannot bear
-    it."""
+    """A server that forks needs Linux: macOS forks, but its libraries cannot bear it."""
     return sys.platform == "linux"
 
 
 class Runner:
-    """Runs grades of any number of texts; may be called from several threads.
-
-    workers  how many run at once
-    given    {what is protected: by which means}, as the last server found them
-    """
+    """Runs grades of any number of texts, `workers` at once; several threads may call it."""
 
     def __init__(self, limits: Limits, workers: int, may_unshare: bool = True):
         self.limits, self.workers, self.may_unshare = limits, workers, may_unshare
@@ -151,7 +126,7 @@ class Runner:
             return Outcome(server_error=text, server_error_type="request")
         try:
             with self._places:
-                answer = self._send(_libraries_of(source), request)
+                answer = self._send(source, request)
         except Lost as error:
             return Outcome(server_error=f"the sandbox was lost: {error}", server_error_type="lost")
         return _read_answer(answer, nonce, self.limits)
@@ -163,10 +138,10 @@ class Runner:
         for sandbox in idle:
             sandbox.close()
 
-    def _send(self, libraries: tuple[str, ...], request: bytes) -> bytes:
+    def _send(self, source: str, request: bytes) -> bytes:
         if not has_server():
             return ask_alone(request, self.limits)
-        sandbox = self._take(libraries)
+        sandbox = self._take(_libraries_of(source))
         answer = sandbox.ask(request)
         if HEADER.unpack_from(answer)[2]:  # it has ended
             sandbox.close()
@@ -177,15 +152,15 @@ class Runner:
 
     def _take(self, libraries: tuple[str, ...]) -> Sandbox:
         with self._lock:
-            for sandbox in reversed(self._idle):
-                if sandbox.libraries == libraries:
-                    self._idle.remove(sandbox)
-                    if sandbox.is_alive():
-                        return sandbox
-                    sandbox.close()  # killed by somebody while it waited
-                    break
+            fitting = [sandbox for sandbox in self._idle if sandbox.libraries == libraries]
+            if fitting:
+                self._idle.remove(fitting[-1])
+        if fitting and fitting[-1].is_alive():
+            return fitting[-1]
+        if fitting:
+            fitting[-1].close()  # killed by somebody while it waited
         sandbox = Sandbox(self.limits, libraries, self.may_unshare)
-        self.given = sandbox.given
+        self.given = sandbox.given  # {what is protected: by which means}
         return sandbox
 
     def _forget(self) -> None:
@@ -212,9 +187,6 @@ def _libraries_of(source: str) -> tuple[str, ...]:
     """The shared libraries that a text imports: `import a.b` and `from a.b import c`."""
     names = set(re.findall(r"^\s*(?:import|from)\s+([\w.]+)", source, re.MULTILINE))
     return tuple(sorted(name for name in names if name.partition(".")[0] in SHARED_LIBRARIES))
-
-
-# --- what came back -----------------------------------------------------------------------------
 
 
 def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
@@ -247,38 +219,26 @@ def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
     return Outcome(runtime_error=error, failed_to_load=not is_loaded)
 
 
-# --- what this machine gives --------------------------------------------------------------------
-
-
 @dataclass
 class Report:
-    """What stands between a sandboxed program and this machine.
+    """What stands between a sandboxed program and this machine."""
 
-    protections  {files, network, processes, threads, memory, time, disk, environment: by which
-                 means}; an empty list: not protected here
-    way          how a grade runs: in a fork of a server, or in a new interpreter
-    reason       why something is missing, one sentence, or ""
-    """
-
-    protections: dict[str, list[str]]
-    way: str
-    reason: str = ""
+    protections: dict[str, list[str]]  # {files, network, …: by which means, or not at all}
+    way: str  # how a grade runs: in a fork of a server, or in a new interpreter
+    reason: str = ""  # why files or network are not protected
 
     @property
     def missing(self) -> list[str]:
-        """Those of files and network that are not protected."""
         return [name for name in ("files", "network") if not self.protections.get(name)]
 
     @property
     def strong(self) -> bool:
-        """Files and network are both out of a program's reach."""
         return not self.missing
 
     def to_json(self) -> dict[str, Any]:
         return {"isolation": "strong" if self.strong else "weak", **asdict(self)}
 
     def __str__(self) -> str:
-        """One line a protection."""
         lines = [f"{self.to_json()['isolation']} isolation, {self.way}"]
         for name, means in self.protections.items():
             lines.append(f"  {name}: {', '.join(means) or 'NOT protected'}")
@@ -288,39 +248,38 @@ class Report:
 # Prints the name of each protection that does not hold.
 _TRIAL = """
 import os, socket
-def attempt(name, action):
+file, folder = input(), input()
+for name, action in (
+    ("files", lambda: open(file).read(1)),
+    ("files", lambda: os.listdir(folder)),
+    ("network", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)),
+    ("processes", lambda: os.kill(os.getppid(), 0)),
+):
     try:
         action()
         print(name)
     except OSError:
         pass
-file, folder = input(), input()
-attempt("files", lambda: open(file).read(1))
-attempt("files", lambda: os.listdir(folder))
-attempt("network", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-attempt("processes", lambda: os.kill(os.getppid(), 0))
 """
 
 
 @functools.cache
 def report() -> Report:
-    """Which protections this machine gives: a sandbox is started and tries to break out (once a
-    process, about 0.1 s)."""
+    """Which protections this machine gives: once a process, a sandbox is started and tries to
+    break out (about 0.1 s)."""
     protections = {name: [] for name in ("files", "network", "processes", "threads", "memory")}
     protections |= {"disk": [], "time": ["a clock outside"], "environment": ["an empty one"]}
     if not has_server():
         reason = f"{sys.platform} has neither Landlock nor seccomp"
         return Report(protections, "a new interpreter for each grade", reason)
-    runner = Runner(Limits(seconds=30), 1)
+    way, runner = "a fork of a server for each grade", Runner(Limits(seconds=30), 1)
     stdin = f"{os.path.realpath(__file__)}\n{os.path.expanduser('~')}\n"
     outcome = runner.ask(_TRIAL, {"stdin": stdin}, PROGRAM)
     runner.close()
-    way = "a fork of a server for each grade"
     if outcome.value is None:
         error = outcome.server_error or outcome.runtime_error
         return Report(protections, way, f"the sandbox failed its trial: {error}")
-    protections |= runner.given
-    protections |= {name: [] for name in outcome.value.split()}
-    why = {"files": "the kernel has no Landlock", "network": "the kernel has no seccomp"}
-    reasons = [reason for name, reason in why.items() if not protections[name]]
-    return Report(protections, way, "; ".join(reasons))
+    protections |= runner.given | {name: [] for name in outcome.value.split()}
+    means = {"files": "Landlock", "network": "seccomp"}
+    lacking = [f"the kernel has no {means[name]}" for name in means if not protections[name]]
+    return Report(protections, way, "; ".join(lacking))

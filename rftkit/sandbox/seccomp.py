@@ -75,11 +75,9 @@ _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 
 def numbers(machine: str | None = None) -> dict[str, int] | None:
     """{system call: number} on this kind of processor; None where there is no table."""
-    column = _COLUMN.get(machine or os.uname().machine)
-    if column is None:
-        return None
     rows = (entry.split(":") for entry in _TABLE.split())
-    return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
+    column = _COLUMN.get(machine or os.uname().machine)
+    return column and {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
 def program_of_server(machine: str | None = None) -> bytes:

@@ -42,8 +42,7 @@ OVERHEAD = len(LOADED) + NONCE_BYTES + 1  # bytes of a reply beside its text
 HEADER = struct.Struct("<ci?")
 DONE, TOO_LONG, TOO_LARGE = b"D", b"T", b"R"
 BROKEN = 70  # exit status of a child that could not be locked in
-_MOST_ERROR_TEXT = 20_000
-_FILE = "grader.py"
+_MOST_ERROR_TEXT, _FILE = 20_000, "grader.py"
 
 # Taken before any foreign text runs, which may replace what stands in `builtins` and in modules.
 _issubclass, _type, _float, _int, _pack = issubclass, type, float, int, struct.pack
@@ -60,9 +59,6 @@ def read_message(file: IO[bytes]) -> bytes | None:
     """The next message; None at the end of the pipe."""
     head = file.read(LENGTH.size)
     return file.read(*LENGTH.unpack(head)) if len(head) == LENGTH.size else None
-
-
-# --- launcher and server ------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -84,10 +80,10 @@ def main() -> None:
     requests.close()
     replies.close()
     os.waitpid(pid, 0)  # all that it started ends with it
-    folder, scratch = settings["folder"], settings["scratch"]
-    isolation.unmount(scratch)
-    os.rmdir(scratch)  # fails where files are left, which are our side's to remove
-    os.rmdir(folder)
+    os.chdir("/")
+    isolation.unmount(settings["scratch"])
+    is_emptied(settings["folder"])
+    os.rmdir(settings["folder"])
 
 
 def main_alone() -> None:
@@ -112,13 +108,7 @@ def start() -> tuple[dict[str, Any], IO[bytes], IO[bytes]]:
 class Server:
     """Serves requests until our side closes the pipe."""
 
-    def __init__(
-        self,
-        settings: dict[str, Any],
-        namespaces: list[str],
-        requests: IO[bytes],
-        replies: IO[bytes],
-    ):
+    def __init__(self, settings: dict, namespaces: list[str], requests: IO, replies: IO):
         self.requests, self.replies, self.namespaces = requests, replies, namespaces
         self.limits, self.scratch = settings["limits"], settings["scratch"]
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -192,9 +182,6 @@ def is_emptied(folder: str) -> bool:
             for name in folders:
                 os.rmdir(os.path.join(place, name))
     return not os.listdir(folder)
-
-
-# --- the child ----------------------------------------------------------------------------------
 
 
 def answer(request: bytes, pipe: int) -> None:
