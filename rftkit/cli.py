@@ -1,8 +1,4 @@
-"""The command line: `rftkit --help`. Each command calls one function and prints what it returns.
-
-Exit codes: 0 good, 1 findings or invalid input, 2 wrong usage, 3 the gate says fix,
-130 interrupted and resumable. `--json` prints one object on standard output.
-"""
+"""The command line: each command calls one function and prints what it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import typer
 
 from rftkit import __version__, cli_runs, console
 from rftkit.console import JsonFlag, WeakIsolationFlag, argument, flag, option
-from rftkit.files import UserError, plural, read_text
+from rftkit.files import UserError, plural, read_json, read_text
 
 app = typer.Typer(
     name="rftkit",
@@ -41,12 +37,9 @@ def about(
 ) -> None:
     """Learn and run Reinforcement Fine-Tuning (RFT): data, graders, training, evaluation.
 
-    New here? One command runs the whole of RFT on this machine, in minutes:
+    The whole of RFT on this machine, in minutes, and then with your own data:
 
         rftkit demo
-
-    Then your own data, from rows to a tuned model and what it is worth:
-
         rftkit check train.jsonl --validation validation.jsonl
         rftkit graders gene_rank > grader.json
         rftkit grade --grader grader.json --sample '{"genes": ["SCN1A"]}' --item row.json
@@ -54,7 +47,7 @@ def about(
         rftkit evaluate test.jsonl --model embedded:mini --model runs/first --out runs/table
 
     `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 good, 1 findings or
-    invalid input, 2 wrong usage, 3 fix first, 130 interrupted.
+    invalid input, 2 wrong usage, 3 the gate says fix, 130 interrupted: the same command resumes.
     """
 
 
@@ -71,14 +64,9 @@ def check_command(
 ) -> None:
     """Check RFT data: every fault with its line, what was expected and what to do next.
 
-    A row is one JSON object a line. The model sees `messages`, which end with the user's
-    question; every other key is for the grader alone:
-
-        {"messages": [{"role": "user", "content": "Seizure, ataxia. Which gene?"}], "answer": "A"}
-
-    The prompts are searched for answers: values of keys named like one (reference..., answer...,
-    label..., target..., correct..., expected..., solution..., gold..., truth...), of the key to
-    group by and of each --answer-key. Exit code 0: clean (notes may remain). 1: faults.
+    A row is one JSON object a line: `messages`, which end with the user's question, and keys for
+    the grader alone. Prompts are searched for the values of answer keys: those named like one
+    (reference..., answer..., label..., gold...), the key to group by and each --answer-key.
 
     Example: `rftkit check train.jsonl --validation validation.jsonl --group-by reference_gene`
     """
@@ -87,17 +75,17 @@ def check_command(
     report = check_file(file, validation, group_by, answer_key or (), answer_in_prompt_ok)
     if as_json:
         console.print_json(report.to_json())
-        raise typer.Exit(console.GOOD if report.ok else console.FINDINGS)
-    console.say("\n".join(map(str, report.faults)))
-    first = {fault.kind: fault.place for fault in reversed(report.faults)}
-    counts = report.counts.items()
-    console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
-    for note in report.notes:
-        console.say(f"note: {note}", style="yellow")
-    console.say(f"searched for in the prompts: {', '.join(report.answer_keys) or 'no answer key'}")
-    rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
-    verdict = "clean" if report.ok else plural(sum(report.counts.values()), "fault")
-    console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
+    else:
+        console.say("\n".join(map(str, report.faults)))
+        first = {fault.kind: fault.place for fault in reversed(report.faults)}
+        counts = report.counts.items()
+        console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
+        for note in report.notes:
+            console.say(f"note: {note}", style="yellow")
+        console.say(f"searched for in prompts: {', '.join(report.answer_keys) or 'no answer key'}")
+        rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
+        verdict = "clean" if report.ok else plural(len(report.faults), "fault")
+        console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
     raise typer.Exit(console.GOOD if report.ok else console.FINDINGS)
 
 
@@ -109,11 +97,10 @@ def grade_command(
     allow_weak_isolation: WeakIsolationFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Grade one answer: the score, each part of it, and what went wrong.
+    """Grade one answer: the score, each part of it and what went wrong, as OpenAI's graders/run.
 
-    The item is the row that the answer is compared with: its answer fields, which the model never
-    saw. What is printed has the shape of OpenAI's graders/run. A python grader runs in a sandbox;
-    what it tried there stands in the report's error fields.
+    The item is the row with the right answer, which the model never saw. A python grader runs in a
+    sandbox; what it tried there stands in the report's errors. Exit code 1: no grade.
 
     Example, the right answer in first place and then in second:
 
@@ -121,7 +108,7 @@ def grade_command(
         rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "A"}'
         rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "B"}'
 
-    The "reward" is 1 and then 0.5. Exit code 0: graded. 1: the grader itself could not run.
+    The "reward" is 1 and then 0.5.
     """  # noqa: E501  (a command to copy stands on one line)
     from rftkit.graders.grader import Grader, GraderSettings
 
@@ -136,10 +123,10 @@ def grade_command(
 
 
 def read_item(item: str) -> dict[str, Any]:
-    text = item if item.lstrip().startswith("{") else read_text(item)
+    """A row from its JSON, or from a file that holds it."""
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        row = json.loads(item) if item.lstrip().startswith("{") else read_json(item)
+    except json.JSONDecodeError as error:
         raise UserError(f"--item: not JSON ({error}), expected a row of the JSONL") from None
     if not isinstance(row, dict):
         raise UserError(f"--item: a {type(row).__name__}, expected one JSON object")
@@ -148,39 +135,38 @@ def read_item(item: str) -> dict[str, Any]:
 
 @app.command("validate-grader")
 def validate_grader_command(
-    file: Annotated[str, argument("FILE", "File with a grader's JSON.")], as_json: JsonFlag = False
+    file: Annotated[Path, argument("FILE", "File with a grader's JSON.")], as_json: JsonFlag = False
 ) -> None:
     """Check a grader's JSON: every fault with its place, what stands there, what is allowed.
 
     Example: `rftkit graders gene_rank > grader.json`, then `rftkit validate-grader grader.json`
-
-    Exit code 0: valid; what was tolerated is noted. 1: faults, or no JSON.
     """
     from rftkit.graders.grader import read_grader
-    from rftkit.graders.spec import GraderSpecError, validate_spec
+    from rftkit.graders.spec import validate_spec
 
-    problems: list[str] = []
-    kind, notes = None, []
     try:
-        spec, notes = validate_spec(*read_grader(Path(file)))
-        kind = spec["type"]
+        spec, notes = validate_spec(*read_grader(file))
     except UserError as error:
-        problems = error.problems if isinstance(error, GraderSpecError) else [str(error)]
+        if not as_json:
+            raise
+        problems = getattr(error, "problems", [str(error)])
+        console.print_json({"valid": False, "type": None, "problems": problems, "notes": []})
+        raise typer.Exit(console.FINDINGS) from None
     if as_json:
-        result = {"valid": not problems, "type": kind, "problems": problems, "notes": notes}
-        console.print_json(result)
-    else:
-        for problem in problems:
-            named = problem.startswith(str(Path(file)))
-            console.complain(problem if named else f"{file}: {problem}", style="red")
-        for line in [f"note: {note}" for note in notes] + [f"a valid {kind} grader"] * bool(kind):
-            console.say(line)
-    raise typer.Exit(console.FINDINGS if problems else console.GOOD)
+        record = {"valid": True, "type": spec["type"], "problems": [], "notes": notes}
+        console.print_json(record)
+        return
+    for note in notes:
+        console.say(f"note: {note}")
+    console.say(f"a valid {spec['type']} grader")
 
 
 @app.command("graders")
 def graders_command(
     name: Annotated[str | None, argument("NAME", "Print this one's JSON.")] = None,
+    key: Annotated[str | None, option("K", "The answer's place in the output.")] = None,
+    reference: Annotated[str | None, option("R", "The row's field with the answer.")] = None,
+    length: Annotated[int | None, option("N", "How many places count.", min=1)] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """The preset graders; with a NAME, that grader's JSON, a start for your own.
@@ -192,7 +178,8 @@ def graders_command(
     from rftkit.graders.presets import PRESETS, preset
 
     if name is not None:
-        console.print_json(preset(name))
+        given = {"key": key, "reference": reference, "length": length}
+        console.print_json(preset(name, **{k: v for k, v in given.items() if v is not None}))
         return
     presets = [
         {"name": name, "type": make()["type"], "about": make.__doc__.partition("\n")[0]}
@@ -202,7 +189,6 @@ def graders_command(
         console.print_json({"graders": presets})
     else:
         console.print_table(presets)
-        console.say("rftkit graders NAME prints its JSON, a start for your own.")
 
 
 @app.command("cases")
@@ -218,10 +204,8 @@ def cases_command(
     """Published cases (GA4GH phenopackets) -> train, validation and test rows, split by gene.
 
     Writes train.jsonl, validation.jsonl, test.jsonl and report.json, which counts what was lost
-    and why. No answer gene stands in two files, and duplicates stand in one. About 10,000 cases
-    come from the release archive of github.com/monarch-initiative/phenopacket-store (BSD-3). Some
-    repeat the words of another (siblings, mostly): `rftkit check` reports these copies;
-    --drop-copies keeps one of each.
+    and why. About 10,000 cases come from the release archive of
+    github.com/monarch-initiative/phenopacket-store (BSD-3).
 
     Example: `rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines`
     """
@@ -237,21 +221,15 @@ def cases_command(
 
 
 def print_cases(report: dict[str, Any], out: Path) -> None:
-    """What was kept, what was lost and why, what each side holds, the baselines, the next step."""
-    kept = f"{report['records']:,} phenopackets, {report['kept']:,} cases kept"
-    console.say(f"{report['source']}: {kept}")
-    counts = {"mentions of terms unknown to HPO": report["terms_unknown_to_hpo"]["mentions"]}
+    counts = {"phenopackets read": report["records"], "cases kept": report["kept"]}
+    counts["mentions of terms unknown to HPO"] = report["terms_unknown_to_hpo"]["mentions"]
     counts["duplicates, kept on one side"] = report["duplicates"]
     for key in ("lost", "dropped", "copies"):
         counts |= {f"{key}: {reason}": number for reason, number in report.get(key, {}).items()}
-    console.print_table([{"what": what, "number": number} for what, number in counts.items()])
-    keys = ("rows", "genes", "papers", "rows_of_largest_gene")
-    sides = [(str(out / name), side) for name, side in report["files"].items()]
-    console.print_table([{"file": file} | {key: side[key] for key in keys} for file, side in sides])
-    if report.get("baselines"):
-        console.say("Baselines without a language model, in percent, all genes of HPO ranked (as")
-        console.say("is, the annotation was partly made from these very cases):")
-        console.print_table(report["baselines"])
+    for name, side in report["files"].items():
+        counts |= {f"{name}: {key}": side[key] for key in ("rows", "genes", "papers")}
+    console.print_table([{report["source"]: what, "number": n} for what, n in counts.items()])
+    console.print_table(report.get("baselines", []))  # top1, top5, top10 in percent
     console.say(report["attribution"])
     more = " --answer-in-prompt-ok" if report["candidates"] else ""
     check = f"rftkit check {out / 'train.jsonl'} --validation {out / 'validation.jsonl'}"
@@ -260,11 +238,10 @@ def print_cases(report: dict[str, Any], out: Path) -> None:
 
 @app.command("environment")
 def environment_command(as_json: JsonFlag = False) -> None:
-    """What this machine is, and what follows: device, precision, profile, versions, and what its
-    sandbox protects from a python grader or a model's code.
+    """What this machine is: device, precision, profile, versions, and what its sandbox protects.
 
-    Paste its output into a question or a report: numbers depend on it. The profile is what the
-    notebooks run in: full, or smoke (the same steps, smaller) with RFTKIT_PROFILE=smoke.
+    The profile is what the notebooks run in: full, or smoke (the same steps, smaller) with
+    RFTKIT_PROFILE=smoke.
 
     Example: `rftkit environment`, or `rftkit environment --json` for a record.
     """
@@ -275,11 +252,9 @@ def environment_command(as_json: JsonFlag = False) -> None:
     if as_json:
         console.print_json(machine | {"sandbox": isolation.to_json()})
         return
-    console.say(f"machine   {machine['machine']}")
-    console.say(f"device    {machine['device']} in {machine['dtype']} ({machine['reason']})")
-    console.say(f"profile   {machine['profile']} (RFTKIT_PROFILE sets it: full or smoke)")
-    console.say(f"versions  {', '.join(f'{name} {v}' for name, v in machine['versions'].items())}")
-    console.say(f"sandbox   {isolation}")
+    packages = ", ".join(f"{name} {version}" for name, version in machine.pop("versions").items())
+    for name, value in (machine | {"versions": packages, "sandbox": isolation}).items():
+        console.say(f"{name:10}{value}")
 
 
 app.add_typer(cli_runs.app)

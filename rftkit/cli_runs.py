@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,8 +31,6 @@ def signal_command(
     answers that are cut or cannot be read, and whether the grader knows right from wrong at all.
 
     Example, run.json holding {"task": "gene_ranking"}: `rftkit signal run.json --out runs/signal`
-
-    Exit code 0: go or undecided. 3: fix; each finding names the setting to change.
     """
     from rftkit.policy import load_policy
     from rftkit.signal.verdict import measure_signal
@@ -46,14 +44,11 @@ def signal_command(
     rows, _ = config_rows(run, task)
     task.grader.check_ready()  # before the model is loaded
     if out is not None:
-        out.mkdir(
-            parents=True, exist_ok=True
-        )  # refused here where it cannot be written, before the work
+        out.mkdir(parents=True, exist_ok=True)
     with Reporter() as reporter:
         reporter.stage("drawing answers")
-        policy = load_policy(run.model, run.engine, run.init_adapter)
         signal = measure_signal(
-            policy,
+            load_policy(run.model, run.engine, run.init_adapter),
             task,
             rows,
             answers=run.answers_per_prompt,
@@ -95,8 +90,6 @@ def train_command(
     the held-out task metric). After Ctrl-C or a crash the same command resumes.
 
     Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
-
-    Exit code 1: invalid, or stopped by a watchdog. 3: the signal gate says fix. 130: interrupted.
     """
     from rftkit.dashboard import dashboard_figure
     from rftkit.plots import save_figure
@@ -148,8 +141,7 @@ def doctor_command(
 
     Reads our own log.jsonl and the trainer_state.json that TRL and Unsloth leave in a checkpoint
     folder. Limits are those of Axolotl's guide "Training Stability & Debugging", passed in 5 of 8
-    steps; gradient norms of 1 to 10 pass unless ten times the run's median, and entropy has no
-    upper limit, since sound runs of a small vocabulary start at 1.0 to 1.2.
+    steps.
 
     Example: `rftkit doctor runs/first`, `rftkit doctor outputs/checkpoint-100/trainer_state.json`
     """
@@ -158,17 +150,18 @@ def doctor_command(
     report = examine(log)
     if as_json:
         console.print_json(report.to_json())
-        raise typer.Exit(console.FINDINGS if report.findings else console.GOOD)
-    found = plural(len(report.findings), "finding")
-    console.say(f"{report.source}: {plural(report.steps, 'step')}, {found}")
-    for number, finding in enumerate(report.findings, 1):
-        steps = f"{plural(len(finding.steps), 'step')}, {finding.steps[0]} to {finding.steps[-1]}"
-        console.say(f"\n{number}. {finding.name.replace('_', ' ')} ({steps})", style="bold")
-        texts = {"seen": finding.evidence, "means": finding.why, "change": finding.setting}
-        for title, text in texts.items():
-            console.say(fill(text, 96, initial_indent=f"   {title:7}", subsequent_indent=" " * 10))
-    for note in report.notes:
-        console.say(fill(f"note: {note}", 96, subsequent_indent="      "))
+    else:
+        count = plural(len(report.findings), "finding")
+        console.say(f"{report.source}: {plural(report.steps, 'step')}, {count}")
+        for finding in report.findings:
+            steps = f"{plural(len(finding.steps), 'step')}, {finding.steps[0]}-{finding.steps[-1]}"
+            console.say(f"\n{finding.name.replace('_', ' ')} ({steps})", style="bold")
+            texts = {"seen": finding.evidence, "means": finding.why, "change": finding.setting}
+            for title, text in texts.items():
+                first, rest = f"   {title:7}", " " * 10
+                console.say(fill(text, 96, initial_indent=first, subsequent_indent=rest))
+        for note in report.notes:
+            console.say(f"note: {note}")
     raise typer.Exit(console.FINDINGS if report.findings else console.GOOD)
 
 
@@ -208,22 +201,19 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     my_metrics.py in this folder, --metric my_metrics:short.
 
     Example: `rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/table`
-
-    Exit code 0: all answers came and were graded. 1: some did not, or the input is invalid.
     """
     with Reporter() as reporter:
         report = compare_models(asked, reporter)
     if as_json:
         console.print_json(report)
     else:
-        console.print_table(systems_table(report))
-        console.print_table(paired_table(report))
+        print_tables(report)
         console.say(f"{report['n_cases']} rows, {report['seconds']:.0f} s: {asked.out}/report.md")
     for note in report["notes"]:
         console.complain(note, style="yellow")
     for system in report["systems"]:
-        all_failed = system["grader_errors"] == system["answers"]
-        if system["failed"] or system["ungraded"] or all_failed:
+        never_ran = system["grader_errors"] == system["answers"]
+        if system["failed"] or system["ungraded"] or never_ran:
             raise typer.Exit(console.FINDINGS)
 
 
@@ -244,15 +234,15 @@ def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
     if as_json:
         console.print_json(report)
         return
-    console.print_table(systems_table(report))
-    console.print_table(paired_table(report))
-    for line in reading(report):
-        console.say(line)
+    print_tables(report)
+    console.say("\n".join(reading(report)))
     if "real_cases" in report:
         real = report["real_cases"]
         console.say(f"\nReal published cases: {real['kept']} of {real['read']}")
-        console.print_table(systems_table(real))
-        console.print_table(paired_table(real))
-    console.say(
-        f"\n{report['seconds']:.0f} s: {demo.out}/report.md, table.png, curve.png, adapter/"
-    )
+        print_tables(real)
+    console.say(f"\n{report['seconds']:.0f} s: {demo.out}/report.md, table.png, curve.png")
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    console.print_table(systems_table(report))
+    console.print_table(paired_table(report))

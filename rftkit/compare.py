@@ -25,6 +25,7 @@ from rftkit.policy import LocalPolicy, Policy, check_weights, load_policy, model
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import digest_of, messages_digest, read_rows, row_ids, row_ids_note, sha256_of
 from rftkit.task import Task, load_task, task_from_json
+from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
 EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # the default limit of an answer
@@ -104,8 +105,6 @@ def count_answers(result: SystemResult) -> dict[str, Any]:
 
 def append_samples(out: Path, result: SystemResult) -> None:
     """Lines of samples.jsonl; `greedy` tells the two ways of drawing apart."""
-    from rftkit.training.store import append_lines
-
     for groups, greedy in ((result.samples, False), (result.greedy_samples, True)):
         lines = [sample.to_json() | {"greedy": greedy} for group in groups for sample in group]
         append_lines(out / "samples.jsonl", lines)
@@ -116,26 +115,20 @@ def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
     systems, headline = report["systems"], report["headline"]
     metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
     others = [metric for metric in metrics if metric != headline]
-    return [
-        {
-            "system": system["name"],
-            f"{headline} at T = 1": str(Interval(**system[headline])),
-            "greedy": f"{system['greedy'][headline]:.3f}",
-        }
-        | {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
-        for system in systems
-    ]
+    rows = []
+    for system in systems:
+        row = {"system": system["name"], f"{headline} at T = 1": str(Interval(**system[headline]))}
+        row["greedy"] = f"{system['greedy'][headline]:.3f}"
+        means = {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
+        rows.append(row | means)
+    return rows
 
 
 def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [
-        {
-            "paired difference": f"{pair['a']} - {pair['b']}",
-            "metric": pair["metric"],
-            "difference, 95 % interval": paired_text(pair),
-        }
-        for pair in report["paired"]
-    ]
+    columns = ("paired difference", "metric", "difference, 95 % interval")
+    pairs = report["paired"]
+    cells = [(f"{pair['a']} - {pair['b']}", pair["metric"], paired_text(pair)) for pair in pairs]
+    return [dict(zip(columns, row)) for row in cells]
 
 
 def paired_text(pair: Mapping[str, Any]) -> str:
@@ -186,7 +179,9 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
     folders = model_folders(asked.models)
     place, bench = open_bench(asked, folders, reporter)
     trained = {model: training_record(model, bench) for model in folders}
-    open_folder(asked.out)
+    if is_begun(asked.out):
+        raise UserError(f"--out {asked.out}: holds a training run, expected another folder")
+    files.write_text(asked.out / "samples.jsonl", "")
     reporter.plan(len(folders) * len(bench.rows) * (asked.samples + 1))
     for model in folders:
         policy = load_policy(model)
@@ -201,7 +196,7 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
     report["sha256"] = {place.name: sha256_of(place), **weights_sums(folders)}
     report["sha256"]["grader"] = digest_of(bench.task.grader_spec).hex()
     report["seconds"] = round(time.perf_counter() - began, 1)
-    write_report(report, asked.out)
+    write_report(report, report["notes"], asked.out)
     return report
 
 
@@ -222,18 +217,28 @@ def open_bench(
     asked: Comparison, folders: Mapping[str, Sequence[Path]], reporter: Reporter
 ) -> tuple[Path, Bench]:
     """(the file of the rows, the bench): everything is read and checked, no model is loaded."""
-    place, task = find_task(asked.rows, asked.task)
+    place, beside = asked.rows, asked.rows.parent
+    task = load_task(beside) if (beside / "task.json").exists() else None
+    if not (place.is_file() or place.suffix == ".jsonl"):
+        task = load_task(place)
+        place = task.folder / "test.jsonl"
+    task = load_task(asked.task) if asked.task else task
     if task is None and asked.grader is None:
         raise UserError(f"--grader: missing, and no task.json stands beside {place}: name a grader")
     task = task or task_from_json({"name": place.stem, "question": "", "grader": {}})
-    changes: dict[str, Any] = {"group_by": asked.group_by or task.group_by}
-    if asked.grader is not None:
-        changes["grader_spec"], _ = read_grader(asked.grader)
+    spec = read_grader(asked.grader)[0] if asked.grader else task.grader_spec
     settings = GraderSettings(allow_weak_isolation=asked.allow_weak_isolation)
-    task = replace(task, settings=settings, **changes)
+    group_by = asked.group_by or task.group_by
+    task = replace(task, grader_spec=spec, settings=settings, group_by=group_by)
     rows = read_rows(place)
-    check_fit(place, rows, task)
-    clusters = f"intervals clustered by {task.group_by or 'row'}"
+    row_ids(rows)  # raises where two share an id
+    task.grader.check_ready()
+    task.grader.check_rows(rows)
+    answer = task.answer_path[1] if task.answer_template is not None else None
+    for number, row in enumerate(rows, 1):
+        for key in {group_by, answer} - {None, *row}:
+            raise UserError(f'{place}:{number}: no "{key}", as task {task.name} has: name another')
+    clusters = f"intervals clustered by {group_by or 'row'}"
     reporter.say(", ".join(filter(None, [f"task {task.name}", clusters, row_ids_note(rows)])))
     functions = {name: load_metric(name) for name in asked.metrics or ()}
     # One limit for all models: what differs between them must be the models alone.
@@ -241,40 +246,6 @@ def open_bench(
     limit = asked.max_tokens or (EMBEDDED_TOKENS if embedded else OTHER_TOKENS)
     sampling = SamplingConfig(max_new_tokens=limit, seed=asked.seed)
     return place, Bench(task, rows, sampling, asked.samples, reporter, functions)
-
-
-def find_task(rows: Path, task: str | None) -> tuple[Path, Task | None]:
-    """(the file of the rows, the task that was named or in whose folder they stand)."""
-    named = load_task(task) if task is not None else None
-    if not (rows.is_file() or rows.suffix == ".jsonl"):
-        own = load_task(rows)
-        return own.folder / "test.jsonl", named or own
-    if named is None and (rows.parent / "task.json").exists():
-        named = load_task(rows.parent)
-    return rows, named
-
-
-def check_fit(place: Path, rows: Rows, task: Task) -> None:
-    """Raise UserError where these rows cannot be graded, grouped, or compared with their answer."""
-    row_ids(rows)  # raises where two share an id
-    task.grader.check_ready()
-    task.grader.check_rows(rows)
-    answer = task.answer_path[1] if task.answer_template is not None else None
-    for number, row in enumerate(rows, 1):
-        for key in {task.group_by, answer} - {None, *row}:
-            raise UserError(f'{place}:{number}: no "{key}", as task {task.name} has: name another')
-    if not rows:
-        raise UserError(f"{place}: no rows, expected at least one")
-
-
-def open_folder(out: Path) -> None:
-    """Make the folder with an empty samples.jsonl. OSError where nothing can be written there."""
-    from rftkit.training.store import is_begun
-
-    if is_begun(out):
-        raise UserError(f"--out {out}: holds a training run, expected another folder: name one")
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_text(out / "samples.jsonl", "")
 
 
 def load_metric(name: str) -> MetricFunction:
@@ -290,9 +261,9 @@ def load_metric(name: str) -> MetricFunction:
     try:
         own = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a user's module raises when it is imported
+        cause = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"--metric {name}: cannot be loaded ({type(error).__name__}: {error}), expected "
-            "module:function, of a module in this folder or an installed one"
+            f"--metric {name}: cannot be loaded ({cause}), expected module:function of this folder"
         ) from None
     finally:
         sys.path.remove(here)
@@ -301,8 +272,7 @@ def load_metric(name: str) -> MetricFunction:
         context = Context(row, sample)
         names = ("reasoning", "finish_reason", "completion_tokens")
         try:
-            seen = context.as_dict() | {key: getattr(sample, key) for key in names}
-            number = float(own(seen, context.item))
+            number = float(own(context.as_dict() | {k: getattr(sample, k) for k in names}, row))
             if not math.isfinite(number):
                 raise ValueError(f"{number}, expected a finite number")
         except Exception as error:
@@ -318,24 +288,22 @@ def training_record(model: str, bench: Bench) -> dict[str, Any] | None:
     `answer_groups_shared_with_eval` is None where the run's rows cannot be found from here."""
     from rftkit.training.config import config_rows, config_task
     from rftkit.training.report import shared_groups
-    from rftkit.training.store import read_config
 
     path = Path(model)
     run = next((p for p in (path, path.parent) if (p / "training.json").exists()), None)
     if run is None:
         return None
-
     training = read_json(run / "training.json")["training"]
     kept = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
     try:
         config = read_config(run)
         seen, _ = config_rows(config, config_task(config))
-        shared = shared_groups(seen, bench.rows, bench.task)
-        if shared is None:  # no group: prompts
-            shared = set(map(messages_digest, seen)) & set(map(messages_digest, bench.rows))
-        return kept | {"method": config.method, "answer_groups_shared_with_eval": len(shared)}
     except UserError:  # the files that the run was trained on are elsewhere
         return kept | {"answer_groups_shared_with_eval": None}
+    shared = shared_groups(seen, bench.rows, bench.task)
+    if shared is None:  # no group: prompts
+        shared = set(map(messages_digest, seen)) & set(map(messages_digest, bench.rows))
+    return kept | {"method": config.method, "answer_groups_shared_with_eval": len(shared)}
 
 
 def make_report(bench: Bench, trained: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
@@ -384,9 +352,10 @@ def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     return {name: sha256_of(file) for name, file in weights.items() if file.exists()}
 
 
-def write_report(report: dict[str, Any], out: Path) -> None:
+def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:
+    """report.json, report.md, table.png."""
     from rftkit.plots import save_figure, table_figure
 
     files.write_json(out / "report.json", report)
-    files.write_text(out / "report.md", report_text(report, report["notes"]))
+    files.write_text(out / "report.md", report_text(report, sentences))
     save_figure(table_figure(report, report["headline"]), out / "table.png")

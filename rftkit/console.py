@@ -41,7 +41,7 @@ def print_json(record: Any) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, str | int | float]]) -> None:
-    """Records as a table, narrow enough for 80 columns: 0.123 becomes .123 but in the names."""
+    """Records as a table for 80 columns: 0.123 becomes .123, but not in the first column."""
     if not rows:
         return
     table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))

@@ -12,26 +12,14 @@ from __future__ import annotations
 import base64
 import html
 import io
-import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rftkit.plots import (
-    BLUE,
-    DPI,
-    GREY,
-    ORANGE,
-    RED,
-    Log,
-    best_of,
-    draw_patterns,
-    draw_validations,
-    marker,
-    new_figure,
-    points_of,
-    validations_of,
-)
+from rftkit import plots
+from rftkit.files import shorten
+from rftkit.plots import BLUE, GREY, ORANGE, RED, Log, best_of, points_of, validations_of
 from rftkit.records import Sample
 
 if TYPE_CHECKING:
@@ -46,23 +34,23 @@ def headline(
 ) -> str:
     """One line: the step, the time left or what ended the run, the reward, the validation."""
     last = log[-1] if log else {"step": 0}
-    parts = [f"step {last['step']}/{steps or last['step']}"]
+    line = f"step {last['step']}/{steps or last['step']}"
     if ended:
-        parts[0] += f", ended by {ended}"
+        line += f", ended by {ended}"
     elif log:
-        parts[0] += f", {clock(seconds_left(log, steps))} left"
+        line += f", {clock(seconds_left(log, steps))} left"
     if last.get("reward_mean") is not None:
-        parts.append(f"reward {last['reward_mean']:.2f}")
-        if last.get("group_spread") is not None:
-            parts[-1] += f" (std in a group {last['group_spread']:.2f})"
+        line += f"; reward {last['reward_mean']:.2f}"
+    if last.get("group_spread") is not None:
+        line += f" (std in a group {last['group_spread']:.2f})"
     if last.get("dead_groups") is not None:
-        parts.append(f"dead groups {last['dead_groups']:.0%}")
+        line += f"; dead groups {last['dead_groups']:.0%}"
     if validations := validations_of(log, start):
         newest, best = validations[-1], best_of(validations)
         interval = f"{newest['mean']:.3f} [{newest['low']:.3f}, {newest['high']:.3f}]"
-        best_step = f"best {best['mean']:.3f} at step {best['step']}"
-        parts.append(f"validation {newest['metric']} {interval}, {best_step}")
-    return "; ".join(parts)
+        line += f"; validation {newest['metric']} {interval}"
+        line += f", best {best['mean']:.3f} at step {best['step']}"
+    return line
 
 
 def seconds_left(log: Log, steps: int) -> float:
@@ -82,39 +70,36 @@ def clock(seconds: float) -> str:
 def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int = 0) -> Figure:
     """Six panels over the steps: reward, validation, thinking patterns, length, dead groups,
     entropy. Alarms are red lines."""
-    figure, panels = new_figure(11, 4.6, rows=2, columns=3, sharex=True)
+    figure, panels = plots.new_figure(11, 4.6, rows=2, columns=3, sharex=True)
     reward, validation, patterns, length, dead_groups, entropy = panels
     _draw_reward(reward, log)
     validations = validations_of(log, start)
     validation.set_title("validation: no held-out rows", fontsize=9)
     if validations:
-        draw_validations(validation, validations)
+        plots.draw_validations(validation, validations)
         best = best_of(validations)
-        validation.plot(
-            best["step"], best["mean"], "o", ms=9, mfc="none", mec=ORANGE, clip_on=False
-        )
+        ring = {"ms": 9, "mfc": "none", "mec": ORANGE, "clip_on": False}
+        validation.plot(best["step"], best["mean"], "o", **ring)
         title = f"validation {best['metric']}, 95 % interval, best ringed"
         validation.set_title(title, fontsize=9)
         validation.set_ylim(0, max(1.05 * max(v["high"] for v in validations), 0.05))
-    source = draw_patterns(patterns, log, validations)
+    source = plots.draw_patterns(patterns, log, validations)
     patterns.set_title(f"thinking patterns, share of {source} completions", fontsize=9)
     if patterns.lines:
         patterns.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _draw_series(length, log, "completion_tokens", "tokens a completion", BLUE)
+    if truncated := [(step, share) for step, share in points_of(log, "truncated") if share]:
+        note = "truncated: {1:.0%} at step {0}".format(*truncated[-1])
+        length.text(0.02, 0.04, note, transform=length.transAxes, fontsize=8, color=RED)
     _draw_series(dead_groups, log, "dead_groups", "share of dead groups", GREY)
     dead_groups.set_ylim(0, 1.02)
     _draw_series(entropy, log, "entropy", "entropy, nats a token", BLUE)
-    truncated = [(step, share) for step, share in points_of(log, "truncated") if share]
-    if truncated:
-        step, share = truncated[-1]  # the last step with one, which may lie behind
-        note = f"truncated: {share:.0%} at step {step}"
-        length.text(0.02, 0.04, note, transform=length.transAxes, fontsize=8, color=RED)
+    alarms = [record["step"] for record in log if record.get("alarms")]
     for panel in panels:
         panel.tick_params(labelsize=8)
         panel.set_xlim(0, max([steps, 1, *(record["step"] for record in log)]))
-        for record in log:
-            if record.get("alarms"):
-                panel.axvline(record["step"], color=RED, lw=0.8, alpha=0.6)
+        for step in alarms:
+            panel.axvline(step, color=RED, lw=0.8, alpha=0.6)
     for panel in panels[3:]:
         panel.set_xlabel("step", fontsize=8)
     return figure
@@ -134,50 +119,37 @@ def _draw_reward(axes: Any, log: Log) -> None:
 def _draw_series(axes: Any, log: Log, field: str, title: str, colour: str) -> None:
     axes.set_title(title, fontsize=9)
     if points := points_of(log, field):
-        axes.plot(*zip(*points), color=colour, lw=1.3, marker=marker(points))
+        axes.plot(*zip(*points), color=colour, lw=1.3, marker=plots.marker(points))
     axes.set_ylim(bottom=0)
 
 
 def dashboard_html(line: str, figure: Figure, log: Log, samples: Sequence[Sample] = ()) -> str:
-    """The dashboard as one piece of HTML: the headline, the last alarms, the picture, the best and
-    the worst of the newest completions."""
+    """The headline, the last alarms, the picture, the best and worst of the newest completions."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
+    figure.savefig(picture, format="png", dpi=plots.DPI)
     data = base64.b64encode(picture.getvalue()).decode()
-    parts = [f"<div><b>{html.escape(line)}</b></div>"]
+    parts = [f"<b>{html.escape(line)}</b>"]
     alarms = [(record["step"], alarm) for record in log for alarm in record.get("alarms", [])]
     for step, alarm in alarms[-3:]:
         text = html.escape(f"step {step}: {alarm['name']}. {alarm['cause']}")
-        parts.append(f'<div style="color:{RED}">{text}</div>')
+        parts.append(f'<span style="color:{RED}">{text}</span>')
     parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(line)}">')
     graded = [sample for sample in samples if sample.grade is not None]
     for name, choose in (("best", max), ("worst", min)) if graded else ():
         sample = choose(graded, key=lambda sample: sample.grade)
-        text = f"{sample.reasoning} → " * bool(sample.reasoning) + sample.output_text
-        if len(text) > SHOWN_CHARACTERS:
-            text = text[: SHOWN_CHARACTERS - 1] + "…"
+        text = shorten(f"{sample.reasoning} → {sample.output_text}", SHOWN_CHARACTERS)
         label = f"{name} of the newest completions, grade {sample.grade:.2f}"
-        parts.append(f"<div><small>{label}</small><br><code>{html.escape(text)}</code></div>")
-    return "".join(parts)
-
-
-def dashboard_text(page: str) -> str:
-    """What dashboard_html says, for a reader who sees no HTML: one line a block, no picture."""
-    lines = re.sub(r"</div>|<br>", "\n", page)
-    return html.unescape(re.sub(r"<[^>]*>", "", lines)).strip()
+        parts.append(f"<small>{label}</small><br><code>{html.escape(text)}</code>")
+    return "".join(f"<div>{part}</div>" for part in parts)
 
 
 class TrainingDashboard:
-    """Hand it to train() as an observer.
-
-    show   how a piece of HTML is shown and later replaced; None: as Jupyter does it, and lines of
-           text where there is no Jupyter
-    say    where lines of text go
-    """
+    """An observer for train(). `show` takes HTML and its headline, which replace those before
+    (None: as Jupyter does it, and lines of text elsewhere); `say` takes a line of text."""
 
     def __init__(
         self,
-        show: Callable[[str], None] | None = None,
+        show: Callable[[str, str], None] | None = None,
         say: Callable[[str], None] = print,
     ):
         self.show = show or (jupyter_display() if in_jupyter() else None)
@@ -192,8 +164,7 @@ class TrainingDashboard:
         self.log, self.steps, self.start = list(log), plan.steps, start or None
         self.ended = None
         if self.show is None:
-            for reason in plan.reasons:
-                self.say(reason)
+            self.say("\n".join(plan.reasons))
 
     def __call__(self, record: dict[str, Any]) -> None:
         self.log.append(record)
@@ -222,29 +193,27 @@ class TrainingDashboard:
         began = time.perf_counter()
         steps = 0 if self.ended else self.steps  # at the end no room is kept for more
         figure = dashboard_figure(self.log, self.start, steps)
-        self.show(dashboard_html(self.headline(), figure, self.log, self.newest))
+        line = self.headline()
+        self.show(dashboard_html(line, figure, self.log, self.newest), line)
         self.drawn_at = time.perf_counter()
         self.drawing_took = self.drawn_at - began
 
 
 def in_jupyter() -> bool:
     """A notebook's kernel, which can redraw an output; not a terminal's IPython."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return type(get_ipython()).__name__ == "ZMQInteractiveShell"
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"
 
 
-def jupyter_display() -> Callable[[str], None]:
-    """One output that every call replaces: HTML, and its words for what shows no HTML."""
+def jupyter_display() -> Callable[[str, str], None]:
+    """One output that every call replaces: HTML, and a line for what shows no HTML."""
     from IPython.display import display
 
     handle = None
 
-    def show(page: str) -> None:
+    def show(page: str, line: str) -> None:
         nonlocal handle
-        both = {"text/html": page, "text/plain": dashboard_text(page)}
+        both = {"text/html": page, "text/plain": line}
         if handle is None:
             handle = display(both, raw=True, display_id=True)
         else:

@@ -17,7 +17,14 @@ from typing import Annotated, Any
 
 from rftkit import files
 from rftkit.check import check_file
-from rftkit.compare import Bench, Rows, append_samples, paired_table, report_text, systems_table
+from rftkit.compare import (
+    Bench,
+    Rows,
+    append_samples,
+    paired_table,
+    systems_table,
+    write_report,
+)
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
 from rftkit.evaluation import bootstrap, clusters_of, measure
@@ -28,16 +35,8 @@ from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import sha256_of
 from rftkit.task import SPLITS, Task, load_task
 
-SYSTEMS = (
-    "random",
-    "overlap",
-    "mini base",
-    "mini base, prompted",
-    "large base",
-    "SFT mini",
-    "rejection-sampling SFT mini",
-    "RFT mini",
-)
+SYSTEMS = ("random", "overlap", "mini base", "mini base, prompted", "large base")
+SYSTEMS += ("SFT mini", "rejection-sampling SFT mini", "RFT mini")
 RIVALS = ("large base", "SFT mini", "rejection-sampling SFT mini")
 RIVALS += ("mini base, prompted", "mini base")
 REFERENCE_LINES = [
@@ -54,8 +53,6 @@ VOTES = 8  # samples a case of a base model, for maj@8 and pass@8
 LARGE, STEP = 3.0, 3.0  # the time of a large model's answer, and of learning from one; mini: 1
 
 Ranking = Callable[[Rows], list[list[str]]]  # five genes for each row, most likely first
-
-
 SIZES = {
     "full": SimpleNamespace(test_rows=None, steps=50, prompts=8, eval_rows=240, epochs=8),
     "smoke": SimpleNamespace(test_rows=60, steps=6, prompts=4, eval_rows=30, epochs=1),
@@ -102,7 +99,7 @@ class Demo:
         if real:
             report["real_cases"] = self.evaluate_real(real)
         report["seconds"] = round(time.perf_counter() - began, 1)
-        write_report(self, report)
+        write_results(self, report)
         return report
 
     def planned_work(self, real_rows: int) -> float:
@@ -119,16 +116,14 @@ class Demo:
     def show_task(self) -> None:
         from rftkit.training.report import shared_groups
 
-        folder, group = self.task.folder, self.task.group_by
+        folder, group, row = self.task.folder, self.task.group_by, self.train_rows[0]
         checked = check_file(folder / "train.jsonl", folder / "validation.jsonl", group_by=group)
         seen = self.train_rows + self.validation_rows
         assert checked.ok and not shared_groups(seen, self.bench.rows, self.task)
-        row = self.train_rows[0]
         self.reporter.say(
             f"Task {self.task.name}: {len(self.train_rows)} training rows, "
-            f"{len(self.validation_rows)} of other genes to choose by, {len(self.bench.rows)} of "
-            "yet other genes to report on. Checked: clean.\nOne case as the model sees it:\n"
-            f"  user: {row['messages'][-1]['content']}\n"
+            f"{len(self.validation_rows)} validation and {len(self.bench.rows)} test rows of other "
+            f"genes. Checked: clean.\nOne case:\n  user: {row['messages'][-1]['content']}\n"
             f"  the answer, for the grader alone: {row[group]}"
         )
 
@@ -150,8 +145,7 @@ class Demo:
         """SFT, same rows, adapter and validations: on the answers, on the base's right samples."""
         sft = dict(method="sft", prompts_per_step=16, steps=10_000, epochs=self.size.epochs)
         sft |= dict(patience=0, keep_start=False)
-        form = "<think></think>" + self.task.answer_template
-        answers = sft | {"completion_template": form}
+        answers = sft | {"completion_template": "<think></think>" + self.task.answer_template}
         self.train("SFT mini", answers, self.out / "sft", self.train_rows)
         kept, drawn = self.right_completions(self.runs["RFT mini"].training["samples"])
         name = "rejection-sampling SFT mini"
@@ -186,8 +180,8 @@ class Demo:
         others = ("mini base", "large base", "overlap")
         report = bench.to_json(SYSTEMS, [("RFT mini", other, "top1", False) for other in others])
         measured = {key: report[key] for key in ("headline", "systems", "paired")}
-        alone = {"n": len(unseen), "top1": alone}
-        return real.to_json() | measured | {"test_genes_alone": alone}
+        unseen_genes = {"n": len(unseen), "top1": alone}
+        return real.to_json() | measured | {"test_genes_alone": unseen_genes}
 
     # --- what the steps share ------------------------------------------------------------------
 
@@ -212,9 +206,8 @@ class Demo:
         if config.method == "sft":
             config = config.replace(eval_every=-(-len(rows) // config.prompts_per_step))
         self.reporter.stage(f"training {name}")
-        observe = partial(self.show_step, config)
-        held_out = self.validation_rows
-        run = train(config, out, [observe], self.task, rows, held_out, existing="replace")
+        observers, held_out = [partial(self.show_step, config)], self.validation_rows
+        run = train(config, out, observers, self.task, rows, held_out, existing="replace")
         kept = f"kept step {run.best['step']}{validation_text(run.best)}"
         self.reporter.say(f"{name}: {run.training['seconds']:.0f} s; {kept}")
         self.runs[name] = run
@@ -226,7 +219,7 @@ class Demo:
         validated = config.eval_rows * config.eval_samples if validation else 0
         self.reporter.work(STEP * answers + validated)
         if validation and grpo:
-            share = f'"Diagnose first" in {validation["patterns"][PLAN_PATTERN]:.0%} of answers'
+            share = f"{validation['patterns'][PLAN_PATTERN]:.0%} {PLAN_PATTERN}"
             self.reporter.say(f"  step {record['step']}{validation_text(validation)}, {share}")
 
 
@@ -260,14 +253,10 @@ def as_samples(rankings: list[list[str]]) -> list[list[Sample]]:
 
 
 def make_report(demo: Demo) -> dict[str, Any]:
-    """report.json's record."""
     from rftkit.training.report import shared_groups
 
-    pairs = [
-        ("RFT mini", rival, metric, greedy)
-        for rival in RIVALS
-        for metric, greedy in (("top1", False), ("top1", True), ("top5", False))
-    ]
+    metrics = (("top1", False), ("top1", True), ("top5", False))
+    pairs = [("RFT mini", rival, *metric) for rival in RIVALS for metric in metrics]
     pairs.append(("large base", "mini base", "top1", False))
     (_, run), *rivals = demo.runs.items()
     shared = shared_groups(demo.train_rows, demo.bench.rows, demo.task)
@@ -293,28 +282,23 @@ def checksums(task: Task) -> dict[str, str]:
     return {name: sha256_of(place) for name, place in places.items()}
 
 
-def write_report(demo: Demo, report: dict[str, Any]) -> None:
+def write_results(demo: Demo, report: dict[str, Any]) -> None:
     """report.json, report.md, table.png, curve.png and the test lines of samples.jsonl."""
-    from rftkit.plots import curve_figure, save_figure, table_figure
+    from rftkit.plots import curve_figure, save_figure
 
-    files.write_json(demo.out / "report.json", report)
-    files.write_text(demo.out / "report.md", report_text(report, sentences(report)))
-    save_figure(table_figure(report), demo.out / "table.png")
+    sentences = reading(report)
+    if real := report.get("real_cases"):
+        lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
+        sentences += [
+            f"## Real published cases: {real['kept']} of {real['read']}",
+            f"Lost: {lost}.",
+        ]
+        sentences += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
+    write_report(report, sentences, demo.out)
     run, base = demo.runs["RFT mini"], demo.bench.results["mini base"].values["top1"].mean()
     save_figure(curve_figure(run.log, run.start, base), demo.out / "curve.png")
     for result in demo.bench.results.values():
         append_samples(demo.out, result)
-
-
-def sentences(report: dict[str, Any]) -> list[str]:
-    """What report.md says under its tables."""
-    lines = reading(report)
-    if "real_cases" in report:
-        real = report["real_cases"]
-        lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
-        lines += [f"## Real published cases: {real['kept']} of {real['read']}", f"Lost: {lost}."]
-        lines += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
-    return lines
 
 
 def reading(report: dict[str, Any]) -> list[str]:
@@ -326,12 +310,11 @@ def reading(report: dict[str, Any]) -> list[str]:
     place = "above" if top["overlap"] > top["RFT mini"] else "below"
     return [
         f"Beside it, {references} ({report['reference_source']}).",
-        f'What RFT added: it found the way of thinking that works. "Diagnose first" rose from '
-        f"{base:.0%} to {tuned:.0%} of the answers and top1 from {top['mini base']:.3f} to "
-        f"{top['RFT mini']:.3f}, on genes that never were an answer in training.",
-        "What it did not add: knowledge. The same base model, prompted with that plan in one line, "
-        f"reaches {top['mini base, prompted']:.3f} without any training.",
-        f"The overlap row ({top['overlap']:.3f}) reads the annotation from which the cases were "
-        "simulated, and no model here may look anything up: it is no rival, wherever it stands. "
-        f"In this run it stands {place} RFT mini ({top['RFT mini']:.3f}).",
+        f'RFT added the plan that works: "Diagnose first" rose from {base:.0%} to {tuned:.0%} of '
+        f"the answers, and top1 from {top['mini base']:.3f} to {top['RFT mini']:.3f}, on genes "
+        "that never were an answer in training.",
+        "It added no knowledge: the same base, prompted with that plan in one line, reaches "
+        f"{top['mini base, prompted']:.3f} without any training.",
+        f"The overlap row ({top['overlap']:.3f}) reads the annotation that the cases were made "
+        f"from, so it is no rival. In this run it stands {place} RFT mini ({top['RFT mini']:.3f}).",
     ]

@@ -49,15 +49,13 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def bootstrap(values: Sequence[float], clusters: Sequence[Any], seed: int = 0) -> Interval:
-    """Mean of one value a row, with the 95 % percentile interval over resampled clusters.
+    """Mean of one value a row, with the 95 % percentile interval over resampled clusters: rows of
+    a cluster are drawn together, 2,000 times.
 
-    values, clusters   (rows,) each; rows of a cluster are drawn together, 2,000 times
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13; clusters: Field & Welsh,
     J. R. Stat. Soc. B 69:369 (2007).
     """
     values = np.asarray(values, float)
-    if len(values) == 0 or len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values and {len(clusters)} clusters, expected one each")
     _, number = np.unique(np.asarray(clusters), return_inverse=True)
     total, size = np.bincount(number, values), np.bincount(number)
     picks = np.random.default_rng(seed).integers(len(size), size=(RESAMPLES, len(size)))
@@ -147,10 +145,8 @@ class SystemResult:
         record["greedy"] = rounded({k: float(v.mean()) for k, v in self.greedy.items()})
         for metric, values in self.values.items():
             record[metric] = bootstrap(values, clusters).to_json()
-        for key, shares in (("patterns", self.patterns), ("places", self.places)):
-            if shares:
-                record[key] = rounded(shares)
-        return record
+        shares = {"patterns": self.patterns, "places": self.places}
+        return record | {key: rounded(share) for key, share in shares.items() if share}
 
 
 def paired_record(
@@ -178,8 +174,7 @@ def evaluate(
     """Sample every row, grade, and measure the task's metrics.
 
     samples: answers a row for the headline; extra_samples: k answers a row for maj@k and pass@k,
-    the headline's first among them. progress is called with the number of answers of each batch.
-    functions: metrics of your own, by name.
+    the headline's first among them. functions: metrics of your own, by name.
     """
     prompts = [row["messages"] for row in rows]
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
@@ -199,8 +194,7 @@ def measure(
 ) -> SystemResult:
     """Grade answers that were already drawn, and measure the task's metrics.
 
-    samples: how many of each row's answers make the headline (None: all); where more were drawn,
-    all of them are read for maj@k and pass@k.
+    samples: how many of each row's answers make the headline; None: all, and no maj@k, pass@k.
     """
     for group in (*drawn, *greedy):
         for sample in group:

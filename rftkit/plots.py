@@ -43,11 +43,7 @@ def new_figure(
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a picture beside its place and rename it."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.writing.png")
-    figure.savefig(beside, dpi=DPI)
-    beside.replace(path)
+    figure.savefig(path, dpi=DPI)
 
 
 def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
@@ -79,10 +75,7 @@ def curve_figure(
     log: Log, start: dict[str, Any] | None = None, base: float | None = None
 ) -> Figure:
     """A run over its steps: training reward and validation, and the share of each pattern.
-
-    start   the validation before step 1
-    base    a value to compare with
-    """
+    `start` is the validation before step 1, `base` a value to compare with."""
     figure, (above, below) = new_figure(8, 6, rows=2, sharex=True)
     rewards = points_of(log, "reward_mean")
     if rewards:
@@ -103,12 +96,9 @@ def curve_figure(
     below.set_ylabel(f"share with thinking pattern, {source}", fontsize=9)
     below.set_xlabel("step")
     for axes in (above, below):
-        if axes.lines:
-            axes.legend(fontsize=8, frameon=False, ncols=4, **_ABOVE)
+        if axes.lines:  # the legend stands above the axes, where no curve runs
+            axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
-
-
-_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}  # of the axes, where no curve runs
 
 
 def points_of(log: Log, field: str) -> list[tuple[int, float]]:
@@ -153,12 +143,9 @@ def draw_patterns(axes: Any, log: Log, validations: Log) -> str:
 
 
 def cost_figure(cost: dict[str, Any], clock: str = "seconds_a_step") -> Figure:
-    """What a GRPO step costs: by completions a prompt, by their length, by the model's size; orange
-    is rftkit, grey TRL's own trainer with the same settings.
-
-    cost    the part "cost" that benchmarks/step_time.py records
-    clock   "seconds_a_step", or "cpu_seconds_a_step" of a machine that did other work meanwhile
-    """
+    """What a GRPO step costs, by completions a prompt, their length and the model's size: the part
+    "cost" that benchmarks/step_time.py records. Orange is rftkit, grey TRL with its settings.
+    `clock` is "cpu_seconds_a_step" for a machine that did other work meanwhile."""
     figure, panels = new_figure(8, 3.6, columns=3, sharey=True)
     middle, sizes = cost["middle"], cost["parameters"]
     sides = {"answers_per_prompt": "completions a prompt", "completion_tokens": "tokens each"}

@@ -1,10 +1,7 @@
-"""The grader lab of the notebooks: a thin shell over pure functions, which the tests call.
+"""The grader lab of the notebooks: a thin shell over functions without widgets.
 
-    grader_lab(task, rows, samples)     choose a row and an answer, edit the grader, see the grade
-    look_at(grader, row, answer, …)     the same as a record, without any widget
-
-Where there is no widget front end (a notebook run by a program, a terminal), the same view is
-printed as text.
+grader_lab(task, rows, samples)     choose a row and an answer, edit the grader, see the grade
+look_at(grader, row, answer, …)     the same as a record, without any widget
 """
 
 from __future__ import annotations
@@ -32,24 +29,15 @@ WEIGHT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)(\s*\*\s*)([A-Za-z_]\w*)") 
 
 @dataclass
 class View:
-    """What the lab shows of one answer.
+    """What the lab shows of one answer."""
 
-    problem       why there is no grade to show (the grader's JSON, the row): one text, or ""
-    reward        None where the grader itself failed
-    formula       calculate_output of a multi grader, or ""
-    sub_rewards   {variable: grade}, as they enter the formula
-    parse_stage   how far the output could be read: "unclosed thinking", "empty", "text", "json"
-    explanations  one sentence a fault
-    others        {name: reward} of the answers that it is compared with
-    """
-
-    problem: str = ""
-    reward: float | None = None
-    formula: str = ""
+    problem: str = ""  # why there is no grade to show
+    reward: float | None = None  # None where the grader itself failed
+    formula: str = ""  # of a multi grader
     sub_rewards: dict[str, float | None] = field(default_factory=dict)
-    parse_stage: str = ""
+    parse_stage: str = ""  # how far the output could be read: "empty", "text", "json", …
     explanations: list[str] = field(default_factory=list)
-    others: dict[str, float | None] = field(default_factory=dict)
+    others: dict[str, float | None] = field(default_factory=dict)  # rewards of other answers
 
     @property
     def place(self) -> tuple[int, int] | None:
@@ -64,20 +52,15 @@ class View:
         if self.problem:
             return f"no grade: {self.problem}"
         lines = [f"reward      {_number(self.reward)}   read as: {self.parse_stage}"]
-        if self.formula:
-            lines.append(f"formula     {self.formula}")
+        lines += [f"formula     {self.formula}"] if self.formula else []
         lines += [f"  {name:14} {_bar(value)}" for name, value in self.sub_rewards.items()]
-        if self.place:
-            lines.append("standing    {} of {}".format(*self.place))
+        lines += ["standing    {} of {}".format(*self.place)] if self.place else []
         if self.others:
             ranking = [(value, " ", name) for name, value in self.others.items()]
             ranking.append((self.reward, ">", "this answer"))
             ranking.sort(key=lambda entry: float("inf") if entry[0] is None else -entry[0])
             lines += [f"{mark} {name:14} {_bar(value)}" for value, mark, name in ranking]
-        lines += [f"! {shorten(line, 100)}" for line in self.explanations[:3]]
-        if len(self.explanations) > 3:
-            lines.append(f"! and {len(self.explanations) - 3} more")
-        return "\n".join(lines)
+        return "\n".join(lines + [f"! {shorten(line, 100)}" for line in self.explanations])
 
     def _repr_html_(self) -> str:
         """For a notebook. Whatever a model wrote is escaped."""
@@ -94,49 +77,42 @@ def _bar(value: float | None) -> str:
 
 
 def look_at(
-    grader: Grader | dict[str, Any] | str,
+    grader: dict[str, Any] | str,
     row: dict[str, Any],
     answer: str,
     others: Mapping[str, str] | None = None,
 ) -> View:
-    """Grade one answer, thinking tags included, and place it among others.
+    """Grade one answer, thinking tags included, and place it among others, {name: answer}.
 
-    grader  a grader, or grader JSON as a dict or as text (as somebody is just editing it)
-    others  {name: answer} to the same row
-    Whatever is wrong with the grader stands in `problem`; nothing is raised for it.
+    The grader may be its JSON as text, as somebody is just editing it: whatever is wrong with it
+    stands in `problem`, and nothing is raised.
     """
-    sample = Sample.from_text(answer)
+    others, sample = others or {}, Sample.from_text(answer)
     view = View(parse_stage=sample.parse_stage)
     try:
-        made = grader if isinstance(grader, Grader) else Grader.load(_spec(grader))
+        spec = _spec(grader)
+        made = Grader.load(spec)
         made.check_ready()
         report = made.evaluate(row, sample)
-        samples = [Sample.from_text(text) for text in (others or {}).values()]
-        grades = made.evaluate_many([row] * len(samples), samples)
+        grades = made.evaluate_many([row] * len(others), [*map(Sample.from_text, others.values())])
     except UserError as error:
         view.problem = str(error)
         return view
-    try:
-        view.formula = made.to_json().get("calculate_output", "")
-    except UserError:  # a Python function that cannot be exported has no formula either
-        view.formula = ""
+    view.formula = spec.get("calculate_output", "")
     view.reward, view.sub_rewards = report.reward, dict(report.sub_rewards)
     view.explanations = report.explanations
-    view.others = {name: grade.reward for name, grade in zip(others or {}, grades)}
+    view.others = {name: grade.reward for name, grade in zip(others, grades)}
     return view
 
 
 def _spec(grader: dict[str, Any] | str) -> dict[str, Any]:
     """Grader JSON from what stands in the editor; never a file of that name."""
-    if isinstance(grader, dict):
-        return grader
     try:
-        spec = json.loads(grader)
-    except (ValueError, RecursionError) as error:
+        spec = json.loads(grader) if isinstance(grader, str) else grader
+    except ValueError as error:
         raise UserError(f"grader: not JSON ({error}): correct it there") from None
     if not isinstance(spec, dict):
-        kind = type(spec).__name__
-        raise UserError(f"grader: a {kind}, expected one JSON object: wrap it in braces")
+        raise UserError(f"grader: a {type(spec).__name__}, expected one JSON object")
     return spec
 
 
@@ -151,11 +127,11 @@ def weights_of(grader: str) -> dict[str, float]:
     grader JSON, as while somebody is editing it, or has no formula.
     """
     try:
-        formula = _spec(grader).get("calculate_output")
+        formula = str(_spec(grader).get("calculate_output"))
     except UserError:
         return {}
     weights: dict[str, float] = {}
-    for number, _, name in WEIGHT.findall(formula) if isinstance(formula, str) else []:
+    for number, _, name in WEIGHT.findall(formula):
         weights.setdefault(name, float(number))
     return weights
 
@@ -195,17 +171,11 @@ def grader_lab(
     widget: bool | None = None,
 ) -> Any:
     """The grader lab: choose a row and an answer (or type one), edit the grader, see the grade.
-    A slider moves one number of the grader's formula.
+    A slider moves one number of the grader's formula. `samples` are answers of a model to each row.
 
-    rows     rows of the task
-    samples  for each row, answers of a model
-    widget   True, False, or None: as `has_front_end` decides
-
-    Returns the widget (ipywidgets.VBox), or prints the first row's view and returns None. The
-    grader that you edit here lives in the widget alone: copy its JSON out to keep it.
+    Returns the widget (ipywidgets.VBox), or prints the first row's view and returns None where
+    there is no front end. The edited grader lives in the widget alone: copy its JSON to keep it.
     """
-    if not rows:
-        raise UserError("grader_lab: no rows, expected at least one: hand over task.rows('train')")
     if has_front_end() if widget is None else widget:
         return _build_lab(task, rows, samples)
     offered = answers_for(task, rows[0], samples[0] if samples else ())
@@ -224,11 +194,11 @@ def _build_lab(
     def wide(**more: str) -> w.Layout:
         return w.Layout(width="98%", **more)
 
-    spec = _text(task.grader_spec)
     names = [(str(name), place) for place, name in enumerate(row_ids(rows))]
     row = w.Dropdown(options=names, description="row")
     choice = w.Dropdown(description="answer")
     answer = w.Textarea(description="typed", layout=wide(height="5em"))
+    spec = _text(task.grader_spec)
     editor = w.Textarea(value=spec, description="grader", layout=wide(height="16em"))
     weight = w.Dropdown(description="number", layout=w.Layout(width="16em"))
     slider = w.FloatSlider(min=0, max=1, step=0.05, layout=w.Layout(width="24em"))
@@ -242,17 +212,16 @@ def _build_lab(
         answers = offered()
         if answers.get(choice.value) == answer.value:  # as it was chosen, not typed
             del answers[choice.value]
-        view = look_at(editor.value, rows[row.value], answer.value, answers)
-        shown.value = view._repr_html_()
+        shown.value = look_at(editor.value, rows[row.value], answer.value, answers)._repr_html_()
 
     def take_answer(_: Any = None) -> None:
         answer.value = offered().get(choice.value, answer.value)
         show()
 
     def take_row(_: Any = None) -> None:
-        text = html.escape(prompt_of(rows[row.value]))
         fields = {k: v for k, v in rows[row.value].items() if k != "messages"}
-        prompt.value = f"<p>{text}</p><p><small>{html.escape(shorten(fields, 300))}"
+        question, known = prompt_of(rows[row.value]), shorten(fields, 300)
+        prompt.value = f"<p>{html.escape(question)}</p><small>{html.escape(known)}</small>"
         choice.options = list(offered())
         choice.value = next(iter(offered()), None)
         take_answer()

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from rftkit.files import UserError
 from rftkit.records import Sample
 from rftkit.task import load_task
 from rftkit.widgets import answers_for, grader_lab, has_front_end, look_at, weights_of, with_weight
@@ -27,30 +26,15 @@ def list_of(*genes):
 def test_the_view_is_what_the_grader_says(task, row):
     right = row["reference_gene"]
     answer = f"<think>Diagnose first.</think>{list_of('A', right)}"
-    others = {
-        "better": list_of(right),
-        "level": list_of("B", right),
-        "worse": list_of("A"),
-        "worst": "no JSON",
-    }
-    view = look_at(task.grader, row, answer, others)
+    others = {"better": list_of(right), "level": list_of("B", right), "worst": "no JSON"}
+    view = look_at(task.grader_spec, row, answer, others)
     reward, parts = task.grader.grade(row, answer)
     assert (view.reward, view.sub_rewards, view.problem) == (reward, parts, "")
     assert view.others == {k: task.grader.grade(row, text)[0] for k, text in others.items()}
-    assert view.place == (2, 5) and view.formula == task.grader_spec["calculate_output"]
+    assert view.place == (2, 4) and view.formula == task.grader_spec["calculate_output"]
     assert view.parse_stage == "json" and any("third" in line for line in view.explanations)
-    for edited in (task.grader_spec, json.dumps(task.grader_spec)):
-        assert look_at(edited, row, answer, others) == view
-    assert look_at(task.grader, row, answer).place == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("answer", "stage"),
-    [("<think>on and on", "unclosed thinking"), ("", "empty"), ("SCN1A", "text"), ("[]", "json")],
-)
-def test_the_view_says_how_far_the_output_could_be_read(task, row, answer, stage):
-    view = look_at(task.grader, row, answer)
-    assert view.parse_stage == stage and view.reward == 0.0 and stage in str(view)
+    assert look_at(json.dumps(task.grader_spec), row, answer, others) == view
+    assert look_at(task.grader_spec, row, answer).place == (1, 1)
 
 
 CHECK = {"type": "string_check", "name": "x", "input": "a", "operation": "eq"}
@@ -60,7 +44,6 @@ JUDGE = {"type": "score_model", "name": "j", "model": "m"}
 @pytest.mark.parametrize(
     ("edited", "cause"),
     [
-        ("", "not JSON"),
         ("grader.json", "not JSON"),
         ("[]", "expected one JSON object"),
         ('{"type": "magic"}', "magic"),
@@ -100,8 +83,6 @@ def test_the_lab_prints_its_view_without_a_front_end(monkeypatch, capsys, task):
     assert grader_lab(task, task.rows("train")[:2], [[Sample(output_text=list_of("A"))]]) is None
     printed = capsys.readouterr().out
     assert "sample 1" in printed and "reward      0.10" in printed and "> this answer" in printed
-    with pytest.raises(UserError, match="no rows"):
-        grader_lab(task, [])
     monkeypatch.setenv("JPY_SESSION_NAME", "02.ipynb")
     assert has_front_end()
 
@@ -131,8 +112,6 @@ def test_each_control_of_the_widget_changes_the_view(task):
     assert (weight.value, slider.value) == ("second", 3.0) and "3 * second" in editor.value
     editor.value = "{"
     assert slider.disabled and "no grade" in shown.value
-    slider.value = 0.5
-    assert editor.value == "{"
     editor.value = before
     assert not slider.disabled and editor.value == before
     row.value = 1
@@ -148,5 +127,4 @@ def test_one_number_of_the_formula_is_found_and_changed():
     for name, value, old, new in (("second", 0.25, "0.7", "0.25"), ("third", 1.0, ".5*", "1*")):
         changed = json.loads(with_weight(text, name, value))["calculate_output"]
         assert changed == formula.replace(old, new)
-    for other in ("{", "[]", "{}", '{"calculate_output": 1}'):
-        assert weights_of(other) == {}
+    assert weights_of("{") == weights_of("[]") == weights_of("{}") == {}
