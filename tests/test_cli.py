@@ -82,15 +82,11 @@ def test_version_and_environment_are_printed(run):
     ("command", "code"),
     [
         ("grade --grader missing.json --sample x", 1),
-        ("grade --grader grader.json --sample @missing.txt", 1),
-        ("grade --grader grader.json --sample x --item missing.json", 1),
         ("grade --grader grader.json --sample x --item {", 1),
         ("grade --grader grader.json --sample x --item sample.txt", 1),
-        ("graders missing", 1),
         ("runs missing", 1),
         ("doctor missing", 1),
         ("train missing.json --out r", 1),
-        ("signal missing.json", 1),
         ("cases missing.zip --out o", 1),
         ("demo --profile huge", 1),
         ("demo --profile smoke --out sample.txt/demo", 1),
@@ -110,15 +106,12 @@ def test_a_mistake_is_one_message_and_an_exit_code(run, files, command, code):
 def test_grade_prints_the_report(run, files, sample, item):
     code, out, err = run("grade", "--grader", "grader.json", "--sample", sample, "--item", item)
     report = json.loads(out)
-    assert code == 0 and report["reward"] == pytest.approx(0.73)
-    assert report["metadata"]["errors"]["sample_parse_error"] is True and "genes[2]" in err
+    assert code == 0 and report["reward"] == pytest.approx(0.73) and "genes[2]" in err
 
 
 def test_a_grade_that_is_lost_prints_the_report_and_exits_1(run, files):
-    words = ("grade", "--grader", "grader.json", "--sample", '{"genes": ["B"]}')
-    code, out, err = run(*words)
+    code, out, err = run("grade", "--grader", "grader.json", "--sample", '{"genes": ["B"]}')
     assert code == 1 and json.loads(out)["reward"] is None and "item.reference_gene" in err
-    assert run(*words, "--json")[2] == ""
 
 
 @pytest.mark.parametrize(
@@ -126,7 +119,6 @@ def test_a_grade_that_is_lost_prints_the_report_and_exits_1(run, files):
     [
         ('{"type": "string_check", "name": "x", "input": 1, "operation": "is"}', 3),
         ('{"type": "string_check",\n', 1),
-        ('{"a": 1, "a": 2}', 1),
         ("NaN", 1),
     ],
 )
@@ -146,9 +138,13 @@ def test_a_valid_grader_is_called_so(run, files):
     assert code == 0 and json.loads(out) == expected
 
 
-def test_presets_are_listed_and_printed(run):
+def test_presets_are_listed_and_printed_with_their_arguments(run):
     listed = json.loads(run("graders", "--json")[1])["graders"]
     assert [row["name"] for row in listed] == list(PRESETS)
     text = run("graders")[1]
     assert all(preset["name"] in text for preset in listed)
     assert json.loads(run("graders", "gene_rank")[1]) == preset("gene_rank")
+    changed = run("graders", "rank", "--key", "k", "--reference", "r", "--length", 3)[1]
+    assert json.loads(changed) == preset("rank", key="k", reference="r", length=3)
+    code, _, err = run("graders", "exact_match", "--length", 3)
+    assert code == 1 and "length" in err

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from rftkit.cli import app
-from rftkit.compare import (
-    Bench,
-    Comparison,
-    compare_models,
-    load_metric,
-    make_report,
-    report_text,
-)
+from rftkit.compare import Bench, load_metric, make_report
 from rftkit.console import Reporter
 from rftkit.evaluation import SystemResult
 from rftkit.files import UserError
@@ -29,10 +21,15 @@ from rftkit.task import load_task
 TASK = load_task("gene_ranking")
 ROWS = TASK.rows("validation")[:12]
 MINI = ("--model", "embedded:mini")
+RANK = (*MINI, "--grader", "gene_rank")
 
 
 def evaluate(*words):
     return CliRunner().invoke(app, ["evaluate", *map(str, words)])
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +75,6 @@ def compared(tmp_path_factory, rows, run_folder):
     return json.loads(result.stdout), out, result.stderr
 
 
-def lines_of(out):
-    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-
-
 def test_the_report_is_what_was_printed_and_has_every_field(compared):
     report, out, _ = compared
     assert json.loads((out / "report.json").read_text()) == report
@@ -91,9 +84,7 @@ def test_the_report_is_what_was_printed_and_has_every_field(compared):
     assert {"some.jsonl", "grader", "embedded:mini"} <= report["sha256"].keys()
     assert len(report["sha256"]) == 4 and report["gates"].keys() == {"mini"}
     assert (out / "table.png").read_bytes()[:4] == b"\x89PNG"
-    text = (out / "report.md").read_text()
-    for line in report_text(report, []).splitlines():
-        assert line in text
+    assert all(system["name"] in (out / "report.md").read_text() for system in report["systems"])
 
 
 def test_the_samples_bear_out_the_table(compared):
@@ -107,7 +98,6 @@ def test_the_samples_bear_out_the_table(compared):
             samples = [Sample(**{k: v for k, v in x.items() if k != "greedy"}) for x in drawn]
             places = [TASK.place(by_id[sample.row_id], sample) for sample in samples]
             assert top1 == pytest.approx(places.count(1) / len(drawn), abs=1e-4)
-    assert {line["seed"] for line in lines} == {5}
     base, tuned = report["systems"]
     assert base["patterns"] != tuned["patterns"]  # the adapter was loaded
 
@@ -124,10 +114,8 @@ def test_a_difference_is_the_later_model_less_the_earlier_row_by_row(compared, r
     assert sampled["difference"] == greedy["difference"] == 0.5
     assert (sampled["metric"], greedy["metric"]) == ("top1", "greedy top1")
     assert 0 <= sampled["low"] < 0.5 < sampled["high"] <= 1
-    report = compared[0]
-    base, tuned = (system["top1"]["mean"] for system in report["systems"])
-    assert [(p["a"], p["b"]) for p in report["paired"]] == [(str(run_folder), "embedded:mini")] * 2
-    assert report["paired"][0]["difference"] == pytest.approx(tuned - base, abs=2e-4)
+    pairs = compared[0]["paired"]
+    assert [(p["a"], p["b"]) for p in pairs] == [(str(run_folder), "embedded:mini")] * 2
 
 
 def test_rows_that_were_trained_on_are_named(compared, run_folder):
@@ -138,13 +126,6 @@ def test_rows_that_were_trained_on_are_named(compared, run_folder):
     assert training["answer_groups_shared_with_eval"] == len(shared)
     assert f"{run_folder}: {len(shared)} answer groups" in stderr
     assert "training" not in report["systems"][0]
-
-
-def test_an_adapter_answers_as_its_run(tmp_path, rows, run_folder, compared):
-    models = [str(run_folder / "adapter")]
-    again = Comparison(rows, models, tmp_path, samples=3, seed=5, task="gene_ranking")
-    (system,) = compare_models(again)["systems"]
-    assert system | {"name": str(run_folder)} == compared[0]["systems"][1]
 
 
 METRICS = """
@@ -163,10 +144,9 @@ def metrics_here(tmp_path, monkeypatch):
 
 def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(metrics_here, tmp_path, rows):
     names = ["own_metrics:tokens", "own_metrics:gene_length"]
-    options = [word for name in names for word in ("--metric", name)]
-    result = evaluate(rows, *MINI, "--grader", "gene_rank", "--out", "o", "--json", *options)
+    result = evaluate(rows, *RANK, "--out", "o", "--metric", names[0], "--metric", names[1])
     assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    report = json.loads((tmp_path / "o" / "report.json").read_text())
     (system,) = report["systems"]
     lengths = [x["completion_tokens"] for x in lines_of(tmp_path / "o") if not x["greedy"]]
     assert system[names[0]]["mean"] == pytest.approx(np.mean(lengths), abs=1e-3)
@@ -175,20 +155,14 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(metrics_here, tm
     assert report["headline"] == names[0] and "top1" not in system
 
 
-@pytest.mark.parametrize("name", ["own_metrics", "no_such_module:f", "own_metrics:missing"])
-def test_a_metric_that_cannot_be_loaded_is_refused(metrics_here, name):
-    with pytest.raises(UserError, match=f"--metric {name}: cannot be loaded"):
-        load_metric(name)
-
-
-@pytest.mark.parametrize(("name", "cause"), [("fails", "KeyError"), ("no_number", "nan")])
-def test_a_metric_that_fails_names_its_row(metrics_here, name, cause):
-    value = load_metric(f"own_metrics:{name}")
-    with pytest.raises(UserError, match=f"row r-7.*{cause}"):
-        value({"reference_gene": "A"}, Sample(row_id="r-7", model="m", output_text="x"))
-
-
-RANK = (*MINI, "--grader", "gene_rank")
+def test_a_metric_that_cannot_be_loaded_or_fails_is_named(metrics_here):
+    for name in ("own_metrics", "no_such_module:f", "own_metrics:missing"):
+        with pytest.raises(UserError, match=f"--metric {name}: cannot be loaded"):
+            load_metric(name)
+    for name, cause in (("fails", "KeyError"), ("no_number", "nan")):
+        value = load_metric(f"own_metrics:{name}")
+        with pytest.raises(UserError, match=f"row r-7.*{cause}"):
+            value({"reference_gene": "A"}, Sample(row_id="r-7", model="m", output_text="x"))
 
 
 @pytest.mark.parametrize(
@@ -196,11 +170,9 @@ RANK = (*MINI, "--grader", "gene_rank")
     [
         (MINI, "--grader: missing"),
         ((*MINI, "--grader", "nowhere.json"), "nowhere.json"),
-        (("--model", "embedded:giant", "--grader", "gene_rank"), "giant"),
         ((*MINI, "--grader", "exact_match"), "answer"),
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
-        (("--model", "endpoint:m", "--grader", "gene_rank"), "OPENAI_BASE_URL"),
-        ((*MINI, "--task", "no_such_task"), "no_such_task"),
+        ((*RANK, "--model", "endpoint:m"), "OPENAI_BASE_URL"),
         ((*RANK, "--model", "NOTHING"), "finished run"),
         ((*RANK, "--out", "RUN"), "holds a training run"),
         ((*RANK, "--out", "FILE/out"), "Not a directory"),
@@ -213,12 +185,10 @@ def test_a_mistake_is_named_before_anything_is_sampled(
         monkeypatch.delenv(name, raising=False)
     loaded = []
     monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
-    places = {"NOTHING": tmp_path, "FILE": rows, "RUN": run_folder}
-    for name, place in places.items():
+    for name, place in {"NOTHING": tmp_path, "FILE": rows, "RUN": run_folder}.items():
         words = [word.replace(name, str(place)) for word in words]
     result = evaluate(rows, "--out", tmp_path / "o", *words)
-    assert result.exit_code == 1 and isinstance(result.exception, UserError | OSError)
-    assert named in str(result.exception) and loaded == []
+    assert result.exit_code == 1 and named in str(result.exception) and loaded == []
     assert not (tmp_path / "o").exists() and not (run_folder / "samples.jsonl").exists()
 
 
@@ -240,57 +210,32 @@ def test_cut_answers_are_named_on_the_terminal_and_in_the_report(tmp_path, rows)
         assert "100% of its answers were cut at 3 tokens" in " ".join(text.split())
 
 
-class Stub(BaseHTTPRequestHandler):
-    refused = 0  # every n-th call, none for 0
-    calls = 0
+class Endpoint:
+    """A policy some of whose answers never come."""
 
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        Stub.calls += 1
-        refuse = Stub.refused and Stub.calls % Stub.refused == 0
-        message = {"role": "assistant", "content": '{"genes": ["A", "B", "C", "D", "E"]}'}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-        self.send_response(400 if refuse else 200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(body | {"choices": [choice]}).encode())
+    name = "m"
 
-    def log_message(self, *_):
-        pass
+    def __init__(self, lost):
+        self.lost = lost
+
+    def sample(self, prompts, n, config, progress=None):
+        assert config.max_new_tokens == 1024
+        right = Sample(output_text='{"genes": ["A", "B", "C", "D", "E"]}')
+        failed = Sample(finish_reason="error", errors=["refused"])
+        drawn = [failed if number < self.lost else right for number in range(len(prompts))]
+        return [[replace(sample)] for sample in drawn]
 
 
-@pytest.fixture
-def endpoint(monkeypatch):
-    server = HTTPServer(("127.0.0.1", 0), Stub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    Stub.calls = Stub.refused = 0
-    yield Stub
-    server.shutdown()
-
-
-@pytest.mark.parametrize(("refused", "failed", "code"), [(0, 0, 0), (3, 8, 1)])
-def test_answers_that_never_came_count_as_zero_and_are_counted(
-    tmp_path, rows, endpoint, refused, failed, code
-):
-    endpoint.refused = refused
-    words = ("--model", "endpoint:m", "--grader", "gene_rank", "--samples", 1, "--json")
+@pytest.mark.parametrize("lost", [0, 4, 12])
+def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, monkeypatch, lost):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setattr("rftkit.compare.load_policy", lambda model: Endpoint(lost))
+    words = ("--model", "endpoint:m", "--grader", "gene_rank", "--samples", 1)
     result = evaluate(rows, *words, "--out", tmp_path / "o")
-    assert result.exit_code == code and not isinstance(result.exception, UserError)
-    report = json.loads(result.stdout)
-    (system,) = report["systems"]
-    assert system["failed"] == failed and len(report["notes"]) == code
-    assert report["sampling"]["max_new_tokens"] == 1024
-    if not failed:
-        assert system["grade"]["mean"] == pytest.approx(0.1)
-
-
-def test_an_endpoint_that_never_answers_ends_the_comparison(tmp_path, rows, endpoint):
-    endpoint.refused = 1
-    words = (*RANK, "--model", "endpoint:m", "--samples", 1, "--out", tmp_path / "o")
-    result = evaluate(rows, *words)
-    assert result.exit_code == 1 and "no answer came" in str(result.exception)
-    assert not (tmp_path / "o" / "report.json").exists()
-    assert {x["model"] for x in lines_of(tmp_path / "o")} == {"embedded:mini"}  # not lost
+    assert result.exit_code == (1 if lost else 0)
+    if lost == len(ROWS):
+        assert "no answer came" in str(result.exception)
+        return
+    (system,) = json.loads((tmp_path / "o" / "report.json").read_text())["systems"]
+    assert system["failed"] == 2 * lost
+    assert system["grade"]["mean"] == pytest.approx(0.1 * (1 - lost / len(ROWS)), abs=1e-4)

@@ -16,22 +16,11 @@ from rftkit.evaluation import (
 from rftkit.records import Sample
 from rftkit.task import task_from_json
 
-GRADER = {
-    "type": "string_check",
-    "name": "first",
-    "input": "{{sample.output_json.genes[0]}}",
-    "reference": "{{item.gene}}",
-    "operation": "eq",
-}
-RECORD = {
-    "name": "t",
-    "question": "?",
-    "grader": GRADER,
-    "answer_template": '{"genes": ["{{item.gene}}"]}',
-    "metrics": ["top1", "top5", "mrr"],
-    "patterns": {"a": "^A"},
-    "group_by": "gene",
-}
+GRADER = {"type": "string_check", "name": "first", "input": "{{sample.output_json.genes[0]}}"}
+GRADER |= {"reference": "{{item.gene}}", "operation": "eq"}
+RECORD = {"name": "t", "question": "?", "grader": GRADER, "metrics": ["top1", "top5", "mrr"]}
+RECORD |= {"answer_template": '{"genes": ["{{item.gene}}"]}', "patterns": {"a": "^A"}}
+RECORD |= {"group_by": "gene"}
 ROWS = [{"messages": [], "gene": "X"}, {"messages": [], "gene": "Y"}]
 
 
@@ -57,17 +46,14 @@ def test_metrics_are_those_counted_by_hand(task):
     assert {sample.model for group in samples for sample in group} == {"s"}
 
 
-def test_unreadable_answers_score_zero_and_do_not_vote(task):
+def test_unreadable_answers_score_zero_do_not_vote_and_ties_count_by_their_share(task):
     broken = Sample.from_text("no json")
     samples = [[broken, answer("X"), broken], [broken, broken, broken]]
     assert row_values("top1", task, ROWS, samples).tolist() == [pytest.approx(1 / 3), 0.0]
     assert majority_values(task, ROWS, samples).tolist() == [1.0, 0.0]
+    tied = [[answer("X"), answer("Z")], [answer("Z"), answer("Z")]]
+    assert majority_values(task, ROWS, tied).tolist() == [0.5, 0.0]
     assert pass_values(task, ROWS, samples).tolist() == [1.0, 0.0]
-
-
-def test_majority_ties_count_by_their_share(task):
-    samples = [[answer("X"), answer("Z")], [answer("Z"), answer("Z")]]
-    assert majority_values(task, ROWS, samples).tolist() == [0.5, 0.0]
 
 
 def test_extra_samples_do_not_enter_the_headline(task):
