@@ -3,17 +3,14 @@
 import json
 
 import pytest
+from test_genes_cases import packet, write_packets
 
 from rftkit.compare import Bench
 from rftkit.console import Reporter
 from rftkit.demo import SYSTEMS, Demo, reading
 from rftkit.real_cases import load_world
 from rftkit.records import SamplingConfig
-from rftkit.rows import write_rows
 from rftkit.task import load_task
-
-CASE = {"messages": [{"role": "user", "content": "-"}], "absent": [], "sex": "male"}
-CASE |= {"disease": "d", "pmid": "p", "onset": "Infantile onset"}
 
 
 class Listener(Reporter):
@@ -31,15 +28,12 @@ class Listener(Reporter):
 def demo(tmp_path_factory):
     """(folder, report, listener) of a run with eight made-up cases: two cannot be told."""
     folder = tmp_path_factory.mktemp("demo")
-    rows = []
-    for number, (gene, terms) in enumerate(list(load_world().annotation.items())[:6]):
-        present = [{"id": term, "label": ""} for term in sorted(terms)[:5]]
-        rows.append(CASE | {"reference_gene": gene, "case_id": f"c{number}", "present": present})
-    rows.append(rows[0] | {"reference_gene": "NOTAGENE", "case_id": "n"})
-    rows.append(rows[0] | {"present": [], "case_id": "few"})
-    write_rows(folder / "real.jsonl", rows)
+    known = [(gene, sorted(terms)[:5]) for gene, terms in load_world().annotation.items()][:6]
+    packets = [packet(f"c{n}", gene, terms) for n, (gene, terms) in enumerate(known)]
+    packets += [packet("n", "NOTAGENE", known[0][1]), packet("few", known[0][0], ())]
+    cases = write_packets(folder / "real.jsonl", packets)
     listener = Listener()
-    demo = Demo("smoke", cases=folder / "real.jsonl", out=folder / "r")
+    demo = Demo("smoke", cases=cases, out=folder / "r")
     return demo.out, demo.run(listener), listener
 
 
