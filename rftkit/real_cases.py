@@ -93,8 +93,7 @@ def read_real_cases(source: str | Path, world: World) -> RealCases:
     """Phenopackets of the world's genes, as rows that its models can read, counted."""
     hpo = load_hpo()
     reading = read_cases(source, hpo)
-    lost = reading.lost
-    read = len(reading.cases) + lost.total()
+    lost, read = reading.lost, len(reading.cases) + reading.lost.total()
     carriers = Counter(term for terms in world.annotation.values() for term in terms)
     rows, filled = [], Counter()
     for case in reading.cases:
@@ -116,15 +115,10 @@ def read_real_cases(source: str | Path, world: World) -> RealCases:
         filled["without a sex: female written"] += sex is None
         labels = [[world.terms[t] for t in terms] for terms in (present, absent[:MOST_ABSENT])]
         question = question_text(*labels, onset or NO_ONSET, sex or NO_SEX)
-        rows.append(
-            {
-                "messages": [{"role": "user", "content": question}],
-                "reference_gene": case.gene,
-                "case_id": case.case_id,
-                "split": world.splits[case.gene],
-                "present": [{"id": term, "label": world.terms[term]} for term in present],
-            }
-        )
+        row = {"messages": [{"role": "user", "content": question}], "reference_gene": case.gene}
+        row |= {"case_id": case.case_id, "split": world.splits[case.gene]}
+        row["present"] = [{"id": term, "label": world.terms[term]} for term in present]
+        rows.append(row)
     if not rows:
         raise UserError(f"{source}: none of {read} cases is of this world: {dict(lost)}")
     return RealCases(rows, read, dict(lost), dict(filled))
@@ -132,13 +126,10 @@ def read_real_cases(source: str | Path, world: World) -> RealCases:
 
 def nearest_term(hpo: Hpo, term_id: str, vocabulary: dict[str, str]) -> str | None:
     """The term, or its nearest ancestor in the vocabulary; of several as near the smallest id."""
-    term = hpo.resolve(term_id)
-    level = {term} if term else set()
-    while level:
-        if found := level & vocabulary.keys():
-            return min(found)
-        level = {parent for known in level for parent in hpo.parents[known]}
-    return None
+    level = {hpo.resolve(term_id)} - {None}
+    while level and not level & vocabulary.keys():
+        level = {parent for term in level for parent in hpo.parents[term]}
+    return min(level & vocabulary.keys(), default=None)
 
 
 def onset_group(text: str | None) -> str | None:
@@ -146,6 +137,5 @@ def onset_group(text: str | None) -> str | None:
     age = re.match(r"(\d+) (day|week|month|year)s?\b", text or "")
     if age is None:
         return ONSET_OF.get(text or "")
-    if age[2] == "year":
-        return "childhood" if int(age[1]) < 10 else "later"
-    return "infancy" if age[2] == "month" else "birth"
+    years = "childhood" if int(age[1]) < 10 else "later"
+    return {"year": years, "month": "infancy"}.get(age[2], "birth")

@@ -111,6 +111,7 @@ ATTACKS = {
             "open('/proc/self/maps').read()",
             "open(f\"/proc/{item['pid']}/environ\")",
             "open(os.__file__, 'a')",
+            "os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)",
         ],
         REFUSED,
     ),
@@ -139,6 +140,10 @@ ATTACKS = {
             "os.kill(item['pid'], signal.SIGKILL)",
             "call('ptrace', 16, os.getppid(), 0, 0)",
             "call('unshare', 0x10000000)",
+            "call('prctl', 1, 0)  # outlives the server",
+            "call('ioctl', 0, 0x5412, b'x')  # types into a terminal",
+            "resource.prlimit(item['pid'], resource.RLIMIT_CPU)",
+            "mmap.mmap(-1, 4096)  # memory shared with the next grade",
             "os.write(os.memfd_create('x'), b'x')",  # memory that no limit counts
         ],
         REFUSED,
@@ -322,18 +327,15 @@ def test_a_number_is_what_its_bytes_are(runner, before, value, expected):
 AT_LOADING = {
     "while True: pass": TOO_LONG,
     "import os\nos._exit(0)": "ended its process",
-    "raise ValueError('no')": "ValueError: no",
     "import not_installed_here": "ModuleNotFoundError",
     "open('/etc/passwd')": REFUSED,
-    "import socket\nsocket.socket()": REFUSED,
-    "import os\nos.execv('/bin/ls', ['ls'])": REFUSED,
     "import os\nos.fork()": REFUSED,
 }
 
 
 @pytest.mark.parametrize("before", AT_LOADING)
 def test_a_text_that_fails_to_load_blames_no_sample(runners, before):
-    needs("files", "network", "processes")
+    needs("files", "processes")
     runner = runners["short" if AT_LOADING[before] == TOO_LONG else "usual"]
     reward, error = grade(runner, grader_of("pass", before=before))
     assert reward is None and AT_LOADING[before] in error

@@ -58,9 +58,8 @@ def test_the_world_of_the_package_is_the_world_of_the_models(tmp_path, world):
     for split, number in (("train", 120), ("validation", 30), ("test", 90)):
         genes = load_world().genes(split)
         assert genes == world.genes(split) and len(genes) == number
-        assert {row["reference_gene"] for row in load_task("gene_ranking").rows(split)} == set(
-            genes
-        )
+        rows = load_task("gene_ranking").rows(split)
+        assert {row["reference_gene"] for row in rows} == set(genes)
 
 
 def test_the_model_card_and_the_weights_belong_together():
@@ -112,19 +111,14 @@ def test_no_held_out_gene_is_ever_the_good_plans_answer_to_its_own_case(world):
     assert wrong_names > 50
 
 
-def test_gates_are_measured_again_on_the_shipped_mini(world):
+def test_gates_are_measured_again_and_an_untrained_model_fails_them(world, small_world):
     """On 120 validation cases: the recorded figures are of these weights."""
-    policy = load_policy("embedded:mini")
-    measured, figures = gates.measure(policy, world, "validation", 120, 2)
+    measured, figures = gates.measure(load_policy("embedded:mini"), world, "validation", 120, 2)
     recorded = [gate["value"] for gate in read_json(embedded_model("mini") / "gates.json")["gates"]]
     assert [gate.value for gate in measured[:3]] == pytest.approx(recorded[:3], abs=0.12)
     assert sum(figures["plan_shares"].values()) > 0.9
-
-
-def test_an_untrained_model_fails_the_gates(small_world):
     tokenizer = build_tokenizer(small_world)
-    model = pretrain.build_model("tiny", tokenizer, 0).eval()
-    policy = LocalPolicy(model, tokenizer, "untrained")
+    policy = LocalPolicy(pretrain.build_model("tiny", tokenizer, 0).eval(), tokenizer, "untrained")
     measured, _ = gates.measure(policy, small_world, "validation", 20, 2)
     assert not any(gate.passed for gate in measured[:3])
 

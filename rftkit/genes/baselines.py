@@ -77,10 +77,9 @@ class LikelihoodRanker:
         self.background = np.maximum(mean, RAREST_BACKGROUND)
         # One row per gene and disease; the rows of a gene stand side by side.
         row_of = {disease.id: row for row, disease in enumerate(annotated)}
-        rows = [row_of[d.id] for gene in self.genes for d in hpo.gene_diseases[gene]]
-        counts = [len(hpo.gene_diseases[gene]) for gene in self.genes]
-        self.first_row = np.cumsum([0, *counts[:-1]])
-        self.ratio = frequency[rows].multiply(1 / self.background).tocsc()
+        rows = [[row_of[d.id] for d in diseases] for diseases in hpo.gene_diseases.values()]
+        self.first_row = np.cumsum([0, *map(len, rows[:-1])])
+        self.ratio = frequency[sum(rows, [])].multiply(1 / self.background).tocsc()
         self._evidence: dict[str, Any] = {}  # term -> what it adds to each disease row
 
     def scores(self, present: Sequence[Sequence[str]]):
@@ -100,10 +99,10 @@ class LikelihoodRanker:
         tables = [self._frequencies(d, without=paper) for d in self.hpo.gene_diseases[gene]]
         ratio = sparse_rows(tables, self.hpo).toarray() / self.background
 
-        def evidence(term: str):
-            return np.log(HIT * ratio[:, self._above(term)].max(axis=1) + FLOOR)
-
-        return [max(sum(evidence(term) for term in terms)) for terms in present]
+        return [
+            max(sum(np.log(HIT * ratio[:, self._above(t)].max(axis=1) + FLOOR) for t in terms))
+            for terms in present
+        ]
 
     def _above(self, term: str) -> list[int]:
         return [self.hpo.number[ancestor] for ancestor in self.hpo.closure(term)]
@@ -135,7 +134,7 @@ def sparse_rows(tables: Iterable[Mapping[str, float]], hpo: Hpo):
 def measure(
     ranker: OverlapRanker | LikelihoodRanker, cases: Sequence[Case]
 ) -> list[dict[str, Any]]:
-    """Rank the genes for every case, both ways: two records as they stand in report.json.
+    """Two records of report.json: how the genes rank for every case, as is and without its paper.
 
     A gene that HPO does not know is a miss as is, and left out without the own paper.
     """
@@ -149,8 +148,10 @@ def measure(
         scores[:, column[gene]] = ranker.score_without(gene, paper, present)
         without += tie_credits(scores, column[gene])
     records = []
-    ways = (("as is", len(cases), as_is), ("without own paper", len(known), without))
-    for how, n, credit in ways:
+    for how, n, credit in (
+        ("as is", len(cases), as_is),
+        ("without own paper", len(known), without),
+    ):
         shares = {f"top{k}": round(100 * sum(c) / n, 2) for k, c in zip(CUTOFFS, zip(*credit))}
         records += [{"method": ranker.method, "how": how, "n": n} | shares] if shares else []
     return records

@@ -43,17 +43,13 @@ class Case:
 def prompt_text(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> str:
     """The prompt as the model reads it; `candidates` makes it the candidate-list form."""
     present = "; ".join(hpo.label(term) for term in case.present)
-    absent = "; ".join(hpo.label(term) for term in case.absent)
-    question = QUESTION
-    if candidates:
-        question += f" It is one of these candidates: {', '.join(candidates)}."
+    absent = "; ".join(hpo.label(term) for term in case.absent) or NOT_RECORDED
+    sex, age, onset = (value or NOT_RECORDED for value in (case.sex, case.age, case.onset))
+    among = f" It is one of these candidates: {', '.join(candidates)}." if candidates else ""
     return (
-        f"Symptoms present: {present}.\n"
-        f"Symptoms absent: {absent or NOT_RECORDED}.\n"
-        f"History: sex {case.sex or NOT_RECORDED}; "
-        f"age at last encounter {case.age or NOT_RECORDED}; "
-        f"onset {case.onset or NOT_RECORDED}.\n\n"
-        f"{question} {CONTRACT}"
+        f"Symptoms present: {present}.\nSymptoms absent: {absent}.\n"
+        f"History: sex {sex}; age at last encounter {age}; onset {onset}.\n\n"
+        f"{QUESTION}{among} {CONTRACT}"
     )
 
 

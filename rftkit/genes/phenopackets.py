@@ -1,7 +1,7 @@
 """GA4GH phenopackets, version 2 -> cases.
 
 A source is a .jsonl or .jsonl.gz file (one phenopacket a line), a .json file, a folder of .json
-files, or the release .zip of the phenopacket-store; one phenopacket is in memory at a time.
+files, or the release .zip of the phenopacket-store.
 Schema: https://phenopacket-schema.readthedocs.io/en/2.0.0/.
 
 A phenopacket names its answer in many places: interpretations, diseases, variants, the paper's
@@ -131,39 +131,32 @@ def causative_genes(packet: dict[str, Any]) -> set[str]:
 
 
 def describe_time(element: dict[str, Any], hpo: Hpo) -> str | None:
-    """A TimeElement in words: an age, a gestational age, or the label of an onset term."""
+    """A TimeElement in words: an age such as "1 year 3 months" (hours and below are left out), a
+    gestational age, or the label of an onset term."""
     if "age" in element:
-        return describe_duration(element["age"]["iso8601duration"])
+        match = DURATION.fullmatch(element["age"]["iso8601duration"])
+        counts = zip(match.groups(default="0"), UNITS) if match else ()
+        words = " ".join(plural(int(n), unit) for n, unit in counts if int(n))
+        return words or ("newborn" if match else None)
     if "gestationalAge" in element:
         return f"{element['gestationalAge']['weeks']} weeks of gestation"
     term = hpo.resolve(element.get("ontologyClass", {}).get("id", ""))
     return hpo.label(term) if term else None
 
 
-def describe_duration(text: str) -> str | None:
-    """An ISO 8601 duration in words, "1 year 3 months"; hours and below are left out."""
-    match = DURATION.fullmatch(text)
-    if match is None:
-        return None
-    numbers = [int(number or 0) for number in match.groups()]
-    return " ".join(plural(n, unit) for n, unit in zip(numbers, UNITS) if n) or "newborn"
-
-
 def read_phenopackets(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, phenopacket); place reads "cases.jsonl.gz:17" or "store.zip/GENE/case.json"."""
-    path, place = Path(source), str(source)
+    place = str(source)
     try:
-        for place, text in _records(path):
+        for place, text in _records(Path(source)):
             packet = json.loads(text)
             if not isinstance(packet, dict):
                 raise ValueError(f"a JSON {type(packet).__name__}, expected one phenopacket")
             yield place, packet
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"{place}: cannot be read any further ({error}): check the path, or fetch it again"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{place}: not one JSON object ({error}): fetch it again") from error
 
 
 def _records(path: Path) -> Iterator[tuple[str, bytes]]:
