@@ -150,6 +150,21 @@ def test_no_file_of_the_package_is_longer_than_400_lines():
     assert sum(lengths.values()) <= 12_500
 
 
+def test_what_a_learner_reads_stays_short():
+    """The files marked L in the README's tree."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+    marked = {
+        ROOT / "rftkit" / folder / name
+        for line in tree.splitlines()
+        if re.search(r" L  ", line)
+        for name in re.findall(r"[\w/]+\.py|signal/", line)
+        for folder in ("", "graders", "training")
+    }
+    files = [f for p in marked for f in ([p] if p.is_file() else p.rglob("*.py"))]
+    assert len(files) >= 15
+    assert sum(len(f.read_text(encoding="utf-8").splitlines()) for f in files) <= 4_000
+
+
 # --- what is packed and published -----------------------------------------------------------
 
 
