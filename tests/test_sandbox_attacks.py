@@ -371,4 +371,4 @@ def test_a_program_finds_nothing_but_its_case():
     )
     expected = "the-expected-answer"  # the comparison happens here, on our side
     outcome = run_program(program, "a case", limits=SMALL)
-    assert outcome.value == "a case 3 False\n" and outcome.value != expected, outcome
+    assert outcome.value == "a case 2 False\n" and outcome.value != expected, outcome

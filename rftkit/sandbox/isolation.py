@@ -221,11 +221,8 @@ _NAMESPACES = {"network": 0x40000000, "process": 0x20000000, "ipc": 0x08000000, 
 
 
 def enter_namespaces() -> list[str]:
-    """Enter new namespaces, as many as this machine allows; the names of those.
-
-    Without privilege a user namespace of one's own comes first and gives the right to the rest.
-    The process namespace begins with the next fork.
-    """
+    """Enter as many new namespaces as this machine allows; their names. Without privilege a user
+    namespace comes first and gives the right to the rest. That of processes begins with a fork."""
     user, group = os.geteuid(), os.getegid()
     entered = [name for name, kind in _NAMESPACES.items() if _succeeds(_libc.unshare, kind)]
     if not entered and _succeeds(_libc.unshare, 0x10000000):  # CLONE_NEWUSER
@@ -244,10 +241,7 @@ def enter_namespaces() -> list[str]:
 
 def mount_in_memory(folder: str, size: int, user: int | None) -> bool:
     """Put an empty tmpfs over `folder`, seen by this process and those it forks, gone with them.
-
-    The kernel counts its blocks, so whatever a program does (files that it unlinked and holds
-    open, blocks beyond a file's end), it never takes more than `size` bytes of memory: ENOSPC.
-    """
+    The kernel counts its blocks, those of unlinked files too: beyond `size` bytes, ENOSPC."""
     options = f"size={size},nr_inodes={MOST_FILES + 1},mode=0700"  # the folder itself is one
     options += "" if user is None else f",uid={user},gid={user}"
     flags = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC

@@ -15,6 +15,7 @@ from typing import Any
 from rftkit.sandbox import server
 from rftkit.sandbox.isolation import Limits
 
+PREFIX = "rftkit-sandbox-"
 PATIENCE = 120  # seconds for what only a very busy machine delays
 # Not ours: what a numerical library should know, and nothing else.
 ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"} | dict.fromkeys(
@@ -30,7 +31,7 @@ class Sandbox:
     """One server, asked by one thread at a time. given: {what is protected: by which means}."""
 
     def __init__(self, limits: Limits, libraries: tuple[str, ...], may_unshare: bool):
-        self.libraries, self.folder, self.process = libraries, _new_folder(), None
+        self.libraries, self.folder, self.process = libraries, tempfile.mkdtemp(prefix=PREFIX), None
         settings = _settings(self.folder, limits, libraries, may_unshare)
         try:
             self.process = subprocess.Popen(**_interpreter("main", self.folder))
@@ -77,7 +78,7 @@ def ask_alone(request: bytes, limits: Limits) -> bytes:
     Weak isolation: an empty folder, nothing of our environment, a clock, and the limits that the
     system has. Files, network and our memory are within reach.
     """
-    folder, cause = _new_folder(), server.DONE
+    folder, cause = tempfile.mkdtemp(prefix=PREFIX), server.DONE
     messages = (_settings(folder, limits, (), may_unshare=False), request)
     arguments = _interpreter("main_alone", folder) | {"stdin": None, "timeout": limits.seconds}
     arguments["input"] = b"".join(server.LENGTH.pack(len(m)) + m for m in messages)
@@ -99,15 +100,14 @@ def _interpreter(entry: str, folder: str) -> dict[str, Any]:
     """Arguments of Popen for an interpreter without our paths, settings and environment."""
     root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
     run = f"import sys; sys.path.append({root!r}); from rftkit.sandbox import server"
-    scratch = os.path.join(folder, "scratch")
     windows = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
     return {
         "args": [sys.executable, "-ISB", "-X", "utf8", "-c", f"{run}; server.{entry}()"],
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
-        "env": ENVIRONMENT | {"HOME": scratch, "TMPDIR": scratch} | windows,
-        "cwd": scratch,
+        "env": ENVIRONMENT | {"HOME": folder, "TMPDIR": folder} | windows,
+        "cwd": folder,
         "start_new_session": os.name == "posix",  # Ctrl-C in a terminal is ours to answer
     }
 
@@ -116,23 +116,8 @@ def _settings(folder: str, limits: Limits, libraries: tuple[str, ...], may_unsha
     """The first message to a process inside. may_unshare: False as in a container that gives no
     namespaces."""
     installed = ("site-packages", "dist-packages")
-    settings = {
-        "folder": folder,
-        "scratch": os.path.join(folder, "scratch"),
-        "limits": limits,
-        "libraries": libraries,
-        "library_folders": [path for path in sys.path if os.path.basename(path) in installed],
-        "may_unshare": may_unshare,
-    }
-    return json.dumps(settings).encode()
-
-
-def _new_folder() -> str:
-    """A folder of ours with an empty scratch folder in it."""
-    folder = tempfile.mkdtemp(prefix="rftkit-sandbox-")
-    os.chmod(folder, 0o755)  # the sandbox's own user passes through it
-    os.mkdir(os.path.join(folder, "scratch"), 0o700)
-    return folder
+    folders = [path for path in sys.path if os.path.basename(path) in installed]
+    return json.dumps([folder, limits, libraries, folders, may_unshare]).encode()
 
 
 def _remove(folder: str) -> None:

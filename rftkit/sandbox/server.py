@@ -28,7 +28,7 @@ import time
 import traceback
 import types
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO
 
 from rftkit.sandbox import isolation
 from rftkit.sandbox.isolation import Limits
@@ -63,13 +63,14 @@ def read_message(file: IO[bytes]) -> bytes | None:
 
 def main() -> None:
     """Entry point of the launcher."""
-    settings, requests, replies = start()
-    namespaces = isolation.enter_namespaces() if settings["may_unshare"] else []
+    (folder, limits, libraries, may_unshare), requests, replies = start()
+    namespaces = isolation.enter_namespaces() if may_unshare else []
     pid = os.fork()
     if pid == 0:
         isolation.die_with_parent()
         try:
-            server = Server(settings, namespaces, requests, replies)
+            server = Server(folder, limits, namespaces, requests, replies)
+            server.load(libraries)
         except Exception:
             write_message(replies, traceback.format_exc().encode())
             os._exit(1)
@@ -81,40 +82,44 @@ def main() -> None:
     replies.close()
     os.waitpid(pid, 0)  # all that it started ends with it
     os.chdir("/")
-    isolation.unmount(settings["scratch"])
-    is_emptied(settings["folder"])
-    os.rmdir(settings["folder"])
+    isolation.unmount(folder)
+    is_emptied(folder)
+    os.rmdir(folder)
 
 
 def main_alone() -> None:
     """Entry point where there is no server (macOS, Windows): one request in this interpreter."""
-    settings, requests, replies = start()
-    isolation.set_limits(settings["limits"], count_threads=False)
+    (_, limits, _, _), requests, replies = start()
+    isolation.set_limits(limits, count_threads=False)
     answer(read_message(requests), replies.fileno())
 
 
-def start() -> tuple[dict[str, Any], IO[bytes], IO[bytes]]:
+def start() -> tuple[tuple[str, Limits, list[str], bool], IO[bytes], IO[bytes]]:
     """The settings, the first message; and the two pipes, whose places /dev/null takes."""
     requests, replies = open(os.dup(0), "rb"), open(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     os.close(nothing)
-    settings = json.loads(read_message(requests))
-    sys.path[-1:] = settings["library_folders"]  # in the place of the folder that holds rftkit
-    return settings | {"limits": Limits(*settings["limits"])}, requests, replies
+    folder, limits, libraries, library_folders, may_unshare = json.loads(read_message(requests))
+    sys.path[-1:] = library_folders  # in the place of the folder that holds rftkit
+    return (folder, Limits(*limits), libraries, may_unshare), requests, replies
 
 
 class Server:
     """Serves requests until our side closes the pipe."""
 
-    def __init__(self, settings: dict, namespaces: list[str], requests: IO, replies: IO):
+    def __init__(
+        self, folder: str, limits: Limits, namespaces: list[str], requests: IO, replies: IO
+    ):
         self.requests, self.replies, self.namespaces = requests, replies, namespaces
-        self.limits, self.scratch = settings["limits"], settings["scratch"]
+        self.limits, self.folder = limits, folder
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # short of memory, the machine ends this and not the training
-        self.given, self.filter = isolation.shut_in(self.limits, self.scratch, namespaces)
-        for name in settings["libraries"]:
+        self.given, self.filter = isolation.shut_in(limits, folder, namespaces)
+
+    def load(self, libraries: list[str]) -> None:
+        for name in libraries:
             with suppress(BaseException):  # the child says why, where the text still asks for it
                 importlib.import_module(name)
         gc.collect()
@@ -126,7 +131,7 @@ class Server:
         while not finished and (request := read_message(self.requests)) is not None:
             cause, status, reply = self.run_child(request)
             # Without seccomp a process may be left. What cannot be removed needs a new server.
-            finished = self.filter is None or not is_emptied(self.scratch)
+            finished = self.filter is None or not is_emptied(self.folder)
             write_message(self.replies, HEADER.pack(cause, status, finished) + reply)
 
     def run_child(self, request: bytes) -> tuple[bytes, int, bytes]:
