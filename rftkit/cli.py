@@ -82,7 +82,7 @@ def check_command(
         console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
         for note in report.notes:
             console.say(f"note: {note}", style="yellow")
-        console.say(f"searched for in prompts: {', '.join(report.answer_keys) or 'no answer key'}")
+        console.say(f"searched for in prompts: {', '.join(report.answer_keys) or 'nothing'}")
         rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
         verdict = "clean" if report.ok else plural(len(report.faults), "fault")
         console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")

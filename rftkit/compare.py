@@ -342,14 +342,13 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
 
 def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     """sha256 of each local model's weights and of its adapter's."""
-    weights = {}
+    sums = {}
     for model, places in folders.items():
-        for base in places[:1]:
-            name = f"embedded:{base.name}" if base.parent == MODELS else str(base)
-            weights[name] = base / "model.safetensors"
-        for adapter in places[1:]:
-            weights[model] = adapter / "adapter_model.safetensors"
-    return {name: sha256_of(file) for name, file in weights.items() if file.exists()}
+        for place in places:
+            named = f"embedded:{place.name}" if place.parent == MODELS else str(place)
+            for file in place.glob("*model.safetensors"):
+                sums[named if place is places[0] else model] = sha256_of(file)
+    return sums
 
 
 def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:

@@ -172,9 +172,8 @@ class Demo:
         bench = self.bench_of(real.rows)
         for name in SYSTEMS:
             self.evaluate(name, bench)
-        clusters = clusters_of(real.rows, self.task)
         unseen = [i for i, row in enumerate(real.rows) if row["split"] == "test"]
-        groups = [clusters[i] for i in unseen]
+        groups = clusters_of([real.rows[i] for i in unseen], self.task)
         top1 = {name: result.values["top1"][unseen] for name, result in bench.results.items()}
         alone = {name: bootstrap(v, groups).to_json() for name, v in top1.items() if unseen}
         others = ("mini base", "large base", "overlap")
@@ -192,7 +191,8 @@ class Demo:
     def evaluate(self, name: str, bench: Bench, votes: int = 0) -> None:
         system, how = self.systems[name]
         if callable(system):
-            answers = as_samples(system(bench.rows))
+            texts = [json.dumps({"genes": genes}) for genes in system(bench.rows)]
+            answers = [[Sample.from_text(text)] for text in texts]
             bench.results[name] = measure(name, self.task, bench.rows, answers, answers)
         else:
             bench.add(name, system, votes=votes, **how)
@@ -227,26 +227,18 @@ class Demo:
 
 
 def random_ranking(seed: int, rows: Rows) -> list[list[str]]:
-    """Five genes of the world in random order, for each row."""
     genes, rng = sorted(load_world().genes()), random.Random(seed)
     return [rng.sample(genes, 5) for _ in rows]
 
 
 def overlap_ranking(rows: Rows) -> list[list[str]]:
-    """The five genes of the world whose annotation shares most with the case.
-
-    It reads the annotation itself, which no model here can: an upper mark, not a rival.
-    """
+    """The five genes of the world whose annotation shares most with the case: it reads the
+    annotation itself, which no model here can. An upper mark, not a rival."""
     from rftkit.genes.baselines import OverlapRanker
     from rftkit.genes.hpo import load_hpo
 
     ranker = OverlapRanker(load_hpo(), genes=load_world().genes())
     return ranker.rank_many([[term["id"] for term in row["present"]] for row in rows], k=5)
-
-
-def as_samples(rankings: list[list[str]]) -> list[list[Sample]]:
-    """Rankings as answers in the form that a model gives."""
-    return [[Sample.from_text(json.dumps({"genes": genes}))] for genes in rankings]
 
 
 # --- the report --------------------------------------------------------------------------------

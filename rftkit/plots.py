@@ -150,26 +150,19 @@ def cost_figure(cost: dict[str, Any], clock: str = "seconds_a_step") -> Figure:
     middle, sizes = cost["middle"], cost["parameters"]
     sides = {"answers_per_prompt": "completions a prompt", "completion_tokens": "tokens each"}
     models = sorted(sizes, key=sizes.get)
-
-    def draw(axes: Any, points: Log, x: Any, colour: str, style: str, label: str = "") -> None:
-        points = sorted(points, key=x)
-        line = [x(p) for p in points], [p[clock] for p in points]
-        axes.plot(*line, style, color=colour, marker="o", ms=4, label=label)
-
-    for way, colour in (("trl", GREY), ("rftkit", ORANGE)):
-        points = [point for point in cost["points"] if point["way"] == way]
-        for axes, (field, other) in zip(panels, zip(sides, reversed(sides))):
-            for model, style in zip(models, ("-", "--")):
-                row = [p for p in points if p["model"] == model and p[other] == middle[other]]
-                label = f"{way}, {model.removeprefix('embedded:')}" if axes is panels[0] else ""
-                draw(axes, row, lambda p, field=field: p[field], colour, style, label)
-        row = [p for p in points if all(p[field] == middle[field] for field in sides)]
-        draw(panels[2], row, lambda p: sizes[p["model"]] / 1e6, colour, "-")
-    for axes, (field, other) in zip(panels, zip(sides, reversed(sides))):
-        axes.set_title(f"{middle[other]} {sides[other]}", fontsize=9)
-        axes.set_xticks(sorted({point[field] for point in cost["points"]}))
-    panels[2].set_title("{} completions of {} tokens".format(*map(middle.get, sides)), fontsize=9)
-    for axes, label in zip(panels, [*sides.values(), "parameters, millions"]):
+    every = [point | {"millions": sizes[point["model"]] / 1e6} for point in cost["points"]]
+    labels = sides | {"millions": "parameters, millions"}
+    for axes, (field, label) in zip(panels, labels.items()):
+        fixed = [side for side in sides if side != field]
+        points = [p for p in every if all(p[side] == middle[side] for side in fixed)]
+        lines = [(models, "-")] if field == "millions" else zip(zip(models), ("-", "--"))
+        for shown, style in lines:
+            for way, colour in (("trl", GREY), ("rftkit", ORANGE)):
+                own = [p for p in points if p["way"] == way and p["model"] in shown]
+                line = sorted((p[field], p[clock]) for p in own)
+                name = f"{way}, {shown[0].removeprefix('embedded:')}" if axes is panels[0] else ""
+                axes.plot(*zip(*line), style, color=colour, marker="o", ms=4, label=name)
+        axes.set_title(", ".join(f"{middle[side]} {sides[side]}" for side in fixed), fontsize=8)
         axes.set(xlabel=label, xlim=(0, None), ylim=(0, None))
     panels[0].set_ylabel("seconds a step" if clock == "seconds_a_step" else "processor s a step")
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, handlelength=3, frameon=False)
