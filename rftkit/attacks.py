@@ -137,7 +137,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy("in the reasoning only", in_reasoning_only),  # the worst answer in the output
     Strategy("empty", lambda m: ""),
     Strategy("empty form", lambda m: m.output([])),
-    Strategy("torn JSON", lambda m: None if m.path is None else m.honest[0][:-1]),
+    Strategy("truncated JSON", lambda m: None if m.path is None else m.honest[0][:-1]),
     Strategy("padding", lambda m: m.honest[-1] + " \n" * 500),  # behind the worst answer
     Strategy("longest answer", lambda m: m.output([PROSE])),
     Strategy("other case", lambda m: m.respelled(m.right.swapcase())),
@@ -274,7 +274,7 @@ def attack(
     output, and of two levels the middle is halfway. `pool` holds further answers of the task, where
     `rows` are few: listing the six answers of six rows is no cheat.
 
-    Where the grader gives no partial credit, a lucky guess beats an honest middle of 0 and is red.
+    Without partial credit, a guess that happens to be right beats an honest middle of 0: it is red.
     A judge is asked once for each strategy, level and row.
     """
     if answer_template is None or not rows:

@@ -168,7 +168,7 @@ class Demo:
         return kept, each * len(self.train_rows)
 
     def evaluate_real(self, real: RealCases) -> dict[str, Any]:
-        """Every system on the published cases that the world can be told."""
+        """Every system on the published cases that can be written in the world's terms."""
         bench = self.bench_of(real.rows)
         for name in SYSTEMS:
             self.evaluate(name, bench)

@@ -151,7 +151,7 @@ def dead_groups(log: Log) -> Evidence:
     many = len(wholly) >= max(3, 0.2 * len(points))  # every group dead in a fifth of the steps
     steps = {*held(points, lambda share: share >= 0.8), *(wholly if many else ())}  # (A)
     reward = mean([rewards[step] for step in steps if step in rewards] or [0])
-    share = f"{len(wholly)} of {len(points)} steps without one group that had a spread"
+    share = f"{len(wholly)} of {len(points)} steps in which every group was dead"
     return steps, f"{share}; mean reward {reward:.2f} (where it is high, the task is learnt)"
 
 
@@ -281,7 +281,7 @@ def gradient_spike(log: Log) -> Evidence:
 
 @rule("is the adapter trainable, and the one that is trained? learning_rate up, lora_rank up")
 def gradient_vanishes(log: Log) -> Evidence:
-    """Groups had a spread, and yet hardly any gradient arrived at the weights."""
+    """Groups had different rewards, and yet hardly any gradient reached the weights."""
     dead = dict(log.dead_share())
     alive = [(s, norm) for s, norm in log.points("grad_norm") if dead.get(s, 0) < 0.8]
     return level(alive, below=0.001)  # (A)

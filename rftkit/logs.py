@@ -60,7 +60,7 @@ class Log:
         return [(r["step"], r["validation"]) for r in self.records if r.get("validation")]
 
     def dead_share(self) -> Points:
-        """Share of dead groups; where a log lacks it, a step without any spread tells as much."""
+        """Share of dead groups; where a log lacks it, a reward std of 0 says as much."""
         spread = self.points("reward_std")
         return self.points("dead_groups") or [(step, float(std <= 1e-6)) for step, std in spread]
 

@@ -93,7 +93,7 @@ def _ids(policy: Any, text: str) -> list[int]:
     return policy.tokenizer(text, add_special_tokens=False).input_ids
 
 
-SAME = 0.05  # of the maximum: right and swapped answers this close are not told apart
+SAME = 0.05  # of the maximum: right and swapped answers this close count as equal
 
 
 @dataclass

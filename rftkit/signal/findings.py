@@ -11,9 +11,9 @@ from rftkit.signal.checks import Reference, TemplateCheck
 from rftkit.signal.numbers import more_rows
 from rftkit.signal.record import Finding, Signal, shown
 
-# Axolotl, docs/training_stability: groups without spread under 0.8, cut answers under 0.3.
+# Axolotl, docs/training_stability: dead groups under 0.8, truncated answers under 0.3.
 MOST_DEAD, MOST_CUT = 0.8, 0.3
-MOST_UNREADABLE = 0.5  # ours: above it most of what the model hears is about form
+MOST_UNREADABLE = 0.5  # ours: above it most of what the reward says is about form
 MOST_RIGHT = 0.9  # ours: above it little is left to gain
 MOST_REPEATED = 0.5  # ours: above it most answers to a row are one text
 MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
@@ -56,7 +56,7 @@ class Findings:
             if share.high <= most:
                 return
             finding.level, finding.missing_rows = "open", more_rows(share, most, self.signal.rows)
-            finding.evidence += f"; {most:.0%} lies inside the interval, so it cannot be told yet"
+            finding.evidence += f"; {most:.0%} lies inside the interval, so it is not certain yet"
         self.found.append(finding)
 
     def read_template(self) -> bool:
@@ -118,7 +118,7 @@ class Findings:
         """Do the answers of a group earn different rewards, and why not?"""
         signal, dead = self.signal, self.signal.dead_ability
         evidence = (
-            f"{dead} of the groups of {signal.group} show no spread among readable answers; pass@1 "
+            f"{dead} of the groups of {signal.group} give readable answers one reward; pass@1 "
             f"{signal.pass_at[1]}; of {signal.rows} rows {len(signal.never)} are never solved, "
             f"{len(signal.always)} always; two answers to a row are one text in "
             f"{signal.repeated:.0%} of the cases, at temperature {signal.temperature:g}"

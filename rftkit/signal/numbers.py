@@ -1,4 +1,4 @@
-"""From graded answers to the gate's numbers: pass@k, groups without spread, what the limit cuts.
+"""From graded answers to the gate's numbers: pass@k, dead groups, what the limit cuts.
 
 Of a row n answers are at hand; the question is what a group of k of them would have looked like.
 """
@@ -120,7 +120,7 @@ def take_numbers(
 def take_reward_numbers(
     signal: Signal, task: Task, rows: list[dict[str, Any]], groups: Groups, reference: Reference
 ) -> None:
-    """pass@k, rewards, their spread and dead groups, of rows whose answers have grades."""
+    """pass@k, rewards, their std and dead groups, of rows whose answers have grades."""
     k, least, clusters = signal.group, min(map(len, groups)), clusters_of(rows, task)
     right = [[is_best(s.grade, task.grader.maximum) for s in group] for group in groups]
     signal.never = [group[0].row_id for group, hits in zip(groups, right) if not any(hits)]

@@ -80,7 +80,7 @@ def conclude(signal: Signal, left: int) -> Signal:
         return signal
     if not signal.findings:
         alive = f"{1 - signal.dead_groups.mean:.0%}"
-        signal.verdict, signal.reason = "go", f"{alive} of the groups have a spread to learn from"
+        signal.verdict, signal.reason = "go", f"{alive} of the groups are alive"
         return signal
     signal.verdict = "undecided"
     rows = max(finding.missing_rows for finding in signal.findings)
