@@ -91,24 +91,19 @@ def system_of(report: Record, name: str) -> Record:
 
 def overlap_place(runs: list[Record]) -> str:
     """Where the row that reads the annotation stands beside RFT mini, seed by seed."""
-    overlap, rft = ([system_of(run, name)["top1"]["mean"] for run in runs]
-                    for name in ("overlap", "RFT mini"))  # fmt: skip
-    above = sum(a > b for a, b in zip(overlap, rft))
-    where = "On these simulated cases overlap stands"
-    if above in (0, len(runs)):
-        return f"{where} {'above' if above else 'below'} RFT mini in every seed."
-    return f"{where} above RFT mini in {above} of {len(runs)} seeds."
+    tops = [[system_of(run, n)["top1"]["mean"] for n in ("overlap", "RFT mini")] for run in runs]
+    above, count = sum(overlap > rft for overlap, rft in tops), len(runs)
+    places = {0: "below RFT mini in every seed", count: "above RFT mini in every seed"}
+    place = places.get(above, f"above RFT mini in {above} of {count} seeds")
+    return f"On these simulated cases overlap stands {place}."
 
 
 def real_parts(real: Record) -> list[str]:
     lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
     splits = ", ".join(f"{count} cases of {name} genes" for name, count in real["splits"].items())
     alone = real["test_genes_alone"]
-    unseen = "; ".join(
-        f"{name} {Interval(**alone['top1'][name])}"
-        for name in ("RFT mini", "mini base", "overlap")
-        if name in alone["top1"]
-    )
+    names = ("RFT mini", "mini base", "overlap")
+    unseen = "; ".join(f"{name} {Interval(**alone['top1'][name])}" for name in names)
     return [
         f"Real published cases in the world's 200 terms (seed 0, `--cases`): {real['kept']} of "
         f"{real['read']} kept, {real['genes']} genes ({splits}); lost: {lost}. On the "
@@ -119,12 +114,9 @@ def real_parts(real: Record) -> list[str]:
 
 def results_figure(record: Record) -> Figure:
     """The README's picture: every system of every seed, and RFT's way there over its steps."""
-    from matplotlib.figure import Figure
+    from rftkit.plots import BLUE, GREY, ORANGE, colour_of, new_figure
 
-    from rftkit.plots import BLUE, GREY, ORANGE, colour_of
-
-    figure = Figure(figsize=(9.5, 3.4), dpi=PICTURE_DPI, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    figure, (left, right) = new_figure(9.5, 3.4, columns=2, width_ratios=[1.15, 1])
     runs = record["runs"]
     for number, run in enumerate(runs):
         for place, name in enumerate(reversed(SYSTEMS)):
@@ -149,8 +141,6 @@ def results_figure(record: Record) -> Figure:
     right.set_ylabel("share of held-out answers")
     right.set_title("the plan that works is found and reinforced", fontsize=10)
     right.legend(fontsize=8, frameon=False, loc=(0.58, 0.28))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

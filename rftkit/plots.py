@@ -30,7 +30,7 @@ def colour_of(name: str) -> str:
 
 
 def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **shared: bool
+    width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
 ) -> tuple[Figure, list[Any]]:
     """A figure and its panels, row by row."""
     from matplotlib.figure import Figure
