@@ -24,8 +24,7 @@ from rftkit.sandbox.server import GRADE, HEADER, LOADED, NONCE_BYTES, PROGRAM
 
 LIMITS = Limits()
 MOST_WORKERS = 8
-# A server imports these once where a text imports them: the libraries of OpenAI's grader image,
-# and what many graders use of the standard library.
+# A server imports these once where a text imports them: OpenAI's grader image, and more.
 SHARED_LIBRARIES = frozenset(
     "numpy pandas scipy sklearn rapidfuzz nltk rouge_score jsonschema pydantic yaml sympy sqlparse "
     "deepdiff asyncio dataclasses datetime decimal difflib fractions math random statistics "
