@@ -435,6 +435,7 @@ SUMMARY = {"training": {"stopped": "steps"}, "start": VALIDATION, "best": VALIDA
 def made_run(folder, log=LOG, summary=None, **config):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"task": "gene_ranking"} | config))
+    (folder / "data.json").write_text("{}")
     (folder / "log.jsonl").write_bytes(log)
     if summary is not None:
         (folder / "training.json").write_text(json.dumps(summary))

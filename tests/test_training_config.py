@@ -13,7 +13,7 @@ from rftkit import plan as plan_of
 from rftkit.cli import app
 from rftkit.files import embedded_model
 from rftkit.training.config import config_rows, config_task, read_run_config
-from rftkit.training.plan import Measured, bytes_an_answer, make_plan, run_order
+from rftkit.training.plan import Measured, make_plan, memory_of, run_order
 
 TASK = {"task": "gene_ranking"}
 SMALL = Measured(hidden=64, prompt_tokens=100, answer_bytes=4e6)
@@ -131,10 +131,9 @@ def test_the_micro_batch_is_the_largest_divisor_that_fits():
     assert 1 < tight.micro_batch < 64 and tight.micro_batch * tight.accumulation == 64
     assert tight.passes == 56.0 and "8 passes" in tight.reasons[0]
     assert plan(1.0).micro_batch == 1 and "may not fit" in plan(1.0).reasons[0]
-    tokens = [
-        bytes_an_answer(load_policy("embedded:mini").model.config, n, 64, 4) for n in (99, 999)
-    ]
-    assert 0 < 10 * tokens[0] < tokens[1]  # attention grows with the square
+    model = load_policy("embedded:mini").model.config
+    short, long = (memory_of(model, n, 64)[0] for n in (35, 935))
+    assert 0 < 10 * short < long  # attention grows with the square
     assert plan(1.0, micro_batch=16).micro_batch == 16
 
 

@@ -14,7 +14,7 @@ from rftkit.graders.answer import Grade, grader_fault
 from rftkit.policy import load_policy
 from rftkit.task import task_from_json
 from rftkit.training import run
-from rftkit.training.heldout import HeldOut
+from rftkit.training.heldout import HeldOut, Progress
 from rftkit.training.store import read_lines
 from rftkit.training.watchdogs import (
     TrainingStopped,
@@ -218,7 +218,8 @@ def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
             return [[Sample(output_text=str(torch.rand(1)))] * n for _ in prompts]
 
     task = load_task("gene_ranking")
-    held_out = HeldOut(task, task.rows("validation"), RunConfig(**TINY, eval_rows=60), tmp_path)
+    config = RunConfig(**TINY, eval_rows=60)
+    held_out = HeldOut(task, task.rows("validation"), config, tmp_path, Progress())
     before = torch.random.get_rng_state()
     assert len(held_out.evaluate(Dice()).samples) == 60
     assert torch.equal(torch.random.get_rng_state(), before)

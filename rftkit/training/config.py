@@ -10,14 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rftkit.files import UserError, read_json, shorten
 from rftkit.graders.grader import GraderSettings, read_grader
@@ -27,20 +20,13 @@ from rftkit.task import Task, load_task, task_from_json
 
 # Of each report_to, the packages of which one must be installed.
 REPORTERS = {"none": (), "tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}
-# A run may be resumed with another value of these: they do not change what is learned.
-FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation")
-# These name rows and grader. store.data_identity compares what they name: a file has many paths.
-COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answer_template",
-                       "group_by", "patterns")  # fmt: skip
 # In a config file these may be paths relative to that file.
 PATHS = ("model", "task", "train_file", "validation_file", "init_adapter", "grader")
 
 
 class RunConfig(BaseModel):
-    """Everything that fixes a run. You state prompts and answers; plan.py derives the batches.
-
-    Raises UserError with a line for each impossible value or unknown field, all at once.
-    """
+    """You state prompts and answers; plan.py derives the batches. UserError with a line for each
+    impossible value or unknown field, all at once."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, str_min_length=1, validate_assignment=True
@@ -67,16 +53,12 @@ class RunConfig(BaseModel):
     init_adapter: str | None = None  # an adapter or run folder to start from
     micro_batch: int | None = Field(None, ge=1)  # completions a pass; None: what the memory holds
     eval_every: int = Field(5, ge=0)  # steps between two validations; 0: never
-    patience: int = Field(
-        4, ge=0
-    )  # validations without a better one before the run stops; 0: never
+    patience: int = Field(4, ge=0)  # validations without a better one; then it stops; 0: never
     eval_rows: int = Field(240, ge=1)  # held-out rows a validation (the first of the file)
     eval_samples: int = Field(2, ge=1)  # completions a held-out row
     keep_start: bool = True  # may the adapter before step 1 be the best?
     save_every: int = Field(5, ge=1)  # steps between two checkpoints: what a kill can cost
-    watchdog_steps: int = Field(
-        10, ge=0
-    )  # so many dead or flat steps in a row end the run; 0: never
+    watchdog_steps: int = Field(10, ge=0)  # dead or flat steps in a row that end it; 0: never
     entropy_floor: float = Field(0.01, ge=0)  # nats a token; below it a step is flat
     completion_template: str | None = None  # sft: what to say; None: answer_template
     epochs: int = Field(0, ge=0)  # sft: passes over the rows at most; 0: only `steps` counts
@@ -153,19 +135,6 @@ class RunConfig(BaseModel):
     def to_json(self) -> dict[str, Any]:
         return dict(self)
 
-    def differences(self, other: RunConfig, by_content: bool = False) -> list[str]:
-        """The fields in which the two would train differently: "steps: 70 there, 40 here".
-
-        by_content   compare the fields that name rows and grader, instead of all the others
-        """
-        skipped = {*FREE_FIELDS, *COMPARED_BY_CONTENT}
-        names = COMPARED_BY_CONTENT if by_content else set(RunConfig.model_fields) - skipped
-        return [
-            f"{name}: {there!r} there, {here!r} here"
-            for name, here in self
-            if name in names and here != (there := getattr(other, name))
-        ]
-
 
 def fault_line(fault: Any) -> str:
     """One of pydantic's errors in our form: "steps: -1, expected to be …"."""
@@ -184,13 +153,13 @@ def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
 
     model   instead of the one that the file names
     """
-    path, record = Path(file), read_json(file)
+    record, folder = read_json(file), Path(file).parent
     if not isinstance(record, dict):
-        raise UserError(f"{path}: {type(record).__name__}, expected one JSON object (a RunConfig)")
+        raise UserError(f"{file}: {type(record).__name__}, expected one JSON object (a RunConfig)")
     for name in PATHS:
         value = record.get(name)
-        if isinstance(value, str) and value and os.path.exists(path.parent / value):
-            record[name] = str(path.parent / value)
+        if isinstance(value, str) and value and os.path.exists(folder / value):
+            record[name] = str(folder / value)
     return RunConfig(**record | ({"model": model} if model else {}))
 
 
@@ -207,8 +176,8 @@ def config_base(config: RunConfig) -> str:
 
 
 def config_task(config: RunConfig) -> Task:
-    """The config's task, with the config's own fields in place of the task's; or, where it names
-    none, the task that its own fields make up."""
+    """The task that it names, with the config's own fields in place of the task's; or the task that
+    these make up."""
     names = ("grader", "answer_template", "group_by", "patterns")
     own = {name: value for name in names if (value := getattr(config, name)) is not None}
     if config.task is not None:
@@ -227,10 +196,10 @@ def config_task(config: RunConfig) -> Task:
 
 def config_rows(config: RunConfig, task: Task) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows): from the config's files, else from the task's folder."""
-    named = config.task is not None
-    sides = {"train": config.train_file, "validation": config.validation_file}
-    rows, held_out = (
-        read_rows(file) if file else task.rows(side) if named else []
-        for side, file in sides.items()
-    )
-    return rows, held_out
+
+    def side(name: str, file: str | None) -> list[dict]:
+        if file:
+            return read_rows(file)
+        return task.rows(name) if config.task else []
+
+    return side("train", config.train_file), side("validation", config.validation_file)

@@ -40,15 +40,14 @@ class Progress:
 
 
 class HeldOut:
-    """The validations of one run. The best three adapters stand in checkpoints/best/, the best one
-    in adapter/ as well."""
+    """The best three adapters stand in checkpoints/best/, the best one in adapter/ as well."""
 
-    def __init__(self, task: Task, rows: list[dict], config: RunConfig, out: Path):
-        self.task, self.config, self.out = task, config, out
+    def __init__(
+        self, task: Task, rows: list[dict], config: RunConfig, out: Path, progress: Progress
+    ):
+        self.task, self.config, self.out, self.progress = task, config, out, progress
         self.rows = rows[: config.eval_rows]
         self.clusters = clusters_of(self.rows, task)
-        self.folder = out / "checkpoints" / "best"
-        self.progress = Progress()
 
     def validate(
         self, policy: LocalPolicy, step: int
@@ -57,13 +56,13 @@ class HeldOut:
         began, progress = time.perf_counter(), self.progress
         result = self.evaluate(policy)
         metric, grade = result.values[self.task.headline], result.values["grade"]
-        samples = [sample for group in result.samples for sample in group]
-        faulty = sum("sample_parse_error" in sample.errors for sample in samples)
+        errors = [sample.errors for group in result.samples for sample in group]
+        faulty = sum("sample_parse_error" in e for e in errors)
         record = {
             "metric": self.task.headline,
             **bootstrap(metric, self.clusters).to_json(),
             "grade": round(float(grade.mean()), 4),
-            "parse_error": round(faulty / len(samples), 4),
+            "parse_error": round(faulty / len(errors), 4),
             "patterns": rounded(result.patterns),
             "n": len(self.rows),
         }
@@ -107,7 +106,7 @@ class HeldOut:
             self.install_best()
 
     def place(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
+        return self.out / "checkpoints" / "best" / f"step-{step:06d}"
 
     def install_best(self) -> None:
         copy_adapter(self.place(self.progress.best["step"]), self.out / "adapter")
@@ -116,7 +115,7 @@ class HeldOut:
         """Remove adapters that are no longer among the best three. Called once a checkpoint knows
         the present three: until then a resumed run would need the ones before."""
         kept = {self.place(entry["step"]) for entry in self.progress.kept}
-        for place in self.folder.glob("step-*"):
+        for place in self.out.glob("checkpoints/best/step-*"):
             if place not in kept:
                 shutil.rmtree(place, ignore_errors=True)
 
@@ -137,8 +136,9 @@ class HeldOut:
             f"by {grade}: the grader pays for something else than the task. Read the best-paid "
             "answers and fix the grader"
         )
-        known = {"step": step, "since": since, "metric": metric.to_json(), "grade": grade.to_json()}
-        return [{"name": "reward and task part", "cause": cause, **known}]
+        intervals = {"metric": metric.to_json(), "grade": grade.to_json()}
+        place = {"step": step, "since": since}
+        return [{"name": "reward and task part", "cause": cause, **place, **intervals}]
 
 
 def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:

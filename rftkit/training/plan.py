@@ -7,7 +7,6 @@ gradients are added up: the same step, more slowly.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -84,13 +83,16 @@ def make_plan(
 ) -> Plan:
     """The plan of a config over these rows. Without `model` the batch goes through at once."""
     grpo, batch, steps = config.method == "grpo", config.batch, config.steps
-    reasons = []
+    micro, rate, reasons = config.micro_batch, config.learning_rate, []
     if not grpo and config.epochs:
         steps = min(steps, -(-config.epochs * len(rows) // config.prompts_per_step))
         reasons.append(f"{steps} steps: at most {config.epochs} passes over {len(rows)} rows")
-    micro, why = choose_micro_batch(config, model)
-    rate, reason = choose_learning_rate(config, model)
-    reasons += [why, reason]
+    if micro is None:
+        micro, reason = choose_micro_batch(batch, model)
+        reasons.append(reason)
+    if rate is None:
+        rate, reason = choose_learning_rate(config, model)
+        reasons.append(reason)
     if model and model.context:
         room = model.context - model.prompt_tokens
         if config.max_completion_tokens > room:
@@ -123,100 +125,80 @@ def make_plan(
 
 
 def choose_learning_rate(config: RunConfig, model: Measured | None) -> tuple[float, str]:
-    """(learning rate, why). The wider a model, the smaller the step that changes what it says.
-
-    Where the width is not known, only the embedded models count as tiny: too small a step wastes
-    a run, too large a one destroys what the model could do.
-    """
-    if config.learning_rate is not None:
-        return config.learning_rate, f"learning_rate {config.learning_rate:g}: you asked for it"
+    """The wider a model, the smaller the step that changes what it says. Of unknown width, only the
+    embedded models count as tiny: too large a step destroys what the model could do."""
     tiny = model.hidden < TINY_WIDTH if model else config.model.startswith("embedded:")
     rate = (TINY_RATES if tiny else USUAL_RATES)[config.method]
     kind = "tiny width, measured on the mini" if tiny else "usual width, from Unsloth's guide"
     return rate, f"learning_rate {rate:g}: {kind}; three times that if nothing moves"
 
 
-def choose_micro_batch(config: RunConfig, model: Measured | None) -> tuple[int, str]:
-    """(completions a pass, why): the largest divisor of the batch that the memory holds."""
-    batch = config.batch
-    if config.micro_batch is not None:
-        return config.micro_batch, f"micro_batch {config.micro_batch}: you asked for it"
+def choose_micro_batch(batch: int, model: Measured | None) -> tuple[int, str]:
+    """The largest divisor of the batch that the memory holds."""
     if model is None:
-        return batch, f"micro_batch {batch}, the whole batch: the model's size is not known here"
+        return batch, f"micro_batch {batch}, the whole batch: the model's size is not known"
     room = MEMORY_SHARE * model.free_bytes
     fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * model.answer_bytes <= room]
     chosen = max(fitting, default=1)
-    what = (
+    reason = (
         f"micro_batch {chosen}, {batch // chosen} passes a step: {model.answer_bytes / 1e6:.0f} MB "
         f"an answer, {room / 1e9:.1f} GB may be used ({MEMORY_SHARE:.0%} of what is free)"
     )
-    return chosen, what if fitting else f"{what}; even that may not fit"
-
-
-def bytes_an_answer(model: Any, tokens: int, completion_tokens: int, number: int) -> float:
-    """An upper estimate, without checkpointing; `number` bytes a number.
-
-    Activations: Korthikanti et al., Reducing Activation Recomputation (2022), equation 1, which
-    counts 16-bit numbers: s·h·(34 + 5·a·s/h) bytes a layer. Logits: in fp32 over the completion,
-    with their gradient and one copy for the log-probabilities.
-    """
-    hidden, heads = model.hidden_size, getattr(model, "num_attention_heads", 1)
-    layer = tokens * hidden * (34 + 5 * heads * tokens / hidden)
-    activations = model.num_hidden_layers * layer * number / 2
-    return activations + completion_tokens * model.vocab_size * 4 * 3
+    return chosen, reason if fitting else f"{reason}; even that may not fit"
 
 
 def measure_model(
     config: RunConfig, rows: Sequence[dict[str, Any]], tokenizer: Any = None
 ) -> Measured | None:
-    """Read from the model's config and tokenizer; no weights are loaded. None where they cannot be
-    read: loading the model will say why.
-
-    tokenizer   the model's, where it is loaded already
-    """
+    """From the model's config and tokenizer; no weights are loaded. None where they cannot be read:
+    loading the model will say why."""
     from transformers import AutoConfig, AutoTokenizer
 
-    base, (device, dtype, _) = config_base(config), choose_device()
+    base = config_base(config)
     try:
         model = AutoConfig.from_pretrained(base).get_text_config()
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError):
         return None
-    reader = LocalPolicy(None, tokenizer, config.model)
-    chosen = random.Random(0).sample(list(rows), min(PROMPTS_MEASURED, len(rows)))
-    prompts = reader.encode([row["messages"] for row in chosen])
+    some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]
+    prompts = LocalPolicy(None, tokenizer, config.model).encode([row["messages"] for row in some])
     longest = max(map(len, prompts))
-    hidden, number = model.hidden_size, 4 if dtype == "float32" else 2
-    inner = getattr(model, "intermediate_size", None) or 4 * hidden
-    parameters = model.num_hidden_layers * (4 * hidden**2 + 3 * hidden * inner)
-    parameters += 2 * model.vocab_size * hidden
-    limit = config.max_completion_tokens
-    return Measured(
-        hidden,
-        getattr(model, "max_position_embeddings", None),
-        longest,
-        bytes_an_answer(model, longest + limit, limit, number),
-        max(free_memory(device) - parameters * number, 1.0),
-    )
+    context = getattr(model, "max_position_embeddings", None)
+    memory = memory_of(model, longest, config.max_completion_tokens)
+    return Measured(model.hidden_size, context, longest, *memory)
 
 
-def free_memory(device: str) -> float:
-    """Bytes that are free: of the GPU, or of the machine."""
+def memory_of(model: Any, prompt_tokens: int, completion_tokens: int) -> tuple[float, float]:
+    """(bytes of one more answer in a pass, bytes free beside the weights), both on the safe side.
+
+    Activations: Korthikanti et al., Reducing Activation Recomputation (2022), equation 1, which
+    counts 16-bit numbers: s·h·(34 + 5·a·s/h) bytes a layer. Logits: in fp32 over the completion,
+    with their gradient and one copy for the log-probabilities.
+    """
+    device, dtype, _ = choose_device()
     if device == "cuda":
         import torch
 
-        return float(torch.cuda.mem_get_info()[0])
-    import psutil  # comes with accelerate
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        import psutil  # comes with accelerate
 
-    return float(psutil.virtual_memory().available)
+        free = psutil.virtual_memory().available
+    number = 4 if dtype == "float32" else 2  # bytes
+    tokens, hidden = prompt_tokens + completion_tokens, model.hidden_size
+    heads = getattr(model, "num_attention_heads", 1)
+    inner = getattr(model, "intermediate_size", None) or 4 * hidden
+    activations = tokens * hidden * (34 + 5 * heads * tokens / hidden) * number / 2
+    logits = completion_tokens * model.vocab_size * 4 * 3
+    weights = model.num_hidden_layers * (4 * hidden**2 + 3 * hidden * inner)
+    weights += 2 * model.vocab_size * hidden
+    answer = model.num_hidden_layers * activations + logits
+    return answer, max(float(free) - weights * number, 1.0)
 
 
 def run_order(rows: int, steps: int, prompts_per_step: int, seed: int) -> list[int]:
-    """The row of every prompt of the whole run: steps * prompts_per_step numbers.
-
-    One shuffled pass over the rows after the other, fixed by the seed alone, so that a resumed run
-    meets the rows that it would have met. (TRL's own sampler starts its shuffling anew when a run
-    is resumed in a later pass.)
+    """The row of every prompt of the whole run: one shuffled pass over the rows after the other,
+    fixed by the seed alone. (TRL's own sampler starts anew when a run is resumed in a later pass.)
     """
     import torch
 

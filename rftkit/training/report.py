@@ -15,11 +15,10 @@ from rftkit.files import UserError, markdown_table, read_json, shorten, write_js
 from rftkit.rows import sha256_of
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
-from rftkit.training.heldout import VALIDATION_SEED, Values
+from rftkit.training.heldout import VALIDATION_SEED
 from rftkit.training.session import Session
-from rftkit.training.store import is_begun, read_config, read_lines, read_summary
+from rftkit.training.store import read_config, read_lines
 
-STOPPED_EARLY = ("alarms", "gate.json")  # what a run leaves that ended before its first step
 CHOSEN_ON_THESE = (
     "Which step is kept was chosen on these rows, so its number is a little too high: report one "
     "from rows that no choice has seen (`rftkit evaluate`)."
@@ -39,10 +38,18 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
     rows, progress = held_out.rows if held_out else [], session.progress
     data, gate = read_json(out / "data.json"), out / "gate.json"
     shared = shared_groups(session.rows, rows, task)
+    shared_count = {"answer_groups_shared_with_eval": None if shared is None else len(shared)}
     systems, paired = [], []
     if progress.best:
-        start = system(task, "before training", progress.start_values)
-        kept = system(task, f"kept, step {progress.best['step']}", progress.best_values)
+        names = ("before training", f"kept, step {progress.best['step']}")
+        start, kept = (
+            SystemResult(
+                name,
+                len(rows),
+                {"grade": np.array(v["grade"]), task.headline: np.array(v["metric"])},
+            )
+            for name, v in zip(names, (progress.start_values, progress.best_values))
+        )
         systems = [s.to_json(held_out.clusters) for s in (start, kept)]
         paired = [paired_record(kept, start, task.headline, held_out.clusters)]
     report = {
@@ -57,11 +64,7 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
         },
         "systems": systems,
         "paired": paired,
-        "training": training
-        | {
-            "method": config.method,
-            "answer_groups_shared_with_eval": None if shared is None else len(shared),
-        },
+        "training": training | {"method": config.method} | shared_count,
         "gates": {"signal": read_json(gate)["verdict"] if gate.exists() else None},
         "notes": [CHOSEN_ON_THESE] if systems else [],
         "seed": config.seed,
@@ -75,21 +78,12 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
     write_text(out / "report.md", report_text(report))
 
 
-def system(task: Task, name: str, values: Values) -> SystemResult:
-    found = {"grade": values["grade"], task.headline: values["metric"]}
-    return SystemResult(name, len(values["grade"]), {k: np.array(v) for k, v in found.items()})
-
-
 def report_text(report: dict[str, Any]) -> str:
     """report.md"""
     training, metric = report["training"], report["headline"]
     table = [
-        {
-            "held-out rows": row["name"],
-            metric: interval(row[metric]),
-            "grade": interval(row["grade"]),
-        }
-        for row in report["systems"]
+        {"held-out rows": s["name"]} | {name: interval(s[name]) for name in (metric, "grade")}
+        for s in report["systems"]
     ]
     parts = [f"# {report['task']}: {training['method']}, seed {report['seed']}"]
     parts.append(markdown_table(table))
@@ -115,12 +109,11 @@ def list_runs(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected one that holds run folders")
     runs, configs, unreadable = [], [], []
-    for place in sorted(path.parent for path in folder.rglob("config.json")):
+    for place in sorted(path.parent for path in folder.rglob("data.json")):
         try:
-            if is_begun(place) or any((place / name).exists() for name in STOPPED_EARLY):
-                config = read_config(place)
-                runs.append({"name": str(place.relative_to(folder))} | run_summary(place))
-                configs.append(config)
+            config = read_config(place)
+            runs.append({"name": str(place.relative_to(folder))} | run_summary(place))
+            configs.append(config)
         except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
             unreadable.append(f"{place}: {error}")
     differing = [
@@ -135,10 +128,11 @@ def list_runs(folder: Path) -> dict[str, Any]:
 
 def run_summary(place: Path) -> dict[str, Any]:
     """A run's entry without its name and config, from log.jsonl and training.json."""
-    log, summary = read_lines(place / "log.jsonl"), read_summary(place) or {}
+    log, finished = read_lines(place / "log.jsonl"), (place / "training.json").exists()
+    summary = read_json(place / "training.json") if finished else {}
     validations = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
     return {
-        "state": "finished" if summary else "unfinished",
+        "state": "finished" if finished else "unfinished",
         "steps": len(log),
         "seconds": log[-1]["seconds"] if log else 0.0,
         "start": summary.get("start", {}),
@@ -148,10 +142,10 @@ def run_summary(place: Path) -> dict[str, Any]:
     }
 
 
-def runs_table(found: dict[str, Any]) -> list[dict[str, str]]:
+def runs_table(runs: dict[str, Any]) -> list[dict[str, str]]:
     """The runs as records, a column each key: the held-out metric first, then what differs."""
     rows = []
-    for run in found["runs"]:
+    for run in runs["runs"]:
         best = run["best"]
         row = {
             "run": run["name"],
@@ -161,12 +155,9 @@ def runs_table(found: dict[str, Any]) -> list[dict[str, str]]:
             "ended by": str(run["stopped"] or run["state"]),
             "alarms": ", ".join(run["alarms"]) or "none",
         }
-        rows.append(row | {name: cell(run["config"][name]) for name in found["differing"]})
+        for name, value in run["config"].items():
+            if name == "grader" and value is not None:
+                value = value.get("name", value)
+            row[name] = shorten("none" if value is None else value, 28).replace("|", "/")
+        rows.append(row)
     return rows
-
-
-def cell(value: Any) -> str:
-    """A setting as a table's cell; of a grader its name."""
-    if isinstance(value, dict):
-        value = value.get("name") or value.get("type") or value
-    return shorten("none" if value is None else value, 28).replace("|", "/")

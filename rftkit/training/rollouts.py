@@ -20,12 +20,11 @@ from rftkit.training.heldout import rounded
 from rftkit.training.session import Session
 from rftkit.training.watchdogs import TrainingStopped, garbage_in_first_batch, save_batch
 
-TEMPLATE_ROWS = 8  # whose rendered prompts are read with the first batch
+TEMPLATE_ROWS = 8  # read with the first batch
 
 
 def step_seed(config: RunConfig, step: int) -> int:
-    """Of a step's answers (steps from 1). It depends on the step alone: a resumed run draws what
-    it would have drawn."""
+    """It depends on the step (from 1) alone: a resumed run draws what it would have drawn."""
     return config.seed * 100_003 + step
 
 
@@ -57,10 +56,7 @@ def sampler(session: Session) -> Callable[[list, Any], dict[str, Any]]:
 
 
 class StepReward:
-    """The reward function that TRL calls once a step; it keeps the step's graded samples.
-
-    TRL's log has the grader's series, for the grader's own reward function is called within.
-    """
+    """The reward function that TRL calls once a step; it keeps the step's graded samples."""
 
     def __init__(self, task: Task, session: Session | None = None):
         """session   of a run: then the first batch is checked, and a truncated answer scores 0"""
@@ -121,15 +117,13 @@ class StepReward:
         if faults := template.faults + garbage:
             faults += template.odd
             batch = save_batch(self.session.out, 1, "garbage", self.samples)
-            raise TrainingStopped(
-                "garbage in the first batch",
-                f"step 1: {'; '.join(faults)}. No weight has changed; the batch stands in {batch}: "
-                "fix the model's chat template or tokenizer, or the limit",
-            )
+            message = f"step 1: {'; '.join(faults)}; the batch stands in {batch}, no weight has "
+            message += "changed: fix the model's chat template or tokenizer, or the limit"
+            raise TrainingStopped("garbage in the first batch", message)
 
     def summary(self) -> dict[str, Any]:
-        """Of the last step: mean of each sub-grader, share of each thinking pattern, mean standard
-        deviation of the grades within a group, and the share of answers with each error."""
+        """Means of the sub-graders; shares of patterns and of errors; the mean standard deviation
+        of the grades within a group."""
         samples, count = self.samples, len(self.samples)
         group = self.session.config.answers_per_prompt if self.session else count
         grades = [

@@ -30,7 +30,6 @@ from rftkit.training.store import (
     open_folder,
     read_config,
     read_lines,
-    read_summary,
     save_adapter,
 )
 from rftkit.training.trainer import run_grpo, run_sft
@@ -38,7 +37,7 @@ from rftkit.training.watchdogs import TrainingStopped, Watchdogs, is_full_disk
 
 
 class GateSaysFix(UserError):
-    """The gate's verdict is "fix" (exit code 3). `verdict` is gate.json's object."""
+    """`verdict` is gate.json's object."""
 
     exit_code = 3
 
@@ -49,7 +48,7 @@ class GateSaysFix(UserError):
 
 @dataclass
 class Run:
-    """What a finished run hands back; the same stands in its folder."""
+    """A finished run, as it stands in its folder."""
 
     policy: LocalPolicy
     log: list[dict[str, Any]]
@@ -104,7 +103,7 @@ def train(
         )
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with Interrupts(say) as interrupts:
+        with Interrupts(say).heard() as interrupts:
             # Stage 2: is there a run in the folder? Then it is loaded or resumed.
             state = open_folder(out, config, data_identity(rows, held_out, task), existing)
             if state == FINISHED:
@@ -126,12 +125,9 @@ def train(
     except Exception as error:
         if not is_full_disk(error, out):
             raise
-        last = newest_checkpoint(out)
-        raise TrainingStopped(
-            "disk full",
-            f"{out}: no space left on the disk; {last.name if last else 'no checkpoint'} stands: "
-            "free some space and start the run again",
-        ) from error
+        last = getattr(newest_checkpoint(out), "name", "no checkpoint")
+        message = f"{out}: no space left on the disk; {last} stands: free some and start it again"
+        raise TrainingStopped("disk full", message) from error
 
 
 def open_session(
@@ -161,38 +157,30 @@ def open_session(
     if resume:
         where = f"step {state['step']}" if state else "the start, for it saved no checkpoint"
         interrupts.say(f"{out}: resumes from {where}")
-    validation = HeldOut(task, held_out, config, out) if held_out and config.eval_every else None
-    watchdogs = Watchdogs(config.watchdog_steps, config.entropy_floor)
-    if state:
-        watchdogs = Watchdogs(**state["watchdogs"])
-    if state and validation:
-        validation.progress = Progress(**state["progress"])
+    limits = {"watchdog_steps": config.watchdog_steps, "entropy_floor": config.entropy_floor}
+    watchdogs = Watchdogs(**limits | state.get("watchdogs", {}))
+    progress = Progress(**state.get("progress", {}))
+    validated = held_out and config.eval_every
+    validation = HeldOut(task, held_out, config, out, progress) if validated else None
+    recorder = Recorder(out, observers, state)
     return Session(
-        config, plan, policy, task, rows, out, Recorder(out, observers, state), watchdogs,
-        validation, interrupts, resume_from=checkpoint,
+        config, plan, policy, task, rows, out, recorder, watchdogs, validation, interrupts,
+        checkpoint,
     )  # fmt: skip
 
 
 def pass_gate(session: Session, force: bool) -> None:
-    """Is there anything to learn from these rewards? Raises GateSaysFix unless `force`.
-
-    The verdict stands in gate.json, and the same run does not ask again.
-    """
+    """Is there anything to learn from these rewards? Raises GateSaysFix unless `force`."""
     config, place = session.config, session.out / "gate.json"
-    if place.exists():  # open_folder removes those of other configs and data
+    if place.exists():  # of the same run; open_folder removes others
         verdict = read_json(place)
     else:
         session.policy.model.eval()
         signal = measure_signal(
-            session.policy,
-            session.task,
-            session.rows,
-            answers=config.answers_per_prompt,
-            max_completion_tokens=config.max_completion_tokens,
-            temperature=config.temperature,
-            completions=config.steps * config.batch,
-            seed=config.seed,
-        )
+            session.policy, session.task, session.rows, answers=config.answers_per_prompt,
+            max_completion_tokens=config.max_completion_tokens, temperature=config.temperature,
+            completions=config.steps * config.batch, seed=config.seed,
+        )  # fmt: skip
         session.recorder.notify("gate", signal)
         verdict = signal.to_json()
     stop = verdict["verdict"] == "fix"
@@ -200,21 +188,20 @@ def pass_gate(session: Session, force: bool) -> None:
     if stop and not force:
         names = ", ".join(finding["name"] for finding in verdict["findings"])
         raise GateSaysFix(
-            f"{session.out}: the signal gate says fix ({names}), nothing was trained: see {place}; "
-            "--force trains all the same",
+            f"the signal gate says fix ({names}), nothing was trained: see {place}; --force trains "
+            "all the same",
             verdict,
         )
 
 
 def is_over(session: Session) -> bool:
-    """Was the run killed between its last checkpoint and its summary? One that NaN stopped is not
-    over: it is resumed once the cause is fixed."""
+    """Was the run killed before its summary? One that NaN stopped is resumed."""
     log = session.recorder.log
-    alarms = log[-1].get("alarms", []) if log else []
-    stopped = [a for a in alarms if a.get("stops") and a["name"] != "not finite"]
-    session.stopped = next(iter(stopped), None)
-    ended = len(log) >= session.plan.steps or session.no_longer_improves or bool(stopped)
-    return bool(log) and ended
+    for alarm in log[-1].get("alarms", []) if log else []:
+        if alarm.get("stops") and alarm["name"] != "not finite":
+            session.stopped = alarm
+    done = len(log) >= session.plan.steps or session.no_longer_improves
+    return done or session.stopped is not None
 
 
 def finish(session: Session) -> Run:
@@ -225,11 +212,8 @@ def finish(session: Session) -> Run:
         load_adapter_weights(policy.model, out / "adapter")
     else:
         save_adapter(policy.model, out / "adapter")
-    steps, ended = len(session.recorder.log), "steps"
-    if session.stopped:
-        ended = session.stopped["name"]
-    elif session.no_longer_improves:
-        ended = "patience"
+    steps = len(session.recorder.log)
+    ended = "patience" if session.no_longer_improves else "steps"
     training = {
         "examples": len(session.rows),
         "steps": steps,
@@ -237,7 +221,7 @@ def finish(session: Session) -> Run:
         "validation_seconds": round(progress.seconds, 1),
         "peak_rss_mb": peak_memory_mb(),
         "samples": steps * session.plan.batch if config.method == "grpo" else 0,
-        "stopped": ended,
+        "stopped": session.stopped["name"] if session.stopped else ended,
     }
     write_report(session, training)
     record = {"config": config.to_json(), "training": training, "start": progress.start}
@@ -252,9 +236,9 @@ def finish(session: Session) -> Run:
 def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
     """A finished run from its folder, its best adapter loaded."""
     out = Path(out)
-    record = read_summary(out)
-    if record is None:
+    if not (out / "training.json").exists():
         raise UserError(f"{out}: no training.json, expected a finished run: `rftkit train` ends it")
+    record = read_json(out / "training.json")
     policy = load_trainable(config or read_config(out))
     load_adapter_weights(policy.model, out / "adapter")
     policy.model.eval()
@@ -276,7 +260,7 @@ def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
     if engine == "unsloth":
         from unsloth import FastLanguageModel
 
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        targets = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
         adapted = FastLanguageModel.get_peft_model(
             model, **rank, target_modules=targets, random_state=config.seed
         )
@@ -306,10 +290,7 @@ def starting_adapter(config: RunConfig) -> str:
     if rank != config.lora_rank:
         raise UserError(f"init_adapter: {place} has rank {rank}: set lora_rank to {rank}")
     if base != config_base(config):
-        raise UserError(
-            f"init_adapter: {place} was made for the base {base}, expected {config.model}: an "
-            "adapter fits the base that it was trained on"
-        )
+        raise UserError(f"init_adapter: {place} fits the base {base}, expected {config.model}")
     return adapter
 
 
@@ -321,7 +302,6 @@ def plan(config: RunConfig) -> Plan:
         task.grader.check_ready()
     if config.init_adapter:
         starting_adapter(config)
-    if task.answer_template:
-        for row in [*rows[:1], *held_out[:1]]:
-            fill_template(task.answer_template, row)
+    for row in [*rows[:1], *held_out[:1]] if task.answer_template else []:
+        fill_template(task.answer_template, row)
     return make_plan(config, rows, held_out, measure_model(config, rows))

@@ -24,26 +24,24 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: the run saved a checkpoint and can be resumed."""
 
 
+@dataclass
 class Interrupts:
-    """While it is entered, Ctrl-C and SIGTERM ask for an end after the step that is running.
+    """Did Ctrl-C or SIGTERM ask for an end after the step that is running? A second one stops at
+    once."""
 
-    A second Ctrl-C stops at once; the last checkpoint then stands. Signals reach the main thread
-    alone: in any other, nothing is changed.
-    """
+    say: Callable[[str], None]
+    asked: bool = False
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say, self.asked = say, False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.ask)
-        return self
-
-    def __exit__(self, *caught: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    @contextmanager
+    def heard(self) -> Iterator[Interrupts]:
+        main = threading.current_thread() is threading.main_thread()  # signals reach no other
+        signals = (signal.SIGINT, signal.SIGTERM) if main else ()
+        before = {number: signal.signal(number, self.ask) for number in signals}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def ask(self, number: int, frame: Any) -> None:
         if self.asked:
@@ -54,7 +52,7 @@ class Interrupts:
 
 @dataclass
 class Session:
-    """What the steps of a run need. A run may take several sessions."""
+    """A run may take several sessions: each resumes from the checkpoint of the one before."""
 
     config: RunConfig
     plan: Plan
@@ -66,7 +64,7 @@ class Session:
     watchdogs: Watchdogs
     held_out: HeldOut | None
     interrupts: Interrupts
-    resume_from: Path | None = None  # a checkpoint
+    resume_from: Path | None = None
     stopped: dict[str, Any] | None = None  # the alarm that ended the run, if one did
     clock: dict[str, float] = field(default_factory=dict)  # seconds of this step, by what took them
 

@@ -31,6 +31,12 @@ from rftkit.records import Sample
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
 
+# A run may be resumed with another value of these: they do not change what is learned.
+FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation")
+# These name rows and grader; data.json compares what they name, for a file has many paths.
+COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answer_template",
+                       "group_by", "patterns")  # fmt: skip
+
 # Called with each step's log object. It may have methods too, each of them optional:
 #   begin(plan, log, start)   before the first step; `log` holds the steps of earlier sessions,
 #                             `start` the validation before step 1 (or is empty)
@@ -86,7 +92,8 @@ class Recorder:
         self.out, self.observers = out, observers
         self.started = time.perf_counter() - state.get("seconds", 0.0)
         for name in LINES:
-            cut_back(out / name, state["positions"][name] if state else 0)
+            with open(out / name, "ab") as file:
+                file.truncate(state["positions"][name] if state else 0)
         self.log = read_lines(out / "log.jsonl")
 
     @property
@@ -102,7 +109,7 @@ class Recorder:
 
     def step(self, record: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
         record["seconds"] = self.seconds
-        append_lines(self.out / "samples.jsonl", sample_lines(record["step"], samples))
+        append_samples(self.out / "samples.jsonl", record["step"], samples)
         append_lines(self.out / "log.jsonl", [record])
         self.log.append(record)
         for observer in self.observers:
@@ -116,21 +123,13 @@ class Recorder:
         return {name: (self.out / name).stat().st_size for name in LINES}
 
 
-def sample_lines(step: int, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    return [{"step": step} | sample.to_json() for sample in samples]
+def append_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
+    append_lines(path, [{"step": step} | sample.to_json() for sample in samples])
 
 
 def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Lines of JSON at the end of a file, in one write."""
-    if records:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-
-
-def cut_back(path: Path, size: int) -> None:
-    """Keep a file's first `size` bytes; a missing file is made."""
-    with open(path, "ab") as file:
-        file.truncate(size)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -152,19 +151,15 @@ def data_identity(
     """What a run is trained on, as sizes and checksums: data.json."""
     try:
         grader = task.grader.to_json()
-    except (UserError, ValueError, TypeError, OSError):
+    except (UserError, ValueError, TypeError):
         grader = task.grader.name  # a function of this process
     reading = [task.answer_template, task.group_by, task.patterns, task.metrics, task.headline]
     parts = {"training rows": rows, "held-out rows": held_out, "grader": [grader]}
-    parts["task"] = [reading]
-    return {name: [len(records), checksum(records)] for name, records in parts.items()}
-
-
-def checksum(records: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(json.dumps(record, sort_keys=True, default=str).encode() + b"\n")
-    return digest.hexdigest()
+    identity = {}
+    for name, records in (parts | {"task": [reading]}).items():
+        lines = [json.dumps(record, sort_keys=True, default=str) + "\n" for record in records]
+        identity[name] = [len(lines), hashlib.sha256("".join(lines).encode()).hexdigest()]
+    return identity
 
 
 def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> str:
@@ -176,76 +171,61 @@ def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: st
     and where files of a run's names stand there that no run wrote.
     """
     names = [name for name in (*OWN_FILES, *OWN_FOLDERS) if (out / name).exists()]
-    if names and "config.json" not in names:
+    if names and not {"config.json", "data.json"} <= {*names}:
         raise UserError(f"{out}: holds {', '.join(names)} that no run wrote: name another folder")
     differing = differences(out, config, data) if names else []
-    if existing == "resume" and is_begun(out):
-        if differing:
-            raise UserError(
-                f"{out}: another run stands here ({'; '.join(differing)}): name another folder, "
-                "or remove this one"
-            )
-        if read_summary(out) is not None:
-            return FINISHED
-        state = UNFINISHED
-    else:
-        clear(out, keep_gate=existing == "resume" and not differing)
-        state = NEW
-    write_json(out / "config.json", config.to_json())
+    resume = existing == "resume" and is_begun(out)
+    if resume and differing:
+        raise UserError(
+            f"{out}: another run stands here ({'; '.join(differing)}): name another folder, or "
+            "remove this one"
+        )
+    if resume and (out / "training.json").exists():
+        return FINISHED
+    if not resume:
+        # A run that the gate stopped need not ask it again.
+        same = existing == "resume" and not differing
+        for name in OWN_FOLDERS:
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in set(OWN_FILES) - ({"gate.json"} if same else set()):
+            (out / name).unlink(missing_ok=True)
     write_json(out / "data.json", data)
-    return state
+    write_json(out / "config.json", config.to_json())
+    return UNFINISHED if resume else NEW
 
 
 def is_begun(out: Path) -> bool:
-    """Was a step logged or saved here? A folder without one holds nothing to lose."""
+    """Was a step of a run logged here? A folder without one holds nothing to lose."""
     log = out / "log.jsonl"
-    begun = (log.exists() and log.stat().st_size > 0) or any(out.glob("checkpoints/step-*"))
-    return (out / "config.json").exists() and (begun or (out / "training.json").exists())
-
-
-def read_summary(out: Path) -> dict[str, Any] | None:
-    """training.json of a finished run."""
-    place = out / "training.json"
-    return read_json(place) if place.exists() else None
+    return (out / "data.json").exists() and log.exists() and log.stat().st_size > 0
 
 
 def read_config(out: Path) -> RunConfig:
     """The config of a run folder, as it was stored; fields that it lacks have their default."""
-    place = out / "config.json"
-    record = read_json(place)
-    if not (isinstance(record, dict) and {"task", "train_file"} & record.keys()):  # a model's
-        raise UserError(f"{place}: no RunConfig, expected a run's folder: name another folder")
+    record = read_json(out / "config.json")
     known = {key: value for key, value in record.items() if key in RunConfig.model_fields}
     return RunConfig.model_construct(**known)
 
 
 def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]:
-    """What differs between the run in `out` and the one that is asked for, by name."""
-    before = read_config(out)
-    differing = config.differences(before)
-    if not (out / "data.json").exists():
-        return [*differing, "data.json: missing, so its rows are not known"]
-    known = read_json(out / "data.json")
-    others = [name for name, identity in data.items() if known.get(name) != identity]
-    if others:
-        differing += config.differences(before, by_content=True)
-    for name in others:
-        here, there = data[name][0], (known.get(name) or ["none"])[0]
-        what = f"{there} there, {here} here" if there != here else "not the same"
-        differing.append(f"{name}: {what}")
-    return differing
+    """In what the run in `out` would train differently: "steps: 70 there, 40 here".
 
-
-def clear(out: Path, keep_gate: bool) -> None:
-    """Remove what a run writes, config.json last, and nothing else that may stand in the folder.
-
-    keep_gate   the gate has answered for this very config and data
+    Rows and grader are compared by their checksums: the fields that name them may differ.
     """
-    for name in OWN_FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in OWN_FILES:
-        if not (keep_gate and name == "gate.json"):
-            (out / name).unlink(missing_ok=True)
+    before, known = dict(read_config(out)), read_json(out / "data.json")
+    fields = {
+        name: f"{name}: {before[name]!r} there, {value!r} here"
+        for name, value in config
+        if before[name] != value and name not in FREE_FIELDS
+    }
+    parts = []
+    for name in data:
+        if known[name] != data[name]:
+            there, here = known[name][0], data[name][0]
+            counts = f"{there} there, {here} here" if there != here else "not the same"
+            parts.append(f"{name}: {counts}")
+    same = not parts and fields.keys() <= {*COMPARED_BY_CONTENT}
+    return [] if same else [*fields.values(), *parts]
 
 
 # Checkpoints and adapters.
@@ -263,16 +243,12 @@ def write_checkpoint(out: Path, trainer: Any, state: dict[str, Any]) -> None:
         return
     beside = folder / ".writing"
     shutil.rmtree(beside, ignore_errors=True)
-    try:
-        write_adapter(trainer.model, beside)
-        trainer._save_optimizer_and_scheduler(str(beside))
-        trainer._save_rng_state(str(beside))
-        trainer.state.save_to_json(str(beside / "trainer_state.json"))
-        write_json(beside / "run_state.json", state)
-        move_into_place(beside, place)
-    except BaseException:  # a full disk gets back what the attempt took
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    write_adapter(trainer.model, beside)
+    trainer._save_optimizer_and_scheduler(str(beside))
+    trainer._save_rng_state(str(beside))
+    trainer.state.save_to_json(str(beside / "trainer_state.json"))
+    write_json(beside / "run_state.json", state)
+    move_into_place(beside, place)
     for old in folder.glob("step-*"):
         if old != place:
             shutil.rmtree(old, ignore_errors=True)

@@ -111,8 +111,7 @@ def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]
 
 
 def prompt_table(rows: list[dict[str, Any]], steps: int, config: RunConfig) -> Any:
-    """A line for every prompt of the whole run, in its order: what the model reads, and beside it
-    the whole row, which goes to the grader alone."""
+    """Every prompt of the run in its order, and beside it the whole row, for the grader alone."""
     from datasets import Dataset
 
     table = Dataset.from_list(
@@ -152,16 +151,11 @@ def run_trainer(session: Session, trainer: Any, reward: StepReward | None = None
     except GraderFailure as failure:
         number = trainer.state.global_step + 1
         batch = save_batch(session.out, number, "grader failed", reward.samples)
-        raise TrainingStopped(
-            "grader failed",
-            f"step {number}: {failure}; its batch stands in {batch}, and the last checkpoint "
-            "stands: fix the grader and start the run again",
-        ) from failure
+        message = f"step {number}: {failure}; its batch stands in {batch}: fix it and start again"
+        raise TrainingStopped("grader failed", message) from failure
     if session.interrupts.asked:
-        raise Interrupted(
-            f"interrupted after step {trainer.state.global_step}; a checkpoint is saved in "
-            f"{session.out}: the same command resumes"
-        )
+        step = trainer.state.global_step
+        raise Interrupted(f"interrupted after step {step}, saved: the same command resumes")
 
 
 def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> Any:
@@ -192,9 +186,8 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
             for alarm in alarms:
                 save_batch(session.out, step, alarm["name"], samples)
             last = step >= state.max_steps
-            session.clock["training"] = (
-                time.perf_counter() - self.began - sum(session.clock.values())
-            )
+            elapsed = time.perf_counter() - self.began
+            session.clock["training"] = elapsed - sum(session.clock.values())
             if held_out and (step % config.eval_every == 0 or last):
                 with session.timed("evaluation"):
                     record["validation"], drift = held_out.validate(session.policy, step)
@@ -204,13 +197,14 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
             record["timings"] = rounded(session.clock, 3)
             session.recorder.step(record, samples)
             if config.report_to != "none" and "validation" in record:
+                metric, mean, grade = map(record["validation"].get, ("metric", "mean", "grade"))
+                series = {metric: mean, "grade": grade, **record["validation"]["patterns"]}
                 # Not the trainer's own `log`, which would send the step's means a second time.
-                Trainer.log(trainer, held_out_series(record["validation"]))
+                Trainer.log(trainer, {f"held_out/{name}": v for name, v in series.items()})
             self.finish(state, control, alarms, last)
 
         def finish(self, state, control, alarms, last: bool) -> None:
-            """Stop or save, where it is due. The checkpoint comes after the record, for it notes
-            how long the record's files are."""
+            """The checkpoint comes after the record, for it notes how long its files are."""
             stops = next((alarm for alarm in alarms if alarm.get("stops")), None)
             session.stopped = session.stopped or stops
             done = bool(stops) or session.no_longer_improves or session.interrupts.asked
@@ -221,16 +215,7 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
             if done or last or state.global_step % config.save_every == 0:
                 session.save(trainer)
             if stops and stops["name"] == "not finite":
-                raise TrainingStopped(
-                    stops["name"],
-                    f"step {state.global_step}: {stops['cause']}; {skipped} times in a row, so "
-                    f"the run stopped, its batches stand in {session.out / 'alarms'}",
-                )
+                times = f"{stops['cause']}; {skipped} times in a row, batches in alarms/"
+                raise TrainingStopped(stops["name"], f"step {state.global_step}: {times}")
 
     return Step()
-
-
-def held_out_series(validation: dict[str, Any]) -> dict[str, float]:
-    """For TensorBoard and trackio: TRL sends them its own series alone."""
-    values = {validation["metric"]: validation["mean"], "grade": validation["grade"]}
-    return {f"held_out/{name}": v for name, v in (values | validation["patterns"]).items()}
