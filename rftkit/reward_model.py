@@ -3,17 +3,17 @@
     model = fit_reward_model(policy, rows, samples)      # samples[row][index], graded
     task.grader = model.as_grader()                      # and train() as ever
 
-Where no rule can grade, a reward model is trained on answers that people (or a slow judge) graded.
-Here the base reads question and answer, and a logistic head on its last hidden states predicts the
-grade (Ouyang et al. 2022, section 3.5, with the base frozen). A policy that is trained against it
-moves away from those answers and finds what the head overrates: validate on the TASK's metric, and
-fit again on new answers.
+Where no rule can grade, people (or a slow judge) grade some answers. The base reads question and
+answer, and a logistic head on its last hidden states predicts the grade (Ouyang et al. 2022,
+section 3.5, with the base frozen). A policy that is trained against it moves away from those
+answers and finds what the head overrates: validate on the TASK's metric, fit again on new answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ from rftkit.records import Sample
 
 if TYPE_CHECKING:
     import torch
-
 
 RIDGE = 1e-2  # weight of the penalty on the head's squared weights
 BATCH = 64
@@ -48,12 +47,9 @@ class RewardModel:
         return (features @ self.head[:-1] + self.head[-1]).sigmoid().tolist()
 
     def as_grader(self, name: str = "reward_model") -> Grader:
-        """As a grader for a Task: it reads the row's messages and the answer, never the reference.
-
-        It runs in this process, and cannot be written to task.json. The signal gate asks for full
-        marks for the right answer, which a guess never gives: train with gate="off", and look at
-        `agreement` on held-out answers instead.
-        """
+        """As a grader for a Task, in this process: no task.json can hold it. Train with gate="off":
+        the gate asks for full marks for the right answer, which a guess never gives. Look at
+        `agreement` on held-out answers instead."""
 
         @grader(name=name)
         def guess(sample: dict, item: dict) -> float:
@@ -80,16 +76,13 @@ class RewardModel:
 
 
 def fit_reward_model(
-    policy: LocalPolicy,
-    rows: Sequence[dict[str, Any]],
-    samples: Sequence[Sequence[Sample]],
+    policy: LocalPolicy, rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]]
 ) -> RewardModel:
     """Fit the head to samples[row][index].grade (0 to 1); the policy's weights stay as they are.
 
-    Logistic regression with a small ridge, to its optimum (L-BFGS): the same data, the same head.
-    The policy must not change afterwards: hand in a base of its own, loaded for this.
-
-    Raises UserError where fewer than 20 answers have a grade, or all have the same.
+    Logistic regression with a small ridge, to its optimum (L-BFGS). The policy must not change
+    afterwards: load a base for this alone. UserError where fewer than 20 answers have a grade, or
+    all have the same.
     """
     import torch
 
@@ -134,7 +127,7 @@ def read_answers(
     import torch
 
     tokenizer, model = policy.tokenizer, policy.model
-    device, found = next(model.parameters()).device, []
+    device, features = next(model.parameters()).device, []
     texts = [policy.render(row["messages"]) + text for row, text in zip(rows, outputs)]
     whole = tokenizer([t + tokenizer.eos_token for t in texts], add_special_tokens=False).input_ids
     answers = [text + tokenizer.eos_token for text in outputs]
@@ -152,8 +145,8 @@ def read_answers(
                 logits_to_keep=1,
             ).hidden_states[-1]
             for row, length in zip(states, lengths[start : start + BATCH]):
-                found.append(row[-length:].float().mean(0).cpu())
-    return torch.stack(found).clone()
+                features.append(row[-length:].float().mean(0).cpu())
+    return torch.stack(features).clone()
 
 
 def agreement(
@@ -164,9 +157,8 @@ def agreement(
     for row, group in zip(rows, samples):
         graded = [s for s in group if s.grade is not None]
         guesses = model.score([row] * len(graded), [s.output_text for s in graded])
-        for i, a in enumerate(graded):
-            for j, b in enumerate(graded[:i]):
-                if a.grade != b.grade:
-                    total += 1
-                    right += (guesses[i] - guesses[j]) * (a.grade - b.grade) > 0
+        for (a, guess), (b, other) in combinations(zip(graded, guesses), 2):
+            if a.grade != b.grade:
+                total += 1
+                right += (guess - other) * (a.grade - b.grade) > 0
     return right / total if total else float("nan")

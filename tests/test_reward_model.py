@@ -1,9 +1,11 @@
 """A reward model: fitted to graded answers, it ranks new ones, and trains a policy."""
 
+import math
+
 import pytest
 import torch
 
-from rftkit import RunConfig, Sample, UserError, load_policy, load_task, reward_model, train
+from rftkit import RunConfig, Sample, UserError, load_task, reward_model, train
 from rftkit.reward_model import RewardModel, agreement, fit_reward_model
 
 GOOD, BAD = '{"genes": ["A"]}', "I do not know."
@@ -15,9 +17,9 @@ def graded(rows):
 
 
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(mini):
     rows = load_task("gene_ranking").rows("train")[:64]
-    return fit_reward_model(load_policy("embedded:mini"), rows, graded(rows))
+    return fit_reward_model(mini, rows, graded(rows))
 
 
 def test_the_head_ranks_new_answers(fitted):
@@ -27,6 +29,20 @@ def test_the_head_ranks_new_answers(fitted):
     assert sum(good) / 8 > 0.8 and sum(bad) / 8 < 0.2
     assert all(0 <= guess <= 1 for guess in good + bad)
     assert fitted.score([], []) == []
+
+
+def test_agreement_counts_pairs_of_different_grades():
+    class Guesses:
+        def score(self, rows, outputs):
+            return [float(text) for text in outputs]
+
+    def group(*pairs):
+        return [Sample(output_text=str(guess), grade=grade) for guess, grade in pairs]
+
+    right = group((0.9, 1.0), (0.2, 0.0), (0.5, 0.0))  # two pairs; the two zeros are a tie
+    wrong = group((0.1, 1.0), (0.4, 0.5), (0.7, None))  # one pair; one answer has no grade
+    assert agreement(Guesses(), [{}, {}], [right, wrong]) == pytest.approx(2 / 3)
+    assert math.isnan(agreement(Guesses(), [{}], [group((0.1, 1.0), (0.2, 1.0))]))
 
 
 def test_what_is_saved_scores_the_same(fitted, tmp_path):
@@ -39,13 +55,12 @@ def test_what_is_saved_scores_the_same(fitted, tmp_path):
     assert alone == pytest.approx(whole, abs=1e-4)  # neighbours in the batch do not count
 
 
-@pytest.mark.parametrize("case", ["all the same grade", "too few"])
-def test_grades_that_teach_nothing_are_refused(case):
-    rows = load_task("gene_ranking").rows("train")[:12]
-    same = [[Sample(output_text=GOOD, grade=1.0)] * 2 for _ in rows]
-    chosen, samples = (rows[:3], graded(rows[:3])) if case == "too few" else (rows, same)
+@pytest.mark.parametrize(
+    "samples", [graded([{}] * 3), [[Sample(output_text=GOOD, grade=1.0)]] * 30]
+)
+def test_too_few_or_equal_grades_are_refused(mini, samples):
     with pytest.raises(UserError, match="expected 20 or more answers of different grades"):
-        fit_reward_model(load_policy("embedded:mini"), chosen, samples)
+        fit_reward_model(mini, [{}] * len(samples), samples)
 
 
 def test_a_policy_is_trained_against_it(fitted, tmp_path):
@@ -61,9 +76,9 @@ def test_a_policy_is_trained_against_it(fitted, tmp_path):
     assert done.log[0]["validation"]["metric"] == "top1"
 
 
-def test_the_features_are_of_the_answers_own_tokens():
+def test_the_features_are_of_the_answers_own_tokens(mini):
     """By hand, each text alone: no padding, the states from the end of the question on."""
-    policy = load_policy("embedded:mini")
+    policy = mini
     rows = load_task("gene_ranking").rows("validation")[:3]
     outputs = [GOOD, BAD * 5, '{"genes": ["SCN1A", "INSR", "PTEN", "TBP", "FXN"]}']
     features = reward_model.read_answers(policy, rows, outputs)

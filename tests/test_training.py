@@ -13,10 +13,9 @@ import pytest
 from project_files import ROOT
 from typer.testing import CliRunner
 
-from rftkit import RunConfig, UserError, load_task, train
+from rftkit import RunConfig, UserError, load_policy, load_task, train
 from rftkit.cli import app
 from rftkit.graders.rewards import GraderFailure
-from rftkit.policy import load_policy
 from rftkit.records import SamplingConfig
 from rftkit.task import task_from_json
 from rftkit.training.report import list_runs, runs_table
@@ -35,11 +34,14 @@ TINY = dict(
     task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=0,
     eval_rows=4, eval_samples=1, max_completion_tokens=40, gate="off", save_every=1,
 )  # fmt: skip
+VALIDATED = TINY | {"eval_every": 1}
 LOG_FIELDS = {
     "step", "seconds", "reward_mean", "reward_std", "sub_rewards", "dead_groups",
     "completion_tokens", "truncated", "entropy", "kl", "grad_norm", "loss", "patterns",
 }  # fmt: skip
 WEIGHTS = "adapter_model.safetensors"
+CONSTANT = {"type": "string_check", "name": "constant", "operation": "ne",
+            "input": "{{sample.output_text}}", "reference": "never said"}  # fmt: skip
 
 
 def shuffled(rows):
@@ -52,23 +54,18 @@ def graded_by(spec):
     return task_from_json(load_task("gene_ranking").to_json() | {"grader": spec})
 
 
-def write_config(folder, **fields):
-    (folder / "run.json").write_text(json.dumps(TINY | fields))
-    return str(folder / "run.json")
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    heard = []
-    done = train(RunConfig(**QUICK), tmp_path_factory.mktemp("run"), [heard.append])
-    assert heard == done.log
+    observed = []
+    done = train(RunConfig(**QUICK), tmp_path_factory.mktemp("run"), [observed.append])
+    assert observed == done.log
     return done
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Two validated steps, finished. A test that changes it copies it."""
-    return train(RunConfig(**TINY | {"eval_every": 1}), tmp_path_factory.mktemp("tiny") / "run")
+    """Two validated steps, finished. No test changes it."""
+    return train(RunConfig(**VALIDATED), tmp_path_factory.mktemp("tiny") / "run")
 
 
 # What is learned.
@@ -80,31 +77,21 @@ def test_rft_raises_the_held_out_score(run):
     assert after["diagnose first"] > 2 * before["diagnose first"]
 
 
-def test_the_answer_never_reaches_the_model(run):
+def test_answers_depend_on_prompt_and_step_and_never_on_the_reference(run):
     rows = load_task("gene_ranking").rows("train")[:3]
-
-    class Trainer:
-        class state:
-            global_step = 0
-
     session = SimpleNamespace(
         policy=run.policy, config=RunConfig(**QUICK), timed=lambda name: nullcontext()
     )
     draw = sampler(session)
-    one, other = (draw([r["messages"] for r in x for _ in range(8)], Trainer)
-                  for x in (rows, shuffled(rows)))  # fmt: skip
-    assert one == other
-    assert rows[0]["reference_gene"] not in run.policy.tokenizer.decode(one["prompt_ids"][0])
 
+    def drawn(rows, step):
+        state = SimpleNamespace(state=SimpleNamespace(global_step=step))
+        return draw([row["messages"] for row in rows for _ in range(8)], state)
 
-def test_each_step_draws_other_answers(tmp_path):
-    rows = load_task("gene_ranking").rows("train")[:1]
-    config = RunConfig(**TINY | {"prompts_per_step": 1, "learning_rate": 1e-12})
-    train(config, tmp_path, rows=rows, held_out=[])
-    drawn = {1: [], 2: []}
-    for line in read_lines(tmp_path / "samples.jsonl"):
-        drawn[line["step"]].append(line["reasoning"] + line["output_text"])
-    assert len(drawn[1]) == len(drawn[2]) == 4 and drawn[1] != drawn[2]
+    first = drawn(rows, 0)
+    assert first == drawn(shuffled(rows), 0)
+    assert first["completion_ids"] != drawn(rows, 1)["completion_ids"]
+    assert rows[0]["reference_gene"] not in run.policy.tokenizer.decode(first["prompt_ids"][0])
 
 
 def test_gradients_of_several_passes_add_up_to_one_step(tmp_path, tiny):
@@ -114,16 +101,16 @@ def test_gradients_of_several_passes_add_up_to_one_step(tmp_path, tiny):
     assert parts["grad_norm"] == pytest.approx(tiny.log[0]["grad_norm"], rel=1e-3)
 
 
-def test_sft_learns_the_completion_alone():
-    task, policy = load_task("gene_ranking"), load_policy("embedded:mini")
+def test_sft_learns_the_completion_alone(mini):
+    task = load_task("gene_ranking")
     row = task.rows("train")[0]
     config = RunConfig(method="sft", completion_template="<think></think>" + task.answer_template)
-    example = sft_example(policy, task, row, config)
+    example = sft_example(mini, task, row, config)
     learned = [i for i, label in zip(example["input_ids"], example["labels"]) if label != -100]
     completion = f'<think></think>{{"genes": ["{row["reference_gene"]}"]}}<|end|>'
-    assert policy.tokenizer.decode(learned) == completion
-    read = policy.tokenizer.decode(example["input_ids"][: -len(learned)])
-    assert read == policy.render(row["messages"])
+    assert mini.tokenizer.decode(learned) == completion
+    read = mini.tokenizer.decode(example["input_ids"][: -len(learned)])
+    assert read == mini.render(row["messages"])
 
 
 def test_an_sft_run_learns_its_completions(tmp_path):
@@ -148,29 +135,27 @@ def test_engine_unsloth_trains_too(tmp_path):
         "choose_engine('unsloth', 'cpu')\n"
         "import unsloth\n"
         "from rftkit import RunConfig, train\n"
-        f"c = RunConfig(**{TINY}, engine='unsloth')\n"
-        "r = train(c, sys.argv[1])\n"
+        f"r = train(RunConfig(**{TINY}, engine='unsloth'), sys.argv[1])\n"
         "print('RESULT', r.policy.engine, len(r.log), r.log[-1]['grad_norm'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "RESULT unsloth 2" in done.stdout, (done.stdout[-500:], done.stderr[-1500:])
     assert (tmp_path / "adapter" / WEIGHTS).exists()
 
 
 def test_a_second_round_starts_from_the_first_ones_adapter(tmp_path, tiny):
-    first = {"init_adapter": str(tiny.out), "eval_every": 1}
-    second = train(RunConfig(**TINY | first, seed=5), tmp_path / "2")
+    first = VALIDATED | {"init_adapter": str(tiny.out)}
+    second = train(RunConfig(**first, seed=5), tmp_path / "2")
     assert second.start["mean"] == tiny.best["mean"]
     start = tmp_path / "2" / "checkpoints" / "best" / "step-000000" / WEIGHTS
     assert not start.exists() or start.read_bytes() == (tiny.out / "adapter" / WEIGHTS).read_bytes()
-    for wrong, named in (
-        ({"lora_rank": 8}, "lora_rank to 4"),
-        ({"model": "embedded:large"}, "base"),
-    ):
-        with pytest.raises(UserError, match=f"init_adapter: .*{named}"):
-            train(RunConfig(**TINY | first | wrong), tmp_path / "3")
+    for wrong, named in {
+        "lora_rank": (8, "lora_rank to 4"),
+        "model": ("embedded:large", "base"),
+    }.items():
+        with pytest.raises(UserError, match=f"init_adapter: .*{named[1]}"):
+            train(RunConfig(**first | {wrong: named[0]}), tmp_path / "3")
 
 
 # What is stored.
@@ -228,19 +213,19 @@ def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp
     from transformers import TrainerCallback
     from transformers.integrations import integration_utils
 
-    heard = []
+    series = []
 
     class Reports(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **rest):
-            heard.append((state.global_step, dict(logs)))
+            series.append((state.global_step, dict(logs)))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
     monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
-    done = train(RunConfig(**TINY | {"report_to": "tensorboard", "eval_every": 1}), tmp_path)
+    done = train(RunConfig(**VALIDATED, report_to="tensorboard"), tmp_path)
     logged = {r["step"]: r["validation"]["mean"] for r in done.log}
-    assert {s: v["held_out/top1"] for s, v in heard if "held_out/top1" in v} == logged
-    assert [step for step, logs in heard if "reward" in logs] == [1, 2]
+    assert {s: v["held_out/top1"] for s, v in series if "held_out/top1" in v} == logged
+    assert [step for step, logs in series if "reward" in logs] == [1, 2]
 
 
 # The same folder again.
@@ -248,13 +233,12 @@ def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp
 
 def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
     def files():
-        return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in tiny.out.rglob("*")
-                if p.is_file() and p.name != ".lock"}  # fmt: skip
+        return {p: p.stat().st_mtime_ns for p in tiny.out.rglob("*") if p.is_file()}
 
-    before, heard = files(), []
-    config = RunConfig(**TINY | {"eval_every": 1, "save_every": 9, "gate": "on"})  # free fields
-    assert train(config, tiny.out, [heard.append]).log == tiny.log
-    assert heard == [] and files() == before
+    before, observed = files(), []
+    config = RunConfig(**VALIDATED | {"save_every": 9, "gate": "on"})  # fields that are free
+    assert train(config, tiny.out, [observed.append]).log == tiny.log
+    assert observed == [] and files() == before
 
 
 @pytest.mark.parametrize(
@@ -262,22 +246,20 @@ def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
     [
         ({"learning_rate": 0.5, "steps": 3}, r"steps: 2 there, 3 here; learning_rate: None there"),
         ({"answer_template": '{"genes": ["NOT", "{{item.reference_gene}}"]}'}, "answer_template"),
-        ({"grader": {"type": "string_check", "name": "x", "input": "{{sample.output_text}}",
-                     "reference": "{{item.reference_gene}}", "operation": "like"}}, "grader"),
+        ({"grader": CONSTANT}, "grader"),
     ],
-)  # fmt: skip
+)
 def test_another_config_is_refused_by_its_fields(tiny, change, named):
     with pytest.raises(UserError, match=f"another run stands here.*{named}"):
-        train(RunConfig(**TINY | {"eval_every": 1} | change), tiny.out)
+        train(RunConfig(**VALIDATED | change), tiny.out)
 
 
 def test_rows_are_compared_by_content(tmp_path):
     task = load_task("gene_ranking")
     rows = task.rows("train")[:6]
-    paths = []
-    for name in ("a", "b"):  # the same rows under two names
-        paths.append(tmp_path / f"{name}.jsonl")
-        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]  # the same rows under two names
+    for path in paths:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = RunConfig(**TINY | {"task": None, "grader": task.grader_spec, "train_file": paths[0]})
     train(config, tmp_path / "run")
     assert len(train(config.replace(train_file=paths[1]), tmp_path / "run").log) == 2
@@ -290,31 +272,24 @@ def test_rows_are_compared_by_content(tmp_path):
 
 
 @pytest.mark.parametrize("existing", ["resume", "replace"])
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"adapter/mine.txt": "mine", "report.md": "mine"},
-        {"config.json": '{"model_type": "llama"}', "adapter/mine.txt": "mine"},  # a model's
-        {"log.jsonl": '{"step": 1}\n', "config.json": "torn"},
-    ],
-)
-def test_files_that_no_run_wrote_are_kept(tmp_path, files, existing):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+@pytest.mark.parametrize("name", ["log.jsonl", "config.json"])  # the second may be a model's
+def test_files_that_no_run_wrote_are_kept(tmp_path, name, existing):
+    (tmp_path / "adapter").mkdir()
+    files = [tmp_path / name, tmp_path / "adapter" / "mine.txt"]
+    for file in files:
+        file.write_text('{"mine": 1}')
     with pytest.raises(UserError, match=str(tmp_path)):
         open_folder(tmp_path, RunConfig(**TINY), {}, existing)
-    assert {n: (tmp_path / n).read_text() for n in files} == files
+    assert [file.read_text() for file in files] == ['{"mine": 1}'] * 2
 
 
 # What stops a run before its first step.
 
 
 def test_a_held_out_group_must_not_be_trained_on(tmp_path):
-    task = load_task("gene_ranking")
-    rows = task.rows("train")[:4]
+    rows = load_task("gene_ranking").rows("train")[:4]
     with pytest.raises(UserError, match="both training and held-out rows"):
-        train(RunConfig(**TINY), tmp_path, [], task, rows, rows[:1])
+        train(RunConfig(**TINY), tmp_path, rows=rows, held_out=rows[:1])
 
 
 @pytest.mark.parametrize("side", ["rows", "held_out"])
@@ -324,7 +299,7 @@ def test_a_row_without_its_answer_stops_the_run(tmp_path, side):
     rows = {"rows": task.rows("train")[:4], "held_out": task.rows("validation")[:4]}
     rows[side][2].pop("reference_gene")
     with pytest.raises(UserError, match="reference_gene"):
-        train(RunConfig(**TINY | {"eval_every": 1}), tmp_path, task=task, **rows)
+        train(RunConfig(**VALIDATED), tmp_path, task=task, **rows)
     assert read_lines(tmp_path / "log.jsonl") == []
 
 
@@ -334,10 +309,6 @@ def test_an_adapter_as_the_model_is_refused(tiny, tmp_path):
         with pytest.raises(UserError, match=f'"init_adapter" to {tiny.out}'):
             start(config)
     assert not (tmp_path / "new").exists()
-
-
-CONSTANT = {"type": "string_check", "name": "constant", "operation": "ne",
-            "input": "{{sample.output_text}}", "reference": "never said"}  # fmt: skip
 
 
 def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
@@ -362,36 +333,27 @@ def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
 
 
 def test_the_gate_does_not_change_the_run(tmp_path, tiny):
-    """And it is not asked again by a run that starts anew, having saved no checkpoint."""
-
-    def stop(record):
-        raise RuntimeError("stopped from outside")
-
-    config = RunConfig(**TINY | {"gate": "on", "eval_every": 1})
-    with pytest.raises(RuntimeError, match="from outside"):
-        train(config, tmp_path, [stop], force=True)
-    asked = (tmp_path / "gate.json").read_text()
-    done = train(config, tmp_path, force=True)
+    done = train(RunConfig(**VALIDATED | {"gate": "on"}), tmp_path, force=True)
     assert [r["loss"] for r in done.log] == [r["loss"] for r in tiny.log]
-    assert json.loads(asked) == json.loads((tmp_path / "gate.json").read_text())
 
 
 def test_a_refusal_of_the_gate_ends_with_3_and_prints_its_verdict(tmp_path):
     template = load_task("gene_ranking").answer_template
-    file = write_config(tmp_path, gate="on", grader=CONSTANT, answer_template=template)
-    arguments = ["train", file, "--out", str(tmp_path / "r"), "--json"]
+    fields = {"gate": "on", "grader": CONSTANT, "answer_template": template}
+    (tmp_path / "run.json").write_text(json.dumps(TINY | fields))
+    arguments = ["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "r"), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exception.exit_code == 3
     verdict = json.loads(result.stdout)["gate"]
     assert verdict["verdict"] == "fix" and verdict["findings"]
 
 
-# The command, and what interrupts it.
+# What interrupts it.
 
 
 def test_ctrl_c_saves_a_checkpoint_of_the_step(tmp_path):
     config = RunConfig(**TINY | {"steps": 3, "save_every": 50})
-    handler, heard = signal.getsignal(signal.SIGINT), []
+    handler, observed = signal.getsignal(signal.SIGINT), []
 
     def press(record):
         if record["step"] == 1:
@@ -401,12 +363,12 @@ def test_ctrl_c_saves_a_checkpoint_of_the_step(tmp_path):
         train(config, tmp_path, [press])
     assert signal.getsignal(signal.SIGINT) is handler
     assert (tmp_path / "checkpoints" / "step-000001" / "run_state.json").exists()
-    done = train(config, tmp_path, [heard.append])
-    assert [r["step"] for r in heard] == [2, 3] and [r["step"] for r in done.log] == [1, 2, 3]
+    done = train(config, tmp_path, [observed.append])
+    assert [r["step"] for r in observed] == [2, 3] and [r["step"] for r in done.log] == [1, 2, 3]
 
 
 def test_sigterm_ends_the_command_with_130(tmp_path):
-    write_config(tmp_path, steps=400)
+    (tmp_path / "run.json").write_text(json.dumps(TINY | {"steps": 400}))
     command = [sys.executable, "-m", "rftkit.cli", "train", "run.json", "--out", "r", "--json"]
     child = subprocess.Popen(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
@@ -424,46 +386,38 @@ def test_sigterm_ends_the_command_with_130(tmp_path):
 # All runs of a folder.
 
 VALIDATION = {"metric": "top1", "mean": 0.4, "low": 0.3, "high": 0.5}
-LOG = (
-    b'{"step": 1, "seconds": 1}\n{"step": 2, "seconds": 3, "validation": '
-    + json.dumps(VALIDATION).encode()
-    + b"}\n"
+LOG = '{"step": 1, "seconds": 1}\n' + json.dumps(
+    {"step": 2, "seconds": 3, "validation": VALIDATION}
 )
 SUMMARY = {"training": {"stopped": "steps"}, "start": VALIDATION, "best": VALIDATION | {"step": 2}}
 
 
-def made_run(folder, log=LOG, summary=None, **config):
+def made_run(folder, log, summary=None, **config):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"task": "gene_ranking"} | config))
     (folder / "data.json").write_text("{}")
-    (folder / "log.jsonl").write_bytes(log)
+    (folder / "config.json").write_text(json.dumps({"task": "gene_ranking"} | config))
+    (folder / "log.jsonl").write_text(log)
     if summary is not None:
         (folder / "training.json").write_text(json.dumps(summary))
 
 
 @pytest.mark.parametrize(
     ("log", "summary"),
-    [
-        (b"not json\n" + LOG, None),
-        (LOG + b"\xff\xfe{}\n", None),
-        (b'{"step": 1, "seconds": 1, "validation": 3}\n', None),
-        (b'{"step": 1}\n', None),
-        (LOG, [1]),
-    ],
+    [("not json\n", None), ('{"step": 1, "validation": 3}\n', None), (LOG + "\n", [1])],
 )
 def test_one_broken_run_does_not_hide_the_others(tmp_path, log, summary):
-    made_run(tmp_path / "a", seed=1)
-    made_run(tmp_path / "z", LOG + b'{"step": 3, "patterns": {"\xc3', SUMMARY, seed=2)  # killed
+    made_run(tmp_path / "a", LOG + "\n", seed=1)
+    made_run(tmp_path / "z", LOG + '\n{"step": 3, "patterns": {"', SUMMARY, seed=2)  # killed
     made_run(tmp_path / "bad", log, summary, seed=7)
-    found = list_runs(tmp_path)
-    assert [(r["name"], r["state"], r["steps"]) for r in found["runs"]] == [
+    runs = list_runs(tmp_path)
+    assert [(r["name"], r["state"], r["steps"]) for r in runs["runs"]] == [
         ("a", "unfinished", 2), ("z", "finished", 2)
     ]  # fmt: skip
-    assert found["differing"] == ["seed"] and str(tmp_path / "bad") in found["unreadable"][0]
-    table = runs_table(found)
-    assert table[0] == {"run": "a", "held out": "top1 0.400 [0.300, 0.500]", "at step": "2",
-                        "steps": "2", "ended by": "unfinished", "alarms": "none",
-                        "seed": "1"}  # fmt: skip
+    assert runs["differing"] == ["seed"] and str(tmp_path / "bad") in runs["unreadable"][0]
+    assert runs_table(runs)[0] == {
+        "run": "a", "held out": "top1 0.400 [0.300, 0.500]", "at step": "2", "steps": "2",
+        "ended by": "unfinished", "alarms": "none", "seed": "1",
+    }  # fmt: skip
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 0 and "left out: " in result.output
     assert len(json.loads(CliRunner().invoke(app, ["runs", str(tmp_path), "--json"]).stdout)) == 3
@@ -474,7 +428,6 @@ def test_one_broken_run_does_not_hide_the_others(tmp_path, log, summary):
 
 def test_step_reward_works_as_trl_calls_it_without_a_run():
     """TRL hands over keywords: prompts, completions, their token ids, and the table's columns."""
-    task = load_task("gene_ranking")
     texts = {
         '<think>x</think>{"genes": ["B", "A"]}': 1.0,
         '<think>x</think>{"genes": ["A", "B"]}': 0.73,
@@ -483,17 +436,15 @@ def test_step_reward_works_as_trl_calls_it_without_a_run():
         '<think>x</think>{"genes": ["A"': 0.0,
         '<think>{"genes": ["B"]}': 0.0,
     }
-    reward, count = StepReward(task), len(texts)
+    reward, count = StepReward(load_task("gene_ranking")), len(texts)
     rewards = reward(
         prompts=[[{"role": "user", "content": "?"}]] * count,
         completions=[[{"role": "assistant", "content": text}] for text in texts],
         completion_ids=[[1, 2, 3]] * count,
         item=[json.dumps({"reference_gene": "B"})] * count,
         row_id=[f"row {n}" for n in range(count)],
-        trainer_state=None,
-        log_extra=None,
-        log_metric=None,
-    )
+        trainer_state=None, log_extra=None, log_metric=None,
+    )  # fmt: skip
     assert rewards == pytest.approx(list(texts.values()))
     assert [s.grade for s in reward.samples] == rewards
     assert reward.summary()["group_spread"] > 0 and reward.__name__

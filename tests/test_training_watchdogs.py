@@ -1,5 +1,6 @@
 """Planted faults in real runs: each stops or skips as it is written, and says why."""
 
+import errno
 import json
 import re
 import shutil
@@ -11,7 +12,6 @@ import torch
 from rftkit import RunConfig, Sample, UserError, load_task, train
 from rftkit.files import embedded_model
 from rftkit.graders.answer import Grade, grader_fault
-from rftkit.policy import load_policy
 from rftkit.task import task_from_json
 from rftkit.training import run
 from rftkit.training.heldout import HeldOut, Progress
@@ -20,6 +20,7 @@ from rftkit.training.watchdogs import (
     TrainingStopped,
     Watchdogs,
     garbage_in_first_batch,
+    is_full_disk,
 )
 
 TINY = dict(
@@ -39,13 +40,13 @@ def graded_by(spec):
 # NaN.
 
 
-def spoil_gradients(monkeypatch, spoiled_steps):
+def spoil_gradients(monkeypatch, spoiled_steps, number="nan"):
     """The gradient of one LoRA matrix is NaN in these steps (from 1)."""
     made, count = run.with_lora, [0]
 
     def spoiled(gradient):
         count[0] += 1
-        return gradient * float("nan") if count[0] in spoiled_steps else gradient
+        return gradient + float(number) if count[0] in spoiled_steps else gradient
 
     def with_hook(*arguments):
         model = made(*arguments)
@@ -55,8 +56,9 @@ def spoil_gradients(monkeypatch, spoiled_steps):
     monkeypatch.setattr(run, "with_lora", with_hook)
 
 
-def test_a_step_with_a_nan_gradient_is_skipped(monkeypatch, tmp_path):
-    spoil_gradients(monkeypatch, {2})
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(monkeypatch, tmp_path, number):
+    spoil_gradients(monkeypatch, {2}, number)
     done = train(RunConfig(**TINY), tmp_path)
     assert steps_of(done) == [1, 2, 3, 4]
     assert [(a["name"], a["step"]) for a in done.alarms] == [("not finite", 2)]
@@ -129,8 +131,8 @@ def test_a_broken_chat_template_stops_before_a_weight_changes(tmp_path, change, 
     assert (tmp_path / "run" / "alarms" / "step-000001-garbage.jsonl").exists()
 
 
-def test_garbage_is_told_from_odd_answers():
-    tokenizer = load_policy("embedded:mini").tokenizer
+def test_garbage_is_told_from_odd_answers(mini):
+    tokenizer = mini.tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     word = tokenizer("Seizure", add_special_tokens=False).input_ids
 
@@ -176,12 +178,9 @@ def test_a_failing_grader_costs_its_batch_alone(tmp_path):
     assert steps_of(done) == [1, 2, 3, 4]
 
 
-def program(source):
-    return {"type": "python", "name": "own", "source": f"def grade(sample, item):\n    {source}"}
-
-
 def test_a_grader_whose_program_always_fails_stops_the_run(tmp_path):
-    config = RunConfig(**TINY | {"grader": program("raise ValueError('boo')")})
+    source = "def grade(sample, item):\n    raise ValueError('boo')"
+    config = RunConfig(**TINY, grader={"type": "python", "name": "own", "source": source})
     with pytest.raises(TrainingStopped, match="8 of 8(.|\\n)*ValueError: boo"):
         train(config, tmp_path)
     assert (tmp_path / "alarms" / "step-000001-grader-failed.jsonl").exists()
@@ -205,7 +204,41 @@ def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
     assert steps_of(train(config, tmp_path)) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "no"), True),
+        (OSError(errno.EDQUOT, "quota"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),  # safetensors
+        (OSError(errno.EACCES, "no"), False),
+        (RuntimeError("PytorchStreamWriter failed"), False),  # there is space here
+    ],
+)
+def test_a_full_disk_is_told_from_other_failures(tmp_path, error, full):
+    assert is_full_disk(error, tmp_path) is full
+
+
 # Validation.
+
+
+@pytest.mark.parametrize(
+    ("metric", "grade", "alarms"),
+    [(-1.0, 1.0, 1), (-1.0, 0.0, 0), (0.0, 1.0, 0), (1.0, 1.0, 0), (-1.0, -1.0, 0)],
+)
+def test_the_alarm_wants_both_intervals_beyond_zero(tmp_path, metric, grade, alarms):
+    """60 rows of several genes; most of them changed by so much since the best validation."""
+    task = load_task("gene_ranking")
+    config = RunConfig(**TINY, eval_rows=60)
+    before = {"metric": [0.5] * 60, "grade": [0.5] * 60}
+    progress = Progress(best={"step": 3}, best_values=before)
+    held_out = HeldOut(task, task.rows("validation"), config, tmp_path, progress)
+    now = {"metric": [0.5 + metric] * 59 + [0.5], "grade": [0.5 + grade] * 59 + [0.5]}
+    found = held_out.drift(now, 6)
+    assert len(found) == alarms
+    for alarm in found:
+        assert alarm["since"] == 3 and alarm["metric"]["high"] < 0 < alarm["grade"]["low"]
+    few = {"metric": [0.5 + metric] + [0.5] * 59, "grade": [0.5 + grade] + [0.5] * 59}
+    assert held_out.drift(few, 6) == []  # one row of 60 may be chance
 
 
 def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
@@ -259,9 +292,8 @@ def test_the_best_three_adapters_are_kept_and_the_best_is_loaded(tmp_path):
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     """A learning rate that teaches nothing: no validation is better than the one before step 1."""
-    config = RunConfig(
-        **TINY | {"eval_every": 1, "eval_rows": 8, "learning_rate": 1e-12, "patience": 2}
-    )
+    changes = {"eval_every": 1, "eval_rows": 8, "learning_rate": 1e-12, "patience": 2}
+    config = RunConfig(**TINY | changes)
     done = train(config, tmp_path)
     assert steps_of(done) == [1, 2] and done.best["step"] == 0
     assert done.training["stopped"] == "patience"

@@ -164,8 +164,7 @@ def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
 
 
 def config_base(config: RunConfig) -> str:
-    """The folder or hub name of the config's base. UserError where `model` is an adapter: training
-    would drop it and begin from its base."""
+    """Its folder or hub name. UserError where `model` is an adapter: training would drop it."""
     base, adapter = model_folder(config.model)
     if adapter is not None:
         raise UserError(

@@ -28,7 +28,7 @@ Values = dict[str, list[float]]  # {"metric", "grade"}: a number for each held-o
 
 @dataclass
 class Progress:
-    """What the validations of a run came to so far; a checkpoint keeps it."""
+    """What the validations came to so far; a checkpoint keeps it."""
 
     start: dict[str, Any] = field(default_factory=dict)  # the validation before step 1
     best: dict[str, Any] = field(default_factory=dict)  # the best one, and its "step"
@@ -112,8 +112,8 @@ class HeldOut:
         copy_adapter(self.place(self.progress.best["step"]), self.out / "adapter")
 
     def remove_others(self) -> None:
-        """Remove adapters that are no longer among the best three. Called once a checkpoint knows
-        the present three: until then a resumed run would need the ones before."""
+        """Adapters no longer among the best three go, but only once a checkpoint knows the present
+        three: until then a resumed run would need the ones before."""
         kept = {self.place(entry["step"]) for entry in self.progress.kept}
         for place in self.out.glob("checkpoints/best/step-*"):
             if place not in kept:

@@ -1,4 +1,4 @@
-"""A session of a run: everything that its steps need, and how Ctrl-C ends it."""
+"""What the steps of a run need, and how Ctrl-C ends them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rftkit.training.watchdogs import Watchdogs
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the run saved a checkpoint and can be resumed."""
+    """Ctrl-C or SIGTERM; the run can be resumed."""
 
 
 @dataclass

@@ -38,8 +38,8 @@ COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answe
                        "group_by", "patterns")  # fmt: skip
 
 # Called with each step's log object. It may have methods too, each of them optional:
-#   begin(plan, log, start)   before the first step; `log` holds the steps of earlier sessions,
-#                             `start` the validation before step 1 (or is empty)
+#   begin(plan, log, start)   before the first step, with the log of earlier sessions and the
+#                             validation before step 1 (or {})
 #   gate(signal)              after the signal gate
 #   answers(record, samples)  the completions of the step that was just logged
 #   end(run)                  after the last step
@@ -51,8 +51,7 @@ OWN_FILES = (*LINES, "data.json", "plan.json", "gate.json", "training.json", "re
 OWN_FOLDERS = ("checkpoints", "adapter", "alarms")
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
 
-# Fields of a step's log object, and TRL's names of those that it measures. None stands where a
-# method has no such number (SFT has no reward).
+# Fields of a step's log object, and TRL's names of those that it measures.
 FIELDS = {
     "reward_mean": "reward",
     "reward_std": "reward_std",
@@ -72,7 +71,7 @@ FIELDS = {
 
 
 def record_of(step: int, logs: dict[str, Any]) -> dict[str, Any]:
-    """TRL's log of a step as our log object; what is not finite becomes None (JSON has no NaN)."""
+    """TRL's log of a step as our log object. None: not finite, or the method has no such number."""
     values = {ours: logs.get(trl, math.nan) for ours, trl in FIELDS.items()}
     return {"step": step, "seconds": 0.0} | {
         name: round(float(value), 6) if math.isfinite(value) else None
@@ -88,7 +87,6 @@ class Recorder:
     """
 
     def __init__(self, out: Path, observers: Sequence[Observer], state: dict[str, Any]):
-        """state   of the checkpoint that the run resumes from, or empty"""
         self.out, self.observers = out, observers
         self.started = time.perf_counter() - state.get("seconds", 0.0)
         for name in LINES:
@@ -134,8 +132,7 @@ def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a last line that a kill truncated is left out."""
-    path = Path(path)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
@@ -255,8 +252,7 @@ def write_checkpoint(out: Path, trainer: Any, state: dict[str, Any]) -> None:
 
 
 def write_adapter(model: Any, folder: Path) -> None:
-    """The trained adapter alone: TRL's frozen copy ("ref") would stand in a folder beside it, and
-    transformers' loader, finding a folder, would load that one and not the trained one."""
+    """Without TRL's frozen copy ("ref"), whose folder transformers' loader would prefer."""
     # Linear layers alone are adapted: no embeddings to save, no need to look at the base's config.
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
 
@@ -277,8 +273,7 @@ def move_into_place(beside: Path, folder: Path) -> None:
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
-    """Over the adapter that stands there, file by file: all of a run differ in their weights alone,
-    so the folder is whole at any moment."""
+    """File by file: a run's adapters differ in their weights alone, so `folder` is always whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         beside = folder / f".{file.name}.writing"
@@ -296,7 +291,7 @@ def force_to_disk(path: Path) -> None:
 
 
 def load_adapter_weights(model: Any, folder: Path) -> None:
-    """Put a saved adapter's weights back into a model that has the same adapter."""
+    """Into a model that has the same adapter."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     check_weights(folder)
