@@ -443,7 +443,7 @@ def test_step_reward_works_as_trl_calls_it_without_a_run():
         completion_ids=[[1, 2, 3]] * count,
         item=[json.dumps({"reference_gene": "B"})] * count,
         row_id=[f"row {n}" for n in range(count)],
-        trainer_state=None, log_extra=None, log_metric=None,
+        trainer_state=None, log_extra=lambda *_: None, log_metric=lambda *_: None,
     )  # fmt: skip
     assert rewards == pytest.approx(list(texts.values()))
     assert [s.grade for s in reward.samples] == rewards
