@@ -21,7 +21,7 @@ from rftkit.training.watchdogs import (
     Watchdogs,
     garbage_in_first_batch,
     is_full_disk,
-)
+)  # fmt: skip
 
 TINY = dict(
     task="gene_ranking", steps=4, prompts_per_step=2, answers_per_prompt=4, eval_every=0,

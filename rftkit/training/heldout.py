@@ -1,9 +1,8 @@
 """Validation during a run: which adapter is kept, when to stop, and an alarm.
 
-The held-out rows are sampled with the same prompts and the same random numbers at every
-validation, so two of them differ by the model alone. What is compared is the TASK's metric, never
-the reward: a grader that can be fooled raises the reward of a model that gets worse, and the best
-checkpoint by reward would be the one that fools it best.
+Every validation has the same prompts and random numbers, so two of them differ by the model alone.
+They are compared by the TASK's metric, never by the reward: the best checkpoint by reward would be
+the one that fools the grader best.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rftkit.evaluation import SystemResult, bootstrap, clusters_of, evaluate, paired_difference
+from rftkit import evaluation
 from rftkit.policy import LocalPolicy
 from rftkit.records import SamplingConfig
 from rftkit.task import Task
@@ -47,7 +46,7 @@ class HeldOut:
     ):
         self.task, self.config, self.out, self.progress = task, config, out, progress
         self.rows = rows[: config.eval_rows]
-        self.clusters = clusters_of(self.rows, task)
+        self.clusters = evaluation.clusters_of(self.rows, task)
 
     def validate(
         self, policy: LocalPolicy, step: int
@@ -60,10 +59,10 @@ class HeldOut:
         faulty = sum("sample_parse_error" in e for e in errors)
         record = {
             "metric": self.task.headline,
-            **bootstrap(metric, self.clusters).to_json(),
+            **evaluation.bootstrap(metric, self.clusters).to_json(),
             "grade": round(float(grade.mean()), 4),
             "parse_error": round(faulty / len(errors), 4),
-            "patterns": rounded(result.patterns),
+            "patterns": evaluation.rounded(result.patterns),
             "n": len(self.rows),
         }
         values = {"metric": metric.tolist(), "grade": grade.tolist()}
@@ -76,8 +75,8 @@ class HeldOut:
             progress.start, progress.start_values = record, values
         return record, alarms
 
-    def evaluate(self, policy: LocalPolicy) -> SystemResult:
-        """As evaluate() does; the run goes on as if nothing had been drawn."""
+    def evaluate(self, policy: LocalPolicy) -> evaluation.SystemResult:
+        """As evaluation.evaluate() does; the run goes on as if nothing had been drawn."""
         import torch
 
         settings = SamplingConfig(
@@ -86,8 +85,8 @@ class HeldOut:
         training = policy.model.training
         policy.model.eval()
         with torch.random.fork_rng():
-            count = self.config.eval_samples
-            result = evaluate(policy, self.task, self.rows, settings, count, greedy=False)
+            given = (policy, self.task, self.rows, settings, self.config.eval_samples)
+            result = evaluation.evaluate(*given, greedy=False)
         policy.model.train(training)
         return result
 
@@ -126,7 +125,7 @@ class HeldOut:
         if not before or self.task.headline == "grade":
             return []  # where the metric is the reward they cannot part
         metric, grade = (
-            paired_difference(values[name], before[name], self.clusters)
+            evaluation.paired_difference(values[name], before[name], self.clusters)
             for name in ("metric", "grade")
         )
         if metric.high >= 0 or grade.low <= 0:
@@ -139,7 +138,3 @@ class HeldOut:
         intervals = {"metric": metric.to_json(), "grade": grade.to_json()}
         place = {"step": step, "since": since}
         return [{"name": "reward and task part", "cause": cause, **place, **intervals}]
-
-
-def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:
-    return {k: round(float(v), digits) for k, v in values.items()}

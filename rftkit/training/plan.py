@@ -1,8 +1,7 @@
 """What a config comes to: batches, steps, completions, and the reason for each automatic choice.
 
-Prompts a step times completions a prompt is the batch: what one optimiser step learns from. Where
-it does not fit into memory at once it goes through in passes of `micro_batch` completions, whose
-gradients are added up: the same step, more slowly.
+Prompts a step times completions a prompt is the batch of one optimiser step. Where the memory does
+not hold it, passes of `micro_batch` completions add up their gradients: the same step, more slowly.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ USUAL_RATES = {"grpo": 5e-6, "sft": 2e-4}
 
 @dataclass
 class Plan:
-    """The derived numbers of a run."""
-
     method: str
     rows: int
     held_out_rows: int
@@ -52,7 +49,6 @@ class Plan:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The plan as a reader wants it, one line a fact."""
         text = [
             f"rows        {self.rows}, each seen {self.passes:.1f} times",
             f"step        {self.prompts_per_step} prompts x {self.answers_per_prompt} answers = "
@@ -66,7 +62,7 @@ class Plan:
 
 @dataclass
 class Measured:
-    """What memory and learning rate depend on."""
+    """Of a model: what memory and learning rate depend on."""
 
     hidden: int  # numbers a token
     context: int | None = None  # tokens it was made for, prompt and answer together
@@ -81,7 +77,7 @@ def make_plan(
     held_out: Sequence[dict[str, Any]],
     model: Measured | None = None,
 ) -> Plan:
-    """The plan of a config over these rows. Without `model` the batch goes through at once."""
+    """Without `model` the batch goes through at once."""
     grpo, batch, steps = config.method == "grpo", config.batch, config.steps
     micro, rate, reasons = config.micro_batch, config.learning_rate, []
     if not grpo and config.epochs:

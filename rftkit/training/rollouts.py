@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rftkit.decoding import decode, end_tokens
-from rftkit.evaluation import pattern_shares
+from rftkit.evaluation import pattern_shares, rounded
 from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.graders.rewards import GraderFailure, reward_function
 from rftkit.policy import merged_adapter
@@ -16,7 +16,6 @@ from rftkit.records import Sample, SamplingConfig
 from rftkit.signal.checks import check_template
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
-from rftkit.training.heldout import rounded
 from rftkit.training.session import Session
 from rftkit.training.watchdogs import TrainingStopped, garbage_in_first_batch, save_batch
 

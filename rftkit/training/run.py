@@ -14,24 +14,12 @@ from rftkit.packing import reason_to_copy
 from rftkit.policy import LocalPolicy, check_weights, load_model, model_folder
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
+from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
 from rftkit.training.heldout import HeldOut, Progress
 from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.report import shared_groups, write_report
 from rftkit.training.session import Interrupts, Session
-from rftkit.training.store import (
-    FINISHED,
-    UNFINISHED,
-    Observer,
-    Recorder,
-    data_identity,
-    load_adapter_weights,
-    newest_checkpoint,
-    open_folder,
-    read_config,
-    read_lines,
-    save_adapter,
-)
 from rftkit.training.trainer import run_grpo, run_sft
 from rftkit.training.watchdogs import TrainingStopped, Watchdogs, is_full_disk
 
@@ -66,7 +54,7 @@ class Run:
 def train(
     config: RunConfig,
     out: str | Path,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[store.Observer] = (),
     task: Task | None = None,
     rows: list[dict[str, Any]] | None = None,
     held_out: list[dict[str, Any]] | None = None,
@@ -105,11 +93,12 @@ def train(
     try:
         with Interrupts(say).heard() as interrupts:
             # Stage 2: is there a run in the folder? Then it is loaded or resumed.
-            state = open_folder(out, config, data_identity(rows, held_out, task), existing)
-            if state == FINISHED:
+            data = store.data_identity(rows, held_out, task)
+            state = store.open_folder(out, config, data, existing)
+            if state == store.FINISHED:
                 say(f"{out}: this run is finished; its adapter is loaded")
                 return load_run(out, config)
-            resume = state == UNFINISHED
+            resume = state == store.UNFINISHED
             session = open_session(config, out, observers, task, rows, held_out, resume, interrupts)
             # Stage 3: the signal gate, and the validation that later ones are compared with.
             if session.resume_from is None:
@@ -125,7 +114,7 @@ def train(
     except Exception as error:
         if not is_full_disk(error, out):
             raise
-        last = getattr(newest_checkpoint(out), "name", "no checkpoint")
+        last = getattr(store.newest_checkpoint(out), "name", "no checkpoint")
         message = f"{out}: no space left on the disk; {last} stands: free some and start it again"
         raise TrainingStopped("disk full", message) from error
 
@@ -133,7 +122,7 @@ def train(
 def open_session(
     config: RunConfig,
     out: Path,
-    observers: Sequence[Observer],
+    observers: Sequence[store.Observer],
     task: Task,
     rows: list[dict[str, Any]],
     held_out: list[dict[str, Any]],
@@ -152,7 +141,7 @@ def open_session(
             plan.shared_prompts = not copies
             plan.reasons += [f"each completion with a copy of its prompt: {copies}"] * bool(copies)
         write_json(out / "plan.json", plan.to_json())
-    checkpoint = newest_checkpoint(out) if resume else None
+    checkpoint = store.newest_checkpoint(out) if resume else None
     state = read_json(checkpoint / "run_state.json") if checkpoint else {}
     if resume:
         where = f"step {state['step']}" if state else "the start, for it saved no checkpoint"
@@ -162,7 +151,7 @@ def open_session(
     progress = Progress(**state.get("progress", {}))
     validated = held_out and config.eval_every
     validation = HeldOut(task, held_out, config, out, progress) if validated else None
-    recorder = Recorder(out, observers, state)
+    recorder = store.Recorder(out, observers, state)
     return Session(
         config, plan, policy, task, rows, out, recorder, watchdogs, validation, interrupts,
         checkpoint,
@@ -209,9 +198,9 @@ def finish(session: Session) -> Run:
     config, policy, out, progress = session.config, session.policy, session.out, session.progress
     if progress.best:
         session.held_out.install_best()
-        load_adapter_weights(policy.model, out / "adapter")
+        store.load_adapter_weights(policy.model, out / "adapter")
     else:
-        save_adapter(policy.model, out / "adapter")
+        store.save_adapter(policy.model, out / "adapter")
     steps = len(session.recorder.log)
     ended = "patience" if session.no_longer_improves else "steps"
     training = {
@@ -239,10 +228,10 @@ def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
     if not (out / "training.json").exists():
         raise UserError(f"{out}: no training.json, expected a finished run: `rftkit train` ends it")
     record = read_json(out / "training.json")
-    policy = load_trainable(config or read_config(out))
-    load_adapter_weights(policy.model, out / "adapter")
+    policy = load_trainable(config or store.read_config(out))
+    store.load_adapter_weights(policy.model, out / "adapter")
     policy.model.eval()
-    log = read_lines(out / "log.jsonl")
+    log = store.read_lines(out / "log.jsonl")
     return Run(policy, log, record["start"], record["best"], record["training"], out)
 
 
@@ -265,7 +254,7 @@ def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
             model, **rank, target_modules=targets, random_state=config.seed
         )
         if start:
-            load_adapter_weights(adapted, Path(start))
+            store.load_adapter_weights(adapted, Path(start))
         return adapted
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -295,7 +284,7 @@ def starting_adapter(config: RunConfig) -> str:
 
 
 def plan(config: RunConfig) -> Plan:
-    """What `--dry-run` shows: no weights are loaded, but what would stop the run is found."""
+    """What `--dry-run` shows: without weights, it finds what would stop the run."""
     task = config_task(config)
     rows, held_out = config_rows(config, task)
     if config.method == "grpo":

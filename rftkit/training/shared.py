@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -61,17 +62,16 @@ def sharing_pays(
     """Does it take fewer operations? A token passes about 12·h² weights a layer, and attention over
     a row of T tokens adds 2·T·h: long completions side by side cost more than copies of a prompt.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    beside = Counter()  # tokens of all completions of a prompt
     for prompt, completion in zip(prompts, completions):
-        groups.setdefault(tuple(prompt), []).append(len(completion))
-    before = max(map(len, groups))
+        beside[tuple(prompt)] += len(completion)
 
     def cost(rows: int, after: int) -> int:
-        tokens = before + after
+        tokens = max(map(len, prompts)) + after
         return rows * tokens * (12 * hidden + 2 * tokens)
 
-    shared = cost(len(groups), max(map(sum, groups.values())))
-    return shared < cost(len(prompts), max(map(len, completions)))
+    copied = cost(len(prompts), max(map(len, completions)))
+    return cost(len(beside), max(beside.values())) < copied
 
 
 @contextmanager

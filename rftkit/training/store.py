@@ -194,7 +194,8 @@ def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: st
 def is_begun(out: Path) -> bool:
     """Was a step of a run logged here? A folder without one holds nothing to lose."""
     log = out / "log.jsonl"
-    return (out / "data.json").exists() and log.exists() and log.stat().st_size > 0
+    begun = (log.exists() and log.stat().st_size > 0) or (out / "training.json").exists()
+    return (out / "config.json").exists() and begun
 
 
 def read_config(out: Path) -> RunConfig:

@@ -18,7 +18,6 @@ from rftkit.graders.rewards import GraderFailure
 from rftkit.rows import row_ids
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
-from rftkit.training.heldout import rounded
 from rftkit.training.plan import Plan, run_order
 from rftkit.training.rollouts import StepReward, sampler
 from rftkit.training.session import Interrupted, Session
@@ -194,7 +193,7 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
                 alarms += drift
             if alarms:
                 record["alarms"] = alarms
-            record["timings"] = rounded(session.clock, 3)
+            record["timings"] = {part: round(s, 3) for part, s in session.clock.items()}
             session.recorder.step(record, samples)
             if config.report_to != "none" and "validation" in record:
                 metric, mean, grade = map(record["validation"].get, ("metric", "mean", "grade"))

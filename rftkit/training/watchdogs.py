@@ -130,7 +130,7 @@ def garbage_in_first_batch(
 
 
 def save_batch(out: Path, step: int, name: str, samples: Sequence[Sample]) -> Path:
-    """The batch of a step that went wrong: alarms/step-000012-not-finite.jsonl."""
+    """As alarms/step-000012-not-finite.jsonl."""
     place = out / "alarms" / f"step-{step:06d}-{name.replace(' ', '-')}.jsonl"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
