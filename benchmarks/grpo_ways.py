@@ -135,7 +135,7 @@ def run_way(way: str, config: RunConfig, folder: Path, threads: int, exact: bool
 
 def ignore_end_tokens() -> None:
     from rftkit import decoding
-    from rftkit.training.rollouts import StepReward
+    from rftkit.training.session import StepReward
 
     decoding.end_tokens = lambda model, tokenizer: set()
     StepReward.check_first_batch = lambda self, prompts, ids: None  # it asks for end tokens

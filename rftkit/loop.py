@@ -6,9 +6,8 @@
 Plain torch with PEFT's LoRA adapter. Names end in their shape: P prompts, G completions of a prompt
 (a group), N = P * G completions, L tokens of the longest one.
 
-Left out, and in `rftkit.train`: a config file; checkpoints and resuming; early stopping and the
-best adapter; the signal gate; watchdogs for NaN, garbage and collapse; a grader that fails; batches
-larger than the memory; mixed precision.
+Left out, and in `rftkit.train`: config files; checkpoints and resuming; early stopping and the best
+adapter; the gate; watchdogs; a grader that fails; batches beyond the memory; mixed precision.
 """
 
 from __future__ import annotations

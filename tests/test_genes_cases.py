@@ -21,10 +21,9 @@ from rftkit.cli import app
 from rftkit.files import UserError
 from rftkit.genes import cases
 from rftkit.genes.baselines import OverlapRanker
-from rftkit.genes.case import Case, case_row, prompt_text
 from rftkit.genes.cases import CONTRADICTED, MOST, NEAR, REPEATED, SHARES
 from rftkit.genes.hpo import load_hpo
-from rftkit.genes.phenopackets import describe_time, read_cases
+from rftkit.genes.phenopackets import Case, case_row, describe_time, prompt_text, read_cases
 from rftkit.real_cases import load_world, onset_group, read_real_cases
 from rftkit.rows import read_rows, sha256_of
 

@@ -9,8 +9,8 @@ import pytest
 
 from rftkit.files import UserError
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, expected_credit, measure
-from rftkit.genes.case import Case
 from rftkit.genes.hpo import HPO_RELEASE, load_hpo, read_frequency
+from rftkit.genes.phenopackets import Case
 from rftkit.real_cases import nearest_term
 
 LIMB, ARM, LEG, LEFT_ARM = "HP:0000010", "HP:0000011", "HP:0000012", "HP:0000013"

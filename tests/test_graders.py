@@ -13,7 +13,7 @@ from rapidfuzz import fuzz, utils
 from rouge_score.rouge_scorer import RougeScorer
 
 from rftkit.files import UserError
-from rftkit.graders import similarity
+from rftkit.graders import scorers as similarity
 from rftkit.graders.answer import ERROR_FIELDS
 from rftkit.graders.grader import Grader, GraderSettings, grader
 from rftkit.graders.presets import DECAYS, PRESETS, preset

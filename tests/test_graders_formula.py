@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rftkit.files import UserError
 from rftkit.graders.answer import Context, Fault, answer_place, compile_template, fill_template
-from rftkit.graders.formula import FormulaError, parse_formula
+from rftkit.graders.scorers import FormulaError, parse_formula
 
 NAMES = {"a": 0.25, "b": 1, "max": 7, "größe_1": 3}
 VALUES = {

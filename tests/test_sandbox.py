@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from rftkit import cli
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader, GraderSettings
-from rftkit.sandbox import isolation, process, runner, seccomp
+from rftkit.sandbox import isolation, process, runner
 from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.runner import Runner, python_runner, report, run_program
 
@@ -280,10 +280,10 @@ def test_calls_have_the_numbers_of_the_kernels_headers(processor, header, arch):
     if not path.exists():
         pytest.skip(f"this machine lacks {path}")
     defined = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)\n", path.read_text()))
-    numbers = seccomp.numbers(processor)
+    numbers = isolation.numbers(processor)
     aliases = {"newfstatat": "fstatat", "newfstat": "fstat"}  # of the generic table
     for name, number in numbers.items():
         assert int(defined.get(name) or defined[aliases[name]]) == number, name
     # A call with another processor's (or with 32-bit) numbers ends the process.
-    steps = list(struct.iter_unpack("<HBBI", seccomp.program_of_server(processor)))
+    steps = list(struct.iter_unpack("<HBBI", isolation.program_of_server(processor)))
     assert steps[:3] == [(0x20, 0, 0, 4), (0x15, 1, 0, arch), (0x06, 0, 0, 0x80000000)]

@@ -19,9 +19,8 @@ from rftkit.graders.rewards import GraderFailure
 from rftkit.records import SamplingConfig
 from rftkit.task import task_from_json
 from rftkit.training.report import list_runs, runs_table
-from rftkit.training.rollouts import StepReward, sampler
 from rftkit.training.run import GateSaysFix, plan
-from rftkit.training.session import Interrupted
+from rftkit.training.session import Interrupted, StepReward, sampler
 from rftkit.training.store import open_folder, read_lines
 from rftkit.training.trainer import sft_example
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rftkit.training.shared import shared_prompts_trainer, sharing_pays
+from rftkit.training.trainer import shared_prompts_trainer, sharing_pays
 
 PROMPTS, GROUP, WIDTH = 2, 3, 6
 
@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_trls(mini, adapted, tmp_path, monkeypatch, loss_
     from trl import GRPOTrainer
 
     calls = []
-    from rftkit.training import shared
+    from rftkit.training import trainer as shared
 
     packed = shared.token_logprobs
     monkeypatch.setattr(

@@ -24,8 +24,8 @@ from functools import cached_property
 from pathlib import Path
 
 from rftkit.files import write_json, write_text
-from rftkit.genes.case import Case, case_row
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Disease, Hpo, load_hpo
+from rftkit.genes.phenopackets import Case, case_row
 from rftkit.rows import sha256_of, write_rows
 from tools.make_gene_ranking import ranking_task
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rftkit.genes.case import Case
 from rftkit.genes.hpo import Disease, Hpo
+from rftkit.genes.phenopackets import Case
 
 HIT, FLOOR, RAREST_BACKGROUND = 0.95, 0.05, 1e-4
 CUTOFFS = (1, 5, 10)

@@ -24,9 +24,8 @@ from typing import Any
 
 from rftkit.files import UserError, write_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
-from rftkit.genes.case import Case, case_row
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
-from rftkit.genes.phenopackets import read_cases
+from rftkit.genes.phenopackets import Case, case_row, read_cases
 from rftkit.overlap import similar_prompts
 from rftkit.rows import Row, messages_text, sha256_of, split_by_group, write_rows
 

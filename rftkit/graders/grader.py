@@ -38,10 +38,17 @@ from rftkit.graders.answer import (
     grader_fault,
     sample_fault,
 )
-from rftkit.graders.formula import FormulaError, parse_formula
 from rftkit.graders.presets import PRESETS, preset
-from rftkit.graders.python import Runner, as_score, compile_python
-from rftkit.graders.similarity import Embedder, compile_string_check, compile_text_similarity
+from rftkit.graders.scorers import (
+    Embedder,
+    FormulaError,
+    Runner,
+    as_score,
+    compile_python,
+    compile_string_check,
+    compile_text_similarity,
+    parse_formula,
+)
 from rftkit.graders.spec import texts_of, validate_spec
 
 if TYPE_CHECKING:

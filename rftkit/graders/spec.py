@@ -15,8 +15,7 @@ from typing import Any
 
 from rftkit.files import UserError, shorten
 from rftkit.graders.answer import TemplateError, compile_template
-from rftkit.graders.formula import FormulaError, parse_formula
-from rftkit.graders.python import missing_imports, source_problem
+from rftkit.graders.scorers import FormulaError, missing_imports, parse_formula, source_problem
 
 # type -> the class in openai.types.graders
 TYPES = {
