@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -380,7 +380,7 @@ def main(arguments: list[str]) -> int:
                 answers_per_prompt=given.answers,
             )
             found = measure_ratios(config, given.rounds, steps, given.threads)
-            found["config"], said = asdict(config), last_line(found)
+            found["config"], said = config.to_json(), last_line(found)
             print("\n".join(lines_of(found)))
     except WayFailed as failure:
         print(failure, file=sys.stderr)
