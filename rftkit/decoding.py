@@ -1,15 +1,17 @@
 """Decoding: one batch of prompts in, n completions of each out. One file and no kernels.
 
 Left padding, a KV cache that each prompt fills once however many completions it gets, rows that
-leave the batch as they finish.
+leave the batch as they finish; where prompts are long, the completions of one share its row.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rftkit.packing import attention_mask, reason_to_copy
 from rftkit.records import SamplingConfig
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def decode(
     uniforms = None if config.greedy else uniform_numbers(numbers, n, config).to(device)
     tokens: list[list[int]] = [[] for _ in range(len(prompts) * n)]
     finished = [False] * len(tokens)
+    lanes = n if side_by_side(model, width, n, config) else 1  # completions in a row
     with torch.inference_mode():
         ids, mask = ids.to(device), mask.to(device)
         out = model(
@@ -52,49 +55,69 @@ def decode(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, logits = out.past_key_values, out.logits[:, -1]
-        if n > 1:  # each prompt was read once; its completions now go separate ways
+        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(n, 0)
+        if n > lanes:  # each prompt was read once; its completions now go separate ways
             cache.batch_repeat_interleave(n)
-            logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+            mask = mask.repeat_interleave(n, 0)
         give_room(cache)
-        position, rows = mask.sum(-1, keepdim=True), list(range(len(tokens)))
-        mask = torch.cat([mask, mask.new_ones(len(mask), config.max_new_tokens)], 1)
-        seen = attended(model, mask)
+        position = mask.sum(-1, keepdim=True).expand(-1, lanes)
+        rows = [list(range(i, i + lanes)) for i in range(0, len(tokens), lanes)]  # completions
+        seen = attended(model, mask, lanes, config.max_new_tokens)
         for step in range(config.max_new_tokens):
             drawn = choose(logits, config, None if uniforms is None else uniforms[:, step])
-            for row, token in zip(rows, drawn.tolist()):
-                if not finished[row]:
-                    tokens[row].append(token)
-                    said = tokenizer.decode(tokens[row]) if config.stop else ""
-                    finished[row] = token in ends or any(text in said for text in config.stop)
-            going = [i for i, row in enumerate(rows) if not finished[row]]
+            for i, token in zip(itertools.chain(*rows), drawn.tolist()):
+                if not finished[i]:
+                    tokens[i].append(token)
+                    said = tokenizer.decode(tokens[i]) if config.stop else ""
+                    finished[i] = token in ends or any(text in said for text in config.stop)
+            going = [r for r, row in enumerate(rows) if not all(finished[i] for i in row)]
             if not going or step + 1 == config.max_new_tokens:
                 break
+            drawn = drawn.view(-1, lanes)
             if len(going) <= 0.8 * len(rows):  # leaving costs a copy: not at every finished row
-                rows, index = [rows[i] for i in going], torch.tensor(going, device=device)
+                rows, index = [rows[r] for r in going], torch.tensor(going, device=device)
                 cache.batch_select_indices(index)
                 drawn, mask, position = drawn[index], mask[index], position[index]
-                uniforms = None if uniforms is None else uniforms[index]
-                seen = attended(model, mask)
-            width += 1
+                if uniforms is not None:
+                    uniforms = uniforms.view(-1, lanes, config.max_new_tokens)[index].flatten(0, 1)
+                seen = attended(model, mask, lanes, config.max_new_tokens)
+            width += lanes
             out = model(
-                input_ids=drawn[:, None],
+                input_ids=drawn,
                 attention_mask=seen[..., :width],
                 position_ids=position,
                 past_key_values=cache,
                 use_cache=True,
             )
-            cache, logits, position = out.past_key_values, out.logits[:, -1], position + 1
+            cache, logits, position = out.past_key_values, out.logits.flatten(0, 1), position + 1
     return [(row, "stop" if end else "length") for row, end in zip(tokens, finished)]
 
 
-def attended(model: Any, mask: torch.Tensor) -> torch.Tensor:
-    """What one new token may look at: mask (rows, width), or (rows, 1, 1, width) as booleans.
+def side_by_side(model: Any, width: int, n: int, config: SamplingConfig) -> bool:
+    """Do the completions of a prompt share a row and its cache, as in packing.py?
 
-    The model would make the second from the first at every token, a tenth of a tiny model's time.
-    Where it would make something else (a sliding window, another attention, or nothing because no
-    prompt is padded) it is left to do so.
+    Then a token reads the prompt's keys and values once for all of them. But completions that have
+    ended stay until the last of their row has: so only where the prompt is most of what is read.
     """
+    return n > 1 and width >= 4 * config.max_new_tokens and not reason_to_copy(model)
+
+
+def attended(model: Any, mask: torch.Tensor, lanes: int, tokens: int) -> torch.Tensor:
+    """What the next `tokens` tokens of each lane may look at; mask (rows, width) is the prompt's.
+
+    One lane: (rows, width + tokens), or as booleans (rows, 1, 1, width + tokens), which the model
+    would otherwise make anew at every token, a tenth of a tiny model's time. Where it would make
+    something else (a sliding window, another attention, or nothing because no prompt is padded) it
+    is left to do so. Several: added to the scores, (rows, 1, lanes, width + lanes * tokens).
+    """
+    import torch
+
+    if lanes > 1:  # each sees the prompt, and of the tokens behind it its own
+        own = torch.eye(lanes, dtype=torch.bool, device=mask.device).repeat(1, tokens)
+        prompt = mask.bool()[:, None, None].expand(-1, 1, lanes, -1)
+        sees = torch.cat([prompt, own.expand(len(mask), 1, -1, -1)], -1)
+        return attention_mask(sees, model.dtype)
+    mask = torch.cat([mask, mask.new_ones(len(mask), tokens)], 1)
     config = model.config.get_text_config()
     plain = set(getattr(config, "layer_types", None) or [None]) == {"full_attention"}
     if plain and config._attn_implementation == "sdpa" and not mask.all():
@@ -130,7 +153,7 @@ def appended(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     if past.stride(2) == size and past.stride(1) >= shape[2] * size:
         whole = past.as_strided(shape, past.stride(), past.storage_offset())
     else:
-        whole = past.new_empty(rows, heads, shape[2] + ROOM, size)[:, :, : shape[2]]
+        whole = past.new_empty(rows, heads, shape[2] + ROOM * new.shape[2], size)[:, :, : shape[2]]
         whole[:, :, :width] = past
     whole[:, :, width:] = new
     return whole

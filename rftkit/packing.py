@@ -49,7 +49,7 @@ def reason_to_copy(model: Any) -> str:
 class Packed:
     """N completions in P rows of T columns: a row for each distinct prompt.
 
-    mask    True where a query (third axis) sees a key (fourth)
+    sees    does the query (second axis) see the key (third)?
     kept    the last `kept` columns give all logits that are needed
     places  (5, tokens): a token's completion, its number in it, its row, the kept column that
             predicts it, and the token
@@ -57,7 +57,7 @@ class Packed:
 
     ids_P_T: torch.Tensor
     positions_P_T: torch.Tensor
-    mask_P_1_T_T: torch.Tensor
+    sees_P_T_T: torch.Tensor
     kept: int
     places: torch.Tensor
 
@@ -92,13 +92,21 @@ def pack(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Packed:
         blocks.append(row_blocks + [PADDING] * right)
     blocks_P_T = torch.tensor(blocks)
     same = blocks_P_T[:, :, None] == blocks_P_T[:, None, :]
-    mask = (same | (blocks_P_T == PROMPT)[:, None, :]).tril()
     return Packed(
         torch.tensor(ids),
         torch.tensor(positions),
-        mask[:, None],
+        (same | (blocks_P_T == PROMPT)[:, None, :]).tril(),
         after + 1,
         torch.tensor(places, dtype=torch.long).view(-1, 5).T,
+    )
+
+
+def attention_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the attention scores: 0 where a query sees a key, else the lowest number."""
+    import torch
+
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(
+        ~sees, torch.finfo(dtype).min
     )
 
 
@@ -117,13 +125,9 @@ def token_logprobs(
     import torch
 
     packed, device = pack(prompts, completions), next(model.parameters()).device
-    mask = packed.mask_P_1_T_T.to(device)
-    if model.config.get_text_config()._attn_implementation == "eager":  # it adds its mask
-        hidden = torch.finfo(model.dtype).min
-        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, hidden)
     logits = model(
         input_ids=packed.ids_P_T.to(device),
-        attention_mask=mask,
+        attention_mask=attention_mask(packed.sees_P_T_T[:, None].to(device), model.dtype),
         position_ids=packed.positions_P_T.to(device),
         logits_to_keep=packed.kept,
         use_cache=False,

@@ -16,3 +16,18 @@ def genes():
     """(the task, its training rows)"""
     task = load_task("gene_ranking")
     return task, task.rows("train")
+
+
+@pytest.fixture(scope="module")
+def adapted(mini):
+    """The mini in fp32 under a LoRA adapter that is not zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(mini.model.float(), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model

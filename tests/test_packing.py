@@ -14,21 +14,6 @@ LOSSES = {
 
 
 @pytest.fixture(scope="module")
-def adapted(mini):
-    """The mini in fp32 under a LoRA adapter that is not zero."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(mini.model.float(), lora)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model
-
-
-@pytest.fixture(scope="module")
 def batch():
     """Prompts of three lengths, completions of 0 to 9 tokens, groups not side by side."""
     import torch
@@ -99,7 +84,7 @@ def test_each_prompt_stands_in_one_row():
     packed = pack([[5, 6], [7, 8, 9], [5, 6]], [[1, 2], [3], [4]])
     assert packed.ids_P_T.tolist() == [[0, 5, 6, 1, 2, 4], [7, 8, 9, 3, 0, 0]]
     assert packed.positions_P_T.tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 0, 0]]
-    sees = packed.mask_P_1_T_T[0, 0].int().tolist()
+    sees = packed.sees_P_T_T[0].int().tolist()
     assert sees[4] == [0, 1, 1, 1, 1, 0]  # the first completion's second token
     assert sees[5] == [0, 1, 1, 0, 0, 1]  # the second completion sees nothing of the first
 
@@ -122,8 +107,9 @@ def test_a_padded_batch_comes_apart():
     ],
 )
 def test_only_attention_that_takes_a_mask_shares(mini, changes, reason):
-    config = SimpleNamespace(**(vars(mini.model.config) | changes))
-    config._attn_implementation = changes.get("_attn_implementation", "sdpa")
+    config = SimpleNamespace(
+        **(vars(mini.model.config) | {"_attn_implementation": "sdpa"} | changes)
+    )
     config.get_text_config = lambda: config
     model = type(mini.model).__new__(type(mini.model))
     vars(model).update(vars(mini.model) | {"config": config})

@@ -70,13 +70,38 @@ def test_neither_batch_size_nor_number_of_samples_changes_a_completion(mini, pro
 @pytest.mark.parametrize("shortcut", ["attended", "give_room"])
 def test_a_shortcut_of_decoding_changes_no_completion(mini, prompts, monkeypatch, shortcut):
     """The ready-made mask and the cache's spare room, against what the model does by itself."""
+    import torch
+
     config, calls = SamplingConfig(max_new_tokens=50, seed=8), []
     quick = getattr(decoding, shortcut)
     monkeypatch.setattr(decoding, shortcut, lambda *given: calls.append(given) or quick(*given))
     ready = texts(mini.sample(prompts, 4, config))
-    monkeypatch.setattr(decoding, shortcut, lambda *given: given[-1])
+    slow = {
+        "attended": lambda model, mask, lanes, n: torch.cat([mask, mask.new_ones(len(mask), n)], 1)
+    }
+    monkeypatch.setattr(decoding, shortcut, slow.get(shortcut, lambda *given: None))
     assert texts(mini.sample(prompts, 4, config)) == ready
     assert shortcut == "give_room" or quick(*calls[0]).dim() == 4, "no prompt was padded"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_completions_beside_each_other_are_those_that_stand_apart(
+    mini, prompts, monkeypatch, attention
+):
+    """Some end early, and rows leave: each still sees its prompt and itself alone."""
+    monkeypatch.setattr(mini.model.config, "_attn_implementation", attention)
+    config, found = SamplingConfig(max_new_tokens=50, seed=4), []
+    for beside in (False, True):
+        monkeypatch.setattr(decoding, "side_by_side", lambda *given, beside=beside: beside)
+        found.append(texts(mini.sample(prompts, 4, config)))
+    assert found[0] == found[1]
+
+
+def test_completions_stand_beside_each_other_where_the_prompt_is_most_of_it(mini):
+    config = SamplingConfig(max_new_tokens=10)
+    assert decoding.side_by_side(mini.model, 40, 2, config)
+    assert not decoding.side_by_side(mini.model, 39, 2, config)
+    assert not decoding.side_by_side(mini.model, 40, 1, config)
 
 
 def test_a_cache_with_room_copies_no_token_twice():

@@ -8,20 +8,6 @@ from rftkit.training.trainer import shared_prompts_trainer, sharing_pays
 PROMPTS, GROUP, WIDTH = 2, 3, 6
 
 
-@pytest.fixture(scope="module")
-def adapted(mini):
-    """The mini in fp32 under a LoRA adapter that is not zero."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(mini.model.float(), lora)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model
-
-
 def made_trainer(kind, mini, adapted, folder, loss_type, beta):
     from datasets import Dataset
     from trl import GRPOConfig
