@@ -1,410 +1,286 @@
 """How long a GRPO step takes, several ways side by side -> datasets/recorded_runs/step_time.json.
 
-    python benchmarks/step_time.py             # the ratios and where the time goes
-    python benchmarks/step_time.py --curves    # do they learn the same? three seeds
+    python benchmarks/step_time.py             # the ratios, and where the time goes
+    python benchmarks/step_time.py --curves    # do the ways learn the same? three seeds
     python benchmarks/step_time.py --cost      # seconds against group size, length and model size
     python benchmarks/step_time.py --readme    # measure nothing, write README.md's table anew
 
-grpo_ways.py says what the ways are. Each has a process of its own; they take turns step by
-step, in an order that is shuffled every time, so that a busy machine delays all of them alike. A
-round is five steps a way (rftkit writes one checkpoint in five). The ratio of a round is that of
-its seconds; what is quoted is the median over the rounds, and their range beside it. Processor
-seconds are recorded too: on a machine that does other work they say more than the clock.
+grpo_ways.py says what the ways are. Each has a process of its own; they take turns step by step, in
+an order that is shuffled every time, so that a busy machine delays all of them alike. The ratio of
+a round is that of its seconds; quoted is the median over the rounds, with the range. Processor
+seconds are recorded, too: on a machine that does other work they say more.
 
-With --json the last line is one object. A part that is run again replaces itself in the record and
-leaves the others. Exit code 0: measured; 1: a way failed.
+With --json the last line is one object. A part that is run again replaces itself in the record.
+Exit code 0: measured; 1: a way failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import random
+import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo_ways import WAYS, run_way
-from readme_block import write_block
+from readme_block import label, write_block
 
-from rftkit.environment import machine, versions
-from rftkit.evaluation import bootstrap, paired_difference
-from rftkit.files import write_json
+from rftkit.evaluation import bootstrap
+from rftkit.files import read_json, write_json, write_text
+from rftkit.policy import load_policy
+from rftkit.task import load_task
 from rftkit.training.config import RunConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 BLOCK = ("speed", "step_time.py")  # its place in README.md
-RECORD = ROOT / "datasets" / "recorded_runs" / "step_time.json"
-OTHERS = [way for way in WAYS if way != "rftkit"]
-# Where time is compared, nothing may be learned: a way whose answers grow longer has more to do.
-STAYS = 1e-9
-COST_SIZES = {"answers_per_prompt": (4, 8, 16), "completion_tokens": (16, 32, 64)}
-PARTS = ("sampling", "grading", "reference", "forward", "backward", "optimizer", "records",
-         "checkpoint")  # fmt: skip
-# Imported once, before the ways part: they share the memory and start in no time.
-IMPORTED = ["trl.trainer.grpo_trainer", "peft", "rftkit.training.trainer", "rftkit.training.run"]
+RECORD = Path(__file__).resolve().parents[1] / "datasets" / "recorded_runs" / "step_time.json"
+LENGTHS = {"demo": None, "140+8": (140, 8), "300+60": (300, 60)}  # prompt and completion tokens
+PARTS = ("sampling", "grading", "reference", "forward", "backward", "optimizer")
+GROUPS, TOKENS = (4, 8, 16), (16, 32, 64)  # of --cost; while one varies, the other is the middle
+TITLES = {
+    "trl_defaults": "TRL + PEFT, TRL's defaults",
+    "trl": "TRL + PEFT, rftkit's settings",
+    "copied": "rftkit, prompts copied",
+    "rftkit": "**rftkit**, prompts shared",
+    "floor": "`rftkit/loop.py`, the floor",
+}
+Reports = dict[str, list[dict[str, Any]]]  # each way's steps; Turns.pause has their fields
 
 
 class WayFailed(Exception):
     """A way ended by an error of its own."""
 
 
-# --- processes that take turns -------------------------------------------------------------------
+def settings(steps: int, learning_rate: float = 1e-9, **other: Any) -> RunConfig:
+    """The demo's, without validation and gate. By default nothing is learned: a way whose
+    completions grew longer would have more to do."""
+    given = dict(model="embedded:mini", engine="transformers", task="gene_ranking", eval_every=0)
+    given |= dict(gate="off", watchdog_steps=steps + 2, learning_rate=learning_rate)
+    # One step more than are taken: the last one of a run writes a checkpoint more.
+    return RunConfig(steps=steps + 1, **(given | other))
 
 
-@dataclass
-class Child:
-    """One way in its process."""
-
-    way: str
-    process: Any
-    connection: Any
-
-    def report(self) -> dict[str, Any]:
-        """The numbers of the step that it is at; grpo_ways.Turns.pause has the fields."""
-        try:
-            found = self.connection.recv()
-        except EOFError:
-            found = {"error": f"{self.way}: its process ended, exit code {self.process.exitcode}"}
-        if "error" in found:
-            raise WayFailed(found["error"])
-        return found
-
-    def step(self) -> dict[str, Any]:
-        self.connection.send("go")
-        return self.report()
-
-
-@contextlib.contextmanager
-def started(
+def take_turns(
     config: RunConfig, ways: Sequence[str], threads: int, exact: bool = False
-) -> Iterator[tuple[dict[str, Child], dict[str, dict]]]:
-    """The ways, each after its first step (which warms up and is not timed), and its report."""
+) -> Reports:
+    """Every step but the config's last, way by way in a new order each time. Each way's first step
+    warms up; it is not timed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    children: dict[str, Child] = {}
+    context.set_forkserver_preload(["trl.trainer.grpo_trainer", "peft", "grpo_ways"])
+    children, processes = {}, []
     with tempfile.TemporaryDirectory(prefix="rftkit-step-time-") as folder:
         try:
             for way in ways:
-                here, there = context.Pipe()
-                place = Path(folder) / way
-                place.mkdir()
-                process = context.Process(
-                    target=run_way, args=(way, config, place, threads, exact, there), daemon=True
-                )
-                process.start()
+                children[way], there = context.Pipe()
+                (Path(folder) / way).mkdir()
+                given = (way, config, Path(folder) / way, threads, exact, there)
+                processes.append(context.Process(target=run_way, args=given, daemon=True))
+                processes[-1].start()
                 there.close()
-                children[way] = Child(way, process, here)
-            yield children, {way: child.report() for way, child in children.items()}
+            reports = {way: [report(child)] for way, child in children.items()}
+            for _ in range(config.steps - 2):
+                for way in random.sample(list(ways), len(ways)):
+                    children[way].send("go")
+                    reports[way].append(report(children[way]))
+            return reports
         finally:
-            for child in children.values():
-                child.process.kill()
-                child.process.join()
+            for process in processes:
+                process.kill()
+                process.join()
 
 
-def settings(steps: int, learning_rate: float = STAYS, **other: Any) -> RunConfig:
-    """The demo's settings, without looks at held-out rows and without the signal gate."""
-    return RunConfig(
-        model="embedded:mini",
-        engine="transformers",
-        task="gene_ranking",
-        learning_rate=learning_rate,
-        steps=steps + 1,  # none of them is the last: that one writes a checkpoint more
-        eval_every=0,
-        gate="off",
-        **other,
-    )
+def report(child: Any) -> dict[str, Any]:
+    try:
+        numbers = child.recv()
+    except EOFError:
+        numbers = {"error": "the process of a way was killed"}
+    if "error" in numbers:
+        raise WayFailed(numbers["error"])
+    return numbers
 
 
-# --- the ratios ----------------------------------------------------------------------------------
+# --- the parts of the record ---------------------------------------------------------------------
 
 
-def measure_ratios(config: RunConfig, rounds: int, steps: int, threads: int) -> dict[str, Any]:
-    """`rounds` rounds of `steps` steps a way."""
-    random.seed(0)
-    reports: dict[str, list[list[dict]]] = {way: [] for way in WAYS}
-    with started(config, list(WAYS), threads) as (children, _):
-        for number in range(rounds):
-            for way in WAYS:
-                reports[way].append([])
-            for _ in range(steps):
-                for way in random.sample(list(WAYS), len(WAYS)):
-                    reports[way][-1].append(children[way].step())
-            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    ways = {way: summary([report for turn in reports[way] for report in turn]) for way in WAYS}
-    ratios = {
-        clock: {f"ratio_to_{way}": ratio(reports["rftkit"], reports[way], clock) for way in OTHERS}
-        for clock in ("seconds", "cpu_seconds")
-    }
-    return {"rounds": rounds, "steps_a_round": steps, "ways": ways, "ratios": ratios}
+def measure_ratios(given: argparse.Namespace) -> dict[str, Any]:
+    """{"lengths": {"demo": {"ways", "ratios"}, …}}"""
+    lengths = {}
+    for name in given.lengths:
+        size = {}
+        with tempfile.TemporaryDirectory(prefix="rftkit-long-") as folder:
+            if LENGTHS[name]:
+                task = long_task(Path(folder) / "task", LENGTHS[name][0])
+                size = dict(task=str(task), max_completion_tokens=LENGTHS[name][1])
+            config = settings(given.rounds * given.steps + 1, **size)
+            reports = take_turns(config, list(WAYS), given.threads, exact=bool(size))
+        timed = {way: steps[1:] for way, steps in reports.items()}
+        ratios = {
+            f"ratio_to_{way}": ratio(timed["rftkit"], timed[way], given.steps) for way in WAYS
+        }
+        ways = {way: summary(steps) for way, steps in timed.items()}
+        lengths[name] = {"ways": ways, "ratios": ratios}
+        print(f"{name}: measured", file=sys.stderr, flush=True)
+    return {"rounds": given.rounds, "steps_a_round": given.steps, "lengths": lengths}
 
 
-def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
+def long_task(folder: Path, tokens: int) -> Path:
+    """A copy of gene_ranking whose training prompts are `tokens` long, by saying things again."""
+    task, policy = load_task("gene_ranking"), load_policy("embedded:mini")
+    rows = task.rows("train")
+    for row in rows:
+        frame, last = len(policy.encode([row["messages"]])[0]), row["messages"][-1]
+        ids = policy.tokenizer(last["content"], add_special_tokens=False).input_ids
+        last["content"] = policy.tokenizer.decode((ids * tokens)[: tokens - frame + len(ids)])
+    shutil.copytree(task.folder, folder)
+    write_text(folder / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def summary(steps: list[dict[str, Any]]) -> dict[str, Any]:
     """What a way's steps took: medians, and mean milliseconds by part, `other` being the rest."""
-    parts = {
-        name: 1000 * statistics.mean(r["parts"].get(name, 0.0) for r in reports) for name in PARTS
-    }
-    whole = 1000 * statistics.mean(r["seconds"] for r in reports)
-    parts["other"] = whole - sum(parts.values())
+    means = {p: 1000 * statistics.mean(s["parts"].get(p, 0.0) for s in steps) for p in PARTS}
+    means["other"] = 1000 * statistics.mean(s["seconds"] for s in steps) - sum(means.values())
     return {
-        "seconds_a_step": round(statistics.median(r["seconds"] for r in reports), 4),
-        "cpu_seconds_a_step": round(statistics.median(r["cpu_seconds"] for r in reports), 4),
-        "milliseconds": {name: round(value, 1) for name, value in parts.items()},
-        "completion_tokens": round(statistics.mean(r["tokens"] for r in reports), 1),
-        "peak_rss_mb": max(r["peak_rss_mb"] or 0.0 for r in reports),
+        "seconds_a_step": round(statistics.median(s["seconds"] for s in steps), 4),
+        "cpu_seconds_a_step": round(statistics.median(s["cpu_seconds"] for s in steps), 4),
+        "milliseconds": {name: round(value, 1) for name, value in means.items()},
+        "completion_tokens": round(statistics.mean(s["completion_tokens"] for s in steps), 1),
+        "peak_rss_mb": max(s["peak_rss_mb"] for s in steps),
     }
 
 
-def ratio(ours: list[list[dict]], theirs: list[list[dict]], clock: str) -> dict[str, float]:
-    """Of the rounds' seconds: median, lowest and highest."""
-    found = [
-        sum(r[clock] for r in a) / sum(r[clock] for r in b) for a, b in zip(ours, theirs)
-    ]  # fmt: skip
-    values = {"median": statistics.median(found), "low": min(found), "high": max(found)}
-    return {name: round(value, 3) for name, value in values.items()}
+def ratio(ours: list[dict], theirs: list[dict], size: int) -> dict[str, float]:
+    """Of the seconds of rounds of `size` steps: median, low, high; `cpu`: of processor seconds."""
+
+    def ratios(clock: str) -> list[float]:
+        a, b = ([step[clock] for step in steps] for steps in (ours, theirs))
+        return [sum(a[i : i + size]) / sum(b[i : i + size]) for i in range(0, len(a), size)]
+
+    wall, cpu = ratios("seconds"), statistics.median(ratios("cpu_seconds"))
+    found = {"median": statistics.median(wall), "low": min(wall), "high": max(wall), "cpu": cpu}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
-# --- the learning curves -------------------------------------------------------------------------
+def measure_curves(given: argparse.Namespace) -> dict[str, Any]:
+    """Mean training reward in quarters of the run, with 95 % intervals over steps and seeds."""
+    rewards: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    for seed in range(3):
+        config = settings(given.steps, seed=seed, learning_rate=3e-3, beta=0.01)
+        for way, steps in take_turns(config, list(WAYS), given.threads).items():
+            rewards[way].append([round(step["reward_mean"], 4) for step in steps])
+        print(f"seed {seed}: measured", file=sys.stderr, flush=True)
+    width = given.steps // 4
+    quarters: dict[str, list[dict]] = {way: [] for way in WAYS}
+    for way, start in [(way, q * width) for way in WAYS for q in range(4)]:
+        values = [reward for run in rewards[way] for reward in run[start : start + width]]
+        quarters[way].append(bootstrap(values, range(len(values))).to_json())
+    return {"seeds": 3, "steps": given.steps, "rewards": rewards, "quarters": quarters}
 
 
-def measure_curves(seeds: int, steps: int, threads: int) -> dict[str, Any]:
-    """Mean training reward, in quarters of the run, with 95 % intervals over steps and seeds.
-
-    The rows of a step are the same in all of them, so the difference to rftkit's is paired.
-    """
-    ways = [way for way in WAYS if way != "trl_one_pass"]  # trl_defaults in other passes
-    rewards: dict[str, list[list[float]]] = {way: [] for way in ways}
-    for seed in range(seeds):
-        config = settings(steps, seed=seed, learning_rate=3e-3, beta=0.01)
-        with started(config, ways, threads) as (children, first):
-            for way in ways:
-                rewards[way].append([first[way]["reward"]])
-            for _ in range(steps - 1):
-                for child in children.values():
-                    child.connection.send("go")  # nobody is timed here: all at once
-                for way, child in children.items():
-                    rewards[way][-1].append(child.report()["reward"])
-        print(f"seed {seed + 1} of {seeds}", file=sys.stderr, flush=True)
-    width = steps // 4
-    quarters = [range(steps - (4 - q) * width, steps - (3 - q) * width) for q in range(4)]
-    found: dict[str, Any] = {"seeds": seeds, "steps": steps, "learning_rate": 3e-3, "beta": 0.01}
-    found["rewards"] = {
-        way: [[round(r, 4) for r in run] for run in runs] for way, runs in rewards.items()
-    }
-    found["quarters"] = {
-        way: [bootstrap(*values_of(rewards[way], q)).to_json() for q in quarters] for way in ways
-    }
-    found["last_half_rftkit_minus"] = {}
-    others = [way for way in ways if way != "rftkit"]
-    for way in others:
-        half = range(steps - 2 * width, steps)
-        ours, clusters = values_of(rewards["rftkit"], half)
-        difference = paired_difference(ours, values_of(rewards[way], half)[0], clusters)
-        found["last_half_rftkit_minus"][way] = difference.to_json()
-    found["intervals_overlap"] = all(
-        a["low"] <= b["high"] and b["low"] <= a["high"]
-        for way in others
-        for a, b in zip(found["quarters"]["rftkit"], found["quarters"][way])
-    )
-    return found
-
-
-def values_of(runs: list[list[float]], steps: range) -> tuple[list[float], list[int]]:
-    """(each seed's reward at each of the steps, a cluster for each)."""
-    values = [run[step] for run in runs for step in steps]
-    return values, list(range(len(values)))
-
-
-# --- what a step costs ---------------------------------------------------------------------------
-
-
-def measure_cost(steps: int, threads: int, sizes: dict[str, Sequence[int]]) -> dict[str, Any]:
-    """Seconds a step of rftkit and of TRL with the same settings.
-
-    The end token counts as any other here, so that every answer has exactly the length asked for.
-    sizes   {"answers_per_prompt": […], "completion_tokens": […]}; while one varies, the other
-            stands at the middle of its list
-    """
-    groups, lengths = sizes["answers_per_prompt"], sizes["completion_tokens"]
-    middle = (groups[len(groups) // 2], lengths[len(lengths) // 2])
-    cells = dict.fromkeys([(g, middle[1]) for g in groups] + [(middle[0], t) for t in lengths])
-    points = []
+def measure_cost(given: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a step of rftkit, and of TRL with its settings; every completion has the limit's
+    length."""
+    middle = {"answers_per_prompt": GROUPS[1], "completion_tokens": TOKENS[1]}
+    sizes = dict.fromkeys([(g, TOKENS[1]) for g in GROUPS] + [(GROUPS[1], t) for t in TOKENS])
+    points, parameters = [], {}
     for model in ("embedded:mini", "embedded:large"):
-        for group, tokens in cells:
-            config = settings(
-                steps + 1, answers_per_prompt=group, max_completion_tokens=tokens, model=model
+        parameters[model] = sum(p.numel() for p in load_policy(model).model.parameters())
+        for group, tokens in sizes:
+            size = dict(model=model, answers_per_prompt=group, max_completion_tokens=tokens)
+            reports = take_turns(
+                settings(given.steps + 1, **size), ["rftkit", "trl"], given.threads, exact=True
             )
-            with started(config, ["rftkit", "trl"], threads, exact=True) as (children, _):
-                reports: dict[str, list[dict]] = {way: [] for way in children}
-                for _ in range(steps):
-                    for way, child in children.items():
-                        reports[way].append(child.step())
-            for way, found in reports.items():
-                said = {round(report["tokens"], 6) for report in found}
-                if said != {tokens}:
-                    raise WayFailed(f"{way}: answers of {said} tokens, expected {tokens} each")
+            for way, steps in reports.items():
                 point = {"way": way, "model": model, "answers_per_prompt": group}
-                points.append(point | summary(found) | {"completion_tokens": tokens})
-            print(f"{model}, {group} answers of {tokens} tokens", file=sys.stderr, flush=True)
-    parameters = {m: count_parameters(m) for m in ("embedded:mini", "embedded:large")}
-    middle_point = dict(zip(("answers_per_prompt", "completion_tokens"), middle))
-    return {"steps": steps, "middle": middle_point, "parameters": parameters, "points": points}
+                points.append(point | summary(steps[1:]) | {"completion_tokens": tokens})
+            print(f"{model}, {group} completions of {tokens} tokens", file=sys.stderr, flush=True)
+    return {"steps": given.steps, "middle": middle, "parameters": parameters, "points": points}
 
 
-def count_parameters(model: str) -> int:
-    from safetensors import safe_open
-
-    from rftkit.policy import model_folder
-
-    folder = Path(model_folder(model)[0])
-    total = 0
-    with safe_open(folder / "model.safetensors", "np") as weights:
-        for name in weights.keys():
-            size = 1
-            for side in weights.get_slice(name).get_shape():
-                size *= side
-            total += size
-    return total
-
-
-# --- the record ----------------------------------------------------------------------------------
-
-
-def lines_of(found: dict[str, Any]) -> list[str]:
-    """measure_ratios' result as a reader wants it."""
-    names = [*PARTS, "other"]
-    lines = [f"{'':13}" + "".join(f"{name:>11}" for name in ["ms a step", *names, "peak MB"])]
-    for way, values in found["ways"].items():
-        cells = [1000 * values["seconds_a_step"], *values["milliseconds"].values()]
-        cells.append(values["peak_rss_mb"])
-        lines.append(f"{way:13}" + "".join(f"{cell:11.0f}" for cell in cells))
-    for clock, ratios in found["ratios"].items():
-        for name, value in ratios.items():
-            spread = f"{value['low']:.2f} to {value['high']:.2f}"
-            lines.append(f"{name} ({clock}): {value['median']:.2f}, rounds {spread}")
-    return lines
+# --- who reads it --------------------------------------------------------------------------------
 
 
 def last_line(found: dict[str, Any]) -> dict[str, Any]:
-    ratios = found["ratios"]["seconds"]
-    return {
-        **{name: value["median"] for name, value in ratios.items()},
-        "spread": {n: {"low": v["low"], "high": v["high"]} for n, v in ratios.items()},
-        "cpu": {name: value["median"] for name, value in found["ratios"]["cpu_seconds"].items()},
-        "seconds_a_step": {way: v["seconds_a_step"] for way, v in found["ways"].items()},
-        "milliseconds": {way: v["milliseconds"] for way, v in found["ways"].items()},
-        "peak_rss_mb": {way: v["peak_rss_mb"] for way, v in found["ways"].items()},
-    }
-
-
-# What a reader calls the ways.
-TITLES = {
-    "trl_defaults": "TRL + PEFT, TRL's defaults",
-    "trl_one_pass": "the same, loss in one pass",
-    "trl": "TRL + PEFT, rftkit's settings",
-    "rftkit": "**rftkit**",
-    "floor": "a bare loop in torch, the floor",
-}
+    """The object that --json prints of the ratios, which are those of the first length."""
+    shared, copied = {}, {}
+    for name, length in found["lengths"].items():
+        times = {way: round(1000 * v["seconds_a_step"], 1) for way, v in length["ways"].items()}
+        copy = times.pop("copied")
+        shared[name], copied[name] = times, times | {"rftkit": copy}
+    ratios = next(iter(found["lengths"].values()))["ratios"]
+    medians = {name: value["median"] for name, value in ratios.items()}
+    return medians | {"spread": ratios, "shared": shared, "copied": copied}
 
 
 def readme_table(record: dict[str, Any]) -> str:
-    """README.md's block: where a step's time goes, and that all ways learn alike."""
-    time, curves = record["ratios"], record["curves"]
+    """README.md's block: where a step's time goes, at which lengths, and that all ways learn."""
+    ratios, curves = record["ratios"], record["curves"]
     shown = ["sampling", "reference", "forward", "backward"]
-    header = ["8 prompts x 8 answers", "ms a step", *shown, "all else", "peak MB", "rftkit takes"]
-    header.append("reward, last quarter")
+    demo, *long = ratios["lengths"]
+    header = ["8 prompts x 8 completions", "ms a step", *shown, "all else", "peak MB"]
+    header += ["rftkit takes", *(f"at {name} tokens" for name in long), "reward, last quarter"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for way, title in TITLES.items():
-        found = time["ways"][way]
+        found = ratios["lengths"][demo]["ways"][way]
         parts = found["milliseconds"]
         rest = sum(parts.values()) - sum(parts[name] for name in shown)
-        whole = sum(parts.values())
-        cells = [f"{value:.0f}" for value in (whole, *(parts[n] for n in shown), rest)]
-        cells.append(f"{found['peak_rss_mb']:.0f}")
-        ratio = time["ratios"]["seconds"].get(f"ratio_to_{way}")
-        cells.append("{median:.2f} ({low:.2f} to {high:.2f})".format(**ratio) if ratio else "1")
-        quarter = curves["quarters"].get(way)
-        cells.append("{mean:.2f} [{low:.2f}, {high:.2f}]".format(**quarter[-1]) if quarter else "–")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += ["", (
-        f"Measured with `{time['command']}` on {time['machine']}, {time['date']}; mean "
+        cells = [sum(parts.values()), *(parts[name] for name in shown), rest, found["peak_rss_mb"]]
+        texts = [f"{cell:.0f}" for cell in cells]
+        for name in (demo, *long):
+            value = ratios["lengths"][name]["ratios"][f"ratio_to_{way}"]
+            texts.append("{median:.2f} ({low:.2f} to {high:.2f})".format(**value))
+        texts.append("{mean:.2f} [{low:.2f}, {high:.2f}]".format(**curves["quarters"][way][-1]))
+        lines.append(f"| {title} | " + " | ".join(texts) + " |")
+    text = (
+        f"Measured with `{ratios['command']}` on {ratios['machine']}, {ratios['date']}; mean "
         "milliseconds; *rftkit takes*: its seconds over that way's in the same round, median of "
-        f"{time['rounds']} rounds (lowest to highest). The last column with `{curves['command']}`, "
-        f"{curves['date']}: mean training reward of steps {curves['steps'] * 3 // 4 + 1} to "
-        f"{curves['steps']}, {curves['seeds']} seeds, 95 % interval over steps and seeds."
-    )]  # fmt: skip
-    return "\n".join(lines)
+        f"{ratios['rounds']} rounds (lowest to highest); *at 140+8 tokens*: the same with prompts "
+        f"of 140 tokens and completions of 8. The last column with `{curves['command']}`, "
+        f"{curves['date']}: mean training reward of the last quarter of {curves['steps']} steps, "
+        f"{curves['seeds']} seeds, 95 % interval over steps and seeds."
+    )
+    return "\n".join([*lines, "", text])
 
 
 def main(arguments: list[str]) -> int:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parse.add_argument("--curves", action="store_true", help="learning curves instead of ratios")
-    parse.add_argument("--cost", action="store_true", help="cost by size instead of ratios")
-    parse.add_argument("--rounds", type=int, default=6)
-    parse.add_argument("--steps", type=int, help="a round (5); --curves: a run (24); --cost: 3")
-    parse.add_argument("--seeds", type=int, default=3, help="--curves: 0, 1, …")
-    parse.add_argument("--prompts", type=int, default=8, help="a step; the ratios alone")
-    parse.add_argument("--answers", type=int, default=8, help="a prompt; the ratios alone")
-    parse.add_argument("--threads", type=int, default=2, help="of torch, in each process")
-    parse.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
-    parse.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parse.add_argument("--readme", action="store_true", help="write README.md's table alone")
-    given = parse.parse_args(arguments)
-    if given.readme:
-        write_block(*BLOCK, readme_table(json.loads(RECORD.read_text())))
-        return 0
-    try:
-        if given.cost:
-            part, steps = "cost", given.steps or 3
-            found = measure_cost(steps, given.threads, COST_SIZES)
-            said = found
-        elif given.curves:
-            part, steps = "curves", given.steps or 24
-            found = measure_curves(given.seeds, steps, given.threads)
-            said = {k: found[k] for k in ("quarters", "last_half_rftkit_minus")}
-            said["intervals_overlap"] = found["intervals_overlap"]
-        else:
-            part, steps = "ratios", given.steps or 5
-            config = settings(
-                given.rounds * steps + 1,
-                prompts_per_step=given.prompts,
-                answers_per_prompt=given.answers,
-            )
-            found = measure_ratios(config, given.rounds, steps, given.threads)
-            found["config"], said = config.to_json(), last_line(found)
-            print("\n".join(lines_of(found)))
-    except WayFailed as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    asked = {"--cost": given.cost, "--curves": given.curves}
-    sizes = {"rounds": given.rounds, "prompts": given.prompts, "answers": given.answers}
-    words = [word for word, on in asked.items() if on] + [f"--steps {steps}"]
-    words += [f"--{n} {v}" for n, v in sizes.items() if part == "ratios"]
-    words += [f"--seeds {given.seeds}"] * given.curves + [f"--threads {given.threads}"]
-    label = {
-        "command": " ".join(["python benchmarks/step_time.py", *words]),
-        "machine": machine(),
-        "date": date.today().isoformat(),
-        "threads": given.threads,
-        "versions": versions(),
-    }
-    record = json.loads(given.out.read_text()) if given.out.exists() else {}
-    record |= {part: label | found}
-    write_json(given.out, record)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--curves", action="store_true", help="learning curves instead of ratios")
+    parser.add_argument("--cost", action="store_true", help="cost by size instead of ratios")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, help="a round (5); --curves: a run (24); --cost: 3")
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
+    parser.add_argument("--threads", type=int, default=2, help="of torch, in each process")
+    parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    parser.add_argument("--readme", action="store_true", help="write README.md's table alone")
+    given = parser.parse_args(arguments)
+    record = read_json(given.out) if given.out.exists() else {}
+    if not given.readme:
+        part = "cost" if given.cost else "curves" if given.curves else "ratios"
+        measure, steps = {
+            "ratios": (measure_ratios, 5), "curves": (measure_curves, 24), "cost": (measure_cost, 3)
+        }[part]  # fmt: skip
+        given.steps = given.steps or steps
+        random.seed(0)
+        try:
+            found = measure(given)
+        except WayFailed as failure:
+            print(failure, file=sys.stderr)
+            return 1
+        how = label("python benchmarks/step_time.py", arguments) | {"threads": given.threads}
+        record |= {part: how | found}
+        write_json(given.out, record)
+        print(f"written: {given.out}", file=sys.stderr)
+        if given.json:
+            print(json.dumps(last_line(found) if part == "ratios" else found))
     if given.out.resolve() == RECORD and {"ratios", "curves"} <= record.keys():
         write_block(*BLOCK, readme_table(record))
-    print(f"written: {given.out}", file=sys.stderr)
-    if given.json:
-        print(json.dumps(said))
     return 0
 
 
