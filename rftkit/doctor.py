@@ -1,8 +1,7 @@
 """What is wrong with a run: a log in, its findings out.
 
-A rule stands in one place: `@rule(what to change)` over a function that reads the log and returns
-the steps where its fault shows, and the evidence. Its name is the finding's name, its docstring
-says why the fault matters.
+A rule stands in one place: `@rule(what to change)` over a function from the log to the steps where
+its fault shows, and the evidence. Its name is the finding's, its docstring says why it matters.
 
 Limits marked A are the healthy ranges and red flags of Axolotl's guide "Training Stability &
 Debugging" (docs/training_stability.qmd, table "Key Metrics for RL (GRPO)"); the others are our own.
@@ -11,20 +10,21 @@ Debugging" (docs/training_stability.qmd, table "Key Metrics for RL (GRPO)"); the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from rftkit.files import printable
 from rftkit.graders.rewards import MAX_LOST_SHARE
-from rftkit.logs import GAIN, Log, Points, change, held, moved, number, read_log
+from rftkit.logs import GAIN, Log, Points, change, held, moved, read_log
 
 Evidence = tuple[Iterable[int], str]  # steps (none: nothing is wrong), and what was seen there
 Check = Callable[[Log], Evidence]
-NOTHING: Evidence = ((), "")
 RULES: dict[str, tuple[Check, str]] = {}  # in the order of the findings: gravest first
+# In the steps where the grader's program fails, that explains these.
+EXPLAINED = ("no_reward_spread", "dead_groups", "loss_zero", "reward_stays_low")
 
 
 def rule(setting: str) -> Callable[[Check], Check]:
@@ -67,16 +67,15 @@ def examine(source: str | Path | Log) -> Examination:
     found: dict[str, Finding] = {}
     for name, (check, setting) in RULES.items():
         steps, evidence = check(log)
-        if name in ("no_reward_spread", "dead_groups", "reward_stays_low", "loss_zero"):
-            # A grader that fails explains these in its steps.
-            failing = found["grader_errors"].steps if "grader_errors" in found else ()
-            steps = set(steps).difference(failing)
-        if steps := sorted(set(steps)):
-            found[name] = Finding(name, steps, printable(evidence), setting, str(check.__doc__))
-    notes, losses = list(log.notes), log.points("loss")
+        steps = set(steps)
+        if name in EXPLAINED and "grader_errors" in found:
+            steps -= set(found["grader_errors"].steps)
+        if steps:
+            found[name] = Finding(name, sorted(steps), evidence, setting, str(check.__doc__))
+    notes, losses = list(log.notes), [loss for _, loss in log.points("loss")]
     if log.graded and not log.validations() and "nothing_held_out" not in found:
         notes.append("no validation in this log: a rising reward alone proves no learning")
-    if losses and all(abs(loss) < 1e-6 for _, loss in losses) and "loss_zero" not in found:
+    if losses and not any(losses) and "loss_zero" not in found:
         notes.append("a loss of zero beside a gradient is normal for GRPO: advantages sum to zero")
     return Examination(log.source, len(log.records), list(found.values()), notes)
 
@@ -101,9 +100,10 @@ def not_finite(log: Log) -> Evidence:
     alarms = [(r["step"], alarm["name"]) for r in log.records for alarm in r.get("alarms", [])]
     bad = {step: "an alarm" for step, name in alarms if name == "not finite"}
     for name in ("loss", "grad_norm", "kl", "entropy"):
-        usual = log.points(name)  # JSON has no NaN: our log writes null among numbers
-        logged = [r for r in log.records if r.get(name, 0) is not None or usual]
-        bad |= {r["step"]: name for r in logged if not math.isfinite(number(r.get(name, 0)))}
+        finite = {step for step, _ in log.points(name)}
+        # JSON has no NaN: our log writes null among numbers, and null alone for what it lacks.
+        logged = {r["step"] for r in log.records if name in r and (finite or r[name] is not None)}
+        bad |= dict.fromkeys(logged - finite, name)
     first = min(bad, default=0)
     return bad, f"NaN or infinite, first at step {first}: {bad.get(first)}"
 
@@ -112,27 +112,28 @@ def not_finite(log: Log) -> Evidence:
 def reward_not_a_number(log: Log) -> Evidence:
     """One NaN among a group's rewards makes all its advantages NaN, and with them the loss."""
     logged = [(r["step"], r["reward_mean"]) for r in log.records if r.get("reward_mean")]
-    return [s for s, reward in logged if not math.isfinite(number(reward))], "mean reward NaN"
+    return [s for s, reward in logged if not math.isfinite(reward)], "mean reward NaN"
 
 
 @rule("`rftkit grade` on one of those answers: endpoint, time limit, a field of the formula")
 def grader_failures(log: Log) -> Evidence:
     """An answer without a grade teaches nothing, and the gradable ones are a biased sample."""
-    lost, steps = log.points("lost"), []
+    lost = dict(log.points("lost"))
+    steps = [step for step, share in lost.items() if share > MAX_LOST_SHARE]
     for record in log.records if log.graded else []:
         grades = [record.get("reward_mean", 0), *(record.get("sub_rewards") or {}).values()]
         steps += [record["step"]] if None in grades else []
-    steps += [step for step, share in lost if share > MAX_LOST_SHARE]
-    return steps, f"no grade, up to {max((s for _, s in lost), default=0):.0%} of a step's answers"
+    return steps, f"no grade, up to {max(lost.values(), default=0):.0%} of a step's answers"
 
 
 @rule("`rftkit grade` on one answer of these steps, then fix what its traceback names")
 def grader_errors(log: Log) -> Evidence:
     """An answer on which the grader's program fails scores 0: the model learns to avoid that."""
     answers_own = ("sample_parse_error", "truncated_observation_error")
-    series = {name: p for name, p in log.series("errors").items() if name not in answers_own}
-    found = {name: level(points, above=0.5) for name, points in series.items()}
-    texts = [f"{name}: share of answers {text}" for name, (steps, text) in found.items() if steps]
+    # Half of a batch: of 64 answers 38 to 62 % then fail.
+    found = {name: level(points, above=0.4) for name, points in log.series("errors").items()}
+    found = {name: e for name, e in found.items() if e[0] and name not in answers_own}
+    texts = [f"{name}: share of answers {text}" for name, (_, text) in found.items()]
     return {step for steps, _ in found.values() for step in steps}, "; ".join(texts)
 
 
@@ -146,11 +147,11 @@ def no_reward_spread(log: Log) -> Evidence:
 @rule("easier rows, partial credit, answers_per_prompt [num_generations] or temperature up")
 def dead_groups(log: Log) -> Evidence:
     """A group whose answers all score alike has advantage zero: it costs sampling for nothing."""
-    points, rewards = log.dead_share(), dict(log.points("reward_mean"))
+    points = log.dead_share()
     wholly = [step for step, share in points if share == 1]
     many = len(wholly) >= max(3, 0.2 * len(points))  # every group dead in a fifth of the steps
     steps = {*held(points, lambda share: share >= 0.8), *(wholly if many else ())}  # (A)
-    reward = mean([rewards[step] for step in steps if step in rewards] or [0])
+    reward = mean([reward for step, reward in log.points("reward_mean") if step in steps] or [0])
     share = f"{len(wholly)} of {len(points)} steps in which every group was dead"
     return steps, f"{share}; mean reward {reward:.2f} (where it is high, the task is learnt)"
 
@@ -166,7 +167,7 @@ def loss_zero(log: Log) -> Evidence:
 
 @rule("stop, read the best-paid answers, repair the grader, go back to the best validation")
 def reward_up_task_down(log: Log) -> Evidence:
-    """The policy has found something that the grader pays for and the task does not want."""
+    """What it learns pays in training alone: a hole in the grader, or the rows by heart."""
     pair = log.best_and_last()
     later = [(s, reward) for s, reward in log.points("reward_mean") if pair and s > pair[0][0]]
     before, after, _ = change(later)
@@ -200,13 +201,13 @@ def format_alone(log: Log) -> Evidence:
     ends = {name: change(points)[1] for name, points in series.items()}
     gains = {name: ends[name] - change(points)[0] for name, points in series.items()}
     for name in [name for name, points in series.items() if moved(points, +1, 0.1)]:
-        lenient = [g for n, g in gains.items() if "lenient" in n.lower() or "flexible" in n.lower()]
+        others = gains.keys() - {name}
+        lenient = [gains[n] for n in others if re.search("lenient|flexible", n, re.IGNORECASE)]
         form = "strict" in name.lower() and lenient and lenient[0] < gains[name] / 2
-        others = [other for other in gains if other != name]
         if form or others and all(ends[n] <= 0.05 and abs(gains[n]) < GAIN for n in others):
             text = f'"{name}" rose by {gains[name]:.2f}, the other parts by less than half of it'
             return [step for step, _ in series[name]], text
-    return NOTHING
+    return (), ""
 
 
 @rule("keep the best by the held-out metric and stop early: eval_every, patience")
@@ -222,7 +223,7 @@ def overfitting(log: Log) -> Evidence:
     """The model learns its rows by heart: what it gains on them, others lose."""
     points, unclear = log.points("eval_loss"), log.graded or log.best_is_kept  # GRPO's says little
     if unclear or not points or not moved(log.points("loss"), -1, GAIN):
-        return NOTHING
+        return (), ""
     (at, lowest), (end, last) = min(points, key=lambda point: point[1]), points[-1]
     steps = [step for step, _ in points if step > at and last > 1.05 * lowest]
     return steps, f"validation loss {lowest:.3f} at step {at}, {last:.3f} at step {end}"
@@ -274,7 +275,7 @@ def gradient_spike(log: Log) -> Evidence:
     """One batch turned the weights further than many others together."""
     points = log.points("grad_norm")  # healthy to 1, in SFT to 10; red flag above 10 (A)
     if len(points) < 5:
-        return NOTHING
+        return (), ""
     limit = max(1.0 if log.graded else 10.0, 10 * median(norm for _, norm in points))
     return level(points, above=10, also=[step for step, norm in points if norm > limit])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, variance
@@ -44,16 +44,14 @@ class Log:
 
     def points(self, name: str) -> Points:
         """(step, value) wherever the log holds a finite number of this name."""
-        values = [(record["step"], number(record.get(name))) for record in self.records]
-        return [(step, value) for step, value in values if math.isfinite(value)]
+        return finite((record["step"], record.get(name)) for record in self.records)
 
     def series(self, name: str) -> dict[str, Points]:
         """Each part of an object that is logged a step (sub_rewards, errors) as points; 0 where
         the step's object lacks it."""
-        records = [record for record in self.records if record.get(name)]
-        keys = {key for record in records for key in record[name]}
-        parts = [{"step": r["step"]} | dict.fromkeys(keys, 0.0) | r[name] for r in records]
-        return {key: Log("", parts).points(key) for key in sorted(keys)}
+        parts = [(record["step"], record[name]) for record in self.records if record.get(name)]
+        keys = sorted({key for _, part in parts for key in part})
+        return {key: finite((step, part.get(key, 0.0)) for step, part in parts) for key in keys}
 
     def validations(self) -> list[tuple[int, dict[str, Any]]]:
         """(step, {metric, mean, and where it was logged the interval low, high})."""
@@ -67,12 +65,11 @@ class Log:
     def best_and_last(self) -> list[tuple[int, dict[str, Any]]]:
         """The best validation and the last, where the last lies below the best one's interval
         (without an interval: by more than a twentieth); else nothing."""
-        validations = self.validations()
-        if not validations:
-            return []
-        best, last = max(validations, key=lambda v: v[1]["mean"]), validations[-1]
-        fell = last[1]["mean"] < best[1].get("low", 0.95 * best[1]["mean"])
-        return [best, last] if fell else []
+        for last in self.validations()[-1:]:
+            best = max(self.validations(), key=lambda validation: validation[1]["mean"])
+            if last[1]["mean"] < best[1].get("low", 0.95 * best[1]["mean"]):
+                return [best, last]
+        return []
 
     def gained(self) -> bool:
         """Did the run get better: by its validations where there are any, else by its reward?"""
@@ -87,12 +84,8 @@ class Log:
         return bool(self.points("reward_mean") or self.points("dead_groups"))
 
 
-def number(value: Any) -> float:
-    """A logged value as a float (some trainers write "NaN" as text); NaN for what is no number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+def finite(values: Iterable[tuple[int, float | None]]) -> Points:
+    return [(step, value) for step, value in values if value is not None and math.isfinite(value)]
 
 
 def held(
@@ -101,13 +94,11 @@ def held(
     """The bad steps of every `window` steps of which at least `least` are bad (of a log with fewer
     than `least` steps: all). More than half makes a state: a good step now and then does not hide
     a bad level."""
-    least = min(least, len(points))
-    wrong = [bad(value) for _, value in points]
-    places: set[int] = set()
-    for end in range(1, len(points) + 1):
-        inside = [place for place in range(max(0, end - window), end) if wrong[place]]
-        places.update(inside if len(inside) >= least else ())
-    return [points[place][0] for place in sorted(places)]
+    steps: set[int] = set()
+    for start in range(len(points)):
+        inside = [step for step, value in points[start : start + window] if bad(value)]
+        steps.update(inside if len(inside) >= min(least, len(points)) else ())
+    return sorted(steps)
 
 
 def change(points: Points) -> tuple[float, float, float]:
@@ -128,15 +119,13 @@ def moved(points: Points, direction: int, least: float) -> bool:
 
 def read_log(path: str | Path) -> Log:
     """A run folder (ours, or a trainer's output folder), a log.jsonl or a trainer_state.json."""
-    path = Path(path)
-    if path.is_dir():
-        states = path.glob("checkpoint-[0-9]*/trainer_state.json")
-        newest = sorted(states, key=lambda state: -int(state.parent.name.split("-")[1]))
-        places = [path / "log.jsonl", path / "trainer_state.json", *newest]
-        path = next(filter(Path.is_file, places), path)
-    if not path.is_file():
-        raise UserError(f"{path}: no log, expected log.jsonl or trainer_state.json: name a run")
-    return read_trainer_state(path) if path.suffix == ".json" else read_log_lines(path)
+    folder = Path(path)
+    states = folder.glob("checkpoint-[0-9]*/trainer_state.json")
+    newest = sorted(states, key=lambda state: -int(state.parent.name.split("-")[1]))
+    for place in (folder, folder / "log.jsonl", folder / "trainer_state.json", *newest):
+        if place.is_file():
+            return read_trainer_state(place) if place.suffix == ".json" else read_log_lines(place)
+    raise UserError(f"{path}: no log, expected log.jsonl or trainer_state.json: name a run")
 
 
 def read_log_lines(path: Path) -> Log:
@@ -159,14 +148,12 @@ def read_log_lines(path: Path) -> Log:
 def read_trainer_state(path: Path) -> Log:
     state = read_json(path)
     records: dict[int, dict[str, Any]] = {}
-    for entry in state.get("log_history", []) if isinstance(state, dict) else []:
+    for entry in state.get("log_history", []):
         if fields := renamed(entry):
             records.setdefault(entry["step"], {"step": entry["step"]}).update(fields)
     if not records:
-        raise UserError(
-            f"{path}: no step in log_history, expected TRL's trainer_state.json: it stands in each "
-            "checkpoint folder; set logging_steps=1"
-        )
+        expected = "expected the trainer_state.json of a checkpoint: set logging_steps=1"
+        raise UserError(f"{path}: no step in log_history, {expected}")
     return Log(str(path), list(records.values()), state.get("best_model_checkpoint") is not None)
 
 
@@ -180,6 +167,7 @@ def renamed(entry: dict[str, Any]) -> dict[str, Any]:
     held_out = [key.removeprefix("eval_") for key in entry if key.startswith("eval_")]
     # A metric of the task's own before the reward, which is what is trained on.
     own = [n for n in held_out if n not in TRL_NAMES and not NO_TASK_METRIC.search(n)]
-    for metric in [*own, *(name for name in held_out if name == "reward")][:1]:
+    metric = own[0] if own else "reward"
+    if metric in held_out:
         fields["validation"] = {"metric": metric, "mean": entry[f"eval_{metric}"]}
     return fields

@@ -1,10 +1,4 @@
-"""The run doctor: sound logs stay without a finding, each planted fault gets its own.
-
-Logs are made here, in both formats. The public runs at the end are rebuilt from the figures that
-their authors published, not from their files.
-"""
-
-from __future__ import annotations
+"""The run doctor: sound logs stay without a finding, each planted fault gets its own."""
 
 import json
 import math
@@ -13,9 +7,8 @@ import random
 import pytest
 from typer.testing import CliRunner
 
+from rftkit import UserError, dataset, examine
 from rftkit.cli import app
-from rftkit.doctor import RULES, examine
-from rftkit.files import UserError, dataset
 from rftkit.logs import TRL_NAMES, Log, held, read_log
 
 STEPS = 60
@@ -70,6 +63,15 @@ def past_step_20(record, done):
     return validation(0.35 - 0.005 * abs(record["step"] - 20), 0.04)
 
 
+def memorised(record, done):
+    return validation(0.35 - 0.2 * done, 0.04)
+
+
+def half_of_the_batch(record, done):
+    """Of 64 answers, 26 to 38: as chance has it."""
+    return {"python_grader_runtime_error": (32 + record["step"] * 5 % 13 - 6) / 64}
+
+
 NAN = math.nan
 # (the finding, a log that must get it)
 FAULTS = [
@@ -81,11 +83,13 @@ FAULTS = [
     ("grader_failures", planted(31, lost=0.06)),
     ("grader_failures", planted(sub_rewards={"judge": None, "format": 0.9})),
     ("grader_errors", planted(errors={"python_grader_runtime_error": 0.9})),
+    ("grader_errors", planted(errors=half_of_the_batch)),
     ("no_reward_spread", planted(reward_mean=0.1, reward_std=0.0, dead_groups=1.0)),
     ("no_reward_spread", planted(**later("reward_std", 0.0))),
     ("dead_groups", planted(dead_groups=lambda record, done: float(record["step"] % 2))),
     ("loss_zero", planted(loss=0.0, grad_norm=0.0, kl=0.0)),
     ("reward_up_task_down", planted(*range(10, 61, 10), validation=past_step_20)),
+    ("reward_up_task_down", planted(*range(10, 61, 10), validation=memorised)),
     ("reward_falls", planted(reward_mean=lambda record, done: 0.6 - 0.3 * done)),
     ("reward_stays_low", planted(reward_mean=lambda r, done: 0.04 + 0.02 * (r["step"] % 3))),
     ("format_alone", planted(sub_rewards=lambda r, done: {"exact": 0.0, "format": done})),
@@ -101,7 +105,6 @@ FAULTS = [
     ("clip_binds", planted(clip_ratio=0.25)),
     ("steps_out_of_order", [*sound()[:9], *sound()[4:]]),
 ]
-SEEN_BELOW = {"past_the_peak", "nothing_held_out", "overfitting"}
 
 
 def findings(records):
@@ -145,20 +148,13 @@ def test_a_sound_log_gets_no_finding(tmp_path, name):
     assert not any(findings(sound(seed, steps)) for steps in (1, 2, 6, 20) for seed in range(20))
 
 
-def test_every_rule_is_tried():
-    assert set(RULES) == {name for name, _ in FAULTS} | SEEN_BELOW
-
-
 @pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("number", range(len(FAULTS)))
-def test_a_planted_fault_is_found_at_its_steps(tmp_path, number, name):
-    expected, records = FAULTS[number]
-    if name == "trainer_state.json" and (
-        expected == "steps_out_of_order" or "alarms" in records[30]
-    ):
+@pytest.mark.parametrize(("expected", "records"), FAULTS)
+def test_a_planted_fault_is_found_at_its_steps(tmp_path, expected, records, name):
+    if WRITERS[name] is write_state and (expected[:5] == "steps" or "alarms" in records[30]):
         return  # TRL writes no alarms, and a step's validation as a second entry of the step
-    findings = examine(WRITERS[name](tmp_path / name, records)).findings
-    (finding,) = (finding for finding in findings if finding.name == expected)
+    found = examine(WRITERS[name](tmp_path / name, records)).findings
+    (finding,) = (finding for finding in found if finding.name == expected)
     assert finding.steps == sorted(finding.steps) and finding.evidence and finding.setting
     sound_steps = {record["step"] for record, before in zip(records, sound()) if record == before}
     trend = ("reward", "length", "format", "steps")
@@ -197,8 +193,8 @@ def test_noise_is_no_trend():
         rng, records = random.Random(seed), sound(seed)
         for record in records:
             record["reward_mean"] = 0.4 + rng.gauss(0, 0.12)
-            if "validation" in record:  # the last validations of a run that stops by patience
-                record["validation"] = validation(0.4 - 0.0004 * record["step"], 0.05)
+        for record in records[9::10]:  # the last validations of a run that stops by patience
+            record["validation"] = validation(0.4 - 0.0004 * record["step"], 0.05)
         assert (seed, findings(records)) == (seed, {})
 
 
@@ -241,9 +237,6 @@ def test_an_sft_run_that_learns_by_heart_is_named_unless_its_best_is_kept(held_o
     assert not examine(Log("", records, best_is_kept=True)).findings
 
 
-# Files.
-
-
 def test_the_last_checkpoint_past_the_peak_is_named_unless_the_best_is_kept(tmp_path):
     records = planted(reward_mean=0.4)
     records[-1]["validation"] = validation(0.2, 0.05)
@@ -261,7 +254,6 @@ def test_the_last_checkpoint_past_the_peak_is_named_unless_the_best_is_kept(tmp_
         ("log.jsonl", '{"loss": 1}\n', "log.jsonl:1: "),
         ("trainer_state.json", '{"log_history": [{"st', "trainer_state.json:1:"),
         ("trainer_state.json", '{"log_history": []}', "log_history"),
-        ("trainer_state.json", "[]", "log_history"),
     ],
 )
 def test_a_missing_or_broken_log_is_refused_with_its_place(tmp_path, name, content, expected):
@@ -307,7 +299,7 @@ def test_a_trainers_names_are_read(tmp_path):
 def test_the_command_prints_findings_and_exits_with_1(tmp_path):
     run = CliRunner().invoke
     path = write_log(tmp_path / "log.jsonl", sound())
-    assert run(app, ["doctor", str(path)]).exit_code == 0
+    assert run(app, ["doctor", str(tmp_path)]).exit_code == 0
     write_log(path, planted(31, grad_norm=NAN))
     answer = run(app, ["doctor", str(path), "--json"])
     (found,) = json.loads(answer.stdout)["findings"]
