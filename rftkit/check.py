@@ -6,62 +6,33 @@ between rows. A fault makes a job fail or its numbers wrong; a note is worth kno
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rftkit.contract import KINDS, Fault, Row, read_lines, readable_messages, value_text, walk
-from rftkit.files import plural
+from rftkit.contract import Fault, Row, read_lines, readable_messages, value_text, walk
 from rftkit.overlap import similar_prompts
-from rftkit.rows import ID_KEYS, answer_fields, digest_of, group_of, messages_text, own_id
+from rftkit.rows import ID_KEYS, answer_fields, group_of, messages_digest, messages_text, own_id
 
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
-FEW_ROWS = 24  # the guide: "start with several dozen to a few hundred"
-# kind -> (what was expected, the next step)
-KINDS |= {
-    "no validation file": ("a validation file", "name it with --validation: a job needs both"),
-    "same file twice": ("a file of other rows", "split the rows with rftkit.split_by_group"),
-    "too many rows": ("50,000 for training, 1,000 for validation", "remove the others"),
-    "few rows": ("several dozen or more", "collect more before a real job"),
-    "answer missing": ("it as in the other rows", "add it: a grader's template fails on the row"),
-    "answer empty": ("an answer", "fill it in, or remove the row: no output could be right"),
-    "answer with blanks": ("the bare answer", "strip it: no output would equal it"),
-    "answer type": ("the other rows' type", "write it as they do: one grader reads them all"),
-    "answer in the prompt": (
-        "a prompt that does not tell the answer",
-        "take it out (or, if the task is to find it in a text: --answer-in-prompt-ok)",
-    ),
-    "duplicate id": ("it once", "give each row an id of its own: results are joined by it"),
-    "duplicate": ("each prompt once", "remove one of the two: a copy counts double"),
-    "contradiction": ("one answer to one prompt", "keep one, or tell the prompts apart"),
-    "duplicate across the split": ("prompts not trained on", "remove the row from one side"),
-    "near-duplicate across the split": ("less than 80% alike", "keep them on one side"),
-    "group missing": ("a group for each row", "fill it in, or group by another key"),
-    "group on both sides": ("each group on one side", "split with rftkit.split_by_group"),
-}
 
 
-@dataclass
-class Side:
-    """One file of the split ("train" or "validation"), with (line, row) of what is a row."""
+class Line(NamedTuple):
+    """A line that holds a row."""
 
-    name: str
     file: str
-    rows: list[tuple[int, Row]] = field(default_factory=list)
+    number: int
+    row: Row
 
-    def fault(self, line: int | None, kind: str, found: str, key: str = "", value: str = ""):
-        return Fault(kind, found, key, value, self.file, line)
+    def fault(self, kind: str, found: str, key: str = "", value: str = "") -> Fault:
+        return Fault(kind, found, key, value, self.file, self.number)
 
-    def note(self, line: int | None, kind: str, found: str) -> Fault:
-        return Fault(kind, found, file=self.file, line=line, severity="note")
-
-    def place(self, line: int, seen_from: Side) -> str:
-        """`line 3`, or `train.jsonl:3` where the other row stands in another file."""
-        return f"line {line}" if self is seen_from else f"{self.file}:{line}"
+    def seen_from(self, other: Line) -> str:
+        """`line 3`, or `train.jsonl:3` from another file."""
+        return f"line {self.number}" if other.file == self.file else f"{self.file}:{self.number}"
 
 
 @dataclass
@@ -83,10 +54,6 @@ class CheckReport:
         """How many faults there are of each kind, the most frequent first."""
         return dict(Counter(fault.kind for fault in self.faults).most_common())
 
-    def add(self, found: Iterable[Fault]) -> None:
-        for fault in found:
-            (self.notes if fault.severity == "note" else self.faults).append(fault)
-
     def to_json(self) -> dict[str, Any]:
         faults, notes = ([f.to_json() for f in found] for found in (self.faults, self.notes))
         record = {"ok": self.ok, "counts": self.counts}
@@ -106,42 +73,36 @@ def check_file(
     the answer beside those named like one. `answer_in_prompt_ok` is for tasks that look for the
     answer in a given text.
     """
-    report, sides = CheckReport(), [Side("train", str(path))]
+    report, found = CheckReport(files={"train": str(path)}), []
     if validation is None:
-        report.add([sides[0].note(None, "no validation file", "the split was not checked")])
+        found.append(Fault("no validation file", "the split was not checked", file=str(path)))
     else:
-        sides.append(Side("validation", str(validation)))
-        if Path(path).resolve() == Path(validation).resolve():
-            report.add([sides.pop().fault(None, "same file twice", "it is the training file")])
-    for side in sides:
-        for line, row, faults in read_lines(side.file):
-            report.add(faults)
-            side.rows += [(line, row)] if row is not None else []
-        report.files[side.name], report.rows[side.name] = side.file, len(side.rows)
-        report.add(size_faults(side))
-    names = {name for side in sides for _, row in side.rows for name in answer_fields(row)}
+        report.files["validation"] = str(validation)
+    lines: list[Line] = []
+    for side, file in report.files.items():
+        own = []
+        for number, row, faults in read_lines(file):
+            found += faults
+            own += [] if row is None else [Line(file, number, row)]
+        report.rows[side] = len(own)
+        for line in own[MAX_ROWS[side] :][:1]:
+            found.append(line.fault("too many rows", f"{len(own):,} rows"))
+        lines += own
+    names = {name for line in lines for name in answer_fields(line.row)}
     named = {name for name in names if looks_like_answer(name)}
     keys = report.answer_keys = sorted(named | {*answer_keys, group_by} & names)
     for key in keys:
-        for side in sides:
-            report.add(answer_faults(side, key))
-        report.add(answers_in_prompts(sides, key, answer_in_prompt_ok))
-    report.add(repeated_ids(sides))
-    report.add(repeated_prompts(sides, keys))
-    report.add(group_faults(sides, group_by) if group_by else ())
-    report.add(near_duplicates(*sides) if len(sides) == 2 else ())
-    order = {name: place for place, name in enumerate(report.files.values())}
-    for found in (report.faults, report.notes):
-        found.sort(key=lambda fault: (order.get(fault.file, 1), fault.line or 0))
+        found += answer_faults(lines, key)
+        found += [] if answer_in_prompt_ok else answers_in_prompts(lines, key)
+    found += repeated_ids(lines)
+    found += repeated_prompts(lines, keys)
+    found += group_faults(lines, group_by) if group_by else ()
+    found += near_duplicates(lines, str(validation)) if validation else ()
+    order = list(report.files.values())
+    found.sort(key=lambda fault: (order.index(fault.file), fault.line or 0))
+    for fault in found:
+        (report.notes if fault.severity == "note" else report.faults).append(fault)
     return report
-
-
-def size_faults(side: Side) -> Iterator[Fault]:
-    limit, count = MAX_ROWS[side.name], len(side.rows)
-    if count > limit:
-        yield side.fault(side.rows[limit][0], "too many rows", f"{count:,} rows")
-    if side.name == "train" and 0 < count < FEW_ROWS:
-        yield side.note(None, "few rows", plural(count, "row"))
 
 
 # Keys that count as the answer are those named like one, the key to group by, and those that the
@@ -164,63 +125,54 @@ def looks_like_answer(key: str) -> bool:
     return any(word.startswith(start) for word in words for start in ANSWER_WORDS)
 
 
-def answer_faults(side: Side, key: str) -> Iterator[Fault]:
+def answer_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
     """Answers that are missing, empty, in invisible blanks, or of another type than the others.
 
     A key that most rows lack is optional; where a quarter is of another type, it is meant.
     """
-    types = Counter(json_type(row[key]) for _, row in side.rows if key in row)
-    usual, count = types.most_common(1)[0] if types else ("", 0)
-    for line, row in side.rows:
-        value = row.get(key)
+    types = Counter(json_type(line.row[key]) for line in lines if key in line.row)
+    [(usual, count)] = types.most_common(1)
+    for line in lines:
+        value = line.row.get(key)
         bare = value.strip(INVISIBLE) if isinstance(value, str) else value
-        shown = value_text(value)
-        found = f'"{key}" is {shown}'
-        if key not in row and 2 * types.total() >= len(side.rows):
-            kind, found, shown = "answer missing", f'"{key}" is missing', ""
-            if close := difflib.get_close_matches(key, row.keys(), n=1, cutoff=0.75):
-                found += f', but "{close[0]}" is here'
-        elif key in row and bare in (None, "", [], {}):
+        if key not in line.row:
+            if 2 * types.total() >= len(lines):
+                yield line.fault("answer missing", f'"{key}" is missing', key)
+            continue
+        if bare in (None, "", [], {}):
             kind = "answer empty"
         elif bare != value:
             kind = "answer with blanks"
-        elif key in row and json_type(value) != usual and 4 * count > 3 * types.total():
+        elif json_type(value) != usual and 4 * count > 3 * types.total():
             kind = "answer type"
         else:
             continue
-        yield side.fault(line, kind, found, key, shown)
+        yield line.fault(kind, f'"{key}" is {value_text(value)}', key, value_text(value))
 
 
 def json_type(value: Any) -> str:
     return "number" if type(value) in (int, float) else type(value).__name__
 
 
-def answers_in_prompts(sides: Sequence[Side], key: str, allowed: bool) -> Iterator[Fault]:
+def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
     """Rows whose prompt tells the answer word for word.
 
     Where the prompt also holds two other rows' answers (or all there are), it offers a choice:
-    candidates, the labels to pick from. That is a note.
+    candidates, the labels to pick from.
     """
-    values = {v for side in sides for _, row in side.rows for v in searchable(row.get(key))}
+    values = {value for line in lines for value in searchable(line.row.get(key))}
     known = {" ".join(words_of(value)) for value in values}
     longest = min(6, max((value.count(" ") + 1 for value in known), default=0))
-    for side in sides:
-        choices = []
-        for line, row in side.rows:
-            prompt = prompt_text(row)
-            value = next((v for v in searchable(row.get(key)) if stands_in(v, prompt)), None)
-            if value is None:
-                continue
-            others = phrases(prompt, longest) & known - {" ".join(words_of(value))}
-            if allowed or len(others) >= max(1, min(2, len(known) - 1)):
-                choices.append(line)
-                continue
+    for line in lines:
+        prompt = prompt_text(line.row)
+        value = next((v for v in searchable(line.row.get(key)) if stands_in(v, prompt)), None)
+        if value is None:
+            continue
+        others = phrases(prompt, longest) & known - {" ".join(words_of(value))}
+        if len(others) < max(1, min(2, len(known) - 1)):
             shown = value_text(value)
             found = f'the value of "{key}" ({shown}) stands in "messages"'
-            yield side.fault(line, "answer in the prompt", found, key, shown)
-        if choices:
-            found = f'"{key}" stands among others in the prompt of {plural(len(choices), "row")}'
-            yield side.note(choices[0], "answer in the prompt", found)
+            yield line.fault("answer in the prompt", found, key, shown)
 
 
 def searchable(answer: Any) -> list[str]:
@@ -229,11 +181,11 @@ def searchable(answer: Any) -> list[str]:
     Chance finds others: under 3 characters, numbers under 5, yes and no.
     """
     texts = []
-    for _, leaf in list(walk(answer))[:50]:
+    for _, leaf in walk(answer):
         text = str(leaf).strip(INVISIBLE) if type(leaf) in (str, int, float) else ""
-        is_number = re.fullmatch(r"[-+]?[\d.,]+%?", text[:30]) is not None
+        is_number = re.fullmatch(r"[-+]?[\d.,]+%?", text) is not None
         if len(text) >= (5 if is_number else 3) and text.lower() not in COMMON_VALUES:
-            texts.append(text[:500])  # of a long answer the beginning is looked for
+            texts.append(text)
     return texts
 
 
@@ -266,64 +218,56 @@ def prompt_text(row: Row) -> str:
 # Between rows.
 
 
-def repeated_ids(sides: Sequence[Side]) -> Iterator[Fault]:
-    first: dict[str, tuple[Side, int]] = {}
-    for side in sides:
-        for line, row in side.rows:
-            identity = own_id(row)
-            if identity and first.setdefault(identity, (side, line)) != (side, line):
-                other, place = first[identity]
-                found = f"the id {value_text(identity)} stands in {other.place(place, side)} too"
-                yield side.fault(line, "duplicate id", found, "case_id", identity)
+def repeated_ids(lines: Sequence[Line]) -> Iterator[Fault]:
+    first: dict[str, Line] = {}
+    for line in lines:
+        identity = own_id(line.row)
+        if identity and (other := first.setdefault(identity, line)) is not line:
+            found = f"the id {value_text(identity)} stands in {other.seen_from(line)} too"
+            yield line.fault("duplicate id", found, "case_id", identity)
 
 
-def repeated_prompts(sides: Sequence[Side], keys: Collection[str]) -> Iterator[Fault]:
+def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[Fault]:
     """Prompts that come again word for word."""
-    first: dict[bytes, tuple[Side, int, bytes]] = {}
-    for side in sides:
-        for line, row in side.rows:
-            if not readable_messages(row):
-                continue
-            own = side, line, digest_of({key: row[key] for key in keys if key in row})
-            other, place, answers = first.setdefault(digest_of(row["messages"]), own)
-            if (other, place) == (side, line):
-                continue
-            kind = "duplicate" if answers == own[2] else "contradiction"
-            kind = kind if other is side else "duplicate across the split"
-            found = f"the messages are those of {other.place(place, side)}"
-            yield side.fault(line, kind, found, "messages", value_text(messages_text(row)))
+    first: dict[bytes, Line] = {}
+    for line in lines:
+        other = first.setdefault(messages_digest(line.row), line)
+        if other is line or not readable_messages(line.row):
+            continue
+        same = all(line.row.get(key) == other.row.get(key) for key in keys)
+        kind = "duplicate" if same else "contradiction"
+        kind = kind if other.file == line.file else "duplicate across the split"
+        found, shown = f"the messages are those of {other.seen_from(line)}", messages_text(line.row)
+        yield line.fault(kind, found, "messages", value_text(shown))
 
 
-def group_faults(sides: Sequence[Side], key: str) -> Iterator[Fault]:
+def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
     """Groups on both sides, and rows without one. Where no row has the key, one fault says so."""
-    rows = [(side, line, row, group_of(row, key)) for side in sides for line, row in side.rows]
-    if rows and not any(group for *_, group in rows):
-        side, line, row, _ = rows[0]
-        close = difflib.get_close_matches(key, answer_fields(row), n=1)
-        hint = f", but {close[0]}" if close else ""
-        yield side.fault(line, "group missing", f'no row has "{key}"{hint}', key)
+    groups = [group_of(line.row, key) for line in lines]
+    if lines and not any(groups):
+        known = ", ".join(answer_fields(lines[0].row))
+        yield lines[0].fault("group missing", f'no row has "{key}", but {known}', key)
         return
-    first: dict[str, tuple[Side, int]] = {}
-    for side, line, _, group in rows:
+    first: dict[str, Line] = {}
+    for line, group in zip(lines, groups):
         if group is None:
-            yield side.fault(line, "group missing", f'"{key}" is missing or empty', key)
-        elif first.setdefault(group, (side, line))[0] is not side:
-            (other, place), shown = first[group], value_text(group)
-            found = f"{key} {shown} stands in {other.place(place, side)} too"
-            yield side.fault(line, "group on both sides", found, key, shown)
+            yield line.fault("group missing", f'"{key}" is missing or empty', key)
+        elif (other := first.setdefault(group, line)).file != line.file:
+            shown = value_text(group)
+            found = f"{key} {shown} stands in {other.seen_from(line)} too"
+            yield line.fault("group on both sides", found, key, shown)
 
 
-def near_duplicates(train: Side, validation: Side) -> Iterator[Fault]:
+def near_duplicates(lines: Sequence[Line], validation: str) -> Iterator[Fault]:
     """Validation prompts that are nearly a training prompt. Exact copies are named elsewhere."""
-    prompts: dict[bytes, tuple[Side, int, str]] = {}
-    for side in (train, validation):
-        for line, row in side.rows:
-            if readable_messages(row):
-                own = side, line, messages_text(row)
-                prompts.setdefault(digest_of(row["messages"]), own)
-    trained, held_out = ([p for p in prompts.values() if p[0] is s] for s in (train, validation))
-    pairs = similar_prompts([p[2] for p in trained], [p[2] for p in held_out])
-    for number, other, similarity in pairs:
-        kind, shown = "near-duplicate across the split", f"{similarity:.0%}"
-        found = f"the messages are {shown} those of {train.file}:{trained[other][1]}"
-        yield validation.fault(held_out[number][1], kind, found, "messages", shown)
+    prompts: dict[bytes, Line] = {}
+    for line in lines:
+        if readable_messages(line.row):
+            prompts.setdefault(messages_digest(line.row), line)
+    trained = [line for line in prompts.values() if line.file != validation]
+    held_out = [line for line in prompts.values() if line.file == validation]
+    texts = ([messages_text(line.row) for line in side] for side in (trained, held_out))
+    for number, other, similarity in similar_prompts(*texts):
+        line, shown = held_out[number], f"{similarity:.0%}"
+        found = f"the messages are {shown} those of {trained[other].seen_from(line)}"
+        yield line.fault("near-duplicate across the split", found, "messages", shown)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -23,11 +24,12 @@ from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings, read_grader
 from rftkit.policy import LocalPolicy, Policy, check_weights, load_policy, model_folder
 from rftkit.records import Sample, SamplingConfig
-from rftkit.rows import digest_of, messages_digest, read_rows, row_ids, row_ids_note, sha256_of
+from rftkit.rows import digest_of, messages_digest, read_rows, row_ids, sha256_of
 from rftkit.task import Task, load_task, task_from_json
 from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
+SAMPLE_FIELDS = ("reasoning", "finish_reason", "completion_tokens")  # for a metric of your own
 EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # the default limit of an answer
 
 
@@ -47,11 +49,10 @@ class Bench:
     def headline(self) -> str:
         return next(iter(self.functions), self.task.headline)
 
-    def add(
-        self, name: str, policy: Policy, weight: float = 1.0, votes: int = 0, prefill: str = ""
-    ) -> SystemResult:
-        """Evaluate a system. weight: what an answer costs beside others; votes: k of maj@k."""
-        self.reporter.stage(f"evaluating {name}")
+    def add(self, name: str, policy: Policy, votes: int = 0, prefill: str = "") -> SystemResult:
+        """Evaluate a system. votes: k of maj@k."""
+        work = len(self.rows) * (max(self.samples, votes) + 1)
+        self.reporter.stage(f"evaluating {name}", work)
         result = self.results[name] = evaluation.evaluate(
             policy,
             self.task,
@@ -59,8 +60,8 @@ class Bench:
             replace(self.sampling, prefill=prefill),
             self.samples,
             name,
-            extra_samples=votes if votes > self.samples else 0,
-            progress=lambda done: self.reporter.work(done * weight),
+            extra_samples=votes,
+            progress=self.reporter.work,
             functions=self.functions,
         )
         value = result.values[self.headline].mean()
@@ -125,10 +126,14 @@ def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    columns = ("paired difference", "metric", "difference, 95 % interval")
-    pairs = report["paired"]
-    cells = [(f"{pair['a']} - {pair['b']}", pair["metric"], paired_text(pair)) for pair in pairs]
-    return [dict(zip(columns, row)) for row in cells]
+    return [
+        {
+            "paired difference": f"{pair['a']} - {pair['b']}",
+            "metric": pair["metric"],
+            "difference, 95 % interval": paired_text(pair),
+        }
+        for pair in report["paired"]
+    ]
 
 
 def paired_text(pair: Mapping[str, Any]) -> str:
@@ -175,14 +180,13 @@ class Comparison:
 def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[str, Any]:
     """Evaluate every model, write the report to `out`, return report.json's object. What a
     finished model answered stays in samples.jsonl, whatever happens to a later one."""
-    began, reporter = time.perf_counter(), reporter or Reporter(quiet=True)
-    folders = model_folders(asked.models)
-    place, bench = open_bench(asked, folders, reporter)
+    began, out = time.perf_counter(), asked.out
+    folders = {model: local_folders(model) for model in asked.models}
+    place, bench = open_bench(asked, folders, reporter or Reporter(quiet=True))
     trained = {model: training_record(model, bench) for model in folders}
-    if is_begun(asked.out):
-        raise UserError(f"--out {asked.out}: holds a training run, expected another folder")
-    files.write_text(asked.out / "samples.jsonl", "")
-    reporter.plan(len(folders) * len(bench.rows) * (asked.samples + 1))
+    if is_begun(out):
+        raise UserError(f"--out {out}: holds a training run, expected another folder")
+    files.write_text(out / "samples.jsonl", "")
     for model in folders:
         policy = load_policy(model)
         if asked.batch_size and isinstance(policy, LocalPolicy):
@@ -191,25 +195,24 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
         if all(sample.finish_reason == "error" for group in result.samples for sample in group):
             cause = ", ".join(result.samples[0][0].errors)
             raise UserError(f"--model {model}: no answer came ({cause}): check address and key")
-        append_samples(asked.out, result)
+        append_samples(out, result)
     report = make_report(bench, trained) | {"rows": str(place)}
     report["sha256"] = {place.name: sha256_of(place), **weights_sums(folders)}
     report["sha256"]["grader"] = digest_of(bench.task.grader_spec).hex()
     report["seconds"] = round(time.perf_counter() - began, 1)
-    write_report(report, report["notes"], asked.out)
+    write_report(report, report["notes"], out)
     return report
 
 
-def model_folders(models: Sequence[str]) -> dict[str, list[Path]]:
-    """{model: [its base, its adapter]}, [] for an endpoint. UserError for one that is not there."""
-    folders: dict[str, list[Path]] = {model: [] for model in models}
-    for model in models:
-        if not model.startswith("endpoint:"):
-            folders[model] = [Path(folder) for folder in model_folder(model) if folder]
-        elif not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
+def local_folders(model: str) -> list[Path]:
+    """[its base, its adapter], [] for an endpoint. UserError for one that is not there."""
+    if model.startswith("endpoint:"):
+        if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set its address there")
-        for folder in folders[model]:
-            check_weights(folder)
+        return []
+    folders = [Path(folder) for folder in model_folder(model) if folder]
+    for folder in folders:
+        check_weights(folder)
     return folders
 
 
@@ -217,12 +220,14 @@ def open_bench(
     asked: Comparison, folders: Mapping[str, Sequence[Path]], reporter: Reporter
 ) -> tuple[Path, Bench]:
     """(the file of the rows, the bench): everything is read and checked, no model is loaded."""
-    place, beside = asked.rows, asked.rows.parent
-    task = load_task(beside) if (beside / "task.json").exists() else None
+    place, task = asked.rows, None
     if not (place.is_file() or place.suffix == ".jsonl"):
         task = load_task(place)
         place = task.folder / "test.jsonl"
-    task = load_task(asked.task) if asked.task else task
+    elif (place.parent / "task.json").exists():
+        task = load_task(place.parent)
+    if asked.task:
+        task = load_task(asked.task)
     if task is None and asked.grader is None:
         raise UserError(f"--grader: missing, and no task.json stands beside {place}: name a grader")
     task = task or task_from_json({"name": place.stem, "question": "", "grader": {}})
@@ -238,8 +243,6 @@ def open_bench(
     for number, row in enumerate(rows, 1):
         for key in {group_by, answer} - {None, *row}:
             raise UserError(f'{place}:{number}: no "{key}", as task {task.name} has: name another')
-    clusters = f"intervals clustered by {group_by or 'row'}"
-    reporter.say(", ".join(filter(None, [f"task {task.name}", clusters, row_ids_note(rows)])))
     functions = {name: load_metric(name) for name in asked.metrics or ()}
     # One limit for all models: what differs between them must be the models alone.
     embedded = all(places and places[0].parent == MODELS for places in folders.values())
@@ -253,60 +256,55 @@ def load_metric(name: str) -> MetricFunction:
 
     The function takes (sample, item), as a python grader does, and returns one number; sample also
     has "reasoning", "finish_reason" and "completion_tokens". It runs IN THIS PROCESS with all your
-    rights: for your own code only. Raises UserError, also when it is called.
+    rights: for your own code only.
     """
     module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    sys.path.insert(0, os.getcwd())
     try:
         own = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a user's module raises when it is imported
-        cause = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"--metric {name}: cannot be loaded ({cause}), expected module:function of this folder"
-        ) from None
+        cause = f"cannot be loaded ({error!r})"
+        raise UserError(f"--metric {name}: {cause}, expected module:function found here") from None
     finally:
-        sys.path.remove(here)
+        sys.path.pop(0)
 
     def value(row: dict[str, Any], sample: Sample) -> float:
-        context = Context(row, sample)
-        names = ("reasoning", "finish_reason", "completion_tokens")
+        more = {key: getattr(sample, key) for key in SAMPLE_FIELDS}
         try:
-            number = float(own(context.as_dict() | {k: getattr(sample, k) for k in names}, row))
-            if not math.isfinite(number):
-                raise ValueError(f"{number}, expected a finite number")
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise UserError(f"--metric {name}: row {sample.row_id}: {cause}: fix it") from error
+            number = float(own(Context(row, sample).as_dict() | more, row))
+        except Exception as error:  # whatever a user's function raises
+            raise UserError(f"--metric {name}: row {sample.row_id}: {error!r}: fix it") from error
+        if not math.isfinite(number):
+            raise UserError(f"--metric {name}: row {sample.row_id}: {number}: return a number")
         return number
 
     return value
 
 
-def training_record(model: str, bench: Bench) -> dict[str, Any] | None:
-    """What the run folder of a tuned model says of its training; None where there is none.
+def training_record(model: str, bench: Bench) -> dict[str, Any]:
+    """What the run folder of a tuned model says of its training; empty where there is none.
     `answer_groups_shared_with_eval` is None where the run's rows cannot be found from here."""
     from rftkit.training.config import config_rows, config_task
     from rftkit.training.report import shared_groups
 
-    path = Path(model)
-    run = next((p for p in (path, path.parent) if (p / "training.json").exists()), None)
+    run = next(
+        (p for p in (Path(model), Path(model).parent) if (p / "training.json").exists()), None
+    )
     if run is None:
-        return None
-    training = read_json(run / "training.json")["training"]
+        return {}
+    training, config = read_json(run / "training.json")["training"], read_config(run)
     kept = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
-    try:
-        config = read_config(run)
+    kept |= {"method": config.method, "answer_groups_shared_with_eval": None}
+    with suppress(UserError):  # the files that the run was trained on are elsewhere
         seen, _ = config_rows(config, config_task(config))
-    except UserError:  # the files that the run was trained on are elsewhere
-        return kept | {"answer_groups_shared_with_eval": None}
-    shared = shared_groups(seen, bench.rows, bench.task)
-    if shared is None:  # no group: prompts
-        shared = set(map(messages_digest, seen)) & set(map(messages_digest, bench.rows))
-    return kept | {"method": config.method, "answer_groups_shared_with_eval": len(shared)}
+        shared = shared_groups(seen, bench.rows, bench.task)
+        if shared is None:  # no group: prompts
+            shared = set(map(messages_digest, seen)) & set(map(messages_digest, bench.rows))
+        kept["answer_groups_shared_with_eval"] = len(shared)
+    return kept
 
 
-def make_report(bench: Bench, trained: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+def make_report(bench: Bench, trained: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """report.json's record; `trained` holds the training record of each model that has one."""
     own = [(name, False) for name in bench.functions if name != bench.headline]
     compared = [(bench.headline, False), (bench.headline, True), *own]
@@ -314,8 +312,7 @@ def make_report(bench: Bench, trained: Mapping[str, dict[str, Any] | None]) -> d
     pairs = [(later, earlier, *how) for earlier, later in couples for how in compared]
     report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": []}
     for system in report["systems"]:
-        training = trained.get(system["name"])
-        if training:
+        if training := trained.get(system["name"]):
             system["training"] = training
             report["training"] = {"model": system["name"], **training}  # the last model's stays
         report["notes"] += warnings(system, bench.sampling.max_new_tokens)

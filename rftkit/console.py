@@ -112,11 +112,9 @@ class Reporter(Progress):
         if not self.disable:
             complain(text)
 
-    def plan(self, work: float) -> None:
-        self.update(self.bar, total=work)
-
-    def stage(self, name: str) -> None:
-        self.update(self.bar, description=name)
+    def stage(self, name: str, work: float | None = None) -> None:
+        """Begin something whose amount of work is known, or not."""
+        self.reset(self.bar, description=name, total=work)
 
     def work(self, done: float) -> None:
         self.advance(self.bar, done)
@@ -145,8 +143,7 @@ class TrainingProgress:
         if "validation" in record:
             self.last = validation_text(record["validation"])
             self.reporter.say(step + self.last)
-        self.reporter.stage(step + self.last)
-        self.reporter.work(1)
+        self.reporter.update(self.reporter.bar, description=step + self.last, advance=1)
         for alarm in record.get("alarms", []):
             self.reporter.say(f"{step}: ALARM {alarm['name']}: {alarm['cause']}")
 

@@ -14,25 +14,23 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from rftkit.files import printable, shorten
 
 Row = dict[str, Any]
 
-MAX_LINE_BYTES = 10_000_000  # ours: about ten times the longest context window, as text
 WRITE_IT = "write each row with rftkit.write_rows, or json.dumps(row) and a line feed"
 OBJECT = "one JSON object a line, in UTF-8"
-# kind -> (what was expected, the next step); those of check.py stand there.
+# kind -> (what was expected, the next step)
 KINDS = {
+    # of a line by itself
     "unreadable file": ("a JSONL file", "check the path and its permissions"),
     "not JSONL": (OBJECT, WRITE_IT),
-    "blank line": (OBJECT, "remove it"),
-    "line too long": ("at most 10 MB", "is a line break missing?"),
     "byte order mark": ("plain UTF-8", 'save it with encoding="utf-8", not "utf-8-sig"'),
-    "line ending": (r"lines that end in \n alone", 'write with newline="\\n", or: dos2unix'),
     "wrong encoding": (OBJECT, "save it as UTF-8"),
     "broken JSON": (OBJECT, WRITE_IT),
     "not an object": (OBJECT, "write each row as an object of its own"),
@@ -47,6 +45,24 @@ KINDS = {
     "template in a prompt": ("the row's own text", "move the template into the grader"),
     "lone surrogate": ("whole characters", "write the text anew"),
     "damaged text": ("whole characters", 'read the source anew: open(path, encoding="utf-8")'),
+    # of answers, and between rows: check.py
+    "no validation file": ("a validation file", "name it with --validation: a job needs both"),
+    "too many rows": ("50,000 for training, 1,000 for validation", "remove the others"),
+    "answer missing": ("it as in the other rows", "add it: a grader's template fails on the row"),
+    "answer empty": ("an answer", "fill it in, or remove the row: no output could be right"),
+    "answer with blanks": ("the bare answer", "strip it: no output would equal it"),
+    "answer type": ("the other rows' type", "write it as they do: one grader reads them all"),
+    "answer in the prompt": (
+        "a prompt that does not tell the answer",
+        "take it out (or, if the task is to find it in a text: --answer-in-prompt-ok)",
+    ),
+    "duplicate id": ("it once", "give each row an id of its own: results are joined by it"),
+    "duplicate": ("each prompt once", "remove one of the two: a copy counts double"),
+    "contradiction": ("one answer to one prompt", "keep one, or tell the prompts apart"),
+    "duplicate across the split": ("prompts not trained on", "remove the row from one side"),
+    "near-duplicate across the split": ("less than 80% alike", "keep them on one side"),
+    "group missing": ("a group for each row", "fill it in, or group by another key"),
+    "group on both sides": ("each group on one side", "split with rftkit.split_by_group"),
 }
 # What a text must not hold. The first two are looked for in prompts alone.
 TEXTS = {
@@ -68,7 +84,7 @@ STARTS = {
 
 @dataclass
 class Fault:
-    """A fault, or (severity "note") something worth knowing that needs no change.
+    """A fault, or a note: something worth knowing that needs no change.
 
     `line` counts from 1, and is None where the whole file is meant. `key` is a path such as
     `messages[1].role`; `value` is what stands there, shortened.
@@ -80,11 +96,12 @@ class Fault:
     value: str = ""
     file: str = ""
     line: int | None = None
-    severity: str = "fault"
+    severity: str = field(init=False)  # "fault" or "note"
     expectation: str = field(init=False)
     next_step: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.severity = "note" if self.kind == "no validation file" else "fault"
         self.expectation, self.next_step = KINDS[self.kind]
 
     @property
@@ -108,23 +125,20 @@ def value_text(value: Any) -> str:
 # One row.
 
 
-@cache
-def row_model() -> Any:
-    """The shape of a row as a pydantic model; other keys may hold anything."""
-    from pydantic import BaseModel, Field
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
 
-    class Message(BaseModel):
-        role: Literal["system", "developer", "user", "assistant", "tool"]
-        content: str
 
-    class Tool(BaseModel):
-        function: dict[str, Any]
+class Tool(BaseModel):
+    function: dict[str, Any]
 
-    class RowModel(BaseModel):
-        messages: list[Message] = Field(min_length=1)
-        tools: list[Tool] = []
 
-    return RowModel
+class RowShape(BaseModel):
+    """Other keys may hold anything."""
+
+    messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] = []
 
 
 def readable_messages(row: Row) -> list[dict[str, Any]]:
@@ -154,11 +168,9 @@ def row_faults(row: Row) -> Iterator[Fault]:
 
 
 def shape_faults(row: Row) -> Iterator[Fault]:
-    from pydantic import ValidationError
-
+    errors = []
     try:
-        row_model().model_validate(row)
-        return
+        RowShape.model_validate(row)
     except ValidationError as caught:
         errors = caught.errors(include_url=False)
     for error in errors:
@@ -212,8 +224,6 @@ def read_line(raw: bytes, first: bool) -> tuple[Row | None, list[Fault]]:
     faults, repeated = [], []
     if first and raw.startswith(codecs.BOM_UTF8):
         faults += [Fault("byte order mark", "the file starts with a byte order mark")]
-    if first and raw.endswith(b"\r\n"):
-        faults += [Fault("line ending", "the line ends in CR LF (Windows)")]
 
     def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Python keeps the last of two equal keys in silence (RFC 8259, section 4)."""
@@ -221,20 +231,18 @@ def read_line(raw: bytes, first: bool) -> tuple[Row | None, list[Fault]]:
         repeated.extend(key for key, count in counts.items() if count > 1)
         return dict(pairs)
 
-    kind, found, around = "blank line", "the line is blank", ""
-    if len(raw) > MAX_LINE_BYTES:
-        kind, found = "line too long", f"the line is {len(raw) / 1e6:.0f} MB long"
-    elif raw.strip():
-        try:
-            row = json.loads(raw.rstrip().decode("utf-8-sig"), object_pairs_hook=record)
-            if isinstance(row, dict):
-                keys = [Fault("duplicate key", f'"{key}" stands twice', key) for key in repeated]
-                return row, [*faults, *keys, *row_faults(row)]
-            kind, found, around = "not an object", "the line is", value_text(row)
-        except UnicodeDecodeError as error:
-            around = value_text(raw[max(0, error.start - 15) : error.start + 15].decode("latin-1"))
-            kind, found = "wrong encoding", f"byte {error.start + 1} is not UTF-8, near"
-        except json.JSONDecodeError as error:
-            around = value_text(error.doc[max(0, error.pos - 20) : error.pos + 20].strip())
-            kind, found = "broken JSON", f"not JSON at column {error.colno}: {error.msg}, near"
-    return None, [*faults, Fault(kind, f"{found} {around}".strip(), value=around)]
+    try:
+        row = json.loads(raw.rstrip().decode("utf-8-sig"), object_pairs_hook=record)
+    except UnicodeDecodeError as error:
+        around = value_text(raw[max(0, error.start - 15) : error.start + 15].decode("latin-1"))
+        found = f"byte {error.start + 1} is not UTF-8, near {around}"
+        return None, [*faults, Fault("wrong encoding", found, value=around)]
+    except json.JSONDecodeError as error:
+        around = value_text(error.doc[max(0, error.pos - 20) : error.pos + 20].strip())
+        found = f"not JSON at column {error.colno}: {error.msg}, near {around}"
+        return None, [*faults, Fault("broken JSON", found, value=around)]
+    if not isinstance(row, dict):
+        around = value_text(row)
+        return None, [*faults, Fault("not an object", f"the line is {around}", value=around)]
+    faults += [Fault("duplicate key", f'"{key}" stands twice', key) for key in repeated]
+    return row, [*faults, *row_faults(row)]

@@ -50,7 +50,6 @@ REFERENCE_SOURCE = (
 PLAN = "<think>Diagnose first."  # the prefill of "mini base, prompted"
 PLAN_PATTERN = "diagnose first"
 VOTES = 8  # samples a case of a base model, for maj@8 and pass@8
-LARGE, STEP = 3.0, 3.0  # the time of a large model's answer, and of learning from one; mini: 1
 
 Ranking = Callable[[Rows], list[list[str]]]  # five genes for each row, most likely first
 SIZES = {
@@ -65,7 +64,9 @@ class Demo:
 
     profile: Annotated[str, option("NAME", "full, or smoke: the same steps, smaller.")] = "full"
     samples: Annotated[int, option("N", "Answers a case at T = 1.", min=1)] = 2
-    cases: Annotated[Path | None, option("FILE", "Real cases too: phenopackets.")] = None
+    cases: Annotated[
+        Path | None, option("PATH", "Real cases too: phenopackets, or rows of `rftkit cases`.")
+    ] = None
     seed: Annotated[int, option("N", "Of training and sampling.", min=0)] = 0
     out: Annotated[Path, option("DIR", "Folder for the run.")] = Path("runs/demo")
 
@@ -76,7 +77,7 @@ class Demo:
         self.task = load_task("gene_ranking")
         self.train_rows = self.task.rows("train")
         self.validation_rows = self.task.rows("validation")[: self.size.eval_rows]
-        self.systems: dict[str, tuple[Policy | Ranking, dict[str, Any]]] = {}
+        self.systems: dict[str, tuple[Policy | Ranking, str]] = {}  # with the prefill of a policy
         self.runs: dict[str, Any] = {}
 
     def bench_of(self, rows: Rows) -> Bench:
@@ -91,25 +92,15 @@ class Demo:
         self.show_task()
         real = read_real_cases(self.cases, load_world()) if self.cases else None
         self.reporter.say("\n".join(real.summary()) if real else "")
-        self.reporter.plan(self.planned_work(len(real.rows) if real else 0))
         self.evaluate_bases()
         self.reinforce()
         self.train_rivals()
-        report = make_report(self)
+        report = self.report()
         if real:
             report["real_cases"] = self.evaluate_real(real)
         report["seconds"] = round(time.perf_counter() - began, 1)
         write_results(self, report)
         return report
-
-    def planned_work(self, real_rows: int) -> float:
-        """About the sum of what the stages will report, for the progress bar and its ETA."""
-        size, answers = self.size, self.samples + 1
-        rollouts = size.steps * size.prompts * 8
-        evaluated = len(self.bench.rows) * ((1 + LARGE) * (VOTES + 1) + 4 * answers)
-        validated = (size.steps / 5 + 2 * size.epochs) * size.eval_rows * 2
-        learned = rollouts + size.epochs * (len(self.train_rows) + 0.08 * rollouts)  # 8 % right
-        return evaluated + validated + rollouts + STEP * learned + real_rows * answers * (5 + LARGE)
 
     # --- the steps -----------------------------------------------------------------------------
 
@@ -133,7 +124,7 @@ class Demo:
         self.add("overlap", overlap_ranking)
         self.add("mini base", self.mini, votes=VOTES)
         self.add("mini base, prompted", self.mini, prefill=PLAN)
-        self.add("large base", large, votes=VOTES, weight=LARGE)
+        self.add("large base", large, votes=VOTES)
 
     def reinforce(self) -> None:
         config = dict(steps=self.size.steps, prompts_per_step=self.size.prompts)
@@ -155,7 +146,7 @@ class Demo:
     def right_completions(self, budget: int) -> tuple[Rows, int]:
         """As many completions of the base as RFT drew; those with the right gene first are kept."""
         each = -(-budget // len(self.train_rows))  # rounded up: the rival never has fewer
-        self.reporter.stage("sampling the base for its right answers")
+        self.reporter.stage("sampling the base", len(self.train_rows) * each)
         sampling = SamplingConfig(max_new_tokens=64, seed=2_000 + self.seed)
         prompts = [row["messages"] for row in self.train_rows]
         drawn = self.mini.sample(prompts, each, sampling, self.reporter.work)
@@ -184,18 +175,18 @@ class Demo:
 
     # --- what the steps share ------------------------------------------------------------------
 
-    def add(self, name: str, system: Policy | Ranking, votes: int = 0, **how: Any) -> None:
-        self.systems[name] = (system, how)
+    def add(self, name: str, system: Policy | Ranking, votes: int = 0, prefill: str = "") -> None:
+        self.systems[name] = (system, prefill)
         self.evaluate(name, self.bench, votes)
 
     def evaluate(self, name: str, bench: Bench, votes: int = 0) -> None:
-        system, how = self.systems[name]
+        system, prefill = self.systems[name]
         if callable(system):
             texts = [json.dumps({"genes": genes}) for genes in system(bench.rows)]
             answers = [[Sample.from_text(text)] for text in texts]
             bench.results[name] = measure(name, self.task, bench.rows, answers, answers)
         else:
-            bench.add(name, system, votes=votes, **how)
+            bench.add(name, system, votes, prefill)
 
     def train(self, name: str, settings: dict[str, Any], out: Path, rows: Rows) -> None:
         from rftkit.training.config import RunConfig
@@ -203,24 +194,44 @@ class Demo:
 
         common = dict(model="embedded:mini", task=self.task.name, seed=self.seed)
         config = RunConfig(**common, eval_rows=self.size.eval_rows, **settings)
+        steps = config.steps
         if config.method == "sft":
             config = config.replace(eval_every=-(-len(rows) // config.prompts_per_step))
-        self.reporter.stage(f"training {name}")
-        observers, held_out = [partial(self.show_step, config)], self.validation_rows
-        run = train(config, out, observers, self.task, rows, held_out, existing="replace")
+            steps = config.epochs * config.eval_every
+        self.reporter.stage(f"training {name}", steps)
+        held_out = self.validation_rows
+        run = train(config, out, [self.show_step], self.task, rows, held_out, existing="replace")
         kept = f"kept step {run.best['step']}{validation_text(run.best)}"
         self.reporter.say(f"{name}: {run.training['seconds']:.0f} s; {kept}")
         self.runs[name] = run
         self.add(name, run.policy)
 
-    def show_step(self, config: Any, record: dict[str, Any]) -> None:
-        grpo, validation = config.method == "grpo", record.get("validation")
-        answers = config.prompts_per_step * (config.answers_per_prompt if grpo else 1)
-        validated = config.eval_rows * config.eval_samples if validation else 0
-        self.reporter.work(STEP * answers + validated)
-        if validation and grpo:
+    def show_step(self, record: dict[str, Any]) -> None:
+        self.reporter.work(1)
+        if validation := record.get("validation"):
             share = f"{validation['patterns'][PLAN_PATTERN]:.0%} {PLAN_PATTERN}"
             self.reporter.say(f"  step {record['step']}{validation_text(validation)}, {share}")
+
+    def report(self) -> dict[str, Any]:
+        """report.json's object, but for the real cases."""
+        from rftkit.training.report import shared_groups
+
+        metrics = (("top1", False), ("top1", True), ("top5", False))
+        pairs = [("RFT mini", rival, *metric) for rival in RIVALS for metric in metrics]
+        pairs.append(("large base", "mini base", "top1", False))
+        (_, run), *rivals = self.runs.items()
+        shared = shared_groups(self.train_rows, self.bench.rows, self.task)
+        training = {"answer_groups_shared_with_eval": len(shared), "peak_rss_mb": peak_memory_mb()}
+        return self.bench.to_json(SYSTEMS, pairs) | {
+            "profile": self.profile,
+            "reference_lines": REFERENCE_LINES,
+            "reference_source": REFERENCE_SOURCE,
+            "training": run.training | training | {"start": run.start, "best": run.best},
+            "rivals": {name: r.training | {"best_step": r.best["step"]} for name, r in rivals},
+            "gates": files.model_gates(),
+            "seed": self.seed,
+            "sha256": checksums(self.task),
+        }
 
 
 # --- systems that are no model -----------------------------------------------------------------
@@ -244,28 +255,6 @@ def overlap_ranking(rows: Rows) -> list[list[str]]:
 # --- the report --------------------------------------------------------------------------------
 
 
-def make_report(demo: Demo) -> dict[str, Any]:
-    from rftkit.training.report import shared_groups
-
-    metrics = (("top1", False), ("top1", True), ("top5", False))
-    pairs = [("RFT mini", rival, *metric) for rival in RIVALS for metric in metrics]
-    pairs.append(("large base", "mini base", "top1", False))
-    (_, run), *rivals = demo.runs.items()
-    shared = shared_groups(demo.train_rows, demo.bench.rows, demo.task)
-    return demo.bench.to_json(SYSTEMS, pairs) | {
-        "profile": demo.profile,
-        "reference_lines": REFERENCE_LINES,
-        "reference_source": REFERENCE_SOURCE,
-        "training": run.training
-        | {"answer_groups_shared_with_eval": len(shared), "peak_rss_mb": peak_memory_mb()}
-        | {"start": run.start, "best": run.best},
-        "rivals": {name: r.training | {"best_step": r.best["step"]} for name, r in rivals},
-        "gates": files.model_gates(),
-        "seed": demo.seed,
-        "sha256": checksums(demo.task),
-    }
-
-
 def checksums(task: Task) -> dict[str, str]:
     """sha256 of the data and the weights that a report rests on."""
     places = {f"{task.name}/{s}.jsonl": task.folder / f"{s}.jsonl" for s in SPLITS}
@@ -281,10 +270,8 @@ def write_results(demo: Demo, report: dict[str, Any]) -> None:
     sentences = reading(report)
     if real := report.get("real_cases"):
         lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
-        sentences += [
-            f"## Real published cases: {real['kept']} of {real['read']}",
-            f"Lost: {lost}.",
-        ]
+        sentences.append(f"## Real published cases: {real['kept']} of {real['read']}")
+        sentences.append(f"Lost: {lost}.")
         sentences += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
     write_report(report, sentences, demo.out)
     run, base = demo.runs["RFT mini"], demo.bench.results["mini base"].values["top1"].mean()

@@ -69,13 +69,6 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
     return list(line_of)
 
 
-def row_ids_note(rows: Sequence[Row]) -> str:
-    """The sentence to print where line numbers serve as ids; empty where every row has one."""
-    count = sum(own_id(row) is None for row in rows)
-    text = f"{count:,} of {plural(len(rows), 'row')} carry neither case_id nor row_id"
-    return f"{text}: the line number serves as id" if count else ""
-
-
 def answer_fields(row: Row) -> Row:
     """Every key but `messages` and `tools`: what a grader reads as `{{item.KEY}}`."""
     return {key: value for key, value in row.items() if key not in RESERVED_KEYS}
@@ -126,9 +119,7 @@ def split_by_group(
         count = plural(len(bundles), "group")
         raise UserError(f"{count} by {group_by!r} for {len(shares)} sides: group by another key")
     dealt = _deal(bundles, len(rows), shares, random.Random(seed))
-    sides = {side: [rows[i] for i in sorted(sum(dealt[side], []))] for side in shares}
-    assert_disjoint(sides, group_by)
-    return sides
+    return {side: [rows[i] for i in sorted(sum(dealt[side], []))] for side in shares}
 
 
 def _deal(
@@ -180,14 +171,3 @@ def group_of(row: Row, group_by: str) -> str | None:
     if isinstance(value, str):
         return value if value.strip() else None
     return None if value in (None, [], {}) else json.dumps(value, sort_keys=True)
-
-
-def assert_disjoint(sides: Mapping[str, Sequence[Row]], group_by: str) -> None:
-    """Raise AssertionError where a group, or a prompt word for word, stands on two sides."""
-    side_of: dict[Any, str] = {}
-    for side, rows in sides.items():
-        for row in rows:
-            for what in (group_of(row, group_by), messages_digest(row)):
-                if what is not None and side_of.setdefault(what, side) != side:
-                    shown = value_text(row.get(group_by))
-                    raise AssertionError(f"{shown} stands in {side_of[what]} and in {side}")

@@ -2,19 +2,65 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import random
 
 import pytest
-from data_samples import GENES, GOOD, ROOT, check_rows, check_split, make_row, places, with_text
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rftkit.check import check_file, looks_like_answer, stands_in
 from rftkit.cli import app
+from rftkit.files import UserError, dataset
 from rftkit.overlap import similar_prompts
+from rftkit.rows import read_rows
 
-BROKEN = ROOT / "datasets" / "broken" / "rows.jsonl"
+GENES = ["SCN1A", "FBN1", "NF1", "PAH", "HTT", "CFTR", "DMD", "RET", "OTC", "GLA", "TTN", "HBB"]
+SIGNS = ["Seizure", "Ataxia", "Chorea", "Anemia", "Macrocephaly", "Cataract", "Global delay"]
+
+
+def make_row(number: int, words: str = "", **more) -> dict:
+    rng = random.Random(number)
+    present, absent = rng.sample(SIGNS, 3), f"sign {number}, trait {number}"
+    text = f"Symptoms present: {', '.join(present)}. Symptoms absent: {absent}. Which genes?{words}"
+    return {
+        "messages": [{"role": "user", "content": text}],
+        "reference_gene": GENES[number % len(GENES)],
+        "case_id": f"case-{number}",
+    } | more
+
+
+def lines_of(rows: list[dict]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def check_bytes(tmp_path, content: bytes, **options):
+    (tmp_path / "train.jsonl").write_bytes(content)
+    return check_file(tmp_path / "train.jsonl", **options)
+
+
+def check_rows(tmp_path, rows: list[dict], **options):
+    return check_bytes(tmp_path, lines_of(rows), **options)
+
+
+def check_split(tmp_path, train: list[dict], validation: list[dict], **options):
+    (tmp_path / "validation.jsonl").write_bytes(lines_of(validation))
+    return check_rows(tmp_path, train, validation=tmp_path / "validation.jsonl", **options)
+
+
+def places(report) -> list[tuple[int | None, str]]:
+    return [(fault.line, fault.kind) for fault in report.faults]
+
+
+GOOD = [make_row(n) for n in range(30)]
+ROW = json.dumps(GOOD[0]).encode()
+
+# Of one line.
+
+BROKEN = dataset("broken") / "rows.jsonl"
 KINDS = """
     last message, answer in the prompt, broken JSON, broken JSON, messages, duplicate key,
     not a number, damaged text, messages, role, content, empty content, answer with blanks,
@@ -25,7 +71,7 @@ KINDS = """
 EXPECTED = list(enumerate((kind.strip() for kind in KINDS.split(",")), 1))
 
 
-def test_each_line_of_the_broken_dataset_has_its_one_fault(tmp_path):
+def test_each_line_of_the_broken_dataset_has_its_one_fault():
     card = (BROKEN.parent / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(BROKEN.read_bytes()).hexdigest() in card  # no editor repaired it
     report = check_file(BROKEN)
@@ -39,9 +85,61 @@ def test_each_line_of_the_broken_dataset_has_its_one_fault(tmp_path):
 
 @pytest.mark.parametrize("name", ["gene_ranking", "gene_ranking_realistic"])
 def test_shipped_data_is_clean(name):
-    folder = ROOT / "datasets" / name
+    folder = dataset(name)
     report = check_file(folder / "train.jsonl", folder / "validation.jsonl", "reference_gene")
     assert report.ok, report.faults[:3]
+
+
+LATIN_1 = json.dumps(make_row(1, note="Sjögren"), ensure_ascii=False).encode("latin-1")
+FILES = {
+    "empty": (b"", (None, "not JSONL")),
+    "byte order mark": (b"\xef\xbb\xbf" + ROW + b"\n", (1, "byte order mark")),
+    "latin-1": (ROW + b"\n" + LATIN_1, (2, "wrong encoding")),
+    "UTF-16": (ROW.decode().encode("utf-16"), (None, "not JSONL")),
+    "gzip": (gzip.compress(ROW), (None, "not JSONL")),
+    "parquet": (b"PAR1\x15\x04", (None, "not JSONL")),
+    "CSV": (b"prompt,answer\nx,y\n", (None, "not JSONL")),
+    "a list of rows": (json.dumps(GOOD[:2], indent=2).encode(), (None, "not JSONL")),
+    "a pretty-printed row": (json.dumps(GOOD[0], indent=1).encode(), (None, "not JSONL")),
+    "blank line inside": (ROW + b"\n\n", (2, "broken JSON")),
+    "null": (ROW + b"\nnull\n", (2, "not an object")),
+    "no file": (None, (None, "unreadable file")),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_jsonl_is_named_with_its_line(tmp_path, name):
+    content, expected = FILES[name]
+    report = check_file(tmp_path) if content is None else check_bytes(tmp_path, content)
+    assert places(report) == [expected]
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read_rows(report.files["train"])
+
+
+pieces = st.sampled_from(
+    [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\\ud83d", b"NaN", b"1e999", b"\xef\xbb\xbf",
+     b"\x00", b"\xe9", b'"messages"', b'"role"', b'"user"', b'"answer"', b"null", ROW, ROW[:-1]]
+)  # fmt: skip
+odd_json = st.recursive(
+    st.none() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["role", "content"]), inner),
+)
+odd_rows = st.lists(st.fixed_dictionaries({"messages": odd_json, "answer": odd_json}), max_size=4)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.lists(pieces, max_size=40).map(b"".join) | odd_rows.map(lines_of))
+def test_whatever_the_bytes_there_is_a_report_and_strict_reading_agrees(tmp_path, content):
+    path, other = tmp_path / "fuzz.jsonl", tmp_path / "other.jsonl"
+    path.write_bytes(content)
+    other.write_bytes(lines_of(GOOD[:2]))
+    report = check_file(path, other, "answer")
+    json.dumps(report.to_json(), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    assert all(str(fault).isprintable() for fault in report.faults + report.notes)
+    try:
+        assert read_rows(path)
+    except UserError as error:
+        assert "fuzz.jsonl" in str(error) and not check_file(path).ok
 
 
 def test_tool_calls_and_a_developer_message_are_allowed(tmp_path):
@@ -71,6 +169,7 @@ USER = {"role": "user", "content": "x"}
         ({"reference_gene": "\u200bGLA"}, "answer with blanks", "reference_gene"),
         ({"reference_gene": "SjÃ¶gren"}, "damaged text", "reference_gene"),
         ({"reference_gene": 5}, "answer type", "reference_gene"),
+        ({"deep": [{"age": float("-inf")}]}, "not a number", "deep[0].age"),
     ],
 )
 def test_a_fault_of_a_row_is_found_at_its_key(tmp_path, change, kind, key):
@@ -84,9 +183,8 @@ def test_one_fault_does_not_hide_the_others(tmp_path):
     rows[1] = rows[1].replace(b'"user"', b'"human"')
     rows[2] = rows[2].replace(b'"user"', b'"assistant"').replace(b"{", b'{"x": NaN, "x": NaN, ', 1)
     rows[3] = rows[3].replace(b"Which", b"Wh\xfcch")
-    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(rows) + b"\n\n")
-    report = check_file(tmp_path / "rows.jsonl")
-    assert [line for line, _ in places(report)] == [1, 1, 2, 3, 3, 3, 4, 5]
+    report = check_bytes(tmp_path, b"\xef\xbb\xbf" + b"\r\n".join(rows))
+    assert [line for line, _ in places(report)] == [1, 2, 3, 3, 3, 4]
 
 
 # The answer.
@@ -100,30 +198,26 @@ def test_what_counts_as_the_answer():
 
 
 def test_an_answer_is_found_as_a_word_of_its_own():
-    found = {
-        "SCN1A": "SCN1A-related",
-        "melancholy": "Melancholy",
-        "Marfan syndrome": "marfan syndrome",
-    }
-    assert all(stands_in(value, text) for value, text in found.items())
+    assert stands_in("SCN1A", "SCN1A-related") and stands_in("melancholy", "Melancholy")
     assert not stands_in("SCN1A", "SCN1AB") and not stands_in("REST", "at rest")
 
 
-def rows_of(count: int, words: str = "", **fields) -> list[dict]:
-    return [with_text(make_row(n, **fields), words) for n in range(count)]
+def rows_of(count: int, words: str, **fields) -> list[dict]:
+    return [make_row(n, words, **fields) for n in range(count)]
 
 
 LEAK = "answer in the prompt"
-TOLD = [with_text(make_row(11), f"The lab says {GENES[11]}.")]
-ONE_OTHER = [*GOOD[:8], with_text(make_row(8), f"Not {GENES[1]} but {GENES[8]}.")]
-JOY = [make_row(n, reference_gene=label) for n, label in enumerate(["joy", "anger"])]
+TOLD = make_row(11, f"The lab says {GENES[11]}.")
+ONE_OTHER = [*GOOD[:8], make_row(8, f"Not {GENES[1]} but {GENES[8]}.")]
+JOY = [
+    make_row(n, "joy or anger?", reference_gene=label) for n, label in enumerate(["joy", "anger"])
+]
 NO_ANSWER = [{"messages": row["messages"]} for row in GOOD]
 # what is looked at -> (training rows, options, its faults)
 ANSWERS = {
     "none told": (GOOD, {}, []),
-    "told": ([*GOOD[:4], *TOLD], {}, [(5, LEAK)]),
-    "one of a list told": ([TOLD[0] | {"reference_gene": ["GAL", GENES[11]]}], {}, [(1, LEAK)]),
-    "one in an object told": ([TOLD[0] | {"reference_gene": {"a": GENES[11]}}], {}, [(1, LEAK)]),
+    "told": ([*GOOD[:4], TOLD], {}, [(5, LEAK)]),
+    "one in a list told": ([TOLD | {"reference_gene": ["GAL", {"a": GENES[11]}]}], {}, [(1, LEAK)]),
     "one letter": (rows_of(5, "Vitamin A", reference_gene="A"), {}, []),
     "a short number": (rows_of(5, "aged 42", reference_gene=42), {}, []),
     "yes": (rows_of(5, "yes or no?", reference_gene="yes"), {}, []),
@@ -131,7 +225,7 @@ ANSWERS = {
     "named field": (rows_of(1, "old", onset="old"), {"answer_keys": ["onset"]}, [(1, LEAK)]),
     "group": (rows_of(1, "old", onset="old"), {"group_by": "onset"}, [(1, LEAK)]),
     "candidates": (rows_of(8, "Candidates: " + ", ".join(GENES[:8])), {}, []),
-    "labels": ([with_text(row, "joy or anger?") for row in JOY], {}, []),
+    "labels": (JOY, {}, []),
     "one other": (ONE_OTHER, {}, [(9, LEAK)]),
     "to be found in the text": (ONE_OTHER, {"answer_in_prompt_ok": True}, []),
     "no row has one": (NO_ANSWER, {}, []),
@@ -153,12 +247,23 @@ def test_what_is_wrong_with_answers_is_found_and_nothing_else(tmp_path, name):
 def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tmp_path):
     other_answer = GOOD[4] | {"case_id": "x", "reference_gene": "X1X"}
     train = [*GOOD, GOOD[3] | {"case_id": "copy"}, other_answer]
-    validation = [make_row(50, case_id="case-2"), GOOD[7] | {"case_id": "y"}, make_row(50)]
+    near = make_row(60)
+    near["messages"][0]["content"] = GOOD[11]["messages"][0]["content"].replace("Which", "which")
+    validation = [make_row(50, case_id="case-2"), GOOD[7] | {"case_id": "y"}, make_row(50), near]
     report = check_split(tmp_path, train, validation)
-    assert places(report)[:2] == [(31, "duplicate"), (32, "contradiction")]
-    across = [(1, "duplicate id"), (2, "duplicate across the split"), (3, "duplicate")]
-    assert places(report)[2:] == across
-    assert "train.jsonl:3" in str(report.faults[2]) and "train.jsonl:8" in str(report.faults[3])
+    assert places(report) == [
+        (31, "duplicate"),
+        (32, "contradiction"),
+        (1, "duplicate id"),
+        (2, "duplicate across the split"),
+        (3, "duplicate"),
+        (4, "near-duplicate across the split"),
+    ]
+    for fault, place in zip(
+        report.faults,
+        ("line 4", "line 5", *(f"train.jsonl:{n}" for n in (3, 8)), "line 1", "train.jsonl:12"),
+    ):
+        assert place in fault.found
 
 
 def test_groups_on_both_sides_and_rows_without_a_group_are_found(tmp_path):
@@ -173,18 +278,16 @@ def test_groups_on_both_sides_and_rows_without_a_group_are_found(tmp_path):
     assert (misspelt.line, misspelt.kind) == (1, missing) and "reference_gene" in misspelt.found
 
 
-def test_too_many_rows_and_a_file_that_validates_itself_are_found(tmp_path, monkeypatch):
+def test_too_many_rows_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr("rftkit.check.MAX_ROWS", {"train": 29, "validation": 2})
     report = check_split(tmp_path, GOOD, [make_row(n) for n in (50, 51, 52, 53)])
     assert places(report) == [(30, "too many rows"), (3, "too many rows")]
-    path = tmp_path / "validation.jsonl"
-    assert places(check_file(path, path)) == [(None, "same file twice")]
 
 
 # Near-duplicates.
 
 
-def test_a_shuffled_case_is_found_and_a_shared_instruction_makes_no_copy(tmp_path):
+def test_a_shuffled_case_is_found_and_a_shared_instruction_makes_no_copy():
     rng = random.Random(0)
     instruction = (
         "You are a clinical geneticist. Read the case with care, think of the diseases that fit, "
@@ -204,14 +307,6 @@ def test_a_shuffled_case_is_found_and_a_shared_instruction_makes_no_copy(tmp_pat
     pairs = similar_prompts(train, texts)
     assert {line: train_line for line, train_line, _ in pairs} == planted
     assert all(0.8 <= similarity <= 1 for *_, similarity in pairs)
-
-
-def test_a_near_copy_is_named_with_its_training_row(tmp_path):
-    copy = make_row(60)
-    copy["messages"][0]["content"] = GOOD[11]["messages"][0]["content"].replace("Which", "which")
-    report = check_split(tmp_path, GOOD, [make_row(59), copy])
-    assert places(report) == [(2, "near-duplicate across the split")]
-    assert "train.jsonl:12" in str(report.faults[0])
 
 
 @pytest.mark.parametrize(
