@@ -32,7 +32,7 @@ from rftkit.environment import machine, versions
 from rftkit.files import dataset, read_json, write_json
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import preset
-from rftkit.sandbox import process, runner
+from rftkit.sandbox import runner, server
 from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.runner import default_workers, python_runner, report
 
@@ -100,7 +100,8 @@ def sandboxed(count: int) -> dict[str, float]:
     """Python graders: a server that forks, and a new interpreter for each grade."""
     run = python_runner(allow_weak_isolation=True)
     sample, few = {"output_text": ANSWER}, max(4, count // 50)
-    _, request = runner.make_request(TRIVIAL, {"sample": sample, "item": ITEM})
+    content = {"source": TRIVIAL, "sample": sample, "item": ITEM}
+    request = bytes(server.NONCE_BYTES) + json.dumps(content).encode()
     with ThreadPoolExecutor(default_workers()) as pool:
 
         def grade(source: str, number: int) -> None:
@@ -108,7 +109,7 @@ def sandboxed(count: int) -> dict[str, float]:
             assert all(outcome.value is not None for outcome in outcomes)
 
         def start_anew() -> None:
-            list(pool.map(lambda _: process.ask_alone(request, Limits()), range(few)))
+            list(pool.map(lambda _: runner.ask_alone(request, Limits()), range(few)))
 
         for source in (TRIVIAL, NUMPY):
             grade(source, 16)  # starts the servers

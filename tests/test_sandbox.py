@@ -1,9 +1,8 @@
-"""The sandbox as its users meet it: graders, programs, weak machines, and its own mishaps."""
+"""The sandbox as its users meet it: graders, weak machines, and its own mishaps."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import signal
@@ -16,14 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rftkit import cli
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader, GraderSettings
-from rftkit.sandbox import isolation, process, runner
+from rftkit.sandbox import isolation, runner
 from rftkit.sandbox.isolation import Limits
-from rftkit.sandbox.runner import Runner, python_runner, report, run_program
+from rftkit.sandbox.runner import Runner, python_runner, report
 
 ECHO = "def grade(sample, item):\n    return item['number']\n"
 SLEEP = "import time\ndef grade(sample, item):\n    time.sleep(60)\n"
@@ -41,10 +38,6 @@ def small():
     runner = Runner(Limits(seconds=60), workers=2)
     yield runner
     runner.close()
-
-
-def test_the_limits_are_those_of_the_contract():
-    assert Limits() == (120.0, 2_000_000_000, 1_000_000_000, 1_000_000, 64, 128)
 
 
 def test_grades_of_several_threads_and_texts_stay_apart(run):
@@ -69,7 +62,7 @@ def test_rows_arrive_as_they_were(run):
     same = f"item == {item!r} and sample['output_text'] == 'x' * 300_000".replace("inf", "1e999")
     source = f"def grade(sample, item):\n    return {same}\n"
     assert run(source, {"output_text": "x" * 300_000}, item).value == 1.0
-    assert run(source, {}, {"a": {1, 2}}).server_error_type == "request"
+    assert run(source, {}, {"a": {1, 2}}).server_error.startswith("request: ")
 
 
 LIBRARIES = ("numpy", "scipy.stats", "sympy", "pandas", "rapidfuzz", "jsonschema", "asyncio")
@@ -98,22 +91,9 @@ def test_a_grader_may_use_libraries_write_and_start_threads(run):
     assert outcome.value == 1.0, outcome
 
 
-PROGRAMS = [
-    ("import sys\nprint(sum(map(int, sys.stdin.read().split())))", "1 2 3", "6\n"),
-    ("if __name__ == '__main__':\n    print('ü', input())\nexit(0)", "ä", "ü ä\n"),
-    ("import dataclasses\nprint(dataclasses.make_dataclass('A', 'x')(1))", "", "A(x=1)\n"),
-]
-
-
-@pytest.mark.parametrize(("source", "stdin", "printed"), PROGRAMS)
-def test_a_program_reads_its_case_and_prints_its_answer(source, stdin, printed):
-    outcome = run_program(source, stdin, allow_weak_isolation=True)
-    assert outcome.value == printed, outcome
-
-
 @linux
 def test_a_server_killed_in_a_grade_is_no_zero(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(runner.tempfile, "gettempdir", lambda: str(tmp_path))
     grader = Grader.load({"type": "python", "source": SLEEP}, GraderSettings(python_runner=small))
 
     def kill_the_server():
@@ -147,7 +127,7 @@ def test_the_answer_to_an_interrupted_question_meets_nobody(small, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(process.server, "read_message", interrupt)
+        patch.setattr(runner.server, "read_message", interrupt)
         small(ECHO, {}, {"number": 2})
     assert small(ECHO, {}, {"number": 3}).value == 3.0
 
@@ -187,22 +167,6 @@ def test_no_folder_and_no_process_outlives_its_user(tmp_path, how, with_mount):
         time.sleep(0.05)
 
 
-def test_the_commands_report_an_attack_and_the_protections(tmp_path):
-    answer = CliRunner().invoke(cli.app, ["environment", "--json"])
-    found = json.loads(answer.stdout)["sandbox"]
-    assert found["isolation"] in ("strong", "weak") and found["protections"]["time"]
-    assert f"{found['isolation']} isolation" in CliRunner().invoke(cli.app, ["environment"]).stdout
-    if found["isolation"] == "weak":
-        pytest.skip("sandbox: this machine lacks protection of files or network")
-    attack = "def grade(sample, item):\n    return len(open('/etc/passwd').read())\n"
-    (tmp_path / "grader.json").write_text(json.dumps({"type": "python", "source": attack}))
-    words = ["grade", "--grader", str(tmp_path / "grader.json"), "--sample", "x", "--json"]
-    answer = CliRunner().invoke(cli.app, words)
-    found = json.loads(answer.stdout)
-    assert answer.exit_code == 0 and found["reward"] == 0.0
-    assert found["metadata"]["errors"]["python_grader_runtime_error"] is True
-
-
 @linux
 def test_what_the_kernel_offers_is_used():
     """Asked of the kernel without the code that uses it."""
@@ -228,9 +192,8 @@ def elsewhere(monkeypatch):
 
 def test_a_machine_without_protections_refuses(elsewhere):
     assert not report().strong and report().missing == ["files", "network"]
-    for call in (python_runner, lambda: run_program("print(1)")):
-        with pytest.raises(UserError, match="files and network.*allow_weak_isolation=True"):
-            call()
+    with pytest.raises(UserError, match="files and network.*allow_weak_isolation=True"):
+        python_runner()
 
 
 ALONE = [

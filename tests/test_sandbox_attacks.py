@@ -16,7 +16,7 @@ import pytest
 import rftkit
 from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.sandbox.isolation import Limits
-from rftkit.sandbox.runner import Runner, report, run_program
+from rftkit.sandbox.runner import Runner, report
 
 # The time is generous, for a busy machine, except where running out of time is the point.
 SMALL = Limits(
@@ -339,36 +339,3 @@ def test_a_text_that_fails_to_load_blames_no_sample(runners, before):
     runner = runners["short" if AT_LOADING[before] == TOO_LONG else "usual"]
     reward, error = grade(runner, grader_of("pass", before=before))
     assert reward is None and AT_LOADING[before] in error
-
-
-PROGRAMS = {
-    "open('/etc/passwd')": REFUSED,
-    "import socket; socket.socket()": REFUSED,
-    "import os; os.fork()": REFUSED,
-    "while True: print('x' * 1000)": "MemoryError",
-    "print('x' * 200_000)": "larger than 100,000 bytes",
-    "import os; os.abort()": "ended by signal",
-    "import sys; sys.exit('gone')": "gone",
-    "import os; os._exit(70)": "exit code 70",
-    "def f(:": "SyntaxError",
-}
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_of_a_model_is_contained(program):
-    needs("files", "network", "processes")
-    outcome = run_program(program, limits=SMALL)
-    assert outcome.value is None and PROGRAMS[program] in outcome.runtime_error
-
-
-def test_a_program_finds_nothing_but_its_case():
-    needs("files", "processes")
-    program = (
-        "import gc, os, sys\n"
-        "seen = repr(sys.argv) + repr(dict(os.environ)) + repr(os.listdir('.'))\n"
-        "seen += repr([o for o in gc.get_objects() if isinstance(o, (dict, list))])[:10**6]\n"
-        "print(input(), os.getcwd().count('/'), 'expected' + '-answer' in seen)\n"
-    )
-    expected = "the-expected-answer"  # the comparison happens here, on our side
-    outcome = run_program(program, "a case", limits=SMALL)
-    assert outcome.value == "a case 2 False\n" and outcome.value != expected, outcome

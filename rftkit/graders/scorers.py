@@ -161,8 +161,7 @@ def compile_python(
     def score(context: Context) -> float:
         outcome = isolated()(spec["source"], context.as_dict(), context.item)
         if outcome.server_error:  # the machinery failed, not the program
-            kind = outcome.server_error_type or "server_error"
-            raise grader_fault("python_grader_server_error", f"{kind}: {outcome.server_error}")
+            raise grader_fault("python_grader_server_error", outcome.server_error)
         if outcome.runtime_error:
             # A text that fails before it saw the sample says nothing about the sample.
             blame = grader_fault if outcome.failed_to_load else sample_fault

@@ -1,16 +1,15 @@
-"""Untrusted Python with limits: python graders, and code that a model wrote.
+"""Untrusted Python with limits: python graders.
 
-The author of a grader is semi-trusted, the text may be careless; what a model wrote is hostile. So
-both run in a process of their own, forked for each grade: it reads the interpreter's libraries and
-writes in one empty scratch folder; it has no network and nothing of our environment; it can start
-and signal no process; memory, time, disk, threads and the reply are limited (isolation.Limits).
+The author of a grader is semi-trusted, what a model wrote and a grader runs is hostile. So a grade
+runs in a process of its own, forked for it: it reads the interpreter's libraries and writes in one
+empty scratch folder; it has no network and nothing of our environment; it can start and signal no
+process; memory, time, disk, threads and the reply are limited (isolation.Limits).
 
-runner.py is our side, server.py theirs. isolation.py and seccomp.py are the lock. Nothing that
-comes back is trusted: it is never unpickled or parsed, a number is eight bytes.
+runner.py is our side, server.py theirs, isolation.py the lock. What comes back is never unpickled
+or parsed: a number is eight bytes.
 
 What this does not protect. A grader that runs a model's code within grade() shares its process with
-it, and that code can decide this one grade, no other: hidden tests and the comparison belong on our
-side of `run_program`. Without a mount of its own the disk's limit holds for each file and not for
-their sum. The size and existence of files outside can be seen, and side channels such as timing
-are open. A fault of the kernel itself is out of reach.
+it, and that code can decide this one grade, no other. Without a mount of its own the disk's limit
+holds for each file and not for their sum. The size and existence of files outside can be seen, and
+side channels such as timing are open. A fault of the kernel itself is out of reach.
 """

@@ -18,9 +18,8 @@ import errno
 import os
 import struct
 import sys
+from contextlib import suppress
 from typing import Any, NamedTuple
-
-from rftkit.sandbox import isolation as seccomp
 
 try:
     import resource
@@ -34,12 +33,12 @@ _SYSTEM = "/lib /lib64 /usr/lib /usr/lib64 /etc/ld.so.cache /etc/localtime /usr/
 
 
 class Limits(NamedTuple):
-    """What one grade, or one program, may use; the defaults are those of OpenAI's graders guide."""
+    """What one grade may use; the defaults are those of OpenAI's graders guide."""
 
     seconds: float = 120.0  # for loading the text and grading together
     memory: int = 2_000_000_000  # bytes of address space, libraries included
     disk: int = 1_000_000_000  # bytes in the scratch folder if it is a tmpfs, else in any one file
-    reply: int = 1_000_000  # bytes of a result, or of what a program prints
+    reply: int = 1_000_000  # bytes of a result
     threads: int = 64  # where the machine can count them
     open_files: int = 128
 
@@ -49,18 +48,15 @@ def set_limits(limits: Limits, count_threads: bool) -> None:
 
     count_threads: the kernel counts all threads of a user, so the user must be the sandbox's own.
     """
-    wanted = {"AS": limits.memory, "FSIZE": limits.disk, "NOFILE": limits.open_files}
-    wanted |= {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "RTPRIO": 0}
+    wanted = {"AS": limits.memory, "FSIZE": limits.disk, "NOFILE": limits.open_files, "CORE": 0}
     if count_threads:
         wanted["NPROC"] = limits.threads
     for name, value in wanted.items():
-        try:
+        with suppress(AttributeError, ValueError, OSError):  # what Windows and macOS lack
             which = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(which)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(which, (value, value))
-        except (AttributeError, ValueError, OSError):
-            pass  # Windows has none of them and macOS not all; report() tells
 
 
 def readable_paths(roots: list[str], closed: str) -> dict[str, int]:
@@ -79,45 +75,48 @@ def readable_paths(roots: list[str], closed: str) -> dict[str, int]:
 
 
 def shut_in(
-    limits: Limits, scratch: str, namespaces: list[str]
-) -> tuple[dict[str, list[str]], Filter | None]:
+    limits: Limits, scratch: str, has_namespaces: bool
+) -> tuple[dict[str, list[str]], bytes]:
     """Lock this process, and all that it forks, to libraries and the folder `scratch`.
 
     Returns {what is protected: by which means, none of them where this machine lacks it}, and the
-    filter that each child is to load. OSError where a means fails.
+    filter that each child is to load, empty without seccomp. OSError where a means fails.
     """
     roots = [*sys.path, os.path.join(sys.base_prefix, "lib"), *_SYSTEM.split(), "/dev/urandom"]
     # Not rftkit itself: an installed one carries datasets, whose rows hold the answers.
     rights = readable_paths(roots, os.path.realpath(os.path.dirname(os.path.dirname(__file__))))
-    user, passes_closed_folders = _private_user([*rights, os.path.dirname(scratch)])
-    if user is not None:
-        os.chown(scratch, user, user)
-    is_mounted = "mount" in namespaces and mount_in_memory(scratch, limits.disk, user)
+    is_root = os.geteuid() == 0
+    user = 2_000_000_000 + int.from_bytes(os.urandom(3), "little")
+    is_other_user = is_root and _succeeds(_libc.chown, os.fsencode(scratch), user, user)
+    owner = user if is_other_user else os.geteuid()
+    is_mounted = has_namespaces and _mount_in_memory(scratch, limits.disk, owner)
     os.chdir(scratch)
     # RLIMIT_NPROC is void for root, and a user namespace counts by itself.
-    counts_threads = user is not None or ("user" in namespaces and os.geteuid() != 0)
+    counts_threads = is_other_user or (has_namespaces and not is_root)
     set_limits(limits, counts_threads)
-    if user is None:
-        _drop_capabilities()
+    if is_other_user:
+        _become(user)
     else:
-        _become(user, passes_closed_folders)
+        _drop_capabilities()
     die_with_parent()
     _call(_libc.prctl, 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, for Landlock and seccomp
     version = landlock_version()
     if version:
         _restrict_files(version, rights, scratch)
-    has_filter = _has_seccomp()
-    if has_filter:
-        Filter(seccomp.program_of_server()).load()
+    has_filter = False
+    if numbers():
+        with suppress(OSError):
+            load_filter(program_of_server())
+            has_filter = True
     given = {
         "files": [f"Landlock ABI {version}"] * bool(version),
-        "network": ["seccomp"] * has_filter + ["network namespace"] * ("network" in namespaces),
-        "processes": ["seccomp"] * has_filter + ["process namespace"] * ("process" in namespaces),
+        "network": ["seccomp"] * has_filter + ["network namespace"] * has_namespaces,
+        "processes": ["seccomp"] * has_filter + ["process namespace"] * has_namespaces,
         "threads": ["a user, or user namespace, of its own"] * counts_threads,
         "memory": ["RLIMIT_AS"],
         "disk": ["RLIMIT_FSIZE"] + ["a tmpfs of that size"] * is_mounted,
     }
-    return given, Filter(seccomp.program_of_child()) if has_filter else None
+    return given, program_of_child() if has_filter else b""
 
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
@@ -156,31 +155,11 @@ def _restrict_files(version: int, rights: dict[str, int], scratch: str) -> None:
     os.close(rules)
 
 
-_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
-
-
-def _has_seccomp() -> bool:
-    """A filter at address 0 answers EFAULT where the kernel would have read it (man 2 seccomp)."""
-    try:
-        _call(_libc.prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, 0, 0, 0)
-    except OSError as error:
-        return error.errno == errno.EFAULT and seccomp.numbers() is not None
-    return False
-
-
-class Filter:
-    """BPF instructions, ready to be loaded at little cost."""
-
-    def __init__(self, program: bytes):
-        self._steps = ctypes.create_string_buffer(program, len(program))
-        address = ctypes.addressof(self._steps)
-        self._header = struct.pack("@HP", len(program) // 8, address)
-
-    def load(self) -> None:
-        _call(_libc.prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._header, 0, 0)
-
-
-_CAP_DAC_READ_SEARCH = 1 << 2
+def load_filter(program: bytes) -> None:
+    """Put a seccomp filter, BPF instructions, on this process and all that it forks."""
+    steps = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(steps))
+    _call(_libc.prctl, 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 def die_with_parent() -> None:
@@ -188,32 +167,17 @@ def die_with_parent() -> None:
     _call(_libc.prctl, 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
 
 
-def _private_user(paths: list[str]) -> tuple[int | None, bool]:
-    """For root: (a user whose threads can be counted and who may signal nobody, must it keep the
-    right to pass closed folders). Tried out: it must reach the paths, and a Python below /root is
-    closed to others. Landlock bounds that right."""
-    user = 2_000_000_000 + int.from_bytes(os.urandom(3), "little")
-    for passes_closed_folders in (False, True) if os.geteuid() == 0 else ():
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _become(user, passes_closed_folders)
-                for path in paths:
-                    os.close(os.open(path, os.O_RDONLY))
-            except OSError:
-                os._exit(1)
-            os._exit(0)
-        if os.waitpid(pid, 0)[1] == 0:
-            return user, passes_closed_folders
-    return None, False
+def _become(user: int) -> None:
+    """Make root a user whose threads can be counted and who may signal nobody.
 
-
-def _become(user: int, passes_closed_folders: bool) -> None:
+    It keeps the right to read what is closed to others, which Landlock bounds: root's Python may
+    lie below /root.
+    """
     os.setgroups([])
     os.setresgid(user, user, user)
-    _call(_libc.prctl, 8, int(passes_closed_folders), 0, 0, 0)  # PR_SET_KEEPCAPS
+    _call(_libc.prctl, 8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
     os.setresuid(user, user, user)
-    _drop_capabilities(_CAP_DAC_READ_SEARCH if passes_closed_folders else 0)
+    _drop_capabilities(keep=1 << 2)  # CAP_DAC_READ_SEARCH
 
 
 def _drop_capabilities(keep: int = 0) -> None:
@@ -222,41 +186,36 @@ def _drop_capabilities(keep: int = 0) -> None:
     _call(_libc.capset, header, struct.pack("<6I", keep, keep, 0, 0, 0, 0))
 
 
-_NAMESPACES = {"network": 0x40000000, "process": 0x20000000, "ipc": 0x08000000, "mount": 0x00020000}
+# CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWIPC; the others alone.
+_APART, _NEW_USER, _NEW_MOUNTS = 0x6800_0000, 0x1000_0000, 0x0002_0000
 
 
-def enter_namespaces() -> list[str]:
-    """Enter as many new namespaces as this machine allows; their names. Without privilege a user
-    namespace comes first and gives the right to the rest. That of processes begins with a fork."""
+def enter_namespaces() -> bool:
+    """Enter new namespaces: of the network, and, with the next fork, of processes. Without
+    privilege a user namespace comes first and gives the right to the rest."""
     user, group = os.geteuid(), os.getegid()
-    entered = [name for name, kind in _NAMESPACES.items() if _succeeds(_libc.unshare, kind)]
-    if not entered and _succeeds(_libc.unshare, 0x10000000):  # CLONE_NEWUSER
-        maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
-        for name, text in maps.items():  # this user is itself, and nobody else is anybody
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-        entered = [name for name, kind in _NAMESPACES.items() if _succeeds(_libc.unshare, kind)]
-        entered.append("user")
-    # Nothing that is mounted from here on may be seen by the rest of the machine.
-    private = 0x4000 | 1 << 18  # MS_REC, MS_PRIVATE
-    if "mount" in entered and not _succeeds(_libc.mount, None, b"/", None, private, None):
-        entered.remove("mount")
-    return entered
+    if _succeeds(_libc.unshare, _APART):
+        return True
+    if not _succeeds(_libc.unshare, _NEW_USER | _APART):
+        return False
+    maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+    for name, text in maps.items():  # this user is itself, and nobody else is anybody
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    return True
 
 
-def mount_in_memory(folder: str, size: int, user: int | None) -> bool:
+def _mount_in_memory(folder: str, size: int, owner: int) -> bool:
     """Put an empty tmpfs over `folder`, seen by this process and those it forks, gone with them.
     The kernel counts its blocks, those of unlinked files too: beyond `size` bytes, ENOSPC."""
-    options = f"size={size},nr_inodes={MOST_FILES + 1},mode=0700"  # the folder itself is one
-    options += "" if user is None else f",uid={user},gid={user}"
-    flags = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC
-    arguments = (b"tmpfs", os.fsencode(folder), b"tmpfs", flags, options.encode())
-    return _succeeds(_libc.mount, *arguments)
-
-
-def unmount(folder: str) -> None:
-    """Take that file system away; its memory is free once its last user has ended."""
-    _succeeds(_libc.umount2, os.fsencode(folder), 2)  # MNT_DETACH
+    options = f"size={size},nr_inodes={MOST_FILES + 1},mode=0700,uid={owner}"  # itself is one
+    tmpfs = (b"tmpfs", os.fsencode(folder), b"tmpfs", 2 | 4 | 8)  # MS_NOSUID, MS_NODEV, MS_NOEXEC
+    private = 0x4000 | 1 << 18  # MS_REC, MS_PRIVATE: the rest of the machine does not see it
+    return (
+        _succeeds(_libc.unshare, _NEW_MOUNTS)
+        and _succeeds(_libc.mount, None, b"/", None, private, None)
+        and _succeeds(_libc.mount, *tmpfs, options.encode())
+    )
 
 
 if sys.platform == "linux":
@@ -274,11 +233,10 @@ def _call(function: Any, *arguments: bytes | int | None) -> int:
 
 
 def _succeeds(function: Any, *arguments: bytes | int | None) -> bool:
-    try:
+    with suppress(OSError):
         _call(function, *arguments)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 # name:number on x86_64:number on aarch64 ("-": it has none), from the kernel's own tables.

@@ -1,5 +1,5 @@
-"""Our side of the sandbox: python_runner() for graders, run_program() for code a model wrote,
-report() for what this machine protects. Nothing that comes back is trusted."""
+"""Our side of the sandbox: python_runner() runs graders, report() says what this machine protects.
+Nothing that comes back is trusted."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
+import warnings
+from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError
 from rftkit.sandbox import server
 from rftkit.sandbox.isolation import Limits
-from rftkit.sandbox.process import Lost, Sandbox, ask_alone
-from rftkit.sandbox.server import GRADE, HEADER, LOADED, NONCE_BYTES, PROGRAM
 
 LIMITS = Limits()
 MOST_WORKERS = 8
+PREFIX = "rftkit-sandbox-"
+# Not ours: what a numerical library should know, and nothing else.
+ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"} | dict.fromkeys(
+    (f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")), "1"
+)
 # A server imports these once where a text imports them: OpenAI's grader image, and more.
 SHARED_LIBRARIES = frozenset(
     "numpy pandas scipy sklearn rapidfuzz nltk rouge_score jsonschema pydantic yaml sympy sqlparse "
@@ -34,12 +44,11 @@ SHARED_LIBRARIES = frozenset(
 
 @dataclass
 class Outcome:
-    """What became of one call of grade(), or of one program."""
+    """What became of one call of grade()."""
 
-    value: float | str | None = None  # what grade() returned (perhaps NaN), or a program printed
+    value: float | None = None  # what grade() returned, perhaps NaN
     runtime_error: str | None = None  # why the TEXT failed: its traceback, or the limit it reached
     server_error: str | None = None  # why the MACHINERY failed, so that there is no grade
-    server_error_type: str | None = None  # "lost": the sandbox; "request": the row is not JSON
     failed_to_load: bool = False  # it failed before grade() was called: no sample is to blame
 
 
@@ -53,39 +62,23 @@ def python_runner(
     settings share one runner, with one worker a core by default.
 
     >>> run = python_runner(allow_weak_isolation=True)
-    >>> run("def grade(sample, item):\\n    return len(item)", {}, {"a": 1}).value
+    >>> run("def grade(sample, item):\n    return len(item)", {}, {"a": 1}).value
     1.0
     """
-    protection = report()
-    if not protection.strong:
-        missing = " and ".join(protection.missing)
+    if not report().strong:
+        missing = " and ".join(report().missing)
         if not allow_weak_isolation:
             raise UserError(
-                f"sandbox: this machine cannot keep a program from {missing} "
-                f"({protection.reason}): use Linux with Landlock and seccomp, or pass "
-                f"allow_weak_isolation=True for a text that you have read"
+                f"sandbox: this machine cannot keep a program from {missing} ({report().reason}): "
+                f"use Linux, or pass allow_weak_isolation=True for a text that you have read"
             )
-        _say_weak(missing)
-    return _shared_runner(limits, workers or default_workers())
-
-
-def run_program(
-    source: str, stdin: str = "", *, limits: Limits = LIMITS, allow_weak_isolation: bool = False
-) -> Outcome:
-    """Run a program that a model wrote, alone in the sandbox: the tests stay on our side.
-
-    Give the case as `stdin` and compare what it printed; never hand a program its expected answer.
-
-    >>> run_program("print(int(input()) ** 2)", "7", allow_weak_isolation=True).value
-    '49\\n'
-    """
-    runner = python_runner(limits=limits, allow_weak_isolation=allow_weak_isolation)
-    return runner.ask(source, {"stdin": stdin}, PROGRAM)
+        warnings.warn(f"sandbox: weak isolation, no protection of {missing}", stacklevel=2)
+    return _shared_runner(limits, workers or default_workers(), os.getpid())
 
 
 @functools.cache
-def _say_weak(missing: str) -> None:
-    print(f"sandbox: weak isolation, no protection of {missing}", file=sys.stderr)
+def _shared_runner(limits: Limits, workers: int, process: int) -> Runner:
+    return Runner(limits, workers)  # a forked process starts its own
 
 
 def default_workers() -> int:
@@ -103,82 +96,58 @@ class Runner:
 
     def __init__(self, limits: Limits, workers: int, may_unshare: bool = True):
         self.limits, self.workers, self.may_unshare = limits, workers, may_unshare
-        self._forget()
+        self.given: dict[str, list[str]] = {}  # {what is protected: by which means}
+        self._places = threading.BoundedSemaphore(workers)
+        self._idle: dict[tuple[str, ...], list[Sandbox]] = defaultdict(list)  # by their libraries
         atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self, source: str, sample: dict[str, Any], item: dict[str, Any]) -> Outcome:
         """One grade; never raises for anything that the text does."""
-        return self.ask(source, {"sample": sample, "item": item})
+        return self._ask(source, {"sample": sample, "item": item})
 
     def check(self, source: str) -> str:
         """Load the text without grading: why it fails, or ""."""
-        outcome = self.ask(source, {})
+        outcome = self._ask(source, {})
         return outcome.runtime_error or outcome.server_error or ""
 
-    def ask(self, source: str, content: dict[str, Any], kind: bytes = GRADE) -> Outcome:
+    def close(self) -> None:
+        """End all that is idle."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+    def _ask(self, source: str, content: dict[str, Any]) -> Outcome:
+        nonce = secrets.token_bytes(server.NONCE_BYTES)
         try:
-            nonce, request = make_request(source, content, kind)
+            request = nonce + json.dumps({"source": source, **content}).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            text = f"the row or the sample is not JSON ({error})"
-            return Outcome(server_error=text, server_error_type="request")
+            return Outcome(server_error=f"request: the row or the sample is not JSON ({error})")
         try:
             with self._places:
                 answer = self._send(source, request)
         except Lost as error:
-            return Outcome(server_error=f"the sandbox was lost: {error}", server_error_type="lost")
+            return Outcome(server_error=f"lost: the sandbox was lost: {error}")
         return _read_answer(answer, nonce, self.limits)
-
-    def close(self) -> None:
-        """End all that is idle."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for sandbox in idle:
-            sandbox.close()
 
     def _send(self, source: str, request: bytes) -> bytes:
         if not has_server():
             return ask_alone(request, self.limits)
         sandbox = self._take(_libraries_of(source))
         answer = sandbox.ask(request)
-        if HEADER.unpack_from(answer)[2]:  # it has ended
+        if server.HEADER.unpack_from(answer)[2]:  # it has ended
             sandbox.close()
         else:
-            with self._lock:
-                self._idle.append(sandbox)
+            self._idle[sandbox.libraries].append(sandbox)
         return answer
 
     def _take(self, libraries: tuple[str, ...]) -> Sandbox:
-        with self._lock:
-            fitting = [sandbox for sandbox in self._idle if sandbox.libraries == libraries]
-            if fitting:
-                self._idle.remove(fitting[-1])
-        if fitting and fitting[-1].is_alive():
-            return fitting[-1]
-        if fitting:
-            fitting[-1].close()  # killed by somebody while it waited
+        with suppress(IndexError):
+            while (sandbox := self._idle[libraries].pop()).process.poll() is not None:
+                sandbox.close()  # killed by somebody while it waited
+            return sandbox
         sandbox = Sandbox(self.limits, libraries, self.may_unshare)
-        self.given = sandbox.given  # {what is protected: by which means}
+        self.given = sandbox.given
         return sandbox
-
-    def _forget(self) -> None:
-        """At the start, and in a process forked from ours: servers belong to who started them."""
-        self._others = getattr(self, "_idle", [])
-        self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(self.workers)
-        self._idle: list[Sandbox] = []  # the one used last at the end
-
-
-def make_request(source: str, content: dict[str, Any], kind: bytes = GRADE) -> tuple[bytes, bytes]:
-    """(the random bytes that its reply must hold, the request)."""
-    nonce = secrets.token_bytes(NONCE_BYTES)
-    return nonce, kind + nonce + json.dumps({"source": source, **content}).encode()
-
-
-@functools.cache
-def _shared_runner(limits: Limits, workers: int) -> Runner:
-    return Runner(limits, workers)
 
 
 @functools.lru_cache(maxsize=64)
@@ -188,13 +157,97 @@ def _libraries_of(source: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.partition(".")[0] in SHARED_LIBRARIES))
 
 
+class Lost(Exception):
+    """The sandbox itself failed: it could not start, or ended without an answer."""
+
+
+class Sandbox:
+    """One server, asked by one thread at a time. given: {what is protected: by which means}."""
+
+    def __init__(self, limits: Limits, libraries: tuple[str, ...], may_unshare: bool):
+        self.libraries, self.folder = libraries, tempfile.mkdtemp(prefix=PREFIX)
+        self.process = subprocess.Popen(**_interpreter("main", self.folder))
+        answer = self.ask(_settings(self.folder, limits, libraries, may_unshare))
+        try:
+            self.given: dict[str, list[str]] = json.loads(answer)
+        except ValueError:
+            self.close()
+            raise Lost(f"it did not start: {answer.decode()}") from None
+
+    def ask(self, message: bytes) -> bytes:
+        """The answer to a message. Lost ends this sandbox, and so does KeyboardInterrupt: nobody
+        may ask it again and get the late answer."""
+        try:
+            server.write_message(self.process.stdin, message)
+            answer = server.read_message(self.process.stdout)
+            if answer is not None:
+                return answer
+            raise OSError("no answer")
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise Lost(f"it ended: {error}") from None
+            raise
+
+    def close(self) -> None:
+        """End it: the server sees the closed pipe, ends, and takes its child with it."""
+        with suppress(OSError), self.process:  # which closes the pipes and waits
+            pass
+        with suppress(RecursionError):  # nested deeper than Python recurses: it stays
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def ask_alone(request: bytes, limits: Limits) -> bytes:
+    """An answer from a new interpreter: the way of machines without a server.
+
+    Weak isolation: an empty folder, nothing of our environment, a clock, and the limits that the
+    system has. Files, network and our memory are within reach.
+    """
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
+        messages = (_settings(folder, limits, (), may_unshare=False), request)
+        arguments = _interpreter("main_alone", folder) | {"stdin": None, "timeout": limits.seconds}
+        arguments["input"] = b"".join(server.LENGTH.pack(len(m)) + m for m in messages)
+        try:
+            ended = subprocess.run(**arguments)
+            cause, status, reply = server.DONE, ended.returncode, ended.stdout
+        except subprocess.TimeoutExpired as error:
+            cause, status, reply = server.TOO_LONG, 0, error.output or b""
+    if len(reply) > limits.reply + server.OVERHEAD:
+        cause = server.TOO_LARGE
+    return server.HEADER.pack(cause, status, True) + reply
+
+
+def _interpreter(entry: str, folder: str) -> dict[str, Any]:
+    """Arguments of Popen for an interpreter without our paths, settings and environment."""
+    root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
+    run = f"import sys; sys.path.append({root!r}); from rftkit.sandbox import server"
+    windows = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    return {
+        "args": [sys.executable, "-ISB", "-X", "utf8", "-c", f"{run}; server.{entry}()"],
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "env": ENVIRONMENT | {"HOME": folder, "TMPDIR": folder} | windows,
+        "cwd": folder,
+        "start_new_session": os.name == "posix",  # Ctrl-C in a terminal is ours to answer
+    }
+
+
+def _settings(folder: str, limits: Limits, libraries: tuple[str, ...], may_unshare: bool) -> bytes:
+    """The first message to a process inside. may_unshare: False as in a container that gives no
+    namespaces."""
+    installed = ("site-packages", "dist-packages")
+    folders = [path for path in sys.path if os.path.basename(path) in installed]
+    return json.dumps([folder, limits, libraries, folders, may_unshare]).encode()
+
+
 def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
     """An Outcome from what came back. The reply is a hostile program's until proven otherwise."""
-    cause, status, _ = HEADER.unpack_from(answer)
-    reply = answer[HEADER.size :]
-    is_loaded = reply.startswith(LOADED)
-    reply = reply.removeprefix(LOADED)
-    kind, body = reply[NONCE_BYTES : NONCE_BYTES + 1], reply[NONCE_BYTES + 1 :]
+    cause, status, _ = server.HEADER.unpack_from(answer)
+    reply = answer[server.HEADER.size :]
+    is_loaded = reply.startswith(server.LOADED)
+    reply = reply.removeprefix(server.LOADED)
+    kind, body = reply.removeprefix(nonce)[:1], reply[len(nonce) + 1 :]
     kind = kind if reply.startswith(nonce) else b""
     if cause == server.TOO_LONG:
         error = f"the program ran longer than {limits.seconds:g} s: stopped"
@@ -202,15 +255,12 @@ def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
         error = f"the reply is larger than {limits.reply:,} bytes: refused"
     elif kind == server.NUMBER and is_loaded and len(body) == 8:
         return Outcome(value=struct.unpack("<d", body)[0])
-    elif kind == server.TEXT and is_loaded:
-        return Outcome(value=body.decode("utf-8", "replace"))
     elif kind == server.ERROR:
         error = body.decode("utf-8", "replace")
     elif reply:
         error = "the program wrote into the reply channel: result refused"
     elif status == server.BROKEN and not is_loaded:
-        text = "the sandbox was lost: its protections could not be put on"
-        return Outcome(server_error=text, server_error_type="lost")
+        return Outcome(server_error="lost: the sandbox's protections could not be put on")
     elif status < 0:
         error = f"the program ended by signal {-status} ({signal.strsignal(-status)})"
     else:
@@ -244,22 +294,14 @@ class Report:
         return "\n".join(lines + ([f"  {self.reason}"] if self.reason else []))
 
 
-# Prints the name of each protection that does not hold.
-_TRIAL = """
-import os, socket
-file, folder = input(), input()
-for name, action in (
-    ("files", lambda: open(file).read(1)),
-    ("files", lambda: os.listdir(folder)),
-    ("network", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)),
-    ("processes", lambda: os.kill(os.getppid(), 0)),
-):
-    try:
-        action()
-        print(name)
-    except OSError:
-        pass
-"""
+# What a program may not do; each is tried once.
+_ATTEMPTS = {
+    "files": "open(item['file'])",
+    "network": "socket.socket(socket.AF_INET)",
+    "processes": "os.kill(os.getppid(), 0)",
+}
+_MEANS = (("files", "Landlock"), ("network", "seccomp"))
+_TRIAL = "import os, socket\ndef grade(sample, item):\n    {}\n    return 1.0\n"
 
 
 @functools.cache
@@ -272,13 +314,15 @@ def report() -> Report:
         reason = f"{sys.platform} has neither Landlock nor seccomp"
         return Report(protections, "a new interpreter for each grade", reason)
     way, runner = "a fork of a server for each grade", Runner(Limits(seconds=30), 1)
-    stdin = f"{os.path.realpath(__file__)}\n{os.path.expanduser('~')}\n"
-    outcome = runner.ask(_TRIAL, {"stdin": stdin}, PROGRAM)
+    broken = []
+    for name, attempt in _ATTEMPTS.items():
+        outcome = runner(_TRIAL.format(attempt), {}, {"file": __file__})
+        error = outcome.server_error or outcome.runtime_error or ""
+        if outcome.value is not None:
+            broken.append(name)
+        elif outcome.failed_to_load or "PermissionError" not in error:
+            return Report(protections, way, f"the sandbox failed its trial: {error}")
     runner.close()
-    if outcome.value is None:
-        error = outcome.server_error or outcome.runtime_error
-        return Report(protections, way, f"the sandbox failed its trial: {error}")
-    protections |= runner.given | {name: [] for name in outcome.value.split()}
-    means = {"files": "Landlock", "network": "seccomp"}
-    lacking = [f"the kernel has no {means[name]}" for name in means if not protections[name]]
+    protections |= runner.given | {name: [] for name in broken}
+    lacking = [f"the kernel has no {means}" for name, means in _MEANS if not protections[name]]
     return Report(protections, way, "; ".join(lacking))

@@ -6,17 +6,15 @@
     child      puts on the lock, compiles the grader's text, runs it, replies and ends
 
 So a grade costs a fork and no start of an interpreter, and what it does dies with it. A request is
-GRADE or PROGRAM, NONCE_BYTES random bytes, and JSON. A reply is LOADED once the text has been run,
-then the random bytes, then NUMBER and eight bytes, or TEXT or ERROR and a text: nothing in it is
-ever parsed. The server's answer is a HEADER and the reply.
+NONCE_BYTES random bytes, and JSON. A reply is LOADED once the text has been run, then the random
+bytes, then NUMBER and eight bytes, or ERROR and a text: nothing in it is ever parsed. The server's
+answer is a HEADER and the reply.
 """
 
 from __future__ import annotations
 
-import builtins
 import gc
 import importlib
-import io
 import json
 import linecache
 import os
@@ -34,9 +32,8 @@ from rftkit.sandbox import isolation
 from rftkit.sandbox.isolation import Limits
 
 LENGTH = struct.Struct("<I")  # of a message, before it
-GRADE, PROGRAM = b"G", b"P"
 NONCE_BYTES = 16
-LOADED, NUMBER, TEXT, ERROR = b"+", b"F", b"T", b"E"
+LOADED, NUMBER, ERROR = b"+", b"F", b"E"
 OVERHEAD = len(LOADED) + NONCE_BYTES + 1  # bytes of a reply beside its text
 # Cause, exit status (negative: the signal that ended the child), has the server finished.
 HEADER = struct.Struct("<ci?")
@@ -64,13 +61,12 @@ def read_message(file: IO[bytes]) -> bytes | None:
 def main() -> None:
     """Entry point of the launcher."""
     (folder, limits, libraries, may_unshare), requests, replies = start()
-    namespaces = isolation.enter_namespaces() if may_unshare else []
+    has_namespaces = may_unshare and isolation.enter_namespaces()
     pid = os.fork()
     if pid == 0:
-        isolation.die_with_parent()
         try:
-            server = Server(folder, limits, namespaces, requests, replies)
-            server.load(libraries)
+            server = Server(folder, limits, has_namespaces, requests, replies)
+            load(libraries)
         except Exception:
             write_message(replies, traceback.format_exc().encode())
             os._exit(1)
@@ -81,8 +77,6 @@ def main() -> None:
     requests.close()
     replies.close()
     os.waitpid(pid, 0)  # all that it started ends with it
-    os.chdir("/")
-    isolation.unmount(folder)
     is_emptied(folder)
     os.rmdir(folder)
 
@@ -106,24 +100,24 @@ def start() -> tuple[tuple[str, Limits, list[str], bool], IO[bytes], IO[bytes]]:
     return (folder, Limits(*limits), libraries, may_unshare), requests, replies
 
 
+def load(libraries: list[str]) -> None:
+    for name in libraries:
+        with suppress(BaseException):  # the child says why, where the text still asks for it
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what is here stays: a child's collector need not touch (and so copy) it
+
+
 class Server:
     """Serves requests until our side closes the pipe."""
 
     def __init__(
-        self, folder: str, limits: Limits, namespaces: list[str], requests: IO, replies: IO
+        self, folder: str, limits: Limits, has_namespaces: bool, requests: IO, replies: IO
     ):
-        self.requests, self.replies, self.namespaces = requests, replies, namespaces
-        self.limits, self.folder = limits, folder
+        self.folder, self.limits, self.requests, self.replies = folder, limits, requests, replies
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # short of memory, the machine ends this and not the training
-        self.given, self.filter = isolation.shut_in(limits, folder, namespaces)
-
-    def load(self, libraries: list[str]) -> None:
-        for name in libraries:
-            with suppress(BaseException):  # the child says why, where the text still asks for it
-                importlib.import_module(name)
-        gc.collect()
-        gc.freeze()  # what is here stays: a child's collector need not touch (and so copy) it
+        self.given, self.filter = isolation.shut_in(limits, folder, has_namespaces)
 
     def serve(self) -> None:
         write_message(self.replies, json.dumps(self.given).encode())
@@ -131,7 +125,7 @@ class Server:
         while not finished and (request := read_message(self.requests)) is not None:
             cause, status, reply = self.run_child(request)
             # Without seccomp a process may be left. What cannot be removed needs a new server.
-            finished = self.filter is None or not is_emptied(self.folder)
+            finished = not self.filter or not is_emptied(self.folder)
             write_message(self.replies, HEADER.pack(cause, status, finished) + reply)
 
     def run_child(self, request: bytes) -> tuple[bytes, int, bytes]:
@@ -141,10 +135,9 @@ class Server:
         child = os.fork()
         if child == 0:
             try:
-                if "process" not in self.namespaces:  # which ends with the server, and all in it
-                    isolation.die_with_parent()
-                if self.filter is not None:
-                    self.filter.load()
+                isolation.die_with_parent()
+                if self.filter:
+                    isolation.load_filter(self.filter)
                 if os.getppid() == server:
                     os.dup2(pipe_end, 3)
                     os.closerange(4, 256)
@@ -191,17 +184,17 @@ def is_emptied(folder: str) -> bool:
 
 def answer(request: bytes, pipe: int) -> None:
     """One request, from the first byte to the end of this process. Never returns."""
-    nonce = request[1 : 1 + NONCE_BYTES]
+    nonce = request[:NONCE_BYTES]
     try:
-        content = _decode(request[1 + NONCE_BYTES :].decode())[0]
+        content = _decode(request[NONCE_BYTES:].decode())[0]
     except Exception as error:  # too deep, or too large for the memory it may use
         say(pipe, nonce + ERROR + f"the row cannot be read: {error!r}".encode())
-    if request[:1] == PROGRAM:
-        _write(pipe, LOADED)
-        say(pipe, nonce + run_program(content["source"], content["stdin"]))
-    module = types.ModuleType("grader")
+    module, source = types.ModuleType("grader"), content["source"]
+    module.__file__ = _FILE
+    sys.modules[module.__name__] = module
+    linecache.cache[_FILE] = (len(source), None, source.splitlines(True), _FILE)
     try:
-        run_text(content["source"], module)
+        exec(compile(source, _FILE, "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         say(pipe, nonce + _describe(error))
     _write(pipe, LOADED)
@@ -212,27 +205,6 @@ def answer(request: bytes, pipe: int) -> None:
     except BaseException as error:  # SystemExit and KeyboardInterrupt are no way out either
         result = _describe(error)
     say(pipe, nonce + result)
-
-
-def run_text(source: str, module: types.ModuleType) -> None:
-    module.__file__ = _FILE
-    sys.modules[module.__name__] = module
-    linecache.cache[_FILE] = (len(source), None, source.splitlines(True), _FILE)
-    exec(compile(source, _FILE, "exec", dont_inherit=True), module.__dict__)
-
-
-def run_program(source: str, stdin: str) -> bytes:
-    """Run a text as a program with that input: what it printed, or why it failed."""
-    printed = io.BytesIO()
-    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode("utf-8", "surrogatepass")), "utf-8")
-    sys.stdout = io.TextIOWrapper(printed, "utf-8", "backslashreplace", write_through=True)
-    builtins.exit = builtins.quit = sys.exit
-    try:
-        run_text(source, types.ModuleType("__main__"))
-    except BaseException as error:
-        if not (isinstance(error, SystemExit) and not error.code):
-            return _describe(error)
-    return TEXT + printed.getvalue()
 
 
 def encode(value: object) -> bytes:
