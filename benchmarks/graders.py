@@ -4,13 +4,12 @@
 
 string_check, rank         grades a second in this process
 fuzzy_match                time of a grade / time of calling rapidfuzz bare, on about 150 characters
-                           and on a third of that (the difference is a fixed few microseconds)
 python, trivial or numpy   sandboxed grades a second, on all workers
 warm over fresh            the trivial grade / the same with a new interpreter each
 rank share of a step       time to grade 64 completions / time of one recorded step of the demo
 
-Each is the best of some rounds, which take turns: other work on the machine can only slow a round
-down. On a busy machine the ratios are what counts. Exit code 1: a goal was missed; it is named.
+Each is the best of five rounds: other work on the machine can only slow one down. Exit code 1: a
+goal was missed; it is named.
 """
 
 from __future__ import annotations
@@ -23,20 +22,17 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 
 from rapidfuzz import fuzz, utils
+from readme_block import label
 
-from rftkit.environment import machine, versions
 from rftkit.files import dataset, read_json, write_json
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import preset
 from rftkit.sandbox import runner, server
 from rftkit.sandbox.isolation import Limits
-from rftkit.sandbox.runner import default_workers, python_runner, report
 
-ROUNDS = 5
 RIGHT = (
     "A seizure disorder of early childhood. It begins with long seizures in fever, and later other "
     "kinds come, while the child's development slows down."
@@ -61,65 +57,55 @@ GOALS = {  # name -> (at least or at most, figure)
 
 
 def speeds(actions: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
-    """Calls a second in each action's fastest round; one call of an action does `count` things."""
+    """Calls a second in each action's fastest round of `count` calls."""
     best = dict.fromkeys(actions, 0.0)
-    for _ in range(ROUNDS):
+    for _ in range(5):
         for name, action in actions.items():
             start = time.perf_counter()
-            action()
+            for _ in range(count):
+                action()
             best[name] = max(best[name], count / (time.perf_counter() - start))
     return best
 
 
 def in_process(count: int) -> dict[str, float]:
-    """Graders that are pure computation, one thread."""
     check, rank, fuzzy = (Grader.load(preset(n)) for n in ("exact_match", "rank", "fuzzy"))
-    short, clean = {"answer": RIGHT[:50]}, utils.default_process
     actions = {
-        "string_check": lambda: check.grade(ITEM, RIGHT),
+        "check": lambda: check.grade(ITEM, RIGHT),
         "rank": lambda: rank.grade(ITEM, ANSWER),
         "fuzzy": lambda: fuzzy.grade(ITEM, TEXT),
-        "bare": lambda: fuzz.WRatio(TEXT, RIGHT, processor=clean) / 100,
-        "fuzzy_short": lambda: fuzzy.grade(short, TEXT[:50]),
-        "bare_short": lambda: fuzz.WRatio(TEXT[:50], RIGHT[:50], processor=clean) / 100,
+        "bare": lambda: fuzz.WRatio(TEXT, RIGHT, processor=utils.default_process) / 100,
     }
-
-    def repeat(action: Callable[[], object]) -> Callable[[], None]:
-        return lambda: [action() for _ in range(count)] and None
-
-    rate = speeds({name: repeat(action) for name, action in actions.items()}, count)
+    rate = speeds(actions, count)
     return {
-        "string_check_per_second": rate["string_check"],
+        "string_check_per_second": rate["check"],
         "rank_per_second": rate["rank"],
         "fuzzy_match_over_bare": rate["bare"] / rate["fuzzy"],
-        "fuzzy_match_over_bare_short": rate["bare_short"] / rate["fuzzy_short"],
     }
 
 
 def sandboxed(count: int) -> dict[str, float]:
     """Python graders: a server that forks, and a new interpreter for each grade."""
-    run = python_runner(allow_weak_isolation=True)
-    sample, few = {"output_text": ANSWER}, max(4, count // 50)
+    run, sample = runner.python_runner(allow_weak_isolation=True), {"output_text": ANSWER}
     content = {"source": TRIVIAL, "sample": sample, "item": ITEM}
     request = bytes(server.NONCE_BYTES) + json.dumps(content).encode()
-    with ThreadPoolExecutor(default_workers()) as pool:
+    few = 4 + count // 50
+    with ThreadPoolExecutor(runner.default_workers()) as pool:
 
-        def grade(source: str, number: int) -> None:
-            outcomes = pool.map(lambda _: run(source, sample, ITEM), range(number))
-            assert all(outcome.value is not None for outcome in outcomes)
+        def grades(number: int, grade: Callable[[int], object]) -> None:
+            list(pool.map(grade, range(number)))
 
-        def start_anew() -> None:
-            list(pool.map(lambda _: runner.ask_alone(request, Limits()), range(few)))
-
-        for source in (TRIVIAL, NUMPY):
-            grade(source, 16)  # starts the servers
-        warm = {"trivial": lambda: grade(TRIVIAL, count), "numpy": lambda: grade(NUMPY, count)}
-        rate = speeds(warm, count) | speeds({"fresh": start_anew}, few)
+        actions = {
+            "trivial": lambda: grades(count, lambda _: run(TRIVIAL, sample, ITEM)),
+            "numpy": lambda: grades(count, lambda _: run(NUMPY, sample, ITEM)),
+            "fresh": lambda: grades(few, lambda _: runner.ask_alone(request, Limits())),
+        }
+        rate = speeds(actions, 1)  # its first round also starts the servers
     return {
-        "python_trivial_per_second": rate["trivial"],
-        "python_numpy_per_second": rate["numpy"],
-        "fresh_interpreter_per_second": rate["fresh"],
-        "warm_over_fresh_interpreter": rate["trivial"] / rate["fresh"],
+        "python_trivial_per_second": rate["trivial"] * count,
+        "python_numpy_per_second": rate["numpy"] * count,
+        "fresh_interpreter_per_second": rate["fresh"] * few,
+        "warm_over_fresh_interpreter": rate["trivial"] * count / rate["fresh"] / few,
     }
 
 
@@ -128,9 +114,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the record as one JSON object")
     parser.add_argument("--grades", type=int, default=1000, help="sandboxed grades a round")
     parser.add_argument("--out", type=Path, default=dataset("recorded_runs") / "graders.json")
-    chosen = parser.parse_args()
+    given = parser.parse_args()
     before = os.getloadavg()[0]
-    figures = in_process(20 * chosen.grades) | sandboxed(chosen.grades)
+    figures = in_process(20 * given.grades) | sandboxed(given.grades)
     demo = read_json(dataset("recorded_runs") / "demo.json")
     steps = [run["training"]["seconds"] / run["training"]["steps"] for run in demo["runs"]]
     figures["step_seconds"] = statistics.median(steps)
@@ -140,25 +126,18 @@ def main() -> int:
         for name, (side, goal) in GOALS.items()
         if (figures[name] < goal) == (side == "at least")
     ]
-    record = {
-        "command": "python benchmarks/graders.py",
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
-        "isolation": report().to_json(),
-        "workers": default_workers(),
-        "grades_a_round": chosen.grades,
+    record = label("python benchmarks/graders.py", []) | {
+        "isolation": runner.report().to_json(),
+        "workers": runner.default_workers(),
+        "grades_a_round": given.grades,
         "load_average": {"before": before, "after": os.getloadavg()[0]},
         "figures": figures,
         "missed": missed,
     }
-    write_json(chosen.out, record)
-    if chosen.json:
-        print(json.dumps(record, indent=2))
-    else:
-        for name, value in figures.items():
-            print(f"{name:34}{value:>14,.4g}   {' '.join(map(str, GOALS.get(name, ())))}")
-        print("\n".join(f"missed: {line}" for line in missed))
+    write_json(given.out, record)
+    for name, value in {} if given.json else figures.items():
+        print(f"{name:34}{value:>14,.4g}   {' '.join(map(str, GOALS.get(name, ())))}")
+    print(json.dumps(record, indent=2) if given.json else "\n".join(missed))
     return int(bool(missed))
 
 

@@ -57,7 +57,6 @@ def test_the_record_is_of_the_shipped_data_and_weights(record):
 
 
 def test_what_the_readme_claims_holds_in_every_recorded_seed(record):
-    above = 0
     for run in record["runs"]:
         top = {s["name"]: s["top1"]["mean"] for s in run["systems"]}
         assert top["mini base"] < top["large base"] < top["RFT mini"]
@@ -66,6 +65,3 @@ def test_what_the_readme_claims_holds_in_every_recorded_seed(record):
         for rival in ("large base", "SFT mini", "rejection-sampling SFT mini"):
             assert ahead[rival, "top1"] > 0
         assert run["n_cases"] >= 400 and run["training"]["answer_groups_shared_with_eval"] == 0
-        above += top["overlap"] > top["RFT mini"]
-    place = {0: "below RFT mini in every seed", 3: "above RFT mini in every seed"}
-    assert place.get(above, f"in {above} of 3 seeds") in demo_seeds.readme_tables(record)
