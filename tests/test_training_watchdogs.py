@@ -13,7 +13,7 @@ from rftkit import RunConfig, Sample, UserError, load_task, train
 from rftkit.files import embedded_model
 from rftkit.graders.answer import Grade, grader_fault
 from rftkit.task import task_from_json
-from rftkit.training import run
+from rftkit.training import session
 from rftkit.training.heldout import HeldOut, Progress
 from rftkit.training.store import read_lines
 from rftkit.training.watchdogs import (
@@ -42,7 +42,7 @@ def graded_by(spec):
 
 def spoil_gradients(monkeypatch, spoiled_steps, number="nan"):
     """The gradient of one LoRA matrix is NaN in these steps (from 1)."""
-    made, count = run.with_lora, [0]
+    made, count = session.with_lora, [0]
 
     def spoiled(gradient):
         count[0] += 1
@@ -53,7 +53,7 @@ def spoil_gradients(monkeypatch, spoiled_steps, number="nan"):
         next(p for n, p in model.named_parameters() if "lora_B" in n).register_hook(spoiled)
         return model
 
-    monkeypatch.setattr(run, "with_lora", with_hook)
+    monkeypatch.setattr(session, "with_lora", with_hook)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])
@@ -228,16 +228,16 @@ def test_a_full_disk_is_told_from_other_failures(tmp_path, error, full):
 def test_the_alarm_wants_both_intervals_beyond_zero(tmp_path, metric, grade, alarms):
     """60 rows of several genes; most of them changed by so much since the best validation."""
     task = load_task("gene_ranking")
-    config = RunConfig(**TINY, eval_rows=60)
-    before = {"metric": [0.5] * 60, "grade": [0.5] * 60}
+    config = RunConfig(**TINY | {"eval_every": 1, "eval_rows": 60})
+    before = {"top1": [0.5] * 60, "grade": [0.5] * 60}
     progress = Progress(best={"step": 3}, best_values=before)
     held_out = HeldOut(task, task.rows("validation"), config, tmp_path, progress)
-    now = {"metric": [0.5 + metric] * 59 + [0.5], "grade": [0.5 + grade] * 59 + [0.5]}
+    now = {"top1": [0.5 + metric] * 59 + [0.5], "grade": [0.5 + grade] * 59 + [0.5]}
     found = held_out.drift(now, 6)
     assert len(found) == alarms
     for alarm in found:
         assert alarm["since"] == 3 and alarm["metric"]["high"] < 0 < alarm["grade"]["low"]
-    few = {"metric": [0.5 + metric] + [0.5] * 59, "grade": [0.5 + grade] + [0.5] * 59}
+    few = {"top1": [0.5 + metric] + [0.5] * 59, "grade": [0.5 + grade] + [0.5] * 59}
     assert held_out.drift(few, 6) == []  # one row of 60 may be chance
 
 
@@ -251,7 +251,7 @@ def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
             return [[Sample(output_text=str(torch.rand(1)))] * n for _ in prompts]
 
     task = load_task("gene_ranking")
-    config = RunConfig(**TINY, eval_rows=60)
+    config = RunConfig(**TINY | {"eval_every": 1, "eval_rows": 60})
     held_out = HeldOut(task, task.rows("validation"), config, tmp_path, Progress())
     before = torch.random.get_rng_state()
     assert len(held_out.evaluate(Dice()).samples) == 60

@@ -22,7 +22,7 @@ from rftkit.training.store import copy_adapter, save_adapter
 
 BEST_KEPT = 3
 VALIDATION_SEED = 12_345
-Values = dict[str, list[float]]  # {"metric", "grade"}: a number for each held-out row
+Values = dict[str, list[float]]  # of the grade and the headline metric: a number a held-out row
 
 
 @dataclass
@@ -45,7 +45,7 @@ class HeldOut:
         self, task: Task, rows: list[dict], config: RunConfig, out: Path, progress: Progress
     ):
         self.task, self.config, self.out, self.progress = task, config, out, progress
-        self.rows = rows[: config.eval_rows]
+        self.rows = rows[: config.eval_rows] if config.eval_every else []  # empty: no validation
         self.clusters = evaluation.clusters_of(self.rows, task)
 
     def validate(
@@ -54,18 +54,17 @@ class HeldOut:
         """(its record, its alarms); the adapter is saved where it is among the best."""
         began, progress = time.perf_counter(), self.progress
         result = self.evaluate(policy)
-        metric, grade = result.values[self.task.headline], result.values["grade"]
+        values = {k: result.values[k].tolist() for k in ("grade", self.task.headline)}
         errors = [sample.errors for group in result.samples for sample in group]
         faulty = sum("sample_parse_error" in e for e in errors)
         record = {
             "metric": self.task.headline,
-            **evaluation.bootstrap(metric, self.clusters).to_json(),
-            "grade": round(float(grade.mean()), 4),
+            **evaluation.bootstrap(values[self.task.headline], self.clusters).to_json(),
+            "grade": round(float(result.values["grade"].mean()), 4),
             "parse_error": round(faulty / len(errors), 4),
             "patterns": evaluation.rounded(result.patterns),
             "n": len(self.rows),
         }
-        values = {"metric": metric.tolist(), "grade": grade.tolist()}
         alarms = self.drift(values, step)
         if step > 0 or self.config.keep_start:
             self.keep(policy, step, record, values)
@@ -92,15 +91,14 @@ class HeldOut:
 
     def keep(self, policy: LocalPolicy, step: int, record: dict[str, Any], values: Values) -> None:
         """Save the adapter where it is among the best three; of equals, the earlier is better."""
-        progress = self.progress
-        better = not progress.best or record["mean"] > progress.best["mean"]
-        progress.since_best = 0 if better else progress.since_best + 1
-        entry = {"step": step, "mean": record["mean"]}
+        progress, entry = self.progress, {"step": step, "mean": record["mean"]}
         ranked = sorted([*progress.kept, entry], key=lambda e: (-e["mean"], e["step"]))
         progress.kept = ranked[:BEST_KEPT]
+        progress.since_best += 1
         if entry in progress.kept:
             save_adapter(policy.model, self.place(step))
-        if better:
+        if entry == ranked[0]:
+            progress.since_best = 0
             progress.best, progress.best_values = {"step": step, **record}, values
             self.install_best()
 
@@ -114,9 +112,8 @@ class HeldOut:
         """Adapters no longer among the best three go, but only once a checkpoint knows the present
         three: until then a resumed run would need the ones before."""
         kept = {self.place(entry["step"]) for entry in self.progress.kept}
-        for place in self.out.glob("checkpoints/best/step-*"):
-            if place not in kept:
-                shutil.rmtree(place, ignore_errors=True)
+        for place in {*self.out.glob("checkpoints/best/step-*")} - kept:
+            shutil.rmtree(place, ignore_errors=True)
 
     def drift(self, values: Values, step: int) -> list[dict[str, Any]]:
         """An alarm where the held-out grade rose since the best validation and the task metric
@@ -126,14 +123,13 @@ class HeldOut:
             return []  # where the metric is the reward they cannot part
         metric, grade = (
             evaluation.paired_difference(values[name], before[name], self.clusters)
-            for name in ("metric", "grade")
+            for name in (self.task.headline, "grade")
         )
         if metric.high >= 0 or grade.low <= 0:
             return []
         cause = (
             f"since step {since} held-out {self.task.headline} changed by {metric} and the grade "
-            f"by {grade}: the grader pays for something else than the task. Read the best-paid "
-            "answers and fix the grader"
+            f"by {grade}: the grader pays for something else; read the best-paid answers and fix it"
         )
         intervals = {"metric": metric.to_json(), "grade": grade.to_json()}
         place = {"step": step, "since": since}

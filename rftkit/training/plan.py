@@ -6,8 +6,10 @@ not hold it, passes of `micro_batch` completions add up their gradients: the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from rftkit.environment import choose_device
@@ -24,40 +26,22 @@ TINY_RATES = {"grpo": 2e-3, "sft": 1e-3}
 USUAL_RATES = {"grpo": 5e-6, "sft": 2e-4}
 
 
-@dataclass
-class Plan:
-    method: str
-    rows: int
-    held_out_rows: int
-    prompts_per_step: int
-    answers_per_prompt: int
-    batch: int  # completions an optimiser step learns from
-    micro_batch: int  # completions a forward and backward pass
-    accumulation: int  # passes a step
-    generation_batch: int  # completions sampled at a time: the batch, so each is used once
-    steps: int  # optimiser steps at most
-    completions: int  # drawn for training in all of them
-    passes: float  # how often each row is seen, on average
-    validations: int  # the one before step 1 among them
-    validation_answers: int  # completions of one
-    checkpoints: int  # written at most
-    learning_rate: float  # of the LoRA weights, after three steps
-    shared_prompts: bool = False  # the update reads a prompt once for all its completions
-    reasons: list[str] = field(default_factory=list)  # a sentence for each automatic choice
+class Plan(SimpleNamespace):
+    """The numbers that make_plan derives, as they stand in plan.json."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
     def lines(self) -> list[str]:
-        text = [
+        return [
             f"rows        {self.rows}, each seen {self.passes:.1f} times",
             f"step        {self.prompts_per_step} prompts x {self.answers_per_prompt} answers = "
             f"{self.batch} completions, {self.accumulation} passes of {self.micro_batch}",
             f"steps       {self.steps} at most, {self.completions} completions drawn",
             f"held out    {self.held_out_rows} rows, {self.validations} validations of "
             f"{self.validation_answers} answers",
+            *(f"because     {reason}" for reason in self.reasons),
         ]
-        return text + [f"because     {reason}" for reason in self.reasons]
 
 
 @dataclass
@@ -78,8 +62,8 @@ def make_plan(
     model: Measured | None = None,
 ) -> Plan:
     """Without `model` the batch goes through at once."""
-    grpo, batch, steps = config.method == "grpo", config.batch, config.steps
-    micro, rate, reasons = config.micro_batch, config.learning_rate, []
+    grpo, batch, steps, reasons = config.method == "grpo", config.batch, config.steps, []
+    micro, rate = config.micro_batch, config.learning_rate
     if not grpo and config.epochs:
         steps = min(steps, -(-config.epochs * len(rows) // config.prompts_per_step))
         reasons.append(f"{steps} steps: at most {config.epochs} passes over {len(rows)} rows")
@@ -89,14 +73,12 @@ def make_plan(
     if rate is None:
         rate, reason = choose_learning_rate(config, model)
         reasons.append(reason)
-    if model and model.context:
-        room = model.context - model.prompt_tokens
-        if config.max_completion_tokens > room:
-            reasons.append(
-                f"WARNING: the longest prompt ({model.prompt_tokens} tokens) and "
-                f"max_completion_tokens {config.max_completion_tokens} exceed what the model was "
-                f"made for ({model.context}): set max_completion_tokens to {max(room, 1)} or less"
-            )
+    room = model.context - model.prompt_tokens if model and model.context else math.inf
+    if config.max_completion_tokens > room:
+        reasons.append(
+            f"WARNING: the longest prompt has {model.prompt_tokens} tokens, the model was made for "
+            f"{model.context}: set max_completion_tokens to {max(room, 1)} or less"
+        )
     seen = min(len(held_out), config.eval_rows)
     validations = 1 + -(-steps // config.eval_every) if seen and config.eval_every else 0
     return Plan(
@@ -105,18 +87,19 @@ def make_plan(
         held_out_rows=seen,
         prompts_per_step=config.prompts_per_step,
         answers_per_prompt=config.answers_per_prompt if grpo else 1,
-        batch=batch,
-        micro_batch=micro,
-        accumulation=batch // micro,
-        generation_batch=batch if grpo else 0,
-        steps=steps,
-        completions=steps * batch if grpo else 0,
+        batch=batch,  # completions an optimiser step learns from
+        micro_batch=micro,  # completions a forward and backward pass
+        accumulation=batch // micro,  # passes a step
+        generation_batch=batch if grpo else 0,  # completions sampled at a time, each used once
+        steps=steps,  # optimiser steps at most
+        completions=steps * batch if grpo else 0,  # drawn for training in all of them
         passes=round(steps * config.prompts_per_step / max(len(rows), 1), 2),
-        validations=validations,
+        validations=validations,  # the one before step 1 among them
         validation_answers=seen * config.eval_samples if validations else 0,
-        checkpoints=-(-steps // config.save_every),
-        learning_rate=rate,
-        reasons=reasons,
+        checkpoints=-(-steps // config.save_every),  # written at most
+        learning_rate=rate,  # of the LoRA weights, after three steps
+        shared_prompts=False,  # does the update read a prompt once for all its completions?
+        reasons=reasons,  # a sentence for each automatic choice
     )
 
 
@@ -136,16 +119,13 @@ def choose_micro_batch(batch: int, model: Measured | None) -> tuple[int, str]:
     room = MEMORY_SHARE * model.free_bytes
     fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * model.answer_bytes <= room]
     chosen = max(fitting, default=1)
-    reason = (
+    return chosen, (
         f"micro_batch {chosen}, {batch // chosen} passes a step: {model.answer_bytes / 1e6:.0f} MB "
-        f"an answer, {room / 1e9:.1f} GB may be used ({MEMORY_SHARE:.0%} of what is free)"
+        f"an answer, {room / 1e9:.1f} GB may be used{'' if fitting else '; even that may not fit'}"
     )
-    return chosen, reason if fitting else f"{reason}; even that may not fit"
 
 
-def measure_model(
-    config: RunConfig, rows: Sequence[dict[str, Any]], tokenizer: Any = None
-) -> Measured | None:
+def measure_model(config: RunConfig, rows: Sequence[dict[str, Any]]) -> Measured | None:
     """From the model's config and tokenizer; no weights are loaded. None where they cannot be read:
     loading the model will say why."""
     from transformers import AutoConfig, AutoTokenizer
@@ -153,7 +133,7 @@ def measure_model(
     base = config_base(config)
     try:
         model = AutoConfig.from_pretrained(base).get_text_config()
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError):
         return None
     some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rftkit.environment import machine, versions
-from rftkit.evaluation import SystemResult, clusters_of, paired_record
+from rftkit.evaluation import Interval, SystemResult, clusters_of, paired_record
 from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
 from rftkit.rows import sha256_of
 from rftkit.task import Task
@@ -35,36 +35,34 @@ def shared_groups(rows: list[dict], held_out: list[dict], task: Task) -> set[str
 def write_report(session: Session, training: dict[str, Any]) -> None:
     """report.json, whose fields are those of every report in the kit, and report.md."""
     config, out, held_out, task = session.config, session.out, session.held_out, session.task
-    rows, progress = held_out.rows if held_out else [], session.progress
-    data, gate = read_json(out / "data.json"), out / "gate.json"
+    rows, progress, gate = held_out.rows, session.progress, out / "gate.json"
     shared = shared_groups(session.rows, rows, task)
-    shared_count = {"answer_groups_shared_with_eval": None if shared is None else len(shared)}
     systems, paired = [], []
     if progress.best:
-        names = ("before training", f"kept, step {progress.best['step']}")
-        start, kept = (
-            SystemResult(
-                name,
-                len(rows),
-                {"grade": np.array(v["grade"]), task.headline: np.array(v["metric"])},
-            )
-            for name, v in zip(names, (progress.start_values, progress.best_values))
-        )
-        systems = [s.to_json(held_out.clusters) for s in (start, kept)]
-        paired = [paired_record(kept, start, task.headline, held_out.clusters)]
+        kept = f"kept, step {progress.best['step']}"
+        numbers = {"before training": progress.start_values, kept: progress.best_values}
+        systems = [
+            SystemResult(name, len(rows), {key: np.array(v) for key, v in values.items()})
+            for name, values in numbers.items()
+        ]
+        paired = [paired_record(*systems[::-1], task.headline, held_out.clusters)]
     report = {
         "task": task.name,
         "n_cases": len(rows),
-        "headline": task.headline if held_out else None,
+        "headline": task.headline if rows else None,
         "sampling": {
             "samples": config.eval_samples,
             "temperature": 1.0,
             "max_new_tokens": config.max_completion_tokens,
             "seed": VALIDATION_SEED,
         },
-        "systems": systems,
+        "systems": [system.to_json(held_out.clusters) for system in systems],
         "paired": paired,
-        "training": training | {"method": config.method} | shared_count,
+        "training": training
+        | {
+            "method": config.method,
+            "answer_groups_shared_with_eval": None if shared is None else len(shared),
+        },
         "gates": {"signal": read_json(gate)["verdict"] if gate.exists() else None},
         "notes": [CHOSEN_ON_THESE] if systems else [],
         "seed": config.seed,
@@ -72,7 +70,7 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "sha256": {"adapter": sha256_of(out / "adapter" / "adapter_model.safetensors")}
-        | {name: digest for name, (_, digest) in data.items()},
+        | {name: digest for name, (_, digest) in read_json(out / "data.json").items()},
     }
     write_json(out / "report.json", report)
     write_text(out / "report.md", report_text(report))
@@ -82,14 +80,14 @@ def report_text(report: dict[str, Any]) -> str:
     """report.md"""
     training, metric = report["training"], report["headline"]
     table = [
-        {"held-out rows": s["name"]} | {name: interval(s[name]) for name in (metric, "grade")}
+        {"held-out rows": s["name"]} | {k: str(Interval(**s[k])) for k in (metric, "grade")}
         for s in report["systems"]
     ]
     parts = [f"# {report['task']}: {training['method']}, seed {report['seed']}"]
     parts.append(markdown_table(table))
     for pair in report["paired"]:
-        difference = f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
-        parts.append(f"{pair['a']} - {pair['b']}: {difference} in {pair['metric']}, row by row.")
+        difference = Interval(*(pair[key] for key in ("difference", "low", "high")))
+        parts.append(f"{pair['a']} - {pair['b']}: {difference:+} in {pair['metric']}, row by row.")
     parts += report["notes"]
     parts.append(
         f"{training['examples']} rows, {training['steps']} steps, ended by {training['stopped']}; "
@@ -99,30 +97,26 @@ def report_text(report: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def interval(record: dict[str, Any]) -> str:
-    return f"{record['mean']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
-
-
 def list_runs(folder: Path) -> dict[str, Any]:
     """Every run under `folder`: {"runs": [...], "differing": [field names of their configs],
     "unreadable": [what is wrong with the files of those left out]}."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected one that holds run folders")
-    runs, configs, unreadable = [], [], []
+    runs, unreadable = [], []
     for place in sorted(path.parent for path in folder.rglob("data.json")):
         try:
-            config = read_config(place)
-            runs.append({"name": str(place.relative_to(folder))} | run_summary(place))
-            configs.append(config)
+            config = dict(read_config(place))
+            name = str(place.relative_to(folder))
+            runs.append({"name": name, **run_summary(place), "config": config})
         except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
             unreadable.append(f"{place}: {error}")
     differing = [
         name
         for name in RunConfig.model_fields
-        if len({json.dumps(getattr(c, name), sort_keys=True) for c in configs}) > 1
+        if len({json.dumps(run["config"][name], sort_keys=True) for run in runs}) > 1
     ]
-    for run, config in zip(runs, configs):
-        run["config"] = {name: getattr(config, name) for name in differing}
+    for run in runs:
+        run["config"] = {name: run["config"][name] for name in differing}
     return {"runs": runs, "differing": differing, "unreadable": unreadable}
 
 
@@ -147,17 +141,22 @@ def runs_table(runs: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for run in runs["runs"]:
         best = run["best"]
-        row = {
-            "run": run["name"],
-            "held out": f"{best.get('metric', 'metric')} {interval(best)}" if best else "none",
-            "at step": str(best.get("step", "")),
-            "steps": str(run["steps"]),
-            "ended by": str(run["stopped"] or run["state"]),
-            "alarms": ", ".join(run["alarms"]) or "none",
-        }
-        for name, value in run["config"].items():
-            if name == "grader" and value is not None:
-                value = value.get("name", value)
-            row[name] = shorten("none" if value is None else value, 28).replace("|", "/")
-        rows.append(row)
+        interval = Interval(*(best[key] for key in ("mean", "low", "high"))) if best else ""
+        config = dict(run["config"])
+        if isinstance(config.get("grader"), dict):
+            config["grader"] = config["grader"].get("name")
+        rows.append(
+            {
+                "run": run["name"],
+                "held out": f"{best['metric']} {interval}" if best else "none",
+                "at step": str(best.get("step", "")),
+                "steps": str(run["steps"]),
+                "ended by": str(run["stopped"] or run["state"]),
+                "alarms": ", ".join(run["alarms"]) or "none",
+            }
+            | {
+                k: shorten("none" if v is None else v, 28).replace("|", "/")
+                for k, v in config.items()
+            }
+        )
     return rows

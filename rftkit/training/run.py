@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.environment import peak_memory_mb, set_seed, versions
+from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
-from rftkit.packing import reason_to_copy
-from rftkit.policy import LocalPolicy, check_weights, load_model, model_folder
+from rftkit.policy import LocalPolicy
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
 from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
-from rftkit.training.heldout import HeldOut, Progress
 from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.report import shared_groups, write_report
-from rftkit.training.session import Interrupts, Session
+from rftkit.training.session import (
+    Session,
+    interrupts_heard,
+    load_trainable,
+    starting_adapter,
+)
 from rftkit.training.trainer import run_grpo, run_sft
-from rftkit.training.watchdogs import TrainingStopped, Watchdogs, is_full_disk
+from rftkit.training.watchdogs import TrainingStopped, is_full_disk
 
 
 class GateSaysFix(UserError):
@@ -91,23 +94,24 @@ def train(
         )
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with Interrupts(say).heard() as interrupts:
+        with interrupts_heard(say) as interrupted:
             # Stage 2: is there a run in the folder? Then it is loaded or resumed.
             data = store.data_identity(rows, held_out, task)
-            state = store.open_folder(out, config, data, existing)
-            if state == store.FINISHED:
+            resume = store.open_folder(out, config, data, existing)
+            if (out / "training.json").exists():
                 say(f"{out}: this run is finished; its adapter is loaded")
                 return load_run(out, config)
-            resume = state == store.UNFINISHED
-            session = open_session(config, out, observers, task, rows, held_out, resume, interrupts)
+            session = Session(config, out, task, rows, held_out, observers, interrupted, resume)
+            if resume:
+                say(f"{out}: resumes from step {session.step}")
             # Stage 3: the signal gate, and the validation that later ones are compared with.
-            if session.resume_from is None:
+            if session.step == 0:
                 if config.gate == "on" and config.method == "grpo":
                     pass_gate(session, force)
-                if session.held_out:
+                if session.held_out.rows:
                     session.held_out.validate(session.policy, 0)
             # Stage 4: the steps.
-            if not is_over(session):
+            if not session.is_over:
                 (run_grpo if config.method == "grpo" else run_sft)(session)
             # Stage 5: the best adapter and the reports.
             return finish(session)
@@ -117,45 +121,6 @@ def train(
         last = getattr(store.newest_checkpoint(out), "name", "no checkpoint")
         message = f"{out}: no space left on the disk; {last} stands: free some and start it again"
         raise TrainingStopped("disk full", message) from error
-
-
-def open_session(
-    config: RunConfig,
-    out: Path,
-    observers: Sequence[store.Observer],
-    task: Task,
-    rows: list[dict[str, Any]],
-    held_out: list[dict[str, Any]],
-    resume: bool,
-    interrupts: Interrupts,
-) -> Session:
-    """Load the model, and put everything where the newest checkpoint left it."""
-    set_seed(config.seed)
-    policy = load_trainable(config)
-    if resume:  # another batch size would add its sums in another order
-        plan = Plan(**read_json(out / "plan.json"))
-    else:
-        plan = make_plan(config, rows, held_out, measure_model(config, rows, policy.tokenizer))
-        if config.method == "grpo":
-            copies = reason_to_copy(policy.model)
-            plan.shared_prompts = not copies
-            plan.reasons += [f"each completion with a copy of its prompt: {copies}"] * bool(copies)
-        write_json(out / "plan.json", plan.to_json())
-    checkpoint = store.newest_checkpoint(out) if resume else None
-    state = read_json(checkpoint / "run_state.json") if checkpoint else {}
-    if resume:
-        where = f"step {state['step']}" if state else "the start, for it saved no checkpoint"
-        interrupts.say(f"{out}: resumes from {where}")
-    limits = {"watchdog_steps": config.watchdog_steps, "entropy_floor": config.entropy_floor}
-    watchdogs = Watchdogs(**limits | state.get("watchdogs", {}))
-    progress = Progress(**state.get("progress", {}))
-    validated = held_out and config.eval_every
-    validation = HeldOut(task, held_out, config, out, progress) if validated else None
-    recorder = store.Recorder(out, observers, state)
-    return Session(
-        config, plan, policy, task, rows, out, recorder, watchdogs, validation, interrupts,
-        checkpoint,
-    )  # fmt: skip
 
 
 def pass_gate(session: Session, force: bool) -> None:
@@ -181,16 +146,6 @@ def pass_gate(session: Session, force: bool) -> None:
             "all the same",
             verdict,
         )
-
-
-def is_over(session: Session) -> bool:
-    """Was the run killed before its summary? One that NaN stopped is resumed."""
-    log = session.recorder.log
-    for alarm in log[-1].get("alarms", []) if log else []:
-        if alarm.get("stops") and alarm["name"] != "not finite":
-            session.stopped = alarm
-    done = len(log) >= session.plan.steps or session.no_longer_improves
-    return done or session.stopped is not None
 
 
 def finish(session: Session) -> Run:
@@ -233,54 +188,6 @@ def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
     policy.model.eval()
     log = store.read_lines(out / "log.jsonl")
     return Run(policy, log, record["start"], record["best"], record["training"], out)
-
-
-def load_trainable(config: RunConfig) -> LocalPolicy:
-    """The config's base with an adapter to train."""
-    model, tokenizer, engine, reason = load_model(config_base(config), config.engine)
-    adapted = with_lora(model, config, engine)
-    return LocalPolicy(adapted, tokenizer, config.model, engine, reason)
-
-
-def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
-    """The model with a fresh LoRA on every linear layer, or with the one of init_adapter."""
-    start = starting_adapter(config) if config.init_adapter else None
-    rank = {"r": config.lora_rank, "lora_alpha": config.lora_rank}
-    if engine == "unsloth":
-        from unsloth import FastLanguageModel
-
-        targets = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
-        adapted = FastLanguageModel.get_peft_model(
-            model, **rank, target_modules=targets, random_state=config.seed
-        )
-        if start:
-            store.load_adapter_weights(adapted, Path(start))
-        return adapted
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if start:
-        adapted = PeftModel.from_pretrained(model, start, is_trainable=True)
-    else:
-        lora = LoraConfig(**rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapted = get_peft_model(model, lora)
-    # The name that the user gave, not this machine's path: so the adapter can be moved.
-    adapted.peft_config["default"].base_model_name_or_path = config.model
-    return adapted
-
-
-def starting_adapter(config: RunConfig) -> str:
-    """Where init_adapter's weights are: in an adapter folder or a run folder."""
-    place = config.init_adapter
-    base, adapter = model_folder(place)
-    if adapter is None:
-        raise UserError(f"init_adapter: {place} has no adapter, expected an adapter or run folder")
-    check_weights(adapter)
-    rank = read_json(Path(adapter) / "adapter_config.json").get("r")
-    if rank != config.lora_rank:
-        raise UserError(f"init_adapter: {place} has rank {rank}: set lora_rank to {rank}")
-    if base != config_base(config):
-        raise UserError(f"init_adapter: {place} fits the base {base}, expected {config.model}")
-    return adapter
 
 
 def plan(config: RunConfig) -> Plan:

@@ -1,4 +1,4 @@
-"""One session of a run: its state, the sampler and reward of a step, and how Ctrl-C ends it."""
+"""One session of a run: its model and state, the sampler and reward of a step, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,95 +7,121 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rftkit.decoding import decode, end_tokens
+from rftkit.environment import set_seed
 from rftkit.evaluation import pattern_shares, rounded
+from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.graders.rewards import GraderFailure, reward_function
-from rftkit.policy import LocalPolicy, merged_adapter
+from rftkit.packing import reason_to_copy
+from rftkit.policy import LocalPolicy, check_weights, load_model, merged_adapter, model_folder
 from rftkit.records import Sample, SamplingConfig
 from rftkit.signal.checks import check_template
 from rftkit.task import Task
-from rftkit.training.config import RunConfig
+from rftkit.training import store
+from rftkit.training.config import RunConfig, config_base
 from rftkit.training.heldout import HeldOut, Progress
-from rftkit.training.plan import Plan
-from rftkit.training.store import Recorder, write_checkpoint
+from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.watchdogs import TrainingStopped, Watchdogs, garbage_in_first_batch, save_batch
+
+TEMPLATE_ROWS = 8  # whose prompts are read with the first batch
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM; the run can be resumed."""
 
 
-@dataclass
-class Interrupts:
-    """Did Ctrl-C or SIGTERM ask for an end after the step that is running? A second one stops at
-    once."""
+@contextmanager
+def interrupts_heard(say: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Ctrl-C or SIGTERM sets the event: the run ends after the step. A second one stops at once."""
+    asked = threading.Event()
 
-    say: Callable[[str], None]
-    asked: bool = False
-
-    @contextmanager
-    def heard(self) -> Iterator[Interrupts]:
-        main = threading.current_thread() is threading.main_thread()  # signals reach no other
-        signals = (signal.SIGINT, signal.SIGTERM) if main else ()
-        before = {number: signal.signal(number, self.ask) for number in signals}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
             raise Interrupted("interrupted at once; the last checkpoint stands: start it again")
-        self.asked = True
-        self.say("stopping after this step, with a checkpoint (once more: at once)")
+        asked.set()
+        say("stopping after this step, with a checkpoint (once more: at once)")
+
+    main = threading.current_thread() is threading.main_thread()  # signals reach no other
+    signals = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, ask) for number in signals}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-@dataclass
 class Session:
-    """A run may take several sessions: each resumes from the checkpoint of the one before."""
+    """A run may take several sessions: each resumes where the newest checkpoint left it."""
 
-    config: RunConfig
-    plan: Plan
-    policy: LocalPolicy
-    task: Task
-    rows: list[dict[str, Any]]
-    out: Path
-    recorder: Recorder
-    watchdogs: Watchdogs
-    held_out: HeldOut | None
-    interrupts: Interrupts
-    resume_from: Path | None = None
-    stopped: dict[str, Any] | None = None  # the alarm that ended the run, if one did
-    clock: dict[str, float] = field(default_factory=dict)  # seconds of this step, by what took them
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        task: Task,
+        rows: list[dict[str, Any]],
+        held_out: list[dict[str, Any]],
+        observers: Sequence[store.Observer],
+        interrupted: threading.Event,
+        resume: bool,
+    ):
+        set_seed(config.seed)
+        self.config, self.out, self.task, self.rows = config, out, task, rows
+        self.interrupted = interrupted
+        self.policy = load_trainable(config)
+        if resume:  # another batch size would add its sums in another order
+            self.plan = Plan(**read_json(out / "plan.json"))
+        else:
+            self.plan = make_plan(config, rows, held_out, measure_model(config, rows))
+            if config.method == "grpo":
+                copies = reason_to_copy(self.policy.model)
+                self.plan.shared_prompts = not copies
+                if copies:
+                    self.plan.reasons.append(f"each completion has its own prompt: {copies}")
+            write_json(out / "plan.json", self.plan.to_json())
+        self.resume_from = store.newest_checkpoint(out) if resume else None
+        state = read_json(self.resume_from / "run_state.json") if self.resume_from else {}
+        limits = {"watchdog_steps": config.watchdog_steps, "entropy_floor": config.entropy_floor}
+        self.watchdogs = Watchdogs(**state.get("watchdogs", limits))
+        self.progress = Progress(**state.get("progress", {}))
+        self.held_out = HeldOut(task, held_out, config, out, self.progress)
+        self.recorder = store.Recorder(out, observers, state)
+        self.stopped = state.get("stopped")  # the alarm that ended the run, if one did
+        self.clock = Counter()  # seconds of this step, by what took them
 
     @property
-    def progress(self) -> Progress:
-        return self.held_out.progress if self.held_out else Progress()
+    def step(self) -> int:
+        """The last whole one."""
+        return len(self.recorder.log)
 
     @property
     def no_longer_improves(self) -> bool:
         return 0 < self.config.patience <= self.progress.since_best
 
+    @property
+    def is_over(self) -> bool:
+        done = self.step >= self.plan.steps or self.no_longer_improves
+        return done or self.stopped is not None
+
     def save(self, trainer: Any) -> None:
         """A checkpoint of the last whole step; what only older ones needed goes."""
         state = {
-            "step": trainer.state.global_step,
+            "step": self.step,
             "seconds": self.recorder.seconds,
             "positions": self.recorder.positions(),
             "progress": asdict(self.progress),
             "watchdogs": asdict(self.watchdogs),
+            "stopped": self.stopped,
         }
-        write_checkpoint(self.out, trainer, state)
-        if self.held_out:
-            self.held_out.remove_others()
+        store.write_checkpoint(self.out, trainer, state)
+        self.held_out.remove_others()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -104,10 +130,61 @@ class Session:
         try:
             yield
         finally:
-            self.clock[name] = self.clock.get(name, 0.0) + time.perf_counter() - began
+            self.clock[name] += time.perf_counter() - began
 
 
-TEMPLATE_ROWS = 8  # read with the first batch
+# The model.
+
+
+def load_trainable(config: RunConfig) -> LocalPolicy:
+    """The config's base with an adapter to train."""
+    model, tokenizer, engine, reason = load_model(config_base(config), config.engine)
+    adapted = with_lora(model, config, engine)
+    return LocalPolicy(adapted, tokenizer, config.model, engine, reason)
+
+
+def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
+    """The model with a fresh LoRA on every linear layer, or with the one of init_adapter."""
+    start = starting_adapter(config) if config.init_adapter else None
+    rank = {"r": config.lora_rank, "lora_alpha": config.lora_rank}
+    if engine == "unsloth":
+        from unsloth import FastLanguageModel
+
+        targets = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+        adapted = FastLanguageModel.get_peft_model(
+            model, **rank, target_modules=targets, random_state=config.seed
+        )
+        if start:
+            store.load_adapter_weights(adapted, Path(start))
+        return adapted
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if start:
+        adapted = PeftModel.from_pretrained(model, start, is_trainable=True)
+    else:
+        lora = LoraConfig(**rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, lora)
+    # The name that the user gave, not this machine's path: so the adapter can be moved.
+    adapted.peft_config["default"].base_model_name_or_path = config.model
+    return adapted
+
+
+def starting_adapter(config: RunConfig) -> str:
+    """Where init_adapter's weights are: in an adapter folder or a run folder."""
+    place = config.init_adapter
+    base, adapter = model_folder(place)
+    if adapter is None:
+        raise UserError(f"init_adapter: {place} has no adapter, expected an adapter or run folder")
+    check_weights(adapter)
+    rank = read_json(Path(adapter) / "adapter_config.json").get("r")
+    if rank != config.lora_rank:
+        raise UserError(f"init_adapter: {place} has rank {rank}: set lora_rank to {rank}")
+    if base != config_base(config):
+        raise UserError(f"init_adapter: {place} fits the base {base}, expected {config.model}")
+    return adapter
+
+
+# A step.
 
 
 def step_seed(config: RunConfig, step: int) -> int:
@@ -115,47 +192,42 @@ def step_seed(config: RunConfig, step: int) -> int:
     return config.seed * 100_003 + step
 
 
-def sampler(session: Session) -> Callable[[list, Any], dict[str, Any]]:
-    """The policy's sampler as TRL's `rollout_func`: several times quicker for a tiny model, whose
-    time goes into Python between two tokens."""
-    policy, config = session.policy, session.config
-    group = config.answers_per_prompt
-
-    def draw(prompts: list, trainer: Any) -> dict[str, Any]:
-        ids = policy.encode(prompts[::group])
-        settings = SamplingConfig(
-            temperature=config.temperature,
-            max_new_tokens=config.max_completion_tokens,
-            seed=step_seed(config, trainer.state.global_step + 1),
-        )
-        training = policy.model.training
-        policy.model.eval()
-        with session.timed("sampling"), merged_adapter(policy.model) as model:
-            drawn = decode(model, policy.tokenizer, ids, group, settings, list(range(len(ids))))
-        policy.model.train(training)
-        return {
-            "prompt_ids": [i for i in ids for _ in range(group)],
-            "completion_ids": [tokens for tokens, _ in drawn],
-            "logprobs": None,
-        }
-
-    return draw
-
-
 class StepReward:
-    """The reward function that TRL calls once a step; it keeps the step's graded samples."""
+    """The reward function that TRL calls once a step; it keeps the step's graded samples. In a run
+    it draws the step's completions, too."""
 
     def __init__(self, task: Task, session: Session | None = None):
         """session   of a run: then the first batch is checked, and a truncated answer scores 0"""
         self.task, self.session = task, session
         self.samples: list[Sample] = []
-        self.checked = session is None or session.resume_from is not None
+        self.prompt_ids: list[list[int]] = []  # of the completions just drawn
+        self.checked = session is None or session.step > 0
         policy = session and session.policy
         self.ends = end_tokens(policy.model, policy.tokenizer) if policy else None
         self.reward = reward_function(
             task.grader, item_column="item", observer=self.keep, end_token_ids=self.ends
         )
         self.__name__ = self.reward.__name__
+
+    def draw(self, prompts: list, trainer: Any) -> dict[str, Any]:
+        """The policy's sampler as TRL's `rollout_func`: several times quicker for a tiny model,
+        whose time goes into Python between two tokens."""
+        session, policy, config = self.session, self.session.policy, self.session.config
+        group = config.answers_per_prompt
+        ids = policy.encode(prompts[::group])
+        settings = SamplingConfig(
+            temperature=config.temperature,
+            max_new_tokens=config.max_completion_tokens,
+            seed=step_seed(config, session.step + 1),
+        )
+        training = policy.model.training
+        policy.model.eval()
+        with session.timed("sampling"), merged_adapter(policy.model) as model:
+            drawn = decode(model, policy.tokenizer, ids, group, settings, list(range(len(ids))))
+        policy.model.train(training)
+        self.prompt_ids = [i for i in ids for _ in range(group)]
+        completion_ids = [tokens for tokens, _ in drawn]
+        return {"prompt_ids": self.prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     def __call__(self, prompts, completions, **columns) -> list[float | None]:
         if self.session is None:
@@ -187,14 +259,14 @@ class StepReward:
     def complete_samples(self, prompts, completion_ids, row_id, **columns) -> None:
         """What only the run knows of a sample: its place, lengths, seed and time."""
         session, group = self.session, self.session.config.answers_per_prompt
-        lengths = list(map(len, session.policy.encode(prompts[::group])))
+        prompt_ids = self.prompt_ids or session.policy.encode(prompts)  # TRL draws for Unsloth
+        seconds = session.clock["sampling"] / len(self.samples)  # 0 where TRL draws
         for number, sample in enumerate(self.samples):
             sample.row_id, sample.index = row_id[number], number % group
-            sample.prompt_tokens = lengths[number // group]
+            sample.prompt_tokens = len(prompt_ids[number])
             sample.completion_tokens = len(completion_ids[number])
-            seconds = session.clock.get("sampling", 0.0) / len(self.samples)  # 0 where TRL draws
             sample.seconds = round(seconds, 6)
-            sample.seed = step_seed(session.config, len(session.recorder.log) + 1)
+            sample.seed = step_seed(session.config, session.step + 1)
 
     def check_first_batch(self, prompts: list, completion_ids: list) -> None:
         policy = self.session.policy
@@ -204,8 +276,8 @@ class StepReward:
         if faults := template.faults + garbage:
             faults += template.odd
             batch = save_batch(self.session.out, 1, "garbage", self.samples)
-            message = f"step 1: {'; '.join(faults)}; the batch stands in {batch}, no weight has "
-            message += "changed: fix the model's chat template or tokenizer, or the limit"
+            message = f"step 1: {'; '.join(faults)}; no weight has changed, the batch stands in "
+            message += f"{batch}: fix the model's chat template or tokenizer, or the limit"
             raise TrainingStopped("garbage in the first batch", message)
 
     def summary(self) -> dict[str, Any]:

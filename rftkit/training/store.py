@@ -21,7 +21,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,8 @@ COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answe
 Observer = Callable[[dict[str, Any]], None]
 
 LINES = ("log.jsonl", "samples.jsonl")
-OWN_FILES = (*LINES, "data.json", "plan.json", "gate.json", "training.json", "report.json",
-             "report.md", "config.json")  # fmt: skip
-OWN_FOLDERS = ("checkpoints", "adapter", "alarms")
-NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
+OWN = ("config.json", "data.json", *LINES, "plan.json", "gate.json", "training.json",
+       "report.json", "report.md", "checkpoints", "adapter", "alarms")  # fmt: skip
 
 # Fields of a step's log object, and TRL's names of those that it measures.
 FIELDS = {
@@ -159,50 +158,40 @@ def data_identity(
     return identity
 
 
-def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> str:
-    """NEW, UNFINISHED (to resume) or FINISHED; a new one gets its config.json and data.json.
-
-    existing   "resume" or "replace" what is there
+def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> bool:
+    """Does a run stand there to be resumed or loaded? Otherwise a new one gets its config.json and
+    data.json, and with `existing` "replace" the old one goes.
 
     Raises UserError where a run with another config or other data stands there, naming the fields,
     and where files of a run's names stand there that no run wrote.
     """
-    names = [name for name in (*OWN_FILES, *OWN_FOLDERS) if (out / name).exists()]
+    names = [name for name in OWN if (out / name).exists()]
     if names and not {"config.json", "data.json"} <= {*names}:
         raise UserError(f"{out}: holds {', '.join(names)} that no run wrote: name another folder")
     differing = differences(out, config, data) if names else []
     resume = existing == "resume" and is_begun(out)
     if resume and differing:
-        raise UserError(
-            f"{out}: another run stands here ({'; '.join(differing)}): name another folder, or "
-            "remove this one"
-        )
+        raise UserError(f"{out}: another run ({'; '.join(differing)}): name another folder")
     if resume and (out / "training.json").exists():
-        return FINISHED
-    if not resume:
-        # A run that the gate stopped need not ask it again.
-        same = existing == "resume" and not differing
-        for name in OWN_FOLDERS:
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in set(OWN_FILES) - ({"gate.json"} if same else set()):
-            (out / name).unlink(missing_ok=True)
+        return True
+    kept = {"config.json", "data.json"}  # written anew below
+    if existing == "resume" and not differing:
+        kept.add("gate.json")  # a run that the gate stopped need not ask it again
+    for path in (out / name for name in names if not resume and name not in kept):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(out / "data.json", data)
     write_json(out / "config.json", config.to_json())
-    return UNFINISHED if resume else NEW
+    return resume
 
 
 def is_begun(out: Path) -> bool:
     """Was a step of a run logged here? A folder without one holds nothing to lose."""
-    log = out / "log.jsonl"
-    begun = (log.exists() and log.stat().st_size > 0) or (out / "training.json").exists()
-    return (out / "config.json").exists() and begun
+    return (out / "log.jsonl").exists() and (out / "log.jsonl").stat().st_size > 0
 
 
 def read_config(out: Path) -> RunConfig:
-    """The config of a run folder, as it was stored; fields that it lacks have their default."""
-    record = read_json(out / "config.json")
-    known = {key: value for key, value in record.items() if key in RunConfig.model_fields}
-    return RunConfig.model_construct(**known)
+    """The config of a run folder, unchecked: its files may be gone. Absent fields: the default."""
+    return RunConfig.model_construct(**read_json(out / "config.json"))
 
 
 def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]:
@@ -216,12 +205,11 @@ def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]
         for name, value in config
         if before[name] != value and name not in FREE_FIELDS
     }
-    parts = []
-    for name in data:
-        if known[name] != data[name]:
-            there, here = known[name][0], data[name][0]
-            counts = f"{there} there, {here} here" if there != here else "not the same"
-            parts.append(f"{name}: {counts}")
+    parts = [
+        f"{name}: {known[name][0]} there, {data[name][0]} here, not the same"
+        for name in data
+        if known[name] != data[name]
+    ]
     same = not parts and fields.keys() <= {*COMPARED_BY_CONTENT}
     return [] if same else [*fields.values(), *parts]
 
@@ -233,21 +221,31 @@ def newest_checkpoint(out: Path) -> Path | None:
     return max(out.glob("checkpoints/step-*"), default=None)
 
 
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes this name once it is whole and on the disk."""
+    beside = folder.with_name(".writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    yield beside
+    for path in beside.iterdir():
+        force_to_disk(path)
+    shutil.rmtree(folder, ignore_errors=True)  # of a step that a kill undid
+    os.replace(beside, folder)
+    force_to_disk(folder.parent)
+
+
 def write_checkpoint(out: Path, trainer: Any, state: dict[str, Any]) -> None:
     """checkpoints/step-N with the trainer's state and ours; the one before goes."""
-    folder = out / "checkpoints"
-    place = folder / f"step-{state['step']:06d}"
+    place = out / "checkpoints" / f"step-{state['step']:06d}"
     if place.exists():  # the same step of the same run
         return
-    beside = folder / ".writing"
-    shutil.rmtree(beside, ignore_errors=True)
-    write_adapter(trainer.model, beside)
-    trainer._save_optimizer_and_scheduler(str(beside))
-    trainer._save_rng_state(str(beside))
-    trainer.state.save_to_json(str(beside / "trainer_state.json"))
-    write_json(beside / "run_state.json", state)
-    move_into_place(beside, place)
-    for old in folder.glob("step-*"):
+    with written_whole(place) as folder:
+        write_adapter(trainer.model, folder)
+        trainer._save_optimizer_and_scheduler(str(folder))
+        trainer._save_rng_state(str(folder))
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        write_json(folder / "run_state.json", state)
+    for old in place.parent.glob("step-*"):
         if old != place:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -259,18 +257,8 @@ def write_adapter(model: Any, folder: Path) -> None:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    beside = folder.with_name(".writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    write_adapter(model, beside)
-    shutil.rmtree(folder, ignore_errors=True)  # of a step that a kill undid
-    move_into_place(beside, folder)
-
-
-def move_into_place(beside: Path, folder: Path) -> None:
-    for path in beside.iterdir():
-        force_to_disk(path)
-    os.replace(beside, folder)
-    force_to_disk(folder.parent)
+    with written_whole(folder) as beside:
+        write_adapter(model, beside)
 
 
 def copy_adapter(source: Path, folder: Path) -> None:

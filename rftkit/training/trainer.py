@@ -23,9 +23,9 @@ from rftkit.rows import row_ids
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
 from rftkit.training.plan import Plan, run_order
-from rftkit.training.session import Interrupted, Session, StepReward, sampler
+from rftkit.training.session import Interrupted, Session, StepReward
 from rftkit.training.store import record_of
-from rftkit.training.watchdogs import TrainingStopped, save_batch
+from rftkit.training.watchdogs import SKIPS_IN_A_ROW, TrainingStopped, save_batch
 
 
 def run_grpo(session: Session) -> None:
@@ -43,7 +43,7 @@ def run_grpo(session: Session) -> None:
         processing_class=policy.tokenizer,
         reward_funcs=reward,
         # Unsloth samples through kernels of its own.
-        rollout_func=sampler(session) if policy.engine != "unsloth" else None,
+        rollout_func=reward.draw if policy.engine != "unsloth" else None,
         train_dataset=prompt_table(session.rows, plan.steps, config),
         args=GRPOConfig(
             **trainer_settings(config, plan, session.out),
@@ -150,12 +150,12 @@ def run_trainer(session: Session, trainer: Any, reward: StepReward | None = None
     try:
         trainer.train(resume_from_checkpoint=session.resume_from and str(session.resume_from))
     except GraderFailure as failure:
-        number = trainer.state.global_step + 1
+        number = session.step + 1
         batch = save_batch(session.out, number, "grader failed", reward.samples)
         message = f"step {number}: {failure}; its batch stands in {batch}: fix it and start again"
         raise TrainingStopped("grader failed", message) from failure
-    if session.interrupts.asked:
-        step = trainer.state.global_step
+    if session.interrupted.is_set():
+        step = session.step
         raise Interrupted(f"interrupted after step {step}, saved: the same command resumes")
 
 
@@ -186,10 +186,9 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
                 alarms.append(watchdogs.skip_alarm(record["loss"]))
             for alarm in alarms:
                 save_batch(session.out, step, alarm["name"], samples)
-            last = step >= state.max_steps
             elapsed = time.perf_counter() - self.began
             session.clock["training"] = elapsed - sum(session.clock.values())
-            if held_out and (step % config.eval_every == 0 or last):
+            if held_out.rows and (step % config.eval_every == 0 or step >= state.max_steps):
                 with session.timed("evaluation"):
                     record["validation"], drift = held_out.validate(session.policy, step)
                 alarms += drift
@@ -202,22 +201,19 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
                 series = {metric: mean, "grade": grade, **record["validation"]["patterns"]}
                 # Not the trainer's own `log`, which would send the step's means a second time.
                 Trainer.log(trainer, {f"held_out/{name}": v for name, v in series.items()})
-            self.finish(state, control, alarms, last)
+            self.finish(control, next((a for a in alarms if a.get("stops")), None))
 
-        def finish(self, state, control, alarms, last: bool) -> None:
+        def finish(self, control, alarm: dict[str, Any] | None) -> None:
             """The checkpoint comes after the record, for it notes how long its files are."""
-            stops = next((alarm for alarm in alarms if alarm.get("stops")), None)
-            session.stopped = session.stopped or stops
-            done = bool(stops) or session.no_longer_improves or session.interrupts.asked
-            control.should_training_stop |= done
-            skipped = watchdogs.skipped
-            if stops:
-                watchdogs.restart()  # once the cause is fixed, the full patience is due again
-            if done or last or state.global_step % config.save_every == 0:
+            broken = alarm is not None and alarm["name"] == "not finite"
+            session.stopped = None if broken else alarm  # once it is fixed, that run goes on
+            ends = session.is_over or broken or session.interrupted.is_set()
+            control.should_training_stop |= ends
+            if ends or session.step % config.save_every == 0:
                 session.save(trainer)
-            if stops and stops["name"] == "not finite":
-                times = f"{stops['cause']}; {skipped} times in a row, batches in alarms/"
-                raise TrainingStopped(stops["name"], f"step {state.global_step}: {times}")
+            if broken:
+                times = f"{alarm['cause']}; {SKIPS_IN_A_ROW} times in a row, batches in alarms/"
+                raise TrainingStopped(alarm["name"], f"step {session.step}: {times}")
 
     return Step()
 

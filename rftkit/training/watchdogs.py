@@ -86,10 +86,10 @@ class Watchdogs:
             f"{'the loss' if loss is None else 'a gradient'} was not finite, so the step was "
             "skipped: take a smaller learning rate, or fp32 on a GPU without bf16"
         )
-        return {"name": "not finite", "cause": cause, "stops": self.skipped >= SKIPS_IN_A_ROW}
-
-    def restart(self) -> None:
-        self.dead = self.flat = self.skipped = 0
+        stops = self.skipped >= SKIPS_IN_A_ROW
+        if stops:  # once the cause is fixed, the full patience is due again
+            self.skipped = 0
+        return {"name": "not finite", "cause": cause, "stops": stops}
 
 
 def garbage_in_first_batch(
