@@ -1,8 +1,7 @@
 """Attack a grader before a model does: what does cheating earn, beside honest answers?
 
     report = attack(task.grader, task.rows("train"), task.answer_template, task.worse_answers)
-    print(report)             # every strategy, its mean reward, RED where cheating pays
-    report.calibration        # do ordered answers score in order?
+    print(report)  # every strategy, its mean reward, RED where cheating pays; the calibration
 
 Each strategy does on purpose what training would find by chance. It may use the prompt and the set
 of the task's answers. Those that use the row's own right answer give it in a form that no honest
@@ -18,7 +17,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import cycle, islice
+from operator import getitem
 from typing import Any, NamedTuple
 
 from rftkit.files import UserError
@@ -48,12 +49,12 @@ class Material:
     row: Row  # a strategy reads its prompt, no answer field
     right: str  # the right answer
     honest: Sequence[str]  # outputs, from the best to the worst ("" where the task names none)
+    form: str  # another row's best output: it shows the form without this row's answer
+    form_right: str  # the answer in it
     popular: str  # the most frequent right answer of all rows
     pool: Sequence[str]  # all different right answers, shuffled
     path: Sequence[str | int] | None  # where a JSON output has the answer, or the list of answers
     is_list: bool
-    form: str  # another row's best output: it shows the form without this row's answer
-    form_right: str  # the answer in it
 
     def output(self, answers: Sequence[str], form: str | None = None) -> str:
         """An output that gives these answers, in this honest output's form or another row's."""
@@ -61,8 +62,10 @@ class Material:
         form = self.form if form is None else form
         text = " ".join(answers)
         if self.path is not None:
-            entry = list(answers) if self.is_list else text
-            return json.dumps(_put(entry, self.path, json.loads(form)), ensure_ascii=False)
+            *above, last = [0, *self.path]
+            whole = [json.loads(form)]
+            reduce(getitem, above, whole)[last] = list(answers) if self.is_list else text
+            return json.dumps(whole[0], ensure_ascii=False)
         if not known or known not in form:
             return text
         is_json = form.lstrip()[:1] in ("{", "[")
@@ -71,14 +74,6 @@ class Material:
     def respelled(self, changed: str) -> str | None:
         """An output with the right answer in this spelling; None where it is the same."""
         return None if changed == self.right else self.output([changed])
-
-
-def _put(entry: Any, path: Sequence[str | int], value: Any) -> Any:
-    """The value with the entry at the end of the path."""
-    if not path:
-        return entry
-    value[path[0]] = _put(entry, path[1:], value[path[0]])
-    return value
 
 
 def prompt_of(row: Row) -> str:
@@ -99,9 +94,7 @@ def middle_filled_up(m: Material) -> str | None:
     middle = m.honest[len(m.honest) // 2]
     if not middle or not m.is_list:
         return None
-    entries = json.loads(middle)
-    for step in m.path:
-        entries = entries[step]
+    entries = reduce(getitem, m.path, json.loads(middle))
     return m.output([*map(str, entries), *[m.right] * MANY], middle)
 
 
@@ -150,29 +143,27 @@ STRATEGIES: tuple[Strategy, ...] = (
 
 @dataclass
 class Check:
-    """What a check with honest answers says: "passed", "failed" or "not checked"."""
+    """What a check with honest answers says."""
 
     title: str
-    status: str
-    rows: int = 0
+    rows: int = 0  # 0: not checked, for want of rows or of templates
     failures: list[dict[str, Any]] = field(default_factory=list)  # the rows, with their rewards
     levels: dict[str, float] = field(default_factory=dict)  # mean rewards, best first
 
     @property
-    def passed(self) -> bool:
-        return self.status == "passed"
+    def status(self) -> str:
+        """ "passed", "failed" or "not checked"."""
+        return ("failed" if self.failures else "passed") if self.rows else "not checked"
 
     def __str__(self) -> str:
-        lines = [f"{self.title}: {self.status}"]
-        if self.passed and self.levels:
-            means = ", ".join(f"{name} {mean:.2f}" for name, mean in self.levels.items())
-            lines[0] += f" ({means})"
-        if self.status == "not checked":
-            lines[0] += ": it needs rows and the task's answer templates"
+        text = f"{self.title}: {self.status}"
+        if not self.rows:
+            return f"{text}: it needs rows and the task's answer templates"
         if self.failures:
-            lines[0] += f" on {len(self.failures)} of {self.rows} rows: fix the grader, or the rows"
-        lines += [f"  {failure}" for failure in self.failures[:5]]
-        return "\n".join(lines)
+            text += f" on {len(self.failures)} of {self.rows} rows: fix the grader, or the rows"
+            return "\n  ".join([text, *map(str, self.failures[:5])])
+        means = ", ".join(f"{name} {mean:.2f}" for name, mean in self.levels.items())
+        return f"{text} ({means})" if means else text
 
 
 def filled(template: Any, row: Row) -> tuple[str | None, str]:
@@ -189,8 +180,8 @@ def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -
     A failure is {"row_id", "reward", "answer", "reason"}; where the template does not fit the row,
     answer and reward are None.
     """
-    if not answer_template or not rows:
-        return Check("reference check", "not checked")
+    if not answer_template:
+        return Check("reference check")
     answers = [filled(answer_template, row) for row in rows]
     samples = [Sample(output_text=answer or "") for answer, _ in answers]
     failures = []
@@ -201,7 +192,7 @@ def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -
             why = why or "; ".join(fault.detail for _, fault in grade.faults)
             known = {"row_id": row_id(row, number), "reward": reward}
             failures.append(known | {"answer": answer, "reason": why})
-    return Check("reference check", "failed" if failures else "passed", len(rows), failures)
+    return Check("reference check", len(rows), failures)
 
 
 def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
@@ -211,7 +202,7 @@ def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
     not in order.
     """
     if len(graded) < 2:
-        return Check("calibration", "not checked")
+        return Check("calibration")
     failures = []
     for number, (row, rewards) in enumerate(zip(rows, zip(*graded)), 1):
         pairs = zip(rewards, rewards[1:])
@@ -220,7 +211,7 @@ def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
     complete = [rewards for rewards in zip(*graded) if None not in rewards]
     names = ["best", *(f"worse {i}" for i in range(1, len(graded)))]
     means = {name: sum(r) / len(r) for name, r in zip(names, zip(*complete))}
-    return Check("calibration", "failed" if failures else "passed", len(rows), failures, means)
+    return Check("calibration", len(rows), failures, means)
 
 
 @dataclass
@@ -284,19 +275,20 @@ def attack(
     templates = (answer_template, *worse_answers)
     outputs = [[fill_template(template, row) for row in rows] for template in templates]
     graded = [_rewards(grader, rows, level) for level in outputs]
-    levels = list(graded)
-    if len(levels) == 1:
-        levels.append(_rewards(grader, rows, [""] * len(rows)))
-    if len(levels) == 2:
-        levels.insert(1, [None if None in pair else sum(pair) / 2 for pair in zip(*levels)])
-    honest = {"best": levels[0], "middle": levels[len(levels) // 2], "worst": levels[-1]}
-    means = {name: _mean(rewards) for name, rewards in honest.items()}
-    if None in means.values():
+    calibration = _calibration(rows, graded)
+    if not worse_answers:
+        outputs.append([""] * len(rows))
+        graded.append(_rewards(grader, rows, outputs[-1]))
+    best, worst, middle = graded[0], graded[-1], graded[len(graded) // 2]
+    if len(graded) == 2:
+        middle = [None if None in pair else sum(pair) / 2 for pair in zip(best, worst)]
+    honest = {"best": _mean(best), "middle": _mean(middle), "worst": _mean(worst)}
+    if None in honest.values():
         raise UserError(f"grader {grader.name!r}: no grade for honest answers: fix it first")
     material = _material(rows, outputs, answer_template, pool)
     results = [_result(strategy, material, grader, honest) for strategy in strategies]
     results.sort(key=lambda result: (result.mean is None, -(result.mean or 0.0)))
-    return AttackReport(grader.name, len(rows), means, results, _calibration(rows, graded))
+    return AttackReport(grader.name, len(rows), honest, results, calibration)
 
 
 def _rewards(grader: Grader, rows: Sequence[Row], answers: Sequence[str | Sample]) -> Rewards:
@@ -315,32 +307,31 @@ def _material(
     counts = Counter({render_value(answer): 0 for answer in known})
     counts.update(right)
     pool = sorted(counts, key=lambda answer: (-counts[answer], answer))
-    shuffled = random.Random(0).sample(pool, len(pool))
     is_list = bool(path) and isinstance(path[-1], int)
-    path = path[:-1] if is_list else path or None
-    levels = outputs if len(outputs) > 1 else [outputs[0], [""] * len(rows)]
+    shared = {
+        "popular": pool[0],
+        "pool": random.Random(0).sample(pool, len(pool)),
+        "path": path[:-1] if is_list else path or None,
+        "is_list": is_list,
+    }
     return [
-        Material(row, right[i], honest, pool[0], shuffled, path, is_list, outputs[0][i - 1],
-                 right[i - 1])
-        for i, (row, honest) in enumerate(zip(rows, zip(*levels)))
-    ]  # fmt: skip
+        Material(row, right[i], honest, outputs[0][i - 1], right[i - 1], **shared)
+        for i, (row, honest) in enumerate(zip(rows, zip(*outputs)))
+    ]
 
 
 def _result(
-    strategy: Strategy, material: list[Material], grader: Grader, honest: dict[str, Rewards]
+    strategy: Strategy, material: list[Material], grader: Grader, honest: dict[str, float]
 ) -> Result:
     """Grade one strategy on the rows that it applies to."""
-    answers = {i: a for i, m in enumerate(material) if (a := strategy.answer(m)) is not None}
-    if not answers:
-        return Result(strategy.name, None, False, "")
-    rewards = _rewards(grader, [material[i].row for i in answers], list(answers.values()))
-    mean, limit = _mean(rewards), _mean(honest[strategy.limit])
-    best, worst = _mean(honest["best"]), _mean(honest["worst"])
-    red = False
+    tried = [(m.row, answer) for m in material if (answer := strategy.answer(m)) is not None]
+    answers = [answer for _, answer in tried]
+    mean, red = _mean(_rewards(grader, [row for row, _ in tried], answers)), False
     if mean is not None:
-        as_best = mean >= best - EPSILON and best > worst + EPSILON
-        red = mean > limit + EPSILON or (as_best and strategy.limit != "best")
-    first = next(iter(answers.values()))
+        as_best = mean >= honest["best"] - EPSILON and honest["best"] > honest["worst"] + EPSILON
+        beats_limit = mean > honest[strategy.limit] + EPSILON
+        red = beats_limit or (as_best and strategy.limit != "best")
+    first = answers[0] if answers else ""
     example = first if isinstance(first, str) else first.output_text
     return Result(strategy.name, mean, red, example)
 

@@ -39,7 +39,7 @@ def by_name(report):
 def test_the_gene_grader_pays_for_no_cheat():
     task = load_task("gene_ranking")
     report = attack(task.grader, task.rows("train")[:40], task.answer_template, task.worse_answers)
-    assert report.red == [] and report.calibration.passed
+    assert report.red == [] and report.calibration.status == "passed"
     assert len(ALL) == 18 and {result.name for result in report.results} == ALL
     assert all(result.mean is not None for result in report.results)
     assert [*report.honest.values()] == pytest.approx([1, 0.37, 0.1])
@@ -152,12 +152,12 @@ def test_calibration_fails_where_ordered_answers_do_not_score_in_order():
     assert level.status == "failed" and len(level.failures) == len(ROWS)
     assert level.failures[0] == {"row_id": "1", "rewards": [1.0, 0.0, 0.0]}
     right = check(RANK, strategies=()).calibration
-    assert right.passed and [*right.levels.values()] == pytest.approx([1, 0.55, 0.1])
+    assert right.status == "passed" and [*right.levels.values()] == pytest.approx([1, 0.55, 0.1])
     assert check(RANK, worse=WORSE[::-1], strategies=()).calibration.status == "failed"
 
 
 def test_the_reference_check_names_rows_whose_right_answer_does_not_score_the_maximum():
-    assert reference_check(RANK, json.loads(TEMPLATE), ROWS).passed
+    assert reference_check(RANK, json.loads(TEMPLATE), ROWS).status == "passed"
     assert reference_check(RANK, None, ROWS).status == "not checked"
     second = reference_check(RANK, WORSE[0], ROWS[:2])
     assert second.status == "failed" and [f["row_id"] for f in second.failures] == ["1", "2"]

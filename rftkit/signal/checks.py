@@ -120,7 +120,7 @@ class Reference:
     @property
     def sound(self) -> bool:
         """Does "the best grade" mean "right"?"""
-        return self.check.passed and not self.blind and not self.inverted
+        return self.check.status == "passed" and not self.blind and not self.inverted
 
     def __str__(self) -> str:
         scores = {"right answers score": self.right, "other rows' answers": self.swapped}
@@ -132,7 +132,7 @@ class Reference:
         return known | {"right": self.right, "swapped": self.swapped, "worse": self.worse}
 
 
-NOT_CHECKED = Reference(Check("reference check", "not checked"), 1.0)
+NOT_CHECKED = Reference(Check("reference check"), 1.0)
 
 
 def check_reference(task: Task, rows: Sequence[Row], drawn: Sequence[Row]) -> Reference:

@@ -293,7 +293,7 @@ class Findings:
         if constant:
             evidence = f"all {signal.samples} sampled answers score {signal.reward.mean:.2f}"
             self.add("constant reward", f"{evidence}; {reference}", READ_THE_ROW)
-        elif reference.blind and check.passed:
+        elif reference.blind and check.status == "passed":
             self.add("blind grader", str(reference), READ_THE_ROW)
 
     def read_answers(self) -> None:
