@@ -1,22 +1,20 @@
 """The signal gate: each planted fault is named, a good task goes, what is unsure is said so.
 
-Most policies here are scripted: a function from (prompt, answer number) to a text. They answer sums
-on rows that are made here; the embedded mini stands in for a real one.
+Scripted policies answer sums; the embedded mini stands in for a real model.
 """
 
 import itertools
 import json
 import random
-import sys
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from rftkit import Sample, UserError, cli, measure_signal
 from rftkit.signal.checks import check_template
 from rftkit.signal.numbers import dead_chance, pass_at_k, share_interval, spread_parts
-from rftkit.signal.record import Finding, Signal
-from rftkit.signal.verdict import FEW_ROWS, conclude
+from rftkit.signal.verdict import FEW_ROWS
 from rftkit.task import task_from_json
 
 
@@ -108,6 +106,12 @@ def gate(policy, task_and_rows, **settings):
     return measure_signal(policy, *task_and_rows, **settings)
 
 
+def nearly_dead(messages, index, rng):
+    """Three rows in ten are live: just beside the threshold."""
+    live = true_sum(messages) % 10 < 3
+    return written(true_sum(messages) + (0 if live and index % 2 else rng.randint(1, 9)))
+
+
 def garbled(messages, index, rng):
     return "".join(rng.choice("abc {}") for _ in range(20))
 
@@ -163,19 +167,12 @@ def test_a_good_task_goes():
     assert [q.answer for q in signal.questions] == ["yes", "yes", "yes"]
 
 
-@pytest.mark.parametrize("completions", [0, 100_000])
+@pytest.mark.parametrize(("completions", "most"), [(0, 256), (100_000, 5_000), (100_000, 40)])
 @pytest.mark.parametrize(("count", "answers"), [(1, 8), (7, 8), (600, 2), (600, 300)])
-def test_the_gate_stays_within_its_budget(completions, count, answers):
-    policy, spare = guesses(share=0.05), guesses(share=0.05)
-    signal = gate(policy, sums(count=count), answers=answers, completions=completions)
-    assert policy.drawn == signal.samples <= max(0.05 * completions, 256) == signal.budget
-    assert gate(spare, sums(count=count), most=40).samples == spare.drawn <= 40
-
-
-def nearly_dead(messages, index, rng):
-    """Three rows in ten are live: just beside the threshold."""
-    live = true_sum(messages) % 10 < 3
-    return written(true_sum(messages) + (0 if live and index % 2 else rng.randint(1, 9)))
+def test_the_gate_stays_within_its_budget(completions, most, count, answers):
+    policy, known = guesses(share=0.05), {"answers": answers, "completions": completions}
+    signal = gate(policy, sums(count=count), most=most, **known)
+    assert policy.drawn == signal.samples <= most == signal.budget
 
 
 def test_undecided_says_how_many_more_and_a_long_run_draws_them():
@@ -184,6 +181,8 @@ def test_undecided_says_how_many_more_and_a_long_run_draws_them():
     assert few.findings[0].level == "open"
     assert few.dead_ability.low <= 0.8 <= few.dead_ability.high
     assert few.more_samples > 0 and f"{few.more_samples:,} more" in few.reason
+    short = gate(Scripted(nearly_dead), sums(count=40))
+    assert (short.verdict, short.more_samples) == ("undecided", None) and "add rows" in short.reason
     many = gate(policy, sums(count=2000), completions=200_000)
     assert many.verdict == "go" and few.samples < 256 < many.samples == policy.drawn <= 10_000
     assert len(set(policy.seeds)) == len(policy.seeds) > 1
@@ -191,23 +190,14 @@ def test_undecided_says_how_many_more_and_a_long_run_draws_them():
     assert len(set(asked)) == many.rows  # no row is drawn twice
 
 
-@pytest.mark.parametrize(("left", "more"), [(300, 800), (70, None)])
-def test_undecided_asks_for_samples_that_exist(left, more):
-    known = {"samples": 240, "rows": 30, "answers": 8, "group": 8}
-    finding = Finding("no spread", "the evidence", "", "open", missing_rows=100)
-    signal = conclude(Signal(findings=[finding], **known), left)
-    assert signal.verdict == "undecided" and signal.more_samples == more
-    assert "about 800 more" in signal.reason and ("70 left" in signal.reason) is (left == 70)
-
-
 def test_few_rows_do_not_pass_for_many():
     three = gate(guesses(share=0), sums(count=3))  # drawn often, and yet they prove little
     assert (three.answers, three.verdict, three.more_samples) == (80, "undecided", None)
     few, enough = (gate(guesses(), sums(count=count)) for count in (FEW_ROWS - 1, FEW_ROWS))
-    assert few.verdict == enough.verdict == "go" and len(few.notes) == len(enough.notes) + 1
+    assert few.verdict == enough.verdict == "go" and len(few.notes) == 1 and not enough.notes
 
 
-@pytest.mark.parametrize(("n", "right"), [(8, 1), (8, 3), (10, 9), (6, 0), (6, 6)])
+@pytest.mark.parametrize(("n", "right"), [(8, 3), (10, 9), (6, 0), (6, 6)])
 def test_pass_at_k_is_the_mean_over_all_groups_of_k(n, right):
     answers = [1] * right + [0] * (n - right)
     for k in range(1, n + 1):
@@ -311,15 +301,6 @@ def test_lost_answers_and_lost_grades_are_not_taken_for_zeros():
     assert signal.lost_grades == 1.0 and signal.reward is None and "lost" in signal.text()
 
 
-def test_the_demo_task_goes(mini, genes):
-    signal = gate(mini, genes, completions=70 * 64)
-    assert signal.verdict == "go" and signal.findings == [] and signal.notes == []
-    assert [q.answer for q in signal.questions] == ["yes", "yes", "yes"]
-    assert set(signal.patterns) == set(genes[0].patterns)
-    assert (signal.rows, signal.answers, signal.samples) == (30, 8, 240)
-    assert (signal.pass_at[1].mean, signal.reward.mean) == pytest.approx((0.075, 0.215), abs=5e-4)
-
-
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -345,6 +326,7 @@ def test_a_broken_template_is_named(mini, genes, kind, monkeypatch):
 
 
 SOUND = {
+    "its own": "",
     "plain words": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}",
     "for questions alone": "{% for m in messages %}User: {{ m.content }}\nAssistant:{% endfor %}",
@@ -355,19 +337,10 @@ SOUND = {
 
 @pytest.mark.parametrize("kind", SOUND)
 def test_a_sound_template_of_another_family_is_left_alone(mini, genes, kind, monkeypatch):
-    monkeypatch.setattr(mini.tokenizer, "chat_template", SOUND[kind])
-    found = check_template(mini, genes[1][:2])
-    assert (found.faults, found.odd) == ([], [])
-
-
-def test_markers_in_pieces_are_odd_alone_where_a_tokenizer_has_none(mini, monkeypatch):
+    template = SOUND[kind] or mini.tokenizer.chat_template
+    monkeypatch.setattr(mini.tokenizer, "chat_template", template)
     rows = [{"messages": [{"role": "user", "content": "<|im_start|> <b>[INST] <|end|>"}]}]
-    written = check_template(mini, rows)
-    assert (written.faults, written.odd) == ([], [])
-    monkeypatch.setattr(mini.tokenizer, "chat_template", CHATML)
-    monkeypatch.setattr(type(mini.tokenizer), "get_added_vocab", lambda tokenizer: {"<s>": 1})
-    other = check_template(mini, rows)
-    assert other.faults == [] and len(other.odd) == 1
+    assert check_template(mini, [*rows, *genes[1][:2]]) == []
 
 
 @pytest.mark.parametrize(
@@ -396,29 +369,21 @@ def test_the_record_is_plain_json_and_keeps_every_sample(grader, tmp_path):
     assert all(finding.name in text for finding in signal.findings)
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, mini, tmp_path):
-    """Call `rftkit signal` on a config's text; returns (exit code, out, err)."""
+def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch, mini, tmp_path):
     monkeypatch.setattr("rftkit.policy.load_policy", lambda *arguments: mini)
+    config = tmp_path / "run.json"
 
-    def call(text, *arguments):
-        config = tmp_path / "run.json"
-        config.write_text(text)
-        monkeypatch.setattr(sys, "argv", ["rftkit", "signal", str(config), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, *capsys.readouterr()
+    def run(record, *arguments):
+        config.write_text(json.dumps({"task": "gene_ranking"} | record))
+        return CliRunner().invoke(cli.app, ["signal", str(config), *arguments])
 
-    return call
-
-
-def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(run, tmp_path):
-    code, out, _ = run('{"task": "gene_ranking"}', "--out", tmp_path / "kept")
-    assert code == 0 and out.startswith("go: ") and "pass_at" in out
-    assert len((tmp_path / "kept" / "signal_samples.jsonl").read_text().splitlines()) == 240
-    code, out, _ = run('{"task": "gene_ranking", "max_completion_tokens": 12}', "--json")
-    record = json.loads(out)
-    assert code == 3 and record["verdict"] == "fix"
-    assert {"name", "evidence", "knob"} <= record["findings"][0].keys()
-    code, out, err = run('{"task": "gene_ranking", "method": "sft"}')
-    assert code == 1 and out == "" and "sft" in err
+    good = run({}, "--out", str(tmp_path))
+    assert good.exit_code == 0 and good.stdout.startswith("go: ") and "pass_at" in good.stdout
+    signal = json.loads((tmp_path / "signal.json").read_text())
+    assert signal["findings"] == signal["notes"] == []
+    assert (signal["rows"], signal["answers"], signal["samples"]) == (30, 8, 240)
+    assert (signal["pass_at"]["1"]["mean"], signal["reward"]["mean"]) == (0.075, 0.2146)
+    assert len((tmp_path / "signal_samples.jsonl").read_text().splitlines()) == 240
+    bad = run({"max_completion_tokens": 12}, "--json")
+    assert (bad.exit_code, json.loads(bad.stdout)["verdict"]) == (3, "fix")
+    assert run({"method": "sft"}).exit_code == 1

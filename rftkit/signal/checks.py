@@ -26,53 +26,42 @@ MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of
 QUESTION, ANSWER = "Rftkit asks.", "Rftkit answers."  # what the template is tried on
 
 
-@dataclass
-class TemplateCheck:
-    """What the chat template makes of the task's prompts; nothing for an endpoint's."""
-
-    faults: list[str] = field(default_factory=list)  # certain
-    odd: list[str] = field(default_factory=list)  # a fault only where answers are garbage as well
-
-
-def check_template(policy: Policy, rows: list[Row]) -> TemplateCheck:
-    """Render the rows' prompts and read them."""
-    check = TemplateCheck()
+def check_template(policy: Policy, rows: Sequence[Row]) -> list[str]:
+    """What is wrong with the prompts that the chat template makes of the rows' messages."""
     if not hasattr(policy, "tokenizer"):  # an endpoint applies its own
-        return check
+        return []
     try:
         texts = [policy.render(row["messages"]) for row in rows]
     except Exception as error:  # jinja's own errors, a ValueError where there is no template
-        check.faults.append(f"the chat template fails: {str(error)[:200]}")
-        return check
+        return [f"the chat template fails: {str(error)[:200]}"]
     for row, text in zip(rows, texts):
-        contents = [message.get("content") for message in row["messages"]]
-        missing = [c for c in contents if isinstance(c, str) and c.strip() not in text]
-        if missing:
-            check.faults.append(f"the prompt {text[:120]!r} does not hold {missing[0][:60]!r}")
-            return check
+        for content in [message.get("content") for message in row["messages"]]:
+            if isinstance(content, str) and content.strip() not in text:
+                return [f"the prompt {text[:120]!r} does not hold {content[:60]!r}"]
     # A text of ours in place of the user's: what a user wrote is no marker.
     messages = [message | {"content": QUESTION} for message in rows[0]["messages"]]
     prompt, written = policy.render(messages), _rendered(policy, messages, "assistant")
-    own, markers = set(policy.tokenizer.get_added_vocab()), MARKER.findall(prompt)
-    if strange := [m for m in dict.fromkeys(markers) if m not in own]:
-        finding = f"{', '.join(strange)}: no tokens of this tokenizer"
-        # Models that are trained on markers in pieces have no others, or use theirs beside them.
-        is_foreign = not own & set(markers) and any(map(MARKER.fullmatch, own))
-        (check.faults if is_foreign else check.odd).append(finding)
+    own, faults = set(policy.tokenizer.get_added_vocab()), []
+    markers = dict.fromkeys(MARKER.findall(prompt))
+    # A model whose tokenizer has no markers was trained on markers in pieces.
+    if markers and own.isdisjoint(markers) and any(map(MARKER.fullmatch, own)):
+        faults.append(f"{', '.join(markers)}: no tokens of this tokenizer")
     opening, answer, _ = written.partition(ANSWER)
     if answer and written != _rendered(policy, messages, "user"):  # it writes more than questions
-        check.faults += check_opening(policy, messages, prompt.rstrip(), opening.rstrip())
-    return check
+        faults += check_opening(policy, messages, prompt.rstrip(), opening.rstrip())
+    return faults
 
 
-def check_opening(policy: Any, messages: list[Row], prompt: str, opening: str) -> list[str]:
+def check_opening(policy: Policy, messages: list[Row], prompt: str, opening: str) -> list[str]:
     """Does the prompt end where an answer begins? `opening` is all that stands before an answer.
 
     Where one continues the other (a <think> that is opened, a channel) both are sound.
     """
-    unprompted = policy.tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
-    ends = end_tokens(policy.model, policy.tokenizer)
-    over, expected_over = (ends & set(_ids(policy, text)[-1:]) for text in (prompt, opening))
+    tokenizer = policy.tokenizer
+    unprompted = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+    ends = end_tokens(policy.model, tokenizer)
+    ids = tokenizer([prompt, opening], add_special_tokens=False).input_ids
+    over, expected_over = (bool(ends.intersection(text[-1:])) for text in ids)
     continued = prompt.startswith(opening) or opening.startswith(prompt)
     no_turn = prompt == unprompted and prompt != opening
     if continued and not no_turn and (expected_over or not over):
@@ -80,17 +69,13 @@ def check_opening(policy: Any, messages: list[Row], prompt: str, opening: str) -
     return [f"the prompt ends with {prompt[-30:]!r}, but an answer begins after {opening[-30:]!r}"]
 
 
-def _rendered(policy: Any, messages: list[Row], role: str) -> str:
+def _rendered(policy: Policy, messages: list[Row], role: str) -> str:
     """The conversation that ends with ANSWER; "" where the template refuses to write it."""
     more = [*messages, {"role": role, "content": ANSWER}]
     try:
         return policy.tokenizer.apply_chat_template(more, tokenize=False)
     except Exception:  # jinja's own errors
         return ""
-
-
-def _ids(policy: Any, text: str) -> list[int]:
-    return policy.tokenizer(text, add_special_tokens=False).input_ids
 
 
 SAME = 0.05  # of the maximum: right and swapped answers this close count as equal
@@ -100,8 +85,8 @@ SAME = 0.05  # of the maximum: right and swapped answers this close count as equ
 class Reference:
     """What the grader gives to answers that are known to be right, and known to be wrong."""
 
-    check: Check
-    maximum: float
+    check: Check = field(default_factory=lambda: Check("reference check"))
+    maximum: float = 1.0
     right: float | None = None  # mean reward of the rows' own right answers
     swapped: float | None = None  # of other rows' right answers; None where all rows have the same
     worse: list[float] = field(default_factory=list)  # of each of the task's worse_answers
@@ -132,37 +117,31 @@ class Reference:
         return known | {"right": self.right, "swapped": self.swapped, "worse": self.worse}
 
 
-NOT_CHECKED = Reference(Check("reference check"), 1.0)
-
-
 def check_reference(task: Task, rows: Sequence[Row], drawn: Sequence[Row]) -> Reference:
     """Grade answers that are known to be right or wrong, on the rows that the gate draws.
 
     All rows get the reference check, unless the grader asks a model or starts a sandbox.
     """
+
+    def mean_reward(answers: list[str]) -> float:  # a lost grade counts as 0
+        grades = grader.evaluate_many(drawn, [Sample(output_text=answer) for answer in answers])
+        return statistics.fmean(grade.reward or 0.0 for grade in grades)
+
     grader = task.grader
     check = reference_check(grader, task.answer_template, drawn if grader.workers > 1 else rows)
     result = Reference(check, grader.maximum)
     right = [filled(task.answer_template, row)[0] for row in drawn]
-    if check.status == "not checked" or None in right:
+    if not check.rows or None in right:
         return result
-    result.right = _mean_reward(task, drawn, right)
+    result.right = mean_reward(right)
     swapped = []
     for i, own in enumerate(right):
         swapped += [answer for answer in right[i + 1 :] + right[:i] if answer != own][:1]
     if len(swapped) == len(right):
-        result.swapped = _mean_reward(task, drawn, swapped)
+        result.swapped = mean_reward(swapped)
     for worse in task.worse_answers:
-        answers = [fill_template(worse, row) for row in drawn]
-        result.worse.append(_mean_reward(task, drawn, answers))
+        result.worse.append(mean_reward([fill_template(worse, row) for row in drawn]))
     return result
-
-
-def _mean_reward(task: Task, rows: Sequence[Row], answers: Sequence[str]) -> float:
-    """Mean reward of these texts; a lost grade counts as 0."""
-    samples = [Sample(output_text=answer) for answer in answers]
-    grades = task.grader.evaluate_many(list(rows), samples)
-    return statistics.fmean(grade.reward or 0.0 for grade in grades)
 
 
 RULES = {"string_check", "python", "function"}  # right or wrong, by a rule
@@ -206,9 +185,8 @@ def constant_reward(task: Task, rows: Sequence[Row]) -> float | None:
 
 def _parts(task: Task) -> list[dict[str, Any]]:
     """The graders that the task's grader consists of (a multi's may stand in a list)."""
-    spec = task.grader_spec
-    parts = spec["graders"] if spec["type"] == "multi" else [spec]
-    return list(parts.values()) if isinstance(parts, dict) else list(parts)
+    parts = task.grader_spec.get("graders", [task.grader_spec])
+    return list(parts.values()) if isinstance(parts, dict) else parts
 
 
 def reads_row(part: dict[str, Any]) -> bool:

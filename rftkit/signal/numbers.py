@@ -1,25 +1,164 @@
-"""From graded answers to the gate's numbers: pass@k, dead groups, what the limit cuts.
+"""The gate's record: verdict, findings, and the numbers that they rest on, from graded answers.
 
 Of a row n answers are at hand; the question is what a group of k of them would have looked like.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rftkit.evaluation import Groups, Interval, bootstrap, clusters_of
+from rftkit.files import shorten, write_json, write_text
 from rftkit.graders.grader import is_best
 from rftkit.records import Sample
 from rftkit.signal.checks import Reference
-from rftkit.signal.record import Signal
 from rftkit.task import Task
 
+# What text() lists.
+NUMBERS = (
+    "samples", "rows", "pass_at", "reward", "spread", "dead_groups", "dead_ability",
+    "format_share", "stages", "cut", "lengths", "sub_graders", "patterns",
+)  # fmt: skip
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "most": 1.0}
+
+
+@dataclass
+class Finding:
+    """One thing that stands in the way of training."""
+
+    name: str  # stable, for programs
+    evidence: str  # what was measured
+    setting: str  # what to change; `knob` in JSON
+    missing_rows: int = 0  # about how many more rows would tell, where there are too few
+
+    @property
+    def level(self) -> str:
+        return "open" if self.missing_rows else "fix"
+
+    def to_json(self) -> dict[str, str]:
+        known = {"name": self.name, "evidence": self.evidence}
+        return known | {"knob": self.setting, "level": self.level}
+
+
+@dataclass
+class Question:
+    """One of the three questions to ask before RFT."""
+
+    question: str
+    answer: str  # "yes", "no" or "not measured"
+    evidence: str
+
+
+@dataclass
+class Signal:
+    """The gate's result. Shares and rewards are means over rows, with 95 % intervals."""
+
+    verdict: str = ""  # "go", "fix" or "undecided"
+    reason: str = ""
+    findings: list[Finding] = field(default_factory=list)  # causes first
+    questions: list[Question] = field(default_factory=list)  # hard? verifiable? labels scarce?
+    notes: list[str] = field(default_factory=list)  # what is odd, or could not be checked
+    policy: str = ""
+    seed: int = 0
+    rows: int = 0  # drawn
+    answers: int = 0  # to each row
+    samples: int = 0  # in all, at most `budget`
+    budget: int = 0
+    group: int = 0  # k: the answers that training compares with one another
+    temperature: float = 1.0
+    more_samples: int | None = None  # about how many more would settle an "undecided"
+    pass_at: dict[int, Interval] = field(default_factory=dict)  # k -> P(one of k answers is right)
+    reward: Interval | None = None
+    spread: float | None = None  # mean over rows of a row's standard deviation of reward
+    sub_graders: dict[str, dict[str, float]] = field(default_factory=dict)
+    dead_groups: Interval | None = None  # share of groups of k with one reward
+    dead_ability: Interval | None = None  # the same among readable answers
+    format_share: float | None = None  # of the variance of reward: readable against unreadable
+    stages: dict[str, float] = field(default_factory=dict)  # how far answers could be read
+    lengths: dict[str, Any] = field(default_factory=dict)  # quantiles in tokens, limit, probe
+    cut: Interval | None = None  # share of answers that the limit cuts
+    unreadable: Interval | None = None  # share that ended, but could not be read
+    lost_grades: float = 0.0  # share that the grader itself failed on
+    distinct_rewards: int = 0  # among answers that ended
+    repeated: float = 0.0  # P(two answers of a row are the same text)
+    never: list[str] = field(default_factory=list)  # ids of rows without a right answer
+    always: list[str] = field(default_factory=list)  # ids of rows with right answers alone
+    patterns: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    reference: Reference = field(default_factory=Reference)
+    shown: list[dict[str, Any]] = field(default_factory=list)  # some samples, worst to best
+    drawn: Groups = field(default_factory=list, repr=False)  # all samples, [row][index]
+
+    def names(self) -> list[str]:
+        """The names of the findings, causes first."""
+        return [finding.name for finding in self.findings]
+
+    @property
+    def missing_rows(self) -> int:
+        """About how many more rows would settle what is open."""
+        return max((finding.missing_rows for finding in self.findings), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON, numbers to four places."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "drawn"}
+        text = json.dumps(
+            record, default=lambda part: getattr(part, "to_json", lambda: vars(part))()
+        )
+        return json.loads(text, parse_float=lambda number: round(float(number), 4))
+
+    @property
+    def endless(self) -> bool:
+        """Does hardly an answer end by itself, even with more room?"""
+        probe = self.lengths.get("probe")
+        return probe is not None and probe["ended"] <= probe["answers"] / 2
+
+    def cut_text(self) -> str:
+        """How many answers the limit cuts, and how long they would have been."""
+        text = f"{self.cut} of the answers are cut at {self.lengths['limit']} tokens"
+        if probe := self.lengths.get("probe"):
+            text += "; of {answers} drawn with {room} tokens {ended} ended ".format(**probe)
+            text += f"by themselves (p95: {probe['p95']:.0f} tokens)"
+        return text
+
+    def save(self, folder: str | Path) -> None:
+        """Write signal.json and signal_samples.jsonl (one Sample a line) into a folder."""
+        write_json(Path(folder) / "signal.json", self.to_json())
+        samples = [sample.to_json() for group in self.drawn for sample in group]
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+        write_text(Path(folder) / "signal_samples.jsonl", "".join(lines))
+
+    def text(self, width: int = 92) -> str:
+        """Verdict, findings, questions, notes, numbers and some answers, as lines."""
+        fill = partial(textwrap.fill, width=width, initial_indent="  ", subsequent_indent="  ")
+        lines = [f"{self.verdict}: {self.reason}"]
+        for f in self.findings:
+            lines += ["", f.name, fill(f.evidence), fill(f"change {f.setting}")]
+        lines += ["", *(fill(f"{q.question} {q.answer}: {q.evidence}") for q in self.questions)]
+        lines += [fill(f"note: {note}") for note in self.notes]
+        if self.samples:
+            numbers = {name: getattr(self, name) for name in NUMBERS}
+            lines += ["", *(fill(f"{k}: {shown(v)}") for k, v in numbers.items() if v is not None)]
+            lines += ["", "answers, from worst to best"]
+        for sample in self.shown:
+            answer = f"{sample['row_id']}: {sample['reasoning']} => {sample['output_text']}"
+            lines.append("  " + shorten(f"{shown(sample['grade'])} {answer}", width - 2))
+        return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """A number, interval or dict of them, as text."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {shown(entry)}" for key, entry in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -90,35 +229,37 @@ def repeat_chance(group: list[Sample]) -> float:
     return sum(count * (count - 1) for count in counts) / (len(group) * (len(group) - 1))
 
 
-def take_numbers(
-    signal: Signal, task: Task, rows: list[dict[str, Any]], groups: Groups, reference: Reference
-) -> None:
+def take_numbers(signal: Signal, task: Task, rows: list[dict[str, Any]], groups: Groups) -> None:
     """Fill the signal's numbers from graded answers, groups[row][index]."""
-    flat = [sample for group in groups for sample in group]
-    clusters = clusters_of(rows, task)
+    flat = sum(groups, [])
     stages = [[stage_of(task, sample) for sample in group] for group in groups]
-    counts = Counter(stage for row in stages for stage in row)
+    counts, clusters = Counter(sum(stages, [])), clusters_of(rows, task)
+
+    def share_at(wanted: Collection[str]) -> Interval:
+        values = [float(np.mean([stage in wanted for stage in row])) for row in stages]
+        return share_interval(values, clusters, trials=len(flat))
+
     signal.rows, signal.answers, signal.drawn = len(rows), len(groups[0]), groups
-    signal.shown = shown_samples(flat)
     signal.stages = {name: count / len(flat) for name, count in counts.most_common()}
+    signal.cut = share_at({"cut"})
+    signal.unreadable = share_at(counts.keys() - {"readable", "cut", "no answer"})
     signal.lengths |= length_quantiles(flat)
-    signal.cut = stage_share(stages, {"cut"}, clusters)
-    unread = counts.keys() - {"readable", "cut", "no answer"}
-    signal.unreadable = stage_share(stages, unread, clusters)
+    ranked = sorted(flat, key=lambda s: (s.grade is not None, s.grade or 0.0))
+    picks = np.linspace(0, len(ranked) - 1, min(6, len(ranked))).round().astype(int)
+    signal.shown = [ranked[i].to_json() for i in picks]
+    # Answers that never came, or whose grade was lost, are nobody's signal.
     came = [sample for sample in flat if sample.finish_reason != "error"]
     signal.lost_grades = float(np.mean([sample.grade is None for sample in came]))
     ended = [s.grade for s in came if s.finish_reason == "stop" and s.grade is not None]
     signal.distinct_rewards = len({round(grade, 9) for grade in ended})
-    # Answers that never came, or whose grade was lost, are nobody's signal.
     graded = [[s for s in group if s.grade is not None] for group in groups]
     kept = [i for i, group in enumerate(graded) if len(group) > 1]
     if kept:
-        rows, graded = [rows[i] for i in kept], [graded[i] for i in kept]
-        take_reward_numbers(signal, task, rows, graded, reference)
+        take_reward_numbers(signal, task, [rows[i] for i in kept], [graded[i] for i in kept])
 
 
 def take_reward_numbers(
-    signal: Signal, task: Task, rows: list[dict[str, Any]], groups: Groups, reference: Reference
+    signal: Signal, task: Task, rows: list[dict[str, Any]], groups: Groups
 ) -> None:
     """pass@k, rewards, their std and dead groups, of rows whose answers have grades."""
     k, least, clusters = signal.group, min(map(len, groups)), clusters_of(rows, task)
@@ -137,6 +278,7 @@ def take_reward_numbers(
     signal.format_share = float(form / (form + ability)) if form + ability > 1e-12 else None
     signal.dead_groups = share_interval([dead_chance(values, k) for values in rewards], clusters)
     # Below what a well-formed wrong answer earns rewards differ by form alone.
+    reference = signal.reference
     floor = reference.swapped if reference.sound and reference.swapped is not None else -math.inf
     able = [
         dead_chance([max(v, floor) for v, ok in zip(values, flags) if ok], k, flags.count(False))
@@ -144,14 +286,17 @@ def take_reward_numbers(
     ]
     signal.dead_ability = share_interval(able, clusters)
     signal.repeated = float(np.mean([repeat_chance(group) for group in groups]))
-    signal.sub_graders = sub_grader_numbers(groups)
-    signal.patterns = pattern_numbers(task, sum(groups, []))
-
-
-def stage_share(stages: list[list[str]], wanted: Collection[str], clusters: list[str]) -> Interval:
-    """The share of answers at these stages, mean over rows."""
-    values = [float(np.mean([stage in wanted for stage in row])) for row in stages]
-    return share_interval(values, clusters, trials=sum(map(len, stages)))
+    for name in groups[0][0].sub_grades:
+        graded = [[s.sub_grades.get(name) for s in group] for group in groups]
+        known = [part for row in graded if (part := [v for v in row if v is not None])]
+        if known:
+            mean, spread = np.mean([(np.mean(row), np.std(row)) for row in known], axis=0)
+            signal.sub_graders[name] = {"mean": float(mean), "spread": float(spread)}
+    flat = sum(groups, [])
+    for name, pattern in task.compiled_patterns.items():
+        paid = [sample.grade for sample in flat if pattern.search(sample.reasoning)]
+        reward = float(np.mean(paid)) if paid else None
+        signal.patterns[name] = {"share": len(paid) / len(flat), "reward": reward}
 
 
 def stage_of(task: Task, sample: Sample) -> str:
@@ -173,32 +318,3 @@ def length_quantiles(samples: list[Sample]) -> dict[str, float]:
     """Quantiles of the answers' lengths in tokens."""
     lengths = [sample.completion_tokens for sample in samples]
     return {name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()}
-
-
-def shown_samples(flat: list[Sample], count: int = 6) -> list[dict[str, Any]]:
-    """Some samples as objects: the worst and best rewards, and some between."""
-    ranked = sorted(flat, key=lambda s: (s.grade is not None, s.grade or 0.0))
-    picks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
-    return [ranked[i].to_json() for i in picks]
-
-
-def sub_grader_numbers(groups: Groups) -> dict[str, dict[str, float]]:
-    """{sub-grader: {mean, spread (std within a row)}}."""
-    numbers = {}
-    for name in groups[0][0].sub_grades:
-        graded = [[s.sub_grades.get(name) for s in group] for group in groups]
-        rows = [known for row in graded if (known := [v for v in row if v is not None])]
-        if rows:
-            mean, spread = np.mean([(np.mean(row), np.std(row)) for row in rows], axis=0)
-            numbers[name] = {"mean": float(mean), "spread": float(spread)}
-    return numbers
-
-
-def pattern_numbers(task: Task, flat: list[Sample]) -> dict[str, dict[str, float | None]]:
-    """{thinking pattern: {share of answers, their mean reward}}: what there is to reinforce."""
-    numbers = {}
-    for name, pattern in task.compiled_patterns.items():
-        rewards = [sample.grade for sample in flat if pattern.search(sample.reasoning)]
-        reward = float(np.mean(rewards)) if rewards else None
-        numbers[name] = {"share": len(rewards) / len(flat), "reward": reward}
-    return numbers

@@ -270,11 +270,10 @@ class StepReward:
 
     def check_first_batch(self, prompts: list, completion_ids: list) -> None:
         policy = self.session.policy
-        template = check_template(policy, self.session.rows[:TEMPLATE_ROWS])
+        template_faults = check_template(policy, self.session.rows[:TEMPLATE_ROWS])
         texts = [policy.render(prompt) for prompt in prompts]
         garbage = garbage_in_first_batch(policy.tokenizer, texts, completion_ids, self.ends)
-        if faults := template.faults + garbage:
-            faults += template.odd
+        if faults := template_faults + garbage:
             batch = save_batch(self.session.out, 1, "garbage", self.samples)
             message = f"step 1: {'; '.join(faults)}; no weight has changed, the batch stands in "
             message += f"{batch}: fix the model's chat template or tokenizer, or the limit"
