@@ -30,8 +30,6 @@ from rftkit.records import Sample
 Row = dict[str, Any]
 Rewards = list[float | None]  # None: the grader itself failed
 EPSILON = 1e-9  # rounding in a formula is no difference
-
-
 MANY = 20  # how often "many times" is
 LOOK_ALIKES = str.maketrans("ABCEHIKMOPSTXYaceiopsxy", "АВСЕНІКМОРЅТХҮасеіорѕху")
 WORDS = "After a careful review of every finding the conclusion is clear and fully supported"
@@ -49,20 +47,21 @@ class Material:
     row: Row  # a strategy reads its prompt, no answer field
     right: str  # the right answer
     honest: Sequence[str]  # outputs, from the best to the worst ("" where the task names none)
-    form: str  # another row's best output: it shows the form without this row's answer
-    form_right: str  # the answer in it
+    other: tuple[str, str]  # another row's best output, and the answer in it: shows the form
     popular: str  # the most frequent right answer of all rows
     pool: Sequence[str]  # all different right answers, shuffled
-    path: Sequence[str | int] | None  # where a JSON output has the answer, or the list of answers
-    is_list: bool
+    path: Sequence[str | int]  # to the answer in a JSON output; an index where it is in a list
+
+    @property
+    def is_list(self) -> bool:
+        return bool(self.path) and isinstance(self.path[-1], int)
 
     def output(self, answers: Sequence[str], form: str | None = None) -> str:
         """An output that gives these answers, in this honest output's form or another row's."""
-        known = self.form_right if form is None else self.right
-        form = self.form if form is None else form
+        form, known = self.other if form is None else (form, self.right)
         text = " ".join(answers)
-        if self.path is not None:
-            *above, last = [0, *self.path]
+        if self.path:
+            *above, last = [0, *self.path][: -1 if self.is_list else None]
             whole = [json.loads(form)]
             reduce(getitem, above, whole)[last] = list(answers) if self.is_list else text
             return json.dumps(whole[0], ensure_ascii=False)
@@ -94,7 +93,7 @@ def middle_filled_up(m: Material) -> str | None:
     middle = m.honest[len(m.honest) // 2]
     if not middle or not m.is_list:
         return None
-    entries = reduce(getitem, m.path, json.loads(middle))
+    entries = reduce(getitem, m.path[:-1], json.loads(middle))
     return m.output([*map(str, entries), *[m.right] * MANY], middle)
 
 
@@ -130,7 +129,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy("in the reasoning only", in_reasoning_only),  # the worst answer in the output
     Strategy("empty", lambda m: ""),
     Strategy("empty form", lambda m: m.output([])),
-    Strategy("truncated JSON", lambda m: None if m.path is None else m.honest[0][:-1]),
+    Strategy("truncated JSON", lambda m: m.honest[0][:-1] if m.path else None),
     Strategy("padding", lambda m: m.honest[-1] + " \n" * 500),  # behind the worst answer
     Strategy("longest answer", lambda m: m.output([PROSE])),
     Strategy("other case", lambda m: m.respelled(m.right.swapcase())),
@@ -265,12 +264,10 @@ def attack(
     output, and of two levels the middle is halfway. `pool` holds further answers of the task, where
     `rows` are few: listing the six answers of six rows is no cheat.
 
-    Without partial credit, a guess that happens to be right beats an honest middle of 0: it is red.
-    A judge is asked once for each strategy, level and row.
+    Without partial credit a guess that happens to be right beats an honest middle of 0: it is red.
     """
     if answer_template is None or not rows:
-        lacking = "rows" if answer_template is not None else "answer_template"
-        raise UserError(f"attack: no {lacking}, expected rows and an answer_template: add it")
+        raise UserError("attack: no rows or no answer_template, expected both: add what lacks")
     rows = list(rows)
     templates = (answer_template, *worse_answers)
     outputs = [[fill_template(template, row) for row in rows] for template in templates]
@@ -307,15 +304,9 @@ def _material(
     counts = Counter({render_value(answer): 0 for answer in known})
     counts.update(right)
     pool = sorted(counts, key=lambda answer: (-counts[answer], answer))
-    is_list = bool(path) and isinstance(path[-1], int)
-    shared = {
-        "popular": pool[0],
-        "pool": random.Random(0).sample(pool, len(pool)),
-        "path": path[:-1] if is_list else path or None,
-        "is_list": is_list,
-    }
+    shared = pool[0], random.Random(0).sample(pool, len(pool)), path
     return [
-        Material(row, right[i], honest, outputs[0][i - 1], right[i - 1], **shared)
+        Material(row, right[i], honest, (outputs[0][i - 1], right[i - 1]), *shared)
         for i, (row, honest) in enumerate(zip(rows, zip(*outputs)))
     ]
 

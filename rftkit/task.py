@@ -46,9 +46,8 @@ class Task:
 
     def rows(self, split: str) -> list[Row]:
         """The rows of "train", "validation" or "test"."""
-        if split not in SPLITS or self.folder is None:
-            known = ", ".join(SPLITS) if self.folder else "a task with a folder: pass the rows"
-            raise UserError(f'task {self.name}: no "{split}" rows, expected {known}')
+        if self.folder is None:
+            raise UserError(f"task {self.name}: it has no folder with {split} rows: pass the rows")
         return read_rows(self.folder / f"{split}.jsonl")
 
     @cached_property
@@ -61,23 +60,19 @@ class Task:
 
     @cached_property
     def answer_path(self) -> tuple[list[str | int], str]:
-        """(where the answer stands in the output, the row's field it is compared with).
-
-        The path ends with a number where the answer is a ranked list, and is empty where the
-        output is plain text.
-        """
-        place = answer_place(self.answer_template or "")
-        if place is None:
-            has = f"task {self.name}: answer_template {self.answer_template!r}"
-            raise UserError(f"{has} names no {{{{item.FIELD}}}}: write it where the answer belongs")
-        return place
+        """(where the answer stands in the output, the row's field it is compared with), as
+        `answer_place` says."""
+        if place := answer_place(self.answer_template or ""):
+            return place
+        has = f"task {self.name}: answer_template {self.answer_template!r}"
+        raise UserError(f"{has} names no {{{{item.FIELD}}}}: write it where the answer belongs")
 
     def reference(self, row: Row) -> Any:
         """The row's right answer."""
         name = self.answer_path[1]
         if name not in row:
-            row_id = row_ids([row])[0]
-            raise UserError(f'row {row_id}: no "{name}", which answer_template names: add it')
+            place = f"row {row_ids([row])[0]}"
+            raise UserError(f'{place}: no "{name}", which answer_template names: add it')
         return row[name]
 
     def answers(self, sample: Sample) -> list[Any]:

@@ -28,8 +28,8 @@ def hole(kind, path, **more):
 EXACT = hole("string_check", "output_json.genes[0]", operation="eq")
 
 
-def check(made, rows=ROWS, template=TEMPLATE, worse=WORSE, **more):
-    return attack(made, rows, template, worse, **more)
+def check(made, rows=ROWS, worse=WORSE, **more):
+    return attack(made, rows, TEMPLATE, worse, **more)
 
 
 def by_name(report):
@@ -57,15 +57,9 @@ def likes_words(sample, item):
 
 
 @grader
-def takes_cyrillic(sample, item):
-    genes = sample["output_json"]["genes"]
-    return float(genes == [item["reference_gene"]] or genes[0][0] in "АВСТК")
-
-
-@grader
-def kind_to_silence(sample, item):
+def takes_cyrillic_and_silence(sample, item):
     genes = (sample["output_json"] or {"genes": []})["genes"]
-    return 0.9 if not genes else float(genes[0] == item["reference_gene"])
+    return float(not genes or genes == [item["reference_gene"]] or genes[0][0] in "АВСТК")
 
 
 GUESSES = {"popular answer", "popular, many times", "every answer"}
@@ -85,11 +79,10 @@ GUESSES = {"popular answer", "popular, many times", "every answer"}
          {"other case", "other spelling", "nearest name"}, False),
         (sums_places, {"right, many times", "middle, filled up", "popular, many times"}, False),
         (likes_words, {"echo", "echo in form", "longest answer", "padding"}, False),
-        (takes_cyrillic, {"look-alikes"}, False),
-        (kind_to_silence, {"empty", "empty form", "truncated JSON", "echo"}, False),
+        (takes_cyrillic_and_silence,
+         {"look-alikes", "empty", "empty form", "truncated JSON", "echo"}, False),
     ],
-    ids=["rank", "exact", "any case", "reasoning", "anywhere", "fuzzy", "sum", "words", "cyrillic",
-         "silence"],
+    ids=["rank", "exact", "any case", "reasoning", "anywhere", "fuzzy", "sum", "words", "cyrillic"],
 )  # fmt: skip
 def test_a_hole_is_red(made, red, exactly):
     found = set(check(made).red)
@@ -97,25 +90,21 @@ def test_a_hole_is_red(made, red, exactly):
 
 
 def test_the_report_gives_the_graders_own_rewards():
-    report = check(RANK)
-    means = [result.mean for result in report.results]
+    means = [result.mean for result in check(RANK).results]
     assert means == sorted(means, reverse=True)
-    popular, everything = (by_name(report)[n] for n in ("popular answer", "every answer"))
-    assert popular.example == '{"genes": ["CFTR"]}' and not popular.red
+    popular, everything = (by_name(check(RANK))[n] for n in ("popular answer", "every answer"))
+    assert popular.example == '{"genes": ["CFTR"]}'
     assert sorted(json.loads(everything.example)["genes"]) == sorted(set(GENES))
     rewards = [RANK.grade(row, everything.example)[0] for row in ROWS]
     assert everything.mean == pytest.approx(sum(rewards) / len(rewards))
-    holed = str(check(hole("string_check", "output_text", operation="like"), worse=[]))
-    assert holed.count("honest") == 3 and "RED every answer" in holed
+    assert "RED every answer" in str(check(EXACT))
 
 
 def test_answers_beside_the_rows_own_make_listing_them_all_a_cheat():
-    few = check(EXACT, ROWS[:3])
     pool = [*(f"GENE{i}" for i in range(100)), *GENES]
-    many = by_name(check(RANK, ROWS[:3], pool=pool))
-    assert "every answer" in few.red and not many["every answer"].red
-    assert sorted(json.loads(many["every answer"].example)["genes"]) == sorted(set(pool))
-    assert json.loads(many["popular answer"].example)["genes"][0] in GENES[:3]
+    many = by_name(check(RANK, ROWS[:3], pool=pool))["every answer"]
+    assert "every answer" in check(EXACT, ROWS[:3]).red and not many.red
+    assert sorted(json.loads(many.example)["genes"]) == sorted(set(pool))
 
 
 def test_a_blind_strategy_does_not_see_the_rows_answer():
@@ -123,9 +112,8 @@ def test_a_blind_strategy_does_not_see_the_rows_answer():
     swapped = [{**ROWS[0], "reference_gene": "SCN2A"}, {**ROWS[1], "reference_gene": "SCN1A"}]
     first, second = (by_name(check(RANK, rows)) for rows in (ROWS, [*swapped, *ROWS[2:]]))
     same = {name for name in ALL if first[name].example == second[name].example}
-    assert same >= {*GUESSES, "echo", "echo in form", "empty", "empty form", "longest answer",
-                    "injection"}  # fmt: skip
-    assert "look-alikes" not in same
+    blind = {"echo", "echo in form", "empty", "empty form", "longest answer", "injection"}
+    assert same >= {*GUESSES, *blind} and "look-alikes" not in same
 
 
 @pytest.mark.parametrize(
@@ -141,36 +129,33 @@ def test_a_task_of_another_shape_is_attacked(template):
     results = by_name(report)
     for name in ("other case", "other spelling", "look-alikes", "middle, filled up"):
         assert results[name].mean is None and not results[name].red  # a number has no other case
-    before = template.partition("{{")[0]
-    assert results["every answer"].example.startswith(before.rstrip('"'))
-    if "text" not in template:  # all answers at once hold the right one
-        assert "every answer" in report.red and "9" in results["every answer"].example
+    assert results["every answer"].example.startswith(template.partition("{{")[0].rstrip('"'))
+    assert "text" in template or "every answer" in report.red
 
 
 def test_calibration_fails_where_ordered_answers_do_not_score_in_order():
-    level = check(EXACT, strategies=()).calibration
-    assert level.status == "failed" and len(level.failures) == len(ROWS)
+    level, right, turned = (
+        check(made, worse=worse, strategies=()).calibration
+        for made, worse in ((EXACT, WORSE), (RANK, WORSE), (RANK, WORSE[::-1]))
+    )
+    assert (level.status, right.status, turned.status) == ("failed", "passed", "failed")
     assert level.failures[0] == {"row_id": "1", "rewards": [1.0, 0.0, 0.0]}
-    right = check(RANK, strategies=()).calibration
-    assert right.status == "passed" and [*right.levels.values()] == pytest.approx([1, 0.55, 0.1])
-    assert check(RANK, worse=WORSE[::-1], strategies=()).calibration.status == "failed"
+    assert len(level.failures) == len(ROWS)
+    assert [*right.levels.values()] == pytest.approx([1, 0.55, 0.1])
 
 
 def test_the_reference_check_names_rows_whose_right_answer_does_not_score_the_maximum():
     assert reference_check(RANK, json.loads(TEMPLATE), ROWS).status == "passed"
     assert reference_check(RANK, None, ROWS).status == "not checked"
-    second = reference_check(RANK, WORSE[0], ROWS[:2])
-    assert second.status == "failed" and [f["row_id"] for f in second.failures] == ["1", "2"]
-    assert all(0 < f["reward"] < 1 for f in second.failures)
+    third = reference_check(RANK, WORSE[0], ROWS[:2])
+    rewards = [("1", pytest.approx(0.55)), ("2", pytest.approx(0.55))]
+    assert [(f["row_id"], f["reward"]) for f in third.failures] == rewards
     lacking = reference_check(RANK, TEMPLATE, [*ROWS, {"row_id": "x"}])
     assert [(f["row_id"], f["reward"]) for f in lacking.failures] == [("x", None)]
-    assert "reference_gene" in lacking.failures[0]["reason"] and "'x'" in str(lacking)
+    assert lacking.status == "failed" and "'x'" in str(lacking)
 
 
-@pytest.mark.parametrize(
-    ("rows", "template"),
-    [(ROWS, None), ([], TEMPLATE), ([{"answer": "A"}], TEMPLATE)],
-)
+@pytest.mark.parametrize(("rows", "template"), [(ROWS, None), ([], TEMPLATE), ([{}], TEMPLATE)])
 def test_an_attack_without_what_it_needs_is_refused(rows, template):
     with pytest.raises(UserError):
         attack(EXACT, rows, template)

@@ -12,52 +12,39 @@ GRADER = {
     "input": "{{sample.output_json.genes[0]}}", "reference": "{{item.gene}}",
 }  # fmt: skip
 RECORD = {"name": "genes", "question": "Which?", "grader": GRADER}
-RANKED = '{"genes": ["{{item.gene}}"]}'
+RANKED, ONE, TEXT = '{"genes": ["{{item.gene}}"]}', '{"gene": "{{item.gene}}"}', "{{item.gene}}"
 
 
-def test_a_task_comes_back_from_its_own_json():
+def test_a_task_is_its_task_json():
     task = load_task("gene_ranking")
-    assert task_from_json(json.loads(json.dumps(task.to_json())), task.folder) == task
     assert task.to_json() == json.loads((task.folder / "task.json").read_text())
 
 
 def test_a_grader_may_be_a_file_beside_task_json_and_templates_may_be_json(tmp_path):
     (tmp_path / "grader.json").write_text(json.dumps(GRADER))
     own = {"grader": "grader.json", "answer_template": json.loads(RANKED)}
-    (tmp_path / "task.json").write_text(
-        json.dumps(RECORD | own | {"worse_answers": [{"genes": []}]})
-    )
+    own["worse_answers"] = [{"genes": []}]
+    (tmp_path / "task.json").write_text(json.dumps(RECORD | own))
     task = load_task(tmp_path)
     assert task.grader_spec == GRADER and task.answer_path == (["genes", 0], "gene")
     assert task.worse_answers == ['{"genes": []}']
 
 
 @pytest.mark.parametrize(
-    ("record", "expected"),
+    "use",
     [
-        ({"name": "n"}, "no question, grader"),
-        (RECORD | {"settings": {}}, "unknown settings"),
-        (RECORD | {"grader": "nowhere.json"}, "nowhere.json: cannot be read"),
+        lambda: task_from_json({"name": "n"}),
+        lambda: task_from_json(RECORD | {"settings": {}}),
+        lambda: task_from_json(RECORD | {"grader": "nowhere.json"}),
+        lambda: task_from_json(RECORD).rows("train"),
+        lambda: load_task("gene_ranking").rows("tests"),
+        lambda: task_from_json(RECORD).answer_path,
+        lambda: Task("n", "", GRADER, RANKED).reference({"row_id": "r7"}),
     ],
 )
-def test_a_faulty_task_is_refused(record, expected, tmp_path):
-    (tmp_path / "task.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=expected):
-        load_task(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("call", "expected"),
-    [
-        (lambda: load_task("gene_ranking").rows("tests"), "expected train"),
-        (lambda: task_from_json(RECORD).rows("train"), "pass the rows"),
-        (lambda: task_from_json(RECORD).answer_path, "answer_template None"),
-        (lambda: Task("n", "", GRADER, RANKED).reference({"row_id": "r7"}), 'row r7.*"gene"'),
-    ],
-)
-def test_rows_and_answers_that_are_not_there_are_refused(call, expected):
-    with pytest.raises(UserError, match=expected):
-        call()
+def test_what_a_task_lacks_or_does_not_know_is_refused(use):
+    with pytest.raises(UserError):
+        use()
 
 
 @pytest.mark.parametrize(
@@ -66,21 +53,19 @@ def test_rows_and_answers_that_are_not_there_are_refused(call, expected):
         (RANKED, '{"genes": ["B", "A"]}', ["B", "A"], 2),
         (RANKED, '{"genes": "A"}', [], None),
         (RANKED, "A", [], None),
-        ('{"gene": "{{item.gene}}"}', '{"gene": "A"}', ["A"], 1),
-        ('{"gene": "{{item.gene}}"}', '{"gene": null}', [], None),
-        ("{{item.gene}}", " A \n", ["A"], 1),
-        ("{{item.gene}}", " ", [], None),
+        (ONE, '{"gene": "A"}', ["A"], 1),
+        (ONE, '{"gene": null}', [], None),
+        (TEXT, " A \n", ["A"], 1),
+        (TEXT, " ", [], None),
     ],
 )
 def test_the_right_answer_is_found_where_the_template_has_it(template, output, answers, place):
     task, sample = Task("n", "", GRADER, template), Sample(output_text=output)
-    assert task.answers(sample) == answers
-    assert task.place({"gene": "A"}, sample) == place
+    assert task.answers(sample) == answers and task.place({"gene": "A"}, sample) == place
 
 
 def test_grading_fills_each_sample_but_not_those_that_never_came():
-    rows = [{"gene": "A", "row_id": "a"}, {"gene": "B"}]
-    answer = '{"genes": ["A"]}'
+    rows, answer = [{"gene": "A", "row_id": "a"}, {"gene": "B"}], '{"genes": ["A"]}'
     lost = Sample(finish_reason="error", errors=["refused"])
     samples = [[Sample(output_text=answer), lost], [Sample(output_text=answer), Sample()]]
     Task("n", "", GRADER).grade(rows, samples)

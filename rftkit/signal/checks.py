@@ -20,8 +20,6 @@ from rftkit.records import Sample
 from rftkit.task import Task
 
 Row = dict[str, Any]
-
-
 MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>")
 QUESTION, ANSWER = "Rftkit asks.", "Rftkit answers."  # what the template is tried on
 

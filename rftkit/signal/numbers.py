@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,19 @@ class Question:
 class Signal:
     """The gate's result. Shares and rewards are means over rows, with 95 % intervals."""
 
+    policy: str
+    seed: int
+    budget: int
+    group: int  # k: the answers that training compares with one another
+    temperature: float
     verdict: str = ""  # "go", "fix" or "undecided"
     reason: str = ""
     findings: list[Finding] = field(default_factory=list)  # causes first
     questions: list[Question] = field(default_factory=list)  # hard? verifiable? labels scarce?
-    notes: list[str] = field(default_factory=list)  # what is odd, or could not be checked
-    policy: str = ""
-    seed: int = 0
+    notes: list[str] = field(default_factory=list)
     rows: int = 0  # drawn
     answers: int = 0  # to each row
     samples: int = 0  # in all, at most `budget`
-    budget: int = 0
-    group: int = 0  # k: the answers that training compares with one another
-    temperature: float = 1.0
     more_samples: int | None = None  # about how many more would settle an "undecided"
     pass_at: dict[int, Interval] = field(default_factory=dict)  # k -> P(one of k answers is right)
     reward: Interval | None = None
@@ -109,10 +109,9 @@ class Signal:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, numbers to four places."""
-        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "drawn"}
-        text = json.dumps(
-            record, default=lambda part: getattr(part, "to_json", lambda: vars(part))()
-        )
+        record = {name: value for name, value in vars(self).items() if name != "drawn"}
+        record["questions"] = list(map(vars, self.questions))
+        text = json.dumps(record, default=lambda part: part.to_json())
         return json.loads(text, parse_float=lambda number: round(float(number), 4))
 
     @property
@@ -229,7 +228,7 @@ def repeat_chance(group: list[Sample]) -> float:
     return sum(count * (count - 1) for count in counts) / (len(group) * (len(group) - 1))
 
 
-def take_numbers(signal: Signal, task: Task, rows: list[dict[str, Any]], groups: Groups) -> None:
+def take_numbers(signal: Signal, task: Task, rows: list[dict], groups: Groups) -> None:
     """Fill the signal's numbers from graded answers, groups[row][index]."""
     flat = sum(groups, [])
     stages = [[stage_of(task, sample) for sample in group] for group in groups]
@@ -243,7 +242,7 @@ def take_numbers(signal: Signal, task: Task, rows: list[dict[str, Any]], groups:
     signal.stages = {name: count / len(flat) for name, count in counts.most_common()}
     signal.cut = share_at({"cut"})
     signal.unreadable = share_at(counts.keys() - {"readable", "cut", "no answer"})
-    signal.lengths |= length_quantiles(flat)
+    signal.lengths |= quantiles(flat)
     ranked = sorted(flat, key=lambda s: (s.grade is not None, s.grade or 0.0))
     picks = np.linspace(0, len(ranked) - 1, min(6, len(ranked))).round().astype(int)
     signal.shown = [ranked[i].to_json() for i in picks]
@@ -258,9 +257,7 @@ def take_numbers(signal: Signal, task: Task, rows: list[dict[str, Any]], groups:
         take_reward_numbers(signal, task, [rows[i] for i in kept], [graded[i] for i in kept])
 
 
-def take_reward_numbers(
-    signal: Signal, task: Task, rows: list[dict[str, Any]], groups: Groups
-) -> None:
+def take_reward_numbers(signal: Signal, task: Task, rows: list[dict], groups: Groups) -> None:
     """pass@k, rewards, their std and dead groups, of rows whose answers have grades."""
     k, least, clusters = signal.group, min(map(len, groups)), clusters_of(rows, task)
     right = [[is_best(s.grade, task.grader.maximum) for s in group] for group in groups]
@@ -302,7 +299,7 @@ def take_reward_numbers(
 def stage_of(task: Task, sample: Sample) -> str:
     """How far an answer could be read: "readable", "cut" (at the limit), "no answer" (the endpoint
     failed), "unclosed thinking", "empty", "not JSON", or "answer missing" (JSON without it)."""
-    if sample.finish_reason in ("error", "length"):
+    if sample.finish_reason != "stop":
         return {"error": "no answer", "length": "cut"}[sample.finish_reason]
     stage = sample.parse_stage or sample.find_parse_stage()
     if stage in ("unclosed thinking", "empty"):
@@ -314,7 +311,7 @@ def stage_of(task: Task, sample: Sample) -> str:
     return "readable" if not has_template or task.answers(sample) else "answer missing"
 
 
-def length_quantiles(samples: list[Sample]) -> dict[str, float]:
+def quantiles(samples: list[Sample]) -> dict[str, float]:
     """Quantiles of the answers' lengths in tokens."""
     lengths = [sample.completion_tokens for sample in samples]
     return {name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()}

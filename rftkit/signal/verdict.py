@@ -27,16 +27,14 @@ from rftkit.signal.numbers import (
     Finding,
     Question,
     Signal,
-    length_quantiles,
     more_rows,
+    quantiles,
     shown,
     take_numbers,
 )
 from rftkit.task import Task
 
 Row = dict[str, Any]
-
-
 FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows
 MANY_LABELS = 1_000  # ours: with more rows than this, SFT on the answers is the first thing to try
 SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the lengths is unknown
@@ -77,11 +75,10 @@ def ask_questions(signal: Signal, rows: int, refusal: str) -> list[Question]:
         evidence = f"one answer is right in {solved}; {len(signal.never)} rows are never solved"
         if not solved.low <= MOST_RIGHT <= solved.high:
             hard = "yes" if solved.high < MOST_RIGHT else "no"
-    reference = signal.reference
-    verifiable = (
-        "yes" if reference.sound else "no" if refusal or reference.check.rows else "not measured"
-    )
-    why = refusal or str(reference) or "no answer_template: no answer is known right"
+    verifiable = "yes" if signal.reference.sound else "no"
+    if not refusal and not signal.reference.check.rows:
+        verifiable = "not measured"
+    why = refusal or str(signal.reference) or "no answer_template: no answer is known right"
     scarce = "yes" if rows <= MANY_LABELS else "no"
     return [
         Question("Is it hard for this model, and worth thinking about?", hard, evidence),
@@ -123,8 +120,8 @@ def measure_signal(
     budget = max(int(BUDGET_SHARE * completions), LEAST_BUDGET)
     if most is not None:
         budget = min(budget, max(most, 2 * PROBES))
-    signal = Signal(policy=policy.name, seed=seed, budget=budget, group=answers)
-    signal.temperature, signal.lengths = temperature, {"limit": max_completion_tokens}
+    signal = Signal(policy.name, seed, budget, answers, temperature)
+    signal.lengths = {"limit": max_completion_tokens}
     if refusal := checks.why_not_verifiable(task, rows):
         signal.findings = [Finding("no verifiable answer", refusal, VERIFIABLE)]
         if constant := checks.constant_reward(task, rows):
@@ -189,12 +186,11 @@ def probe(
     """Find out how long answers would be that the limit cuts: draw some with more room."""
     room = max(ROOM * settings.max_new_tokens, LEAST_ROOM)
     settings = replace(settings, max_new_tokens=room)
-    groups = draw(policy, rows, max(1, PROBES // len(rows)), settings, progress)
-    flat = [sample for group in groups for sample in group]
-    ended = sum(sample.finish_reason == "stop" for sample in flat)
-    known = {"room": room, "answers": len(flat), "ended": ended}
-    signal.lengths["probe"] = length_quantiles(flat) | known
-    signal.samples += len(flat)
+    drawn = sum(draw(policy, rows, max(1, PROBES // len(rows)), settings, progress), [])
+    ended = sum(sample.finish_reason == "stop" for sample in drawn)
+    known = {"room": room, "answers": len(drawn), "ended": ended}
+    signal.lengths["probe"] = quantiles(drawn) | known
+    signal.samples += len(drawn)
 
 
 # Axolotl, docs/training_stability: dead groups under 0.8, truncated answers under 0.3.
