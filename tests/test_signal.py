@@ -3,9 +3,9 @@
 Scripted policies answer sums; the embedded mini stands in for a real model.
 """
 
-import itertools
 import json
 import random
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -19,51 +19,36 @@ from rftkit.task import task_from_json
 
 
 def check(reference="{{item.answer}}", path="{{sample.output_json.sum}}", operation="eq"):
-    return {
-        "type": "string_check", "name": "sum", "input": path, "reference": reference,
-        "operation": operation,
-    }  # fmt: skip
+    texts = {"input": path, "reference": reference}
+    return {"type": "string_check", "name": "sum", "operation": operation, **texts}
 
 
 def formula(text, **parts):
     return {"type": "multi", "name": "sums", "graders": parts, "calculate_output": text}
 
 
-def python(*lines):
-    return {"type": "python", "name": "own", "source": "\n    ".join(lines)}
-
-
 GOOD, FORM = check(), check("", operation="ne")
-LIKE = {"type": "text_similarity", "name": "like", "evaluation_metric": "rouge_l",
+PARTIAL = formula("0.9 * right + 0.1 * form", right=GOOD, form=FORM)
+HALF = {"type": "python", "name": "h", "source": "def grade(sample, item):\n    return 0.5"}
+LIKE = {"type": "text_similarity", "name": "like", "evaluation_metric": "fuzzy_match",
         "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}  # fmt: skip
 OPINION = {"type": "score_model", "name": "n", "model": "m", "input": [
     {"role": "user", "content": "Is {{sample.output_text}} good? {{item.answer}}"}]}  # fmt: skip
 TEMPLATE = '{"sum": "{{item.answer}}"}'
 
 
-def sums(grader=GOOD, count=40, template=TEMPLATE, **known):
+def sums(grader=GOOD, count=40, template=TEMPLATE):
     """(task, rows): row i asks for i + 100."""
-    record = {"name": "sums", "question": "?", "grader": grader, "group_by": "answer"} | known
-    if template is not None:
-        record["answer_template"] = template
+    record = {"name": "sums", "question": "?", "grader": grader, "group_by": "answer"}
     rows = [
-        {"messages": [{"role": "user", "content": f"What is {i} + 100?"}],
-         "answer": str(i + 100), "row_id": f"r{i}"}
+        {"messages": [{"role": "user", "content": f"What is {i} + 100?"}], "answer": str(i + 100)}
         for i in range(count)
-    ]  # fmt: skip
-    return task_from_json(record), rows
-
-
-def true_sum(messages):
-    return int(messages[-1]["content"].split()[2]) + 100
-
-
-def written(value):
-    return f'<think>Add.</think>{{"sum": "{value}"}}'
+    ]
+    return task_from_json(record | ({"answer_template": template} if template else {})), rows
 
 
 class Scripted:
-    """A policy from `answer(messages, index, random) -> text or (text, tokens)`."""
+    """A policy from `answer(right sum, index, random) -> text or (text, tokens)`."""
 
     name = "scripted"
 
@@ -76,8 +61,9 @@ class Scripted:
         return [[self.one(prompt, i, config) for i in range(n)] for prompt in prompts]
 
     def one(self, prompt, index, config):
-        rng = random.Random(f"{config.seed} {prompt[-1]['content']} {index}")
-        answer = self.answer(prompt, index, rng)
+        question = prompt[-1]["content"]
+        rng = random.Random(f"{config.seed} {question} {index}")
+        answer = self.answer(int(question.split()[2]) + 100, index, rng)
         text, tokens = answer if isinstance(answer, tuple) else (answer, 10)
         if tokens <= config.max_new_tokens:
             return Sample.from_text(text, index=index, completion_tokens=tokens)
@@ -86,77 +72,82 @@ class Scripted:
         return Sample.from_text(cut, index=index, **known)
 
 
+def written(value):
+    return f'<think>Add.</think>{{"sum": "{value}"}}'
+
+
 def guesses(share=0.3, tokens=10):
     """Right with probability `share`, else a number that is near."""
 
-    def answer(messages, index, rng):
-        right = rng.random() < share
-        wrong = rng.randint(1, 9)
-        return written(true_sum(messages) + (0 if right else wrong)), tokens
+    def answer(right, index, rng):
+        is_right, wrong = rng.random() < share, rng.randint(1, 9)
+        return written(right + (0 if is_right else wrong)), tokens
 
     return Scripted(answer)
 
 
-def nearly(messages, index, rng):
+def nearly(right, index, rng):
     """Mostly right, and rather long."""
-    return written(true_sum(messages) + rng.randint(0, 3)), rng.randint(60, 100)
+    return written(right + rng.randint(0, 3)), rng.randint(60, 100)
+
+
+def nearly_dead(right, index, rng):
+    """Three rows in ten are live: just beside the threshold."""
+    return written(right + (0 if right % 10 < 3 and index % 2 else rng.randint(1, 9)))
+
+
+def garbled(right, index, rng):
+    return "".join(rng.choice("abc {}") for _ in range(20))
+
+
+def form_only(right, index, rng):
+    """Half of the answers can be read, none is right."""
+    wrong = written(right + rng.randint(1, 9))
+    return wrong if index % 2 else "I do not know, " * rng.randint(1, 3)
 
 
 def gate(policy, task_and_rows, **settings):
     return measure_signal(policy, *task_and_rows, **settings)
 
 
-def nearly_dead(messages, index, rng):
-    """Three rows in ten are live: just beside the threshold."""
-    live = true_sum(messages) % 10 < 3
-    return written(true_sum(messages) + (0 if live and index % 2 else rng.randint(1, 9)))
-
-
-def garbled(messages, index, rng):
-    return "".join(rng.choice("abc {}") for _ in range(20))
-
-
-def form_only(messages, index, rng):
-    """Half of the answers can be read, none is right."""
-    wrong = written(true_sum(messages) + rng.randint(1, 9))
-    return wrong if index % 2 else "I do not know, " * rng.randint(1, 3)
-
-
-PARTIAL = formula("0.9 * right + 0.1 * form", right=GOOD, form=FORM)
-# fault -> (policy, what is changed in the task, what else may be named)
+# fault -> (policy, the task's grader and template, what else may be named)
 FAULTS = {
-    "constant reward": (guesses(), {"grader": formula("0 * right + 0.5", right=GOOD)}, set()),
+    "constant reward": (guesses(), [formula("0 * right + 0.5", right=GOOD)], []),
     "constant reward, nothing known right": (
-        guesses(), {"grader": check("7", "{{item.answer}}"), "template": None}, set()),
-    "inverted reward": (guesses(), {"grader": check(operation="ne")}, set()),
-    "blind grader": (
-        Scripted(form_only), {"grader": formula("form + 0 * right", right=GOOD, form=FORM)}, set()),
-    "reference cannot score": (
-        guesses(), {"grader": check("{{item.answer}}.0")}, {"constant reward"}),
-    "reference cannot score, weights": (
-        guesses(), {"grader": formula("0.8 * right", right=GOOD)}, set()),
-    "limit too short": (guesses(tokens=90), {}, set()),
-    "end token missing": (guesses(tokens=100_000), {}, {"limit too short"}),
-    "unreadable answers": (Scripted(garbled), {}, set()),
-    "task too easy": (guesses(share=0.99), {}, set()),
-    "task impossible": (guesses(share=0), {}, set()),
-    "task impossible, form moves": (Scripted(form_only), {"grader": PARTIAL}, set()),
-    "too little exploration": (Scripted(lambda *_: written(7)), {}, set()),
-    "no verifiable answer": (
-        guesses(), {"grader": LIKE | {"reference": "{{item.answer}}" + " word" * 30},
-                    "template": None}, set()),
+        guesses(), [check("7", "{{item.answer}}"), 40, None], []),
+    "inverted reward": (guesses(), [check(operation="ne")], []),
+    "blind grader": (Scripted(form_only), [formula("f + 0 * right", right=GOOD, f=FORM)], []),
+    "reference cannot score": (guesses(), [check("{{item.answer}}.0")], ["constant reward"]),
+    "reference cannot score, weights": (guesses(), [formula("0.8 * right", right=GOOD)], []),
+    "limit too short": (guesses(tokens=90), [], []),
+    "end token missing": (guesses(tokens=100_000), [], ["limit too short"]),
+    "unreadable answers": (Scripted(garbled), [], []),
+    "task too easy": (guesses(share=0.99), [], []),
+    "task impossible": (guesses(share=0), [], []),
+    "task impossible, form moves": (Scripted(form_only), [PARTIAL], []),
+    "too little exploration": (Scripted(lambda *_: written(7)), [], []),
+    "no verifiable answer, an opinion": (guesses(), [OPINION, 40, None], []),
+    "no verifiable answer, form": (guesses(), [FORM], []),
+    "no verifiable answer, any text": (
+        guesses(), [check("", "{{sample.output_text}}", "ne"), 40, None], ["constant reward"]),
+    "no verifiable answer, half a point": (guesses(), [HALF], ["constant reward"]),
+    "no verifiable answer, wording": (
+        guesses(), [LIKE | {"reference": "{{item.answer}}" + " word" * 30}, 40, None], []),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_named(fault):
-    policy, changes, beside = FAULTS[fault]
-    signal = gate(policy, sums(**changes))
-    name = fault.split(",")[0]
+    policy, task, beside = FAULTS[fault]
+    policy.drawn, name = 0, fault.split(",")[0]
+    signal = gate(policy, sums(*task))
     assert signal.verdict == "fix" and name in signal.reason
     # One fault, one cause: what follows from it is not called a fault of its own.
-    assert signal.findings[0].name == name and set(signal.names()[1:]) == beside
+    assert signal.names() == [name, *beside]
     assert signal.findings[0].evidence and signal.findings[0].setting
+    refused = name == "no verifiable answer"
+    assert (policy.drawn == signal.samples == 0) is refused
+    assert not refused or signal.questions[1].answer == "no"
 
 
 def test_a_good_task_goes():
@@ -165,6 +156,8 @@ def test_a_good_task_goes():
     assert signal.pass_at[1].low < 0.3 < signal.pass_at[1].high
     assert signal.pass_at[8].mean > 0.85 and signal.format_share == 0.0
     assert [q.answer for q in signal.questions] == ["yes", "yes", "yes"]
+    unknown = gate(guesses(), sums(LIKE, template=None))
+    assert unknown.findings == [] and unknown.questions[1].answer == "not measured"
 
 
 @pytest.mark.parametrize(("completions", "most"), [(0, 256), (100_000, 5_000), (100_000, 40)])
@@ -197,22 +190,17 @@ def test_few_rows_do_not_pass_for_many():
     assert few.verdict == enough.verdict == "go" and len(few.notes) == 1 and not enough.notes
 
 
-@pytest.mark.parametrize(("n", "right"), [(8, 3), (10, 9), (6, 0), (6, 6)])
-def test_pass_at_k_is_the_mean_over_all_groups_of_k(n, right):
-    answers = [1] * right + [0] * (n - right)
-    for k in range(1, n + 1):
-        groups = list(itertools.combinations(answers, k))
-        assert pass_at_k(n, right, k) == pytest.approx(np.mean([max(g) for g in groups]))
-
-
 @pytest.mark.parametrize("unread", [0, 1, 3])
 @pytest.mark.parametrize("rewards", [[], [1, 1], [0, 0, 1, 0.5], [0.1 + 0.2, 0.3, 0.3]])
-def test_a_group_is_dead_where_its_readable_rewards_are_one(rewards, unread):
+def test_pass_at_k_and_dead_groups_are_means_over_all_groups_of_k(rewards, unread):
     marked = [round(r, 9) for r in rewards] + [None] * unread
     for k in (1, 2, 3):
-        groups = list(itertools.combinations(marked, min(k, len(marked))))
+        groups = list(combinations(marked, min(k, len(marked))))
         dead = [len({r for r in group if r is not None}) <= 1 for group in groups]
         assert dead_chance(rewards, k, unread) == pytest.approx(np.mean(dead))
+    for k in range(1, len(marked) + 1):
+        solved = [1 in group for group in combinations(marked, k)]
+        assert pass_at_k(len(marked), marked.count(1), k) == pytest.approx(np.mean(solved))
 
 
 def test_an_interval_admits_what_no_row_showed():
@@ -244,11 +232,11 @@ def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():
 def test_answers_that_cannot_be_read_say_why():
     texts = ["", "<think>for ever", "<think></think>", "text", "[1]", '{"sun": "1"}']
     stages = ["empty", "unclosed thinking", "empty", "not JSON"] + ["answer missing"] * 2
-    signal = gate(Scripted(lambda messages, index, rng: texts[index]), sums(), answers=6)
+    signal = gate(Scripted(lambda right, index, rng: texts[index]), sums(), answers=6)
     assert signal.stages == pytest.approx({name: stages.count(name) / 6 for name in stages})
 
 
-def test_cut_answers_are_drawn_again_with_more_room():
+def test_cut_answers_are_drawn_again_with_more_room(tmp_path):
     signal = gate(Scripted(nearly), sums(), max_completion_tokens=64)
     assert signal.cut.low > 0.8 and signal.lengths["most"] == 64 and signal.samples <= 256
     assert signal.lengths["probe"]["room"] == 256 and signal.lengths["probe"]["ended"] == 16
@@ -256,28 +244,10 @@ def test_cut_answers_are_drawn_again_with_more_room():
     assert 90 <= signal.lengths["probe"]["p95"] <= 100 < room <= 128
     longer = gate(Scripted(nearly), sums(), max_completion_tokens=room)
     assert longer.verdict == "go" and "probe" not in longer.lengths
-
-
-@pytest.mark.parametrize(
-    ("grader", "template", "names"),
-    [
-        (GOOD, TEMPLATE, []),
-        (LIKE | {"evaluation_metric": "fuzzy_match"}, None, []),
-        (OPINION, None, ["no verifiable answer"]),
-        (FORM, TEMPLATE, ["no verifiable answer"]),
-        (check("", "{{sample.output_text}}", "ne"), None,
-         ["no verifiable answer", "constant reward"]),
-        (python("def grade(sample, item):", "return 0.5"), TEMPLATE,
-         ["no verifiable answer", "constant reward"]),
-    ],
-    ids=["a rule", "likeness to a name", "an opinion", "form", "any text", "python"],
-)  # fmt: skip
-def test_what_cannot_be_verified_is_refused_before_a_draw(grader, template, names):
-    policy = guesses()
-    signal = gate(policy, sums(grader, template=template))
-    assert signal.names() == names and (policy.drawn == signal.samples == 0) is bool(names)
-    assert [q.answer for q in signal.questions][1] == ("no" if names else "yes" if template else
-                                                       "not measured")  # fmt: skip
+    grades = [sample["grade"] for sample in signal.shown]
+    assert grades == sorted(grades) and len(grades) == 6
+    text = signal.text(width=80)
+    assert text.startswith("fix: ") and max(map(len, text.splitlines())) <= 80
 
 
 def test_what_cannot_run_is_refused_before_a_draw():
@@ -290,12 +260,10 @@ def test_what_cannot_run_is_refused_before_a_draw():
 
 
 def test_lost_answers_and_lost_grades_are_not_taken_for_zeros():
-    class Dead(Scripted):
-        def one(self, prompt, index, config):
-            return Sample(finish_reason="error", errors=["APIConnectionError: refused"])
-
+    dead = Scripted(None)
+    dead.one = lambda *_: Sample(finish_reason="error", errors=["refused"])
     with pytest.raises(UserError, match="240 of 240.*refused"):
-        gate(Dead(None), sums())
+        gate(dead, sums())
     signal = gate(guesses(), sums(formula("right / (right - right)", right=GOOD)))
     assert signal.verdict == "fix" and signal.names()[0] == "grader fails"
     assert signal.lost_grades == 1.0 and signal.reward is None and "lost" in signal.text()
@@ -313,60 +281,35 @@ BROKEN = {  # from the mini's own template
     "the turns are swapped": lambda own: own.replace("{{ '<|assistant|>' }}", "{{ '<|user|>' }}"),
     "no prompt for an answer": lambda own: own.split("{% if add_generation_prompt")[0],
 }
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_template_is_named(mini, genes, kind, monkeypatch):
-    planted = BROKEN[kind](mini.tokenizer.chat_template)
-    assert planted != mini.tokenizer.chat_template
-    monkeypatch.setattr(mini.tokenizer, "chat_template", planted)
-    signal = gate(mini, genes)
-    assert signal.verdict == "fix" and signal.names() == ["chat template broken"]
-    assert signal.samples == 0  # what the model reads is not the task: its answers say nothing
-
-
 SOUND = {
-    "its own": "",
-    "plain words": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}",
-    "for questions alone": "{% for m in messages %}User: {{ m.content }}\nAssistant:{% endfor %}",
-    "thinking is opened": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|><think>{% endif %}",
+    "its own": lambda own: own,
+    "plain words": lambda own: (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    ),
+    "for questions alone": lambda own: (
+        "{% for m in messages %}User: {{ m.content }}\nAssistant:{% endfor %}"
+    ),
+    "thinking is opened": lambda own: (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", SOUND)
-def test_a_sound_template_of_another_family_is_left_alone(mini, genes, kind, monkeypatch):
-    template = SOUND[kind] or mini.tokenizer.chat_template
-    monkeypatch.setattr(mini.tokenizer, "chat_template", template)
-    rows = [{"messages": [{"role": "user", "content": "<|im_start|> <b>[INST] <|end|>"}]}]
-    assert check_template(mini, [*rows, *genes[1][:2]]) == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [({"temperature": 0.01}, "too little exploration"),
-     ({"max_completion_tokens": 12}, "limit too short")],
-)  # fmt: skip
-def test_a_wrong_setting_is_named(mini, genes, settings, name):
-    assert gate(mini, genes, **settings).names() == [name]
-
-
-@pytest.mark.parametrize("grader", [GOOD, OPINION])
-def test_the_record_is_plain_json_and_keeps_every_sample(grader, tmp_path):
-    signal = gate(Scripted(nearly), sums(grader, template=TEMPLATE if grader is GOOD else None))
-    signal.save(tmp_path)
-    record = json.loads((tmp_path / "signal.json").read_text())
-    assert record == json.loads(json.dumps(signal.to_json(), allow_nan=False))
-    assert all(set(f) >= {"name", "evidence", "knob"} for f in record["findings"])
-    samples = list(map(json.loads, open(tmp_path / "signal_samples.jsonl")))
-    assert len(samples) == signal.rows * signal.answers == sum(map(len, signal.drawn))
-    assert all(s["grade"] is not None and s["row_id"] for s in samples)
-    grades = [sample["grade"] for sample in signal.shown]
-    assert grades == sorted(grades) and len(grades) == (6 if samples else 0)
-    text = signal.text(width=80)
-    assert text.startswith(signal.verdict) and max(map(len, text.splitlines())) <= 80
-    assert all(finding.name in text for finding in signal.findings)
+@pytest.mark.parametrize("kind", [*BROKEN, *SOUND])
+def test_a_broken_template_is_named_and_a_sound_one_of_another_family_is_not(
+    mini, genes, kind, monkeypatch
+):
+    own, (task, rows) = mini.tokenizer.chat_template, genes
+    planted = (BROKEN | SOUND)[kind](own)
+    assert kind in SOUND or planted != own
+    monkeypatch.setattr(mini.tokenizer, "chat_template", planted)
+    foreign = {"messages": [{"role": "user", "content": "<|im_start|> <b>[INST] <|end|>"}]}
+    assert bool(check_template(mini, [foreign, *rows[:2]])) is (kind in BROKEN)
+    if kind in BROKEN:  # what the model reads is not the task: its answers say nothing
+        signal = measure_signal(mini, task, rows)
+        assert signal.names() == ["chat template broken"] and signal.samples == 0
 
 
 def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch, mini, tmp_path):
@@ -383,7 +326,14 @@ def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch,
     assert signal["findings"] == signal["notes"] == []
     assert (signal["rows"], signal["answers"], signal["samples"]) == (30, 8, 240)
     assert (signal["pass_at"]["1"]["mean"], signal["reward"]["mean"]) == (0.075, 0.2146)
-    assert len((tmp_path / "signal_samples.jsonl").read_text().splitlines()) == 240
-    bad = run({"max_completion_tokens": 12}, "--json")
-    assert (bad.exit_code, json.loads(bad.stdout)["verdict"]) == (3, "fix")
+    samples = list(map(json.loads, open(tmp_path / "signal_samples.jsonl")))
+    assert len(samples) == 240 and all(s["grade"] is not None and s["row_id"] for s in samples)
+    for setting, name in (
+        ({"temperature": 0.01}, "too little exploration"),
+        ({"max_completion_tokens": 12}, "limit too short"),
+    ):
+        bad = run(setting, "--json")
+        (finding,) = json.loads(bad.stdout)["findings"]
+        assert bad.exit_code == 3 and finding["name"] == name and finding["evidence"]
+        assert finding["knob"]
     assert run({"method": "sft"}).exit_code == 1
