@@ -117,7 +117,7 @@ class Runner:
                 idle.pop().close()
 
     def _ask(self, source: str, content: dict[str, Any]) -> Outcome:
-        nonce = secrets.token_bytes(server.NONCE_BYTES)
+        nonce = secrets.token_hex(server.NONCE_BYTES // 2).encode()  # never begins with LOADED
         try:
             request = nonce + json.dumps({"source": source, **content}).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -247,8 +247,8 @@ def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
     reply = answer[server.HEADER.size :]
     is_loaded = reply.startswith(server.LOADED)
     reply = reply.removeprefix(server.LOADED)
-    kind, body = reply.removeprefix(nonce)[:1], reply[len(nonce) + 1 :]
-    kind = kind if reply.startswith(nonce) else b""
+    start, kind, body = reply[: len(nonce)], reply[len(nonce) :][:1], reply[len(nonce) + 1 :]
+    kind = kind if start == nonce else b""
     if cause == server.TOO_LONG:
         error = f"the program ran longer than {limits.seconds:g} s: stopped"
     elif cause == server.TOO_LARGE:
