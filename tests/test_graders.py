@@ -353,7 +353,6 @@ def test_a_decorated_function_is_a_grader_that_travels_if_it_stands_alone():
         return len(sample["output_text"]) / item["limit"]
 
     assert (longer.name, longer.maximum) == ("long enough", 2)
-    assert any("'long enough' runs in this process" in note for note in longer.notes)
     assert longer.grade({"limit": 4}, "abc")[0] == 0.75
     grade = longer.evaluate({}, "abc")
     assert (grade.reward, grade.errors) == (0.0, ["python_grader_runtime_error"])

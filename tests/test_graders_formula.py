@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rftkit.files import UserError
-from rftkit.graders.answer import Context, Fault, answer_place, compile_template, fill_template
+from rftkit.graders.answer import Context, Fault, Template, answer_place, fill_template
 from rftkit.graders.scorers import FormulaError, parse_formula
 
 NAMES = {"a": 0.25, "b": 1, "max": 7, "größe_1": 3}
@@ -65,7 +65,7 @@ RENDERED = {
 
 @pytest.mark.parametrize("text", RENDERED)
 def test_a_template_renders_as_documented(text):
-    assert compile_template(text).render(Context(ROW, ANSWER)) == RENDERED[text]
+    assert Template(text).render(Context(ROW, ANSWER)) == RENDERED[text]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_template_renders_as_documented(text):
 )  # fmt: skip
 def test_a_path_that_leads_nowhere_blames_its_own_side(path):
     with pytest.raises(Fault) as fault:
-        compile_template("{{" + path + "}}").render(Context(ROW, ANSWER))
+        Template("{{" + path + "}}").render(Context(ROW, ANSWER))
     expected = ("sample_parse_error", 0.0) if "sample" in path else ("invalid_variable_error", None)
     assert (fault.value.field, fault.value.score) == expected
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -23,17 +24,12 @@ from rftkit.records import UNCLOSED, Sample, is_unclosed, split_completion
 PROGRAM_FAILED = "python_grader_runtime_error"  # which scores 0
 # An error field of graders/run -> the field that carries the text, where the API has one.
 ERROR_FIELDS: dict[str, str | None] = {
-    "formula_parse_error": None,
-    "sample_parse_error": None,
-    "truncated_observation_error": None,
-    "unresponsive_reward_error": None,
-    "invalid_variable_error": None,
-    "other_error": None,
+    **dict.fromkeys(("formula_parse_error", "sample_parse_error", "truncated_observation_error")),
+    **dict.fromkeys(("unresponsive_reward_error", "invalid_variable_error", "other_error")),
+    **dict.fromkeys(("model_grader_refusal_error", "model_grader_parse_error")),
     "python_grader_server_error": "python_grader_server_error_type",
     PROGRAM_FAILED: "python_grader_runtime_error_details",
     "model_grader_server_error": "model_grader_server_error_details",
-    "model_grader_refusal_error": None,
-    "model_grader_parse_error": None,
 }
 
 
@@ -84,18 +80,20 @@ class Grade:
 
     @property
     def explanations(self) -> list[str]:
-        sentences = [_sentence(variable, fault) for variable, fault in self.faults]
+        sentences = self._sentences(self.errors)
         if self.unclosed and "truncated_observation_error" not in self.errors:
             sentences.append("<think> was opened and never closed: the output is empty")
         return sentences
 
+    def _sentences(self, fields: Collection[str]) -> list[str]:
+        known = [(variable, fault) for variable, fault in self.faults if fault.field in fields]
+        return [f"{name}: {fault.detail}" if name else fault.detail for name, fault in known]
+
     def to_json(self) -> dict[str, Any]:
-        errors: dict[str, Any] = {}
+        errors: dict[str, Any] = {name: name in self.errors for name in ERROR_FIELDS}
         for name, details in ERROR_FIELDS.items():
-            texts = [_sentence(*each) for each in self.faults if each[1].field == name]
-            errors[name] = bool(texts)
             if details:
-                errors[details] = "\n".join(texts) or None
+                errors[details] = "\n".join(self._sentences([name])) or None
         tokens = sum(usage.get("total_tokens", 0) for usage in self.token_usage.values())
         metadata = {
             "name": self.name,
@@ -108,10 +106,6 @@ class Grade:
         }
         report = {"reward": self.reward, "sub_rewards": self.sub_rewards, "metadata": metadata}
         return report | {"model_grader_token_usage_per_model": self.token_usage}
-
-
-def _sentence(variable: str, fault: Fault) -> str:
-    return f"{variable}: {fault.detail}" if variable else fault.detail
 
 
 class Scorer(NamedTuple):
@@ -147,9 +141,9 @@ class Context:
         self.finish_reason: str = known.get("finish_reason") or "stop"
         self.unclosed = known.get("parse_stage") == UNCLOSED
         self.output_tools: list[Any] = known.get("output_tools") or []
-        if isinstance(sample, dict):  # what is given need not be made when asked for
-            given = {key: sample.get(key) for key in ("output_json", "choices")}
-            vars(self).update({key: value for key, value in given.items() if value is not None})
+        for key in ("output_json", "choices"):  # what is given need not be made when asked for
+            if known.get(key) is not None:
+                vars(self)[key] = known[key]
 
     @cached_property
     def output_json(self) -> Any:
@@ -196,13 +190,27 @@ class TemplateError(ValueError):
     """A template that cannot be read."""
 
 
-class Path(NamedTuple):
-    """A parsed placeholder: `sample.output_json.genes[0]` has the namespace "sample" and the steps
+class TemplatePath:
+    """A placeholder: `sample.output_json.genes[0]` has the namespace "sample" and the steps
     ("output_json", "genes", 0). `text` is the placeholder as its author wrote it."""
 
-    namespace: str
-    steps: tuple[str | int, ...]
-    text: str
+    def __init__(self, text: str):
+        self.text = "{{" + shorten(text.strip(), 40) + "}}"
+        match = _PATH.fullmatch(text)
+        if match is None:
+            raise TemplateError(f'{self.text}: expected item or sample, then .key, [0] or ["key"]')
+        self.namespace = match[1]
+        self.steps: tuple[str | int, ...] = tuple(
+            int(index) if index else key or double or single
+            for key, index, double, single in _STEP.findall(match[2])
+        )
+        first, is_longer = self.steps[0], len(self.steps) > 1
+        bad = first not in SAMPLE_FIELDS or (first in TEXT_FIELDS and is_longer)
+        if self.namespace == "sample" and bad:
+            known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
+            raise TemplateError(
+                f"{self.text}: a sample has {known}, output_json.KEY is a JSON field"
+            )
 
     def resolve(self, context: Context) -> Any:
         """The value in this context; raises a Fault where the path leads nowhere."""
@@ -222,56 +230,32 @@ class Path(NamedTuple):
                 raise sample_fault("sample_parse_error", what) from None
             raise grader_fault("invalid_variable_error", what) from None
 
-    def render(self, context: Context) -> str:
-        return render_value(self.resolve(context))
 
+class Template:
+    """A text with placeholders, read once: literal pieces and paths in turn."""
 
-class Template(NamedTuple):
-    """A compiled text: literal pieces and paths in turn. Made by `compile_template`."""
-
-    pieces: tuple[str | Path, ...]
-
-    @property
-    def paths(self) -> list[Path]:
-        return [piece for piece in self.pieces if isinstance(piece, Path)]
+    def __init__(self, text: str):
+        """Raises TemplateError with what to write instead."""
+        self.pieces: list[str | TemplatePath] = []
+        for number, piece in enumerate(_PLACEHOLDER.split(text)):
+            if number % 2:  # split() alternates between literal text and what stood in the braces
+                self.pieces.append(TemplatePath(piece))
+            elif "{{" in piece:
+                raise TemplateError(f"{shorten(piece, 60)!r}: two braces open and do not close")
+            elif piece:
+                self.pieces.append(piece)
+        self.paths = [piece for piece in self.pieces if isinstance(piece, TemplatePath)]
 
     def render(self, context: Context) -> str:
         """The text with every path filled in; raises a Fault where a path leads nowhere."""
-        return "".join([p if isinstance(p, str) else p.render(context) for p in self.pieces])
-
-
-def compile_template(text: str) -> Template:
-    """Read a text with placeholders; raises TemplateError with what to write instead."""
-    pieces: list[str | Path] = []
-    for number, piece in enumerate(_PLACEHOLDER.split(text)):
-        if number % 2:  # split() alternates between literal text and what stood in the braces
-            pieces.append(_parse_path(piece))
-        elif "{{" in piece:
-            raise TemplateError(f"{shorten(piece, 60)!r}: two braces open and do not close")
-        elif piece:
-            pieces.append(piece)
-    return Template(tuple(pieces))
-
-
-def _parse_path(text: str) -> Path:
-    shown = "{{" + shorten(text.strip(), 40) + "}}"
-    match = _PATH.fullmatch(text)
-    if match is None:
-        raise TemplateError(f'{shown}: expected item or sample, then .key, [0] or ["key"]')
-    steps = tuple(
-        int(index) if index else key or double or single
-        for key, index, double, single in _STEP.findall(match[2])
-    )
-    bad = steps[0] not in SAMPLE_FIELDS or (steps[0] in TEXT_FIELDS and len(steps) > 1)
-    if match[1] == "sample" and bad:
-        known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
-        raise TemplateError(f"{shown}: a sample has {known}, output_json.KEY is a JSON field")
-    return Path(match[1], steps, shown)
+        texts = [p if type(p) is str else render_value(p.resolve(context)) for p in self.pieces]
+        return "".join(texts)
 
 
 def render_value(value: Any) -> str:
-    is_json = isinstance(value, (dict, list))
-    return json.dumps(value, ensure_ascii=False) if is_json else str(value)
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
 
 
 def fill_template(template: Any, item: dict[str, Any]) -> str:
@@ -286,31 +270,30 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
     text = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
     context, written, in_quotes = Context(item, ""), [], False
     try:
-        pieces = compile_template(text).pieces
+        pieces = Template(text).pieces
         is_json = _is_json("".join(p if isinstance(p, str) else "0" for p in pieces))
         for piece in pieces:
             if isinstance(piece, str):
-                written.append(piece)
                 unescaped_quotes = re.sub(r"\\.", "", piece).count('"')
                 in_quotes ^= unescaped_quotes % 2 == 1
             elif piece.namespace != "item":
                 raise TemplateError(f"{piece.text} is not of the row, expected {{{{item.KEY}}}}")
-            elif not is_json:
-                written.append(piece.render(context))
-            elif in_quotes:
-                written.append(json.dumps(piece.render(context), ensure_ascii=False)[1:-1])
             else:
-                written.append(json.dumps(piece.resolve(context), ensure_ascii=False))
+                value = piece.resolve(context)
+                if in_quotes or not is_json:
+                    value = render_value(value)
+                piece = json.dumps(value, ensure_ascii=False) if is_json else value
+                piece = piece[1:-1] if is_json and in_quotes else piece
+            written.append(piece)
     except (Fault, TemplateError) as error:
         raise UserError(f"answer template: {error}: correct it, or the row") from None
     return "".join(written)
 
 
 def _is_json(text: str) -> bool:
-    try:
+    with suppress(ValueError):
         return isinstance(json.loads(text), (dict, list))
-    except ValueError:
-        return False
+    return False
 
 
 def answer_place(template: str) -> tuple[list[str | int], str] | None:
@@ -324,10 +307,8 @@ def answer_place(template: str) -> tuple[list[str | int], str] | None:
     """
     marked = ITEM_FIELD.sub("\x00\\1\x00", template)
     for text in (marked, re.sub("\x00\\w+\x00", r'"\g<0>"', marked)):  # inside quotes, or not
-        try:
+        with suppress(ValueError):
             return _find_mark(json.loads(text, strict=False), [])
-        except ValueError:
-            continue
     first = ITEM_FIELD.search(template)
     return ([], first[1]) if first else None
 

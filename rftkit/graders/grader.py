@@ -20,12 +20,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rftkit.files import UserError, plural, read_json, shorten
+from rftkit.graders import scorers
 from rftkit.graders.answer import (
     PROGRAM_FAILED,
     Answer,
@@ -34,25 +35,14 @@ from rftkit.graders.answer import (
     Faults,
     Grade,
     Scorer,
-    compile_template,
+    Template,
+    TemplatePath,
     grader_fault,
     sample_fault,
 )
+from rftkit.graders.judge import JudgeSettings, compile_model_grader
 from rftkit.graders.presets import PRESETS, preset
-from rftkit.graders.scorers import (
-    Embedder,
-    FormulaError,
-    Runner,
-    as_score,
-    compile_python,
-    compile_string_check,
-    compile_text_similarity,
-    parse_formula,
-)
 from rftkit.graders.spec import texts_of, validate_spec
-
-if TYPE_CHECKING:
-    from rftkit.graders.judge import JudgeSettings
 
 
 @dataclass(frozen=True)
@@ -64,36 +54,24 @@ class GraderSettings:
     """
 
     judge: JudgeSettings | None = None  # else the environment's OPENAI_BASE_URL, OPENAI_API_KEY
-    embedder: Embedder | None = None  # texts -> vectors, for the metric "cosine"
-    python_runner: Runner | None = None  # else rftkit.sandbox's
+    embedder: scorers.Embedder | None = None  # texts -> vectors, for the metric "cosine"
+    python_runner: scorers.Runner | None = None  # else rftkit.sandbox's
     allow_weak_isolation: bool = False
 
 
+@dataclass(eq=False, repr=False)
 class Grader:
-    """One grader, of any kind. Made by `Grader.load` or by `@grader`.
+    """One grader, of any kind. Made by `Grader.load` or by `@grader`."""
 
-    `notes` say what was tolerated while loading; `maximum` is the best grade that there is (the
-    upper end of a score_model's range, else 1).
-    """
-
-    def __init__(
-        self,
-        name: str,
-        type: str,
-        scorers: dict[str, Scorer],
-        export: Callable[[], dict[str, Any]],
-        formula: str | None = None,
-        texts: Iterable[str] = (),
-        notes: Sequence[str] = (),
-        maximum: float = 1.0,
-    ):
-        # scorers: {variable: scorer} with a formula over them, or {"": the only one}
-        self.name, self.type, self.notes, self.maximum = name, type, list(notes), maximum
-        self.workers = max(scorer.workers for scorer in scorers.values())
-        self._scorers, self._export, self._warned = scorers, export, False
-        self._formula = parse_formula(formula) if formula is not None else None
-        paths = [path for text in texts for path in compile_template(text).paths]
-        self._item_paths = dict.fromkeys(path for path in paths if path.namespace == "item")
+    name: str
+    type: str
+    parts: dict[str, Scorer]  # {variable: scorer} with a formula over them, or {"": the only one}
+    export: Callable[[], dict[str, Any]]
+    formula: scorers.Formula | None = None
+    item_paths: list[TemplatePath] = field(default_factory=list)  # the row's fields that it reads
+    notes: list[str] = field(default_factory=list)  # what was tolerated while loading
+    maximum: float = 1.0  # the best grade that there is
+    warned: bool = False  # of a reward outside 0 to 1
 
     @classmethod
     def load(
@@ -111,29 +89,32 @@ class Grader:
         settings = settings or GraderSettings()
         value, place = read_grader(source)
         spec, notes = validate_spec(value, place, job, settings.embedder is not None)
-        is_multi = spec["type"] == "multi"
-        parts = spec["graders"] if is_multi else {"": spec}
-        if any(part["type"] == "python" for part in parts.values()):
-            notes = [*notes, "python graders run in isolation (rftkit.sandbox) or not at all"]
+        parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
+        paths = [p for part in parts.values() for _, t in texts_of(part) for p in Template(t).paths]
         return cls(
             spec["name"],
             spec["type"],
             {variable: _compile(part, settings) for variable, part in parts.items()},
-            export=lambda: copy.deepcopy(spec),
-            formula=spec.get("calculate_output"),
-            texts=[text for part in parts.values() for _, text in texts_of(part)],
-            notes=notes,
-            maximum=float(spec.get("range", (0, 1))[1]),
+            lambda: copy.deepcopy(spec),
+            scorers.parse_formula(spec["calculate_output"]) if spec["type"] == "multi" else None,
+            list({path.text: path for path in paths if path.namespace == "item"}.values()),
+            notes,
+            float(spec.get("range", (0, 1))[1]),
         )
 
     @property
     def variables(self) -> tuple[str, ...]:
         """The names of a multi grader's sub-rewards."""
-        return tuple(self._scorers) if self._formula else ()
+        return tuple(self.parts) if self.formula else ()
+
+    @property
+    def workers(self) -> int:
+        """How many grades may usefully be computed at once."""
+        return max(scorer.workers for scorer in self.parts.values())
 
     def to_json(self) -> dict[str, Any]:
         """The grader as OpenAI's grader JSON; UserError where it cannot be written as such."""
-        return self._export()
+        return self.export()
 
     def run(self, item: dict[str, Any] | None, sample: Answer) -> dict[str, Any]:
         """One grade as the object that OpenAI's graders/run answers with, all errors in it."""
@@ -150,8 +131,8 @@ class Grader:
         start = time.perf_counter()
         context = Context(item, sample)
         reward, sub_rewards, faults = self._grade(context)
-        if reward is not None and not 0.0 <= reward <= 1.0 and not self._warned:
-            self._warned = True
+        if reward is not None and not 0.0 <= reward <= 1.0 and not self.warned:
+            self.warned = True
             text = f"grader {self.name!r} gave {reward:g}, outside 0 to 1: used as it is"
             warnings.warn(text, stacklevel=3)
         made_by = (self.name, self.type, time.perf_counter() - start)
@@ -169,14 +150,14 @@ class Grader:
 
     def check_ready(self) -> None:
         """Raise UserError if this grader cannot run here (no endpoint, no isolation, no corpus)."""
-        for scorer in self._scorers.values():
+        for scorer in self.parts.values():
             scorer.check_ready()
 
     def check_rows(self, rows: Iterable[dict[str, Any]]) -> None:
         """Raise UserError naming rows that lack a field which the grader's templates ask for."""
         faults = []
         for number, row in enumerate(rows, start=1):
-            for path in self._item_paths:
+            for path in self.item_paths:
                 try:
                     path.resolve(Context(row, ""))
                 except Fault as fault:
@@ -203,7 +184,7 @@ class Grader:
             return None, dict.fromkeys(self.variables), (("", fault),)
         values: dict[str, float | None] = {}
         faults: list[tuple[str, Fault]] = []
-        for variable, scorer in self._scorers.items():
+        for variable, scorer in self.parts.items():
             try:
                 values[variable] = scorer.score(context)
             except UserError:  # the set-up is wrong, not this grade
@@ -213,13 +194,13 @@ class Grader:
                     error = grader_fault("other_error", f"{type(error).__name__}: {error}")
                 values[variable] = error.score
                 faults.append((variable, error))
-        if self._formula is None:
+        if self.formula is None:
             return values[""], {}, tuple(faults)
         reward = None
-        if all(values[variable] is not None for variable in self._formula.variables):
+        if all(values[variable] is not None for variable in self.formula.variables):
             try:
-                reward = self._formula.evaluate(values)
-            except FormulaError as error:
+                reward = self.formula.evaluate(values)
+            except scorers.FormulaError as error:
                 fault = grader_fault("formula_parse_error", f"calculate_output: {error}")
                 faults.append(("", fault))
         return reward, values, tuple(faults)
@@ -227,13 +208,11 @@ class Grader:
 
 def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
     if spec["type"] == "string_check":
-        return compile_string_check(spec)
+        return scorers.compile_string_check(spec)
     if spec["type"] == "text_similarity":
-        return compile_text_similarity(spec, settings.embedder)
+        return scorers.compile_text_similarity(spec, settings.embedder)
     if spec["type"] == "python":
-        return compile_python(spec, settings.python_runner, settings.allow_weak_isolation)
-    from rftkit.graders.judge import JudgeSettings, compile_model_grader
-
+        return scorers.compile_python(spec, settings.python_runner, settings.allow_weak_isolation)
     return compile_model_grader(spec, settings.judge or JudgeSettings())
 
 
@@ -298,16 +277,15 @@ def grader(
             raise
         except Exception as error:  # as the contract has it for python graders
             raise sample_fault(PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
-        return as_score(value)
+        return scorers.as_score(value)
 
-    notes = [f"@grader: {name or own_name!r} runs in this process, without isolation"]
-    export = partial(_export, function, own_name)
-    scorers = {"": Scorer(score)}
-    return Grader(name or own_name, "function", scorers, export, notes=notes, maximum=maximum)
+    export = partial(_export, function)
+    return Grader(name or own_name, "function", {"": Scorer(score)}, export, maximum=maximum)
 
 
-def _export(function: Callable[..., Any], name: str) -> dict[str, Any]:
+def _export(function: Callable[..., Any]) -> dict[str, Any]:
     """A user's function as a python grader; UserError if its text alone would not run."""
+    name = function.__name__
     try:
         outside = inspect.getclosurevars(function)
         source = textwrap.dedent(inspect.getsource(function))

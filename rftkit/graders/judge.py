@@ -28,7 +28,7 @@ from rftkit.graders.answer import (
     Context,
     Fault,
     Scorer,
-    compile_template,
+    Template,
     grader_fault,
     sample_fault,
 )
@@ -148,10 +148,10 @@ def _fill_part(part: Any, context: Context) -> dict[str, Any]:
     if part["type"] == "input_audio":
         return part
     if part["type"] == "input_image":
-        url = compile_template(part["image_url"]).render(context)
+        url = Template(part["image_url"]).render(context)
         detail = part.get("detail") or "auto"
         return {"type": "image_url", "image_url": {"url": url, "detail": detail}}
-    return {"type": "text", "text": compile_template(part["text"]).render(context)}
+    return {"type": "text", "text": Template(part["text"]).render(context)}
 
 
 def _response_format(spec: dict[str, Any]) -> dict[str, Any]:

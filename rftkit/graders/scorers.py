@@ -18,7 +18,6 @@ it, with `^` as its `**` (2^3^2 is 2^9, -2^2 is -4); only the nodes of arithmeti
 from __future__ import annotations
 
 import ast
-import importlib.util
 import math
 import symtable
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from rftkit.graders.answer import (
     PROGRAM_FAILED,
     Context,
     Scorer,
-    compile_template,
+    Template,
     grader_fault,
     sample_fault,
 )
@@ -49,13 +48,13 @@ OPERATIONS: dict[str, Callable[[str, str], bool]] = {
 
 def compile_string_check(spec: dict[str, Any]) -> Scorer:
     """A path that is not there is a fault, so an answer without the field fails `ne` too."""
-    text, reference = compile_template(spec["input"]), compile_template(spec["reference"])
+    text, reference = Template(spec["input"]), Template(spec["reference"])
     compare = OPERATIONS[spec["operation"]]
     return Scorer(lambda context: float(compare(text.render(context), reference.render(context))))
 
 
 def compile_text_similarity(spec: dict[str, Any], embedder: Embedder | None) -> Scorer:
-    text, reference = compile_template(spec["input"]), compile_template(spec["reference"])
+    text, reference = Template(spec["input"]), Template(spec["reference"])
     name = spec["evaluation_metric"]
 
     def score(context: Context) -> float:
@@ -128,17 +127,6 @@ def source_problem(source: str) -> str:
             if len(a.posonlyargs + a.args) != 2 or a.vararg or a.kwarg or a.kwonlyargs:
                 return f"grade({ast.unparse(a)}), expected exactly two arguments: {cure}"
     return ""
-
-
-def missing_imports(source: str) -> list[str]:
-    """Top-level packages that a text imports and this Python cannot find."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return sorted(name for name in names if importlib.util.find_spec(name) is None)
 
 
 def compile_python(

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rftkit.files import UserError, shorten
-from rftkit.graders.answer import TemplateError, compile_template
-from rftkit.graders.scorers import FormulaError, missing_imports, parse_formula, source_problem
+from rftkit.graders.answer import Template, TemplateError
+from rftkit.graders.scorers import FormulaError, parse_formula, source_problem
 
 # type -> the class in openai.types.graders
 TYPES = {
@@ -54,22 +54,16 @@ def validate_spec(
     return plain, checker.notes
 
 
-def texts_of(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def texts_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """(place, text) for each text of one grader that may hold templates."""
-
-    for key in ("input", "reference"):
-        yield from _walk(spec.get(key), key)
-
-
-def _walk(value: Any, place: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, list):
         for index, entry in enumerate(value):
-            yield from _walk(entry, f"{place}[{index}]")
+            yield from texts_of(entry, f"{place}[{index}]")
     elif isinstance(value, dict):
-        for key in ("content", "text", "image_url"):
-            yield from _walk(value.get(key), f"{place}.{key}")
+        for key in ("input", "reference", "content", "text", "image_url"):
+            yield from texts_of(value.get(key), f"{place}.{key}" if place else key)
 
 
 class _Checker:
@@ -125,12 +119,10 @@ class _Checker:
             getattr(types, TYPES[plain["type"]]).model_validate(plain, extra="forbid", strict=True)
         except ValidationError as error:
             for finding in error.errors(include_url=False):
-                place, message = _place(finding["loc"]), finding["msg"]
-                if place.endswith("content"):  # one finding for each form that it could have
-                    message = "Input should be a text, an input_text, or a list of these"
-                elif finding["type"] not in ("missing", "extra_forbidden"):
+                message = finding["msg"]
+                if finding["type"] not in ("missing", "extra_forbidden"):
                     message += f", not {shorten(finding['input'])}"
-                findings.setdefault(place, message)
+                findings.setdefault(_place(finding["loc"]), message)
         for place, message in findings.items():
             self.problem(message, path, place)
 
@@ -138,7 +130,7 @@ class _Checker:
         namespaces = {"sample"} if plain["type"] == "python" else set()
         for place, text in texts_of(plain):
             try:
-                namespaces |= {part.namespace for part in compile_template(text).paths}
+                namespaces |= {part.namespace for part in Template(text).paths}
             except TemplateError as error:
                 self.problem(str(error), path, place)
         if "sample" not in namespaces:
@@ -152,9 +144,6 @@ class _Checker:
         if plain["type"] == "python":
             if wrong := source_problem(plain["source"]):
                 self.problem(wrong, path, "source")
-            elif missing := ", ".join(missing_imports(plain["source"])):
-                advice = "(pip install 'rftkit[grader-image]' for OpenAI's image)"
-                self.note(f"imports {missing}, not installed here {advice}", path, "source")
         limits = plain.get("range", [0, 1])
         if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
             self.problem(f"{limits}, expected two numbers, the lower one first", path, "range")
@@ -172,9 +161,12 @@ class _Checker:
         if isinstance(graders, dict):
             named = [(name, f"graders.{name}", grader) for name, grader in graders.items()]
         elif isinstance(graders, list):
-            names = _name_list(graders, str(formula))
-            named = [(n, f"graders[{i}]", g) for i, (n, g) in enumerate(zip(names, graders))]
-            text = f"a list; its graders are the variables {', '.join(names)}"
+            for index, grader in enumerate(graders):
+                name = _variable(grader, str(formula), [name for name, _, _ in named])
+                named.append((name, f"graders[{index}]", grader))
+            text = (
+                f"a list; its graders are the variables {', '.join(name for name, _, _ in named)}"
+            )
             self.note(text, path, "graders")
         if not named:
             self.problem(f"{shorten(graders)}, expected an object of graders", path, "graders")
@@ -198,21 +190,15 @@ class _Checker:
                 self.note(f"does not use {variable!r}: it is graded and reported only", *here)
 
 
-def _name_list(graders: list[Any], formula: str) -> list[str]:
-    """The variable of each grader in a list.
-
-    The API reference shows a list whose formula says `string_check_score`: so a variable is
-    TYPE_score where the formula uses that, otherwise the grader's name with _ for all that is
-    not a letter or digit.
-    """
-    names: list[str] = []
-    for grader in graders:
-        record = grader if isinstance(grader, dict) else {}
-        name = f"{record.get('type')}_score"
-        if name not in formula or name in names:
-            name = re.sub(r"\W", "_", str(record.get("name")))
-        names.append(name)
-    return names
+def _variable(grader: Any, formula: str, taken: list[str]) -> str:
+    """The variable of a grader in a list. The API reference shows a list whose formula says
+    `string_check_score`: so it is TYPE_score where the formula uses that, otherwise the grader's
+    name with _ for all that is not a letter or digit."""
+    record = grader if isinstance(grader, dict) else {}
+    name = f"{record.get('type')}_score"
+    if name in formula and name not in taken:
+        return name
+    return re.sub(r"\W", "_", str(record.get("name")))
 
 
 def _place(loc: tuple[str | int, ...]) -> str:
