@@ -100,7 +100,6 @@ def test_a_source_that_cannot_run_is_refused(source, word):
         (without(MULTI, "name"), "name"), ({**SIMILAR, "pass_threshold": 0.5}, "pass_threshold"),
         ({**MULTI, "graders": [{**CHECK, "name": "a"}]}, "graders"), ({**CHECK, "input": "x"}, ""),
         (said_by("x"), ""), (of(a=CHECK, b=CHECK), "calculate_output"),
-        ({**LABEL, "passing_labels": ["bad", "good"]}, "passing_labels"),
     ],
 )  # fmt: skip
 def test_what_the_guide_tolerates_loads_with_a_note(spec, place):

@@ -169,10 +169,12 @@ def judge(
     return spec | {"input": [{"role": "user", "content": prompt}], "range": [0, 1]}
 
 
-_NAMED = (gene_rank, rank, top1, two_guesses, reciprocal_rank, ndcg, exact_match, contains)
-_NAMED += (numeric_match, math_match, fuzzy, rouge_l, json_schema, judge)
-PRESETS: dict[str, Callable[..., Spec]] = {make.__name__: make for make in _NAMED}
-PRESETS["format"] = list_format
+PRESETS: dict[str, Callable[..., Spec]] = {
+    **{make.__name__: make for make in (gene_rank, rank, top1, two_guesses, reciprocal_rank, ndcg)},
+    **{make.__name__: make for make in (exact_match, contains, numeric_match, math_match, fuzzy)},
+    **{make.__name__: make for make in (rouge_l, json_schema, judge)},
+    "format": list_format,
+}
 
 
 def _row(field: str) -> str:

@@ -57,12 +57,11 @@ def reward_function(
         completions: list[Any], prompts: list[Any] | None = None, **columns: Any
     ) -> list[float | None]:
         token_ids = columns.get("completion_ids") if end_token_ids is not None else None
-        if item_column is None:
-            items = _items_of(columns, len(completions))
-        else:
-            items = [json.loads(item) for item in columns[item_column]]
-        samples = []
+        own = {key: values for key, values in columns.items() if key not in TRL_ARGUMENTS}
+        items, samples = [], []
         for index, completion in enumerate(completions):
+            item = {key: values[index] for key, values in own.items()}
+            items.append(json.loads(item[item_column]) if item_column else item)
             sample, tools = _read(completion, prompts[index] if prompts else None)
             cut = sample.parse_stage == UNCLOSED
             if token_ids is not None:
@@ -86,12 +85,6 @@ def reward_function(
 
     reward.__name__ = re.sub(r"\W+", "_", grader.name).strip("_") or "grader"  # TRL's series
     return reward
-
-
-def _items_of(columns: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """The columns as one item a completion, without what TRL adds."""
-    own = {key: values for key, values in columns.items() if key not in TRL_ARGUMENTS}
-    return [{key: values[index] for key, values in own.items()} for index in range(count)]
 
 
 def _read(completion: Any, prompt: Any) -> tuple[Sample, list[Any]]:

@@ -38,6 +38,10 @@ class GraderSpecError(UserError):
         super().__init__("\n".join(f"{place}: {problem}" for problem in problems))
 
 
+FAULT, NOTE = "fault", "note"
+Findings = list[tuple[str, str, str]]  # (FAULT or NOTE, place inside the JSON, text)
+
+
 def validate_spec(
     spec: Any, place: str = "grader", job: bool = False, has_embedder: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
@@ -45,13 +49,15 @@ def validate_spec(
 
     In a `job` the top grader may not be a label_model. With an embedder "cosine" can be computed.
     """
-    checker = _Checker(has_embedder)
-    plain = checker.check(spec, "")
+    findings: Findings = []
+    plain = _check(spec, "", has_embedder, findings)
     if job and plain.get("type") == "label_model":
-        checker.problem("label_model cannot stand at the top of a job: put it in a multi", "type")
-    if checker.problems:
-        raise GraderSpecError(place, checker.problems)
-    return plain, checker.notes
+        text = "label_model cannot stand at the top of a job: put it in a multi"
+        findings.append((FAULT, "type", text))
+    lines = [(kind, f"{at}: {text}" if at else text) for kind, at, text in findings]
+    if problems := [line for kind, line in lines if kind is FAULT]:
+        raise GraderSpecError(place, problems)
+    return plain, [line for _, line in lines]
 
 
 def texts_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
@@ -66,128 +72,115 @@ def texts_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from texts_of(value.get(key), f"{place}.{key}" if place else key)
 
 
-class _Checker:
-    """Collects problems and notes while it walks one spec. A path is given in steps."""
+def _check(spec: Any, variable: str, has_embedder: bool, findings: Findings) -> dict[str, Any]:
+    """The plain form of one grader, which is a `variable` of a multi grader or stands alone."""
+    allowed = [name for name in TYPES if name != "multi" or not variable]
+    kind = spec.get("type", "missing") if isinstance(spec, dict) else spec
+    if kind not in allowed:
+        place = "type" if isinstance(spec, dict) else ""
+        findings.append((FAULT, place, f"{shorten(kind)}, expected one of {', '.join(allowed)}"))
+        return {}
+    plain = {key: value for key, value in spec.items() if value is not None}
+    if "name" not in plain and kind in ("python", "multi"):
+        plain["name"] = variable or kind
+        findings.append((NOTE, "name", f'missing, read as "{plain["name"]}"'))
+    if kind == "string_check" and plain.get("operation") == "neq":
+        plain["operation"] = "ne"
+        findings.append((NOTE, "operation", '"neq", read as "ne"'))
+    if plain.pop("pass_threshold", None) is not None:
+        findings.append((NOTE, "pass_threshold", "belongs to evals and changes no grade"))
+    faults = _faults_of_shape({**plain, "graders": _ANY_GRADER} if kind == "multi" else plain)
+    findings += [(FAULT, place, text) for place, text in faults.items()]
+    if kind == "multi":
+        _check_multi(plain, has_embedder, findings)
+    elif not faults:  # the rest relies on the types being right
+        _check_values(plain, has_embedder, findings)
+    return plain
 
-    def __init__(self, has_embedder: bool):
-        self.has_embedder = has_embedder
-        self.problems: list[str] = []
-        self.notes: list[str] = []
 
-    def problem(self, text: str, *path: str) -> None:
-        self.problems.append(_at(text, *path))
+def _faults_of_shape(plain: dict[str, Any]) -> dict[str, str]:
+    """Let the `openai` package's own type judge; a key that it does not know is a fault."""
+    import openai.types.graders as types
+    from pydantic import ValidationError
 
-    def note(self, text: str, *path: str) -> None:
-        self.notes.append(_at(text, *path))
+    empty = {"name": "", "model": "", "input": []}
+    faults = {key: "empty" for key, value in empty.items() if plain.get(key) == value}
+    try:
+        getattr(types, TYPES[plain["type"]]).model_validate(plain, extra="forbid", strict=True)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            message, loc = fault["msg"], fault["loc"]
+            if fault["type"] not in ("missing", "extra_forbidden"):
+                message += f", not {shorten(fault['input'])}"
+            if "content" in loc:  # pydantic adds each form that it could have
+                loc = loc[: loc.index("content") + 1]
+            steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
+            faults.setdefault("".join(steps)[1:], message)
+    return faults
 
-    def check(self, spec: Any, path: str, variable: str = "") -> dict[str, Any]:
-        """The plain form of the grader at `path`; `variable` is its name in a multi grader."""
-        allowed = [name for name in TYPES if name != "multi" or not variable]
-        kind = spec.get("type", "missing") if isinstance(spec, dict) else spec
-        if kind not in allowed:
-            place = "type" if isinstance(spec, dict) else ""
-            self.problem(f"{shorten(kind)}, expected one of {', '.join(allowed)}", path, place)
-            return {}
-        before = len(self.problems)
-        plain = {key: value for key, value in spec.items() if value is not None}
-        if "name" not in plain and kind in ("python", "multi"):
-            plain["name"] = variable or kind
-            self.note(f'missing, read as "{plain["name"]}"', path, "name")
-        if kind == "string_check" and plain.get("operation") == "neq":
-            plain["operation"] = "ne"
-            self.note('"neq", read as "ne"', path, "operation")
-        if plain.pop("pass_threshold", None) is not None:
-            self.note("belongs to evals and changes no grade", path, "pass_threshold")
-        if kind == "multi":
-            self._shape({**plain, "graders": _ANY_GRADER}, path)
-            self._multi(plain, path)
-            return plain
-        self._shape(plain, path)
-        if len(self.problems) == before:  # the rest relies on the types being right
-            self._templates(plain, path)
-            self._values(plain, path)
-        return plain
 
-    def _shape(self, plain: dict[str, Any], path: str) -> None:
-        """Let the `openai` package's own type judge; a key that it does not know is a fault."""
-        import openai.types.graders as types
-        from pydantic import ValidationError
-
-        empty = {"name": "", "model": "", "input": []}
-        findings = {key: "empty" for key, value in empty.items() if plain.get(key) == value}
+def _check_values(plain: dict[str, Any], has_embedder: bool, findings: Findings) -> None:
+    """What the types leave open in one grader that is no multi."""
+    namespaces = {"sample"} if plain["type"] == "python" else set()
+    for place, text in texts_of(plain):
         try:
-            getattr(types, TYPES[plain["type"]]).model_validate(plain, extra="forbid", strict=True)
-        except ValidationError as error:
-            for finding in error.errors(include_url=False):
-                message = finding["msg"]
-                if finding["type"] not in ("missing", "extra_forbidden"):
-                    message += f", not {shorten(finding['input'])}"
-                findings.setdefault(_place(finding["loc"]), message)
-        for place, message in findings.items():
-            self.problem(message, path, place)
+            namespaces |= {part.namespace for part in Template(text).paths}
+        except TemplateError as error:
+            findings.append((FAULT, place, str(error)))
+    if "sample" not in namespaces:
+        findings.append(
+            (NOTE, "", "no {{sample.…}} in it: every answer to a row gets the same grade")
+        )
+    if plain.get("evaluation_metric") == "cosine" and not has_embedder:
+        text = "cosine, expected another metric, or GraderSettings(embedder=…)"
+        findings.append((FAULT, "evaluation_metric", text))
+    if plain["type"] == "python" and (wrong := source_problem(plain["source"])):
+        findings.append((FAULT, "source", wrong))
+    limits = plain.get("range", [0, 1])
+    if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
+        findings.append((FAULT, "range", f"{limits}, expected two numbers, the lower one first"))
+    labels, passing = plain.get("labels", ()), plain.get("passing_labels", ())
+    if plain["type"] == "label_model" and not (passing and set(passing) <= set(labels)):
+        findings.append((FAULT, "passing_labels", f"{passing}, expected some of {labels}"))
 
-    def _templates(self, plain: dict[str, Any], path: str) -> None:
-        namespaces = {"sample"} if plain["type"] == "python" else set()
-        for place, text in texts_of(plain):
-            try:
-                namespaces |= {part.namespace for part in Template(text).paths}
-            except TemplateError as error:
-                self.problem(str(error), path, place)
-        if "sample" not in namespaces:
-            self.note("no {{sample.…}} in it: every answer to a row gets the same grade", path)
 
-    def _values(self, plain: dict[str, Any], path: str) -> None:
-        """What the types leave open in one grader that is no multi."""
-        if plain.get("evaluation_metric") == "cosine" and not self.has_embedder:
-            text = "cosine, expected another metric, or GraderSettings(embedder=…)"
-            self.problem(text, path, "evaluation_metric")
-        if plain["type"] == "python":
-            if wrong := source_problem(plain["source"]):
-                self.problem(wrong, path, "source")
-        limits = plain.get("range", [0, 1])
-        if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
-            self.problem(f"{limits}, expected two numbers, the lower one first", path, "range")
-        if plain["type"] == "label_model":
-            labels, passing = set(plain["labels"]), set(plain["passing_labels"])
-            if not passing or not passing <= labels:
-                text = f"{sorted(passing)}, expected some of {sorted(labels)}"
-                self.problem(text, path, "passing_labels")
-            elif passing == labels:
-                self.note("every label: each answer scores 1", path, "passing_labels")
-
-    def _multi(self, plain: dict[str, Any], path: str) -> None:
-        graders, formula = plain.get("graders"), plain.get("calculate_output")
-        here, named = (path, "calculate_output"), []
-        if isinstance(graders, dict):
-            named = [(name, f"graders.{name}", grader) for name, grader in graders.items()]
-        elif isinstance(graders, list):
-            for index, grader in enumerate(graders):
-                name = _variable(grader, str(formula), [name for name, _, _ in named])
-                named.append((name, f"graders[{index}]", grader))
-            text = (
-                f"a list; its graders are the variables {', '.join(name for name, _, _ in named)}"
-            )
-            self.note(text, path, "graders")
-        if not named:
-            self.problem(f"{shorten(graders)}, expected an object of graders", path, "graders")
-        parts = plain["graders"] = {}
-        for variable, place, grader in named:
-            if variable in parts or not variable.isidentifier():
-                text = f"its variable is {variable!r}, expected letters, digits and _, once: rename"
-                self.problem(text, path, place)
-            parts[variable] = self.check(grader, f"{path}.{place}" if path else place, variable)
-        if not isinstance(formula, str):
-            return
-        try:
-            used = parse_formula(formula).variables
-        except FormulaError as error:
-            self.problem(f"{error}: the formula is {shorten(formula)!r}", *here)
-            return
-        for variable in sorted(used - set(parts)) if parts else ():
-            self.problem(f"{variable!r} is no grader, expected {', '.join(parts)}", *here)
-        for variable in parts:
-            if variable not in used:
-                self.note(f"does not use {variable!r}: it is graded and reported only", *here)
+def _check_multi(plain: dict[str, Any], has_embedder: bool, findings: Findings) -> None:
+    graders, formula = plain.get("graders"), plain.get("calculate_output")
+    named = []
+    if isinstance(graders, dict):
+        named = [(f"graders.{name}", name, grader) for name, grader in graders.items()]
+    elif isinstance(graders, list):
+        for index, grader in enumerate(graders):
+            name = _variable(grader, str(formula), [name for _, name, _ in named])
+            named.append((f"graders[{index}]", name, grader))
+        names = ", ".join(name for _, name, _ in named)
+        findings.append((NOTE, "graders", f"a list; its graders are the variables {names}"))
+    if not named:
+        findings.append((FAULT, "graders", f"{shorten(graders)}, expected an object of graders"))
+    parts = plain["graders"] = {}
+    for place, variable, grader in named:
+        if variable in parts or not variable.isidentifier():
+            text = f"its variable is {variable!r}, expected letters, digits and _, once: rename"
+            findings.append((FAULT, place, text))
+        inner: Findings = []
+        parts[variable] = _check(grader, variable, has_embedder, inner)
+        findings += [(kind, f"{place}.{at}" if at else place, text) for kind, at, text in inner]
+    if not isinstance(formula, str):
+        return
+    try:
+        used = parse_formula(formula).variables
+    except FormulaError as error:
+        findings.append(
+            (FAULT, "calculate_output", f"{error}: the formula is {shorten(formula)!r}")
+        )
+        return
+    for variable in sorted(used - set(parts)) if parts else ():
+        text = f"{variable!r} is no grader, expected {', '.join(parts)}"
+        findings.append((FAULT, "calculate_output", text))
+    for variable in parts:
+        if variable not in used:
+            text = f"does not use {variable!r}: it is graded and reported only"
+            findings.append((NOTE, "calculate_output", text))
 
 
 def _variable(grader: Any, formula: str, taken: list[str]) -> str:
@@ -199,15 +192,3 @@ def _variable(grader: Any, formula: str, taken: list[str]) -> str:
     if name in formula and name not in taken:
         return name
     return re.sub(r"\W", "_", str(record.get("name")))
-
-
-def _place(loc: tuple[str | int, ...]) -> str:
-    """A pydantic location as a path; what it adds below a message's content is cut off."""
-    if "content" in loc:
-        loc = loc[: loc.index("content") + 1]
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)[1:]
-
-
-def _at(text: str, *path: str) -> str:
-    place = ".".join(filter(None, path))
-    return f"{place}: {text}" if place else text

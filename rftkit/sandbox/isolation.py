@@ -74,9 +74,7 @@ def readable_paths(roots: list[str], closed: str) -> dict[str, int]:
     return rights
 
 
-def shut_in(
-    limits: Limits, scratch: str, has_namespaces: bool
-) -> tuple[dict[str, list[str]], bytes]:
+def shut_in(limits: Limits, scratch: str, is_apart: bool) -> tuple[dict[str, list[str]], bytes]:
     """Lock this process, and all that it forks, to libraries and the folder `scratch`.
 
     Returns {what is protected: by which means, none of them where this machine lacks it}, and the
@@ -85,38 +83,30 @@ def shut_in(
     roots = [*sys.path, os.path.join(sys.base_prefix, "lib"), *_SYSTEM.split(), "/dev/urandom"]
     # Not rftkit itself: an installed one carries datasets, whose rows hold the answers.
     rights = readable_paths(roots, os.path.realpath(os.path.dirname(os.path.dirname(__file__))))
-    is_root = os.geteuid() == 0
-    user = 2_000_000_000 + int.from_bytes(os.urandom(3), "little")
-    is_other_user = is_root and _succeeds(_libc.chown, os.fsencode(scratch), user, user)
-    owner = user if is_other_user else os.geteuid()
-    is_mounted = has_namespaces and _mount_in_memory(scratch, limits.disk, owner)
+    is_root, user = os.geteuid() == 0, 2_000_000_000 + int.from_bytes(os.urandom(3), "little")
+    if not (is_root and _succeeds(_libc.chown, os.fsencode(scratch), user, user)):
+        user = os.geteuid()
+    is_mounted = is_apart and _mount_in_memory(scratch, limits.disk, user)
     os.chdir(scratch)
     # RLIMIT_NPROC is void for root, and a user namespace counts by itself.
-    counts_threads = is_other_user or (has_namespaces and not is_root)
+    counts_threads = user != os.geteuid() or (is_apart and not is_root)
     set_limits(limits, counts_threads)
-    if is_other_user:
-        _become(user)
-    else:
-        _drop_capabilities()
+    _become(user)
     die_with_parent()
     _call(_libc.prctl, 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, for Landlock and seccomp
-    version = landlock_version()
-    if version:
-        _restrict_files(version, rights, scratch)
-    has_filter = False
-    if numbers():
-        with suppress(OSError):
-            load_filter(program_of_server())
-            has_filter = True
+    version, machine, has_filter = _restrict_files(rights, scratch), os.uname().machine, False
+    with suppress(OSError, KeyError):  # no seccomp, or no table of this processor's calls
+        load_filter(program_of_server(machine))
+        has_filter = True
     given = {
         "files": [f"Landlock ABI {version}"] * bool(version),
-        "network": ["seccomp"] * has_filter + ["network namespace"] * has_namespaces,
-        "processes": ["seccomp"] * has_filter + ["process namespace"] * has_namespaces,
+        "network": ["seccomp"] * has_filter + ["network namespace"] * is_apart,
+        "processes": ["seccomp"] * has_filter + ["process namespace"] * is_apart,
         "threads": ["a user, or user namespace, of its own"] * counts_threads,
         "memory": ["RLIMIT_AS"],
         "disk": ["RLIMIT_FSIZE"] + ["a tmpfs of that size"] * is_mounted,
     }
-    return given, program_of_child() if has_filter else b""
+    return given, program_of_child(machine) if has_filter else b""
 
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
@@ -130,15 +120,12 @@ _ONLY_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
 _SCRATCH = 2 | 4 | 8 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | _REFER | _TRUNCATE
 
 
-def landlock_version() -> int:
-    """The kernel's Landlock ABI: 0 where there is none."""
+def _restrict_files(rights: dict[str, int], scratch: str) -> int:
+    """Allow these paths and the scratch folder alone; the kernel's Landlock ABI, 0 without one."""
     try:
-        return max(0, _call(_libc.syscall, _LANDLOCK_CREATE, None, 0, 1))
+        version = _call(_libc.syscall, _LANDLOCK_CREATE, None, 0, 1)
     except OSError:
         return 0
-
-
-def _restrict_files(version: int, rights: dict[str, int], scratch: str) -> None:
     known = _ALL_OF_ABI_1 | _REFER * (version >= 2) | _TRUNCATE * (version >= 3)
     known |= _IOCTL_DEVICE * (version >= 5)
     rules = _call(_libc.syscall, _LANDLOCK_CREATE, struct.pack("<Q", known), 8, 0)
@@ -153,6 +140,7 @@ def _restrict_files(version: int, rights: dict[str, int], scratch: str) -> None:
         os.close(file)
     _call(_libc.syscall, _LANDLOCK_RESTRICT, rules, 0)
     os.close(rules)
+    return version
 
 
 def load_filter(program: bytes) -> None:
@@ -168,20 +156,16 @@ def die_with_parent() -> None:
 
 
 def _become(user: int) -> None:
-    """Make root a user whose threads can be counted and who may signal nobody.
-
-    It keeps the right to read what is closed to others, which Landlock bounds: root's Python may
-    lie below /root.
-    """
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    _call(_libc.prctl, 8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
-    os.setresuid(user, user, user)
-    _drop_capabilities(keep=1 << 2)  # CAP_DAC_READ_SEARCH
-
-
-def _drop_capabilities(keep: int = 0) -> None:
-    """Give up root's single rights, all but those in the bit mask `keep`."""
+    """Make root a user whose threads can be counted and who may signal nobody; give up all single
+    rights but one: to read what is closed to others, as root's Python below /root. Landlock bounds
+    it."""
+    keep = 0
+    if user != os.geteuid():
+        keep = 1 << 2  # CAP_DAC_READ_SEARCH
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        _call(_libc.prctl, 8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+        os.setresuid(user, user, user)
     header = struct.pack("<Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     _call(_libc.capset, header, struct.pack("<6I", keep, keep, 0, 0, 0, 0))
 
@@ -262,8 +246,7 @@ membarrier:324:283 arch_prctl:158:- prctl:157:167 clone:56:220 fork:57:- kill:62
 wait4:61:260 exit:60:93 exit_group:231:94 restart_syscall:219:128
 getrandom:318:278 umask:95:166 socketpair:53:199 sendto:44:206 recvfrom:45:207
 """
-_COLUMN = {"x86_64": 1, "aarch64": 2}
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_PROCESSORS = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # column, AUDIT_ARCH
 _CLONE3, _NEWEST_KNOWN = 435, 450  # newer calls answer ENOSYS, so that libc takes the older ones
 
 # CLONE_PTRACE, CLONE_PARENT, CLONE_UNTRACED and all CLONE_NEW…: new namespaces give new rights.
@@ -299,20 +282,18 @@ _REFUSE, _UNKNOWN = 0x0005_0000 | errno.EPERM, 0x0005_0000 | errno.ENOSYS
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 
 
-def numbers(machine: str | None = None) -> dict[str, int] | None:
-    """{system call: number} on this kind of processor; None where there is no table."""
-    rows = (entry.split(":") for entry in _TABLE.split())
-    column = _COLUMN.get(machine or os.uname().machine)
-    return column and {row[0]: int(row[column]) for row in rows if row[column] != "-"}
+def numbers(machine: str) -> dict[str, int]:
+    """{system call: number} on this kind of processor."""
+    rows, (column, _) = [entry.split(":") for entry in _TABLE.split()], _PROCESSORS[machine]
+    return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
-def program_of_server(machine: str | None = None) -> bytes:
+def program_of_server(machine: str) -> bytes:
     """The filter that the server and all its children keep, as BPF instructions: the first
-    decision that fits counts."""
-    machine = machine or os.uname().machine
+    decision that fits counts. KeyError where there is no table of this processor's calls."""
     steps = [
         _step(_LOAD, 4),  # the kind of processor: a 32-bit call would have other numbers
-        _step(_EQUAL, _AUDIT_ARCH[machine], 1, 0),
+        _step(_EQUAL, _PROCESSORS[machine][1], 1, 0),
         _step(_RETURN, _KILL),
         _step(_LOAD, 0),
     ]
@@ -323,7 +304,7 @@ def program_of_server(machine: str | None = None) -> bytes:
     return b"".join([*steps, _step(_RETURN, _REFUSE)])
 
 
-def program_of_child(machine: str | None = None) -> bytes:
+def program_of_child(machine: str) -> bytes:
     """What a child loses beyond that; short, for it is loaded for every grade."""
     known = numbers(machine)
     steps = [_step(_LOAD, 0)]

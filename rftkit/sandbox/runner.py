@@ -300,7 +300,6 @@ _ATTEMPTS = {
     "network": "socket.socket(socket.AF_INET)",
     "processes": "os.kill(os.getppid(), 0)",
 }
-_MEANS = (("files", "Landlock"), ("network", "seccomp"))
 _TRIAL = "import os, socket\ndef grade(sample, item):\n    {}\n    return 1.0\n"
 
 
@@ -310,19 +309,18 @@ def report() -> Report:
     break out (about 0.1 s)."""
     protections = {name: [] for name in ("files", "network", "processes", "threads", "memory")}
     protections |= {"disk": [], "time": ["a clock outside"], "environment": ["an empty one"]}
+    reason = f"{sys.platform} has no Landlock or no seccomp here"
     if not has_server():
-        reason = f"{sys.platform} has neither Landlock nor seccomp"
         return Report(protections, "a new interpreter for each grade", reason)
-    way, runner = "a fork of a server for each grade", Runner(Limits(seconds=30), 1)
-    broken = []
+    way, runner, broken = "a fork of a server for each grade", Runner(Limits(seconds=30), 1), {}
     for name, attempt in _ATTEMPTS.items():
         outcome = runner(_TRIAL.format(attempt), {}, {"file": __file__})
         error = outcome.server_error or outcome.runtime_error or ""
         if outcome.value is not None:
-            broken.append(name)
+            broken[name] = []
         elif outcome.failed_to_load or "PermissionError" not in error:
             return Report(protections, way, f"the sandbox failed its trial: {error}")
     runner.close()
-    protections |= runner.given | {name: [] for name in broken}
-    lacking = [f"the kernel has no {means}" for name, means in _MEANS if not protections[name]]
-    return Report(protections, way, "; ".join(lacking))
+    found = Report(protections | runner.given | broken, way)
+    found.reason = "" if found.strong else reason
+    return found

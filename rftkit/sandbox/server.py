@@ -61,22 +61,15 @@ def read_message(file: IO[bytes]) -> bytes | None:
 def main() -> None:
     """Entry point of the launcher."""
     (folder, limits, libraries, may_unshare), requests, replies = start()
-    has_namespaces = may_unshare and isolation.enter_namespaces()
-    pid = os.fork()
-    if pid == 0:
+    is_apart = may_unshare and isolation.enter_namespaces()
+    if os.fork() == 0:
         try:
-            server = Server(folder, limits, has_namespaces, requests, replies)
-            load(libraries)
-        except Exception:
-            write_message(replies, traceback.format_exc().encode())
-            os._exit(1)
-        try:
-            server.serve()
+            serve(folder, limits, libraries, is_apart, requests, replies)
         finally:
             os._exit(0)
     requests.close()
     replies.close()
-    os.waitpid(pid, 0)  # all that it started ends with it
+    os.wait()  # all that the server started ends with it
     is_emptied(folder)
     os.rmdir(folder)
 
@@ -100,44 +93,36 @@ def start() -> tuple[tuple[str, Limits, list[str], bool], IO[bytes], IO[bytes]]:
     return (folder, Limits(*limits), libraries, may_unshare), requests, replies
 
 
-def load(libraries: list[str]) -> None:
-    for name in libraries:
-        with suppress(BaseException):  # the child says why, where the text still asks for it
-            importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # what is here stays: a child's collector need not touch (and so copy) it
-
-
-class Server:
-    """Serves requests until our side closes the pipe."""
-
-    def __init__(
-        self, folder: str, limits: Limits, has_namespaces: bool, requests: IO, replies: IO
-    ):
-        self.folder, self.limits, self.requests, self.replies = folder, limits, requests, replies
+def serve(
+    folder: str,
+    limits: Limits,
+    libraries: list[str],
+    is_apart: bool,
+    requests: IO,
+    replies: IO,
+) -> None:
+    """Serve requests until our side closes the pipe, each in a child of its own."""
+    try:
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # short of memory, the machine ends this and not the training
-        self.given, self.filter = isolation.shut_in(limits, folder, has_namespaces)
-
-    def serve(self) -> None:
-        write_message(self.replies, json.dumps(self.given).encode())
-        finished = False
-        while not finished and (request := read_message(self.requests)) is not None:
-            cause, status, reply = self.run_child(request)
-            # Without seccomp a process may be left. What cannot be removed needs a new server.
-            finished = not self.filter or not is_emptied(self.folder)
-            write_message(self.replies, HEADER.pack(cause, status, finished) + reply)
-
-    def run_child(self, request: bytes) -> tuple[bytes, int, bytes]:
-        """Fork a child for one request; (cause, exit status, reply)."""
-        deadline, server = time.monotonic() + self.limits.seconds, os.getpid()
+        given, child_filter = isolation.shut_in(limits, folder, is_apart)
+        for name in libraries:
+            with suppress(BaseException):  # the child says why, where the text still asks for it
+                importlib.import_module(name)
+    except Exception:
+        return write_message(replies, traceback.format_exc().encode())
+    gc.collect()
+    gc.freeze()  # what is here stays: a child's collector need not touch (and so copy) it
+    write_message(replies, json.dumps(given).encode())
+    finished = False
+    while not finished and (request := read_message(requests)) is not None:
         pipe, pipe_end = os.pipe()
-        child = os.fork()
+        deadline, server, child = time.monotonic() + limits.seconds, os.getpid(), os.fork()
         if child == 0:
             try:
                 isolation.die_with_parent()
-                if self.filter:
-                    isolation.load_filter(self.filter)
+                if child_filter:
+                    isolation.load_filter(child_filter)
                 if os.getppid() == server:
                     os.dup2(pipe_end, 3)
                     os.closerange(4, 256)
@@ -145,30 +130,31 @@ class Server:
             finally:
                 os._exit(BROKEN)
         os.close(pipe_end)
-        try:
-            cause, reply = self.collect(pipe, deadline)
-        finally:  # whatever it said, it does not go on
-            os.kill(child, signal.SIGKILL)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            os.close(pipe)
-        return cause, status, reply
+        cause, reply = collect(pipe, requests, deadline, limits.reply + OVERHEAD)
+        os.close(pipe)
+        os.kill(child, signal.SIGKILL)  # whatever it said, it does not go on
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # Without seccomp a process may be left. What cannot be removed needs a new server.
+        finished = not child_filter or not is_emptied(folder)
+        write_message(replies, HEADER.pack(cause, status, finished) + reply)
 
-    def collect(self, pipe: int, deadline: float) -> tuple[bytes, bytes]:
-        """Read a pipe to its end; stop early where the child takes too long or says too much."""
-        poll = select.poll()
-        poll.register(self.requests, 0)  # asks for nothing: only the end of the pipe is reported
-        poll.register(pipe, select.POLLIN)
-        reply = b""
-        while len(reply) <= self.limits.reply + OVERHEAD:
-            left = deadline - time.monotonic()
-            ready = poll.poll(left * 1000) if left > 0 else []
-            if not ready:
-                return TOO_LONG, reply
-            data = os.read(pipe, 65536) if all(file == pipe for file, _ in ready) else b""
-            if not data:  # the end of this pipe, or of our side
-                return DONE, reply
-            reply += data
-        return TOO_LARGE, reply[:1]
+
+def collect(pipe: int, requests: IO, deadline: float, most: int) -> tuple[bytes, bytes]:
+    """(cause, reply): read a pipe to its end, or stop where the child takes too long or says more
+    than `most` bytes, or our side is gone."""
+    poll, reply = select.poll(), b""
+    poll.register(requests, 0)  # asks for nothing: only the end of the pipe is reported
+    poll.register(pipe, select.POLLIN)
+    while len(reply) <= most:
+        left = deadline - time.monotonic()
+        ready = poll.poll(left * 1000) if left > 0 else []
+        if not ready:
+            return TOO_LONG, reply
+        data = os.read(pipe, 65536) if all(file == pipe for file, _ in ready) else b""
+        if not data:
+            return DONE, reply
+        reply += data
+    return TOO_LARGE, reply[:1]
 
 
 def is_emptied(folder: str) -> bool:
