@@ -338,7 +338,7 @@ def test_a_python_grader_is_refused_without_isolation_unless_its_user_waives_it(
     monkeypatch.setattr("rftkit.sandbox.runner.python_runner", runner)
     strict = Grader.load(python("return 1"))  # loading and checking works
     for use in (lambda: strict.run({}, "x"), strict.check_ready):
-        with pytest.raises(UserError, match="refused here: this machine"):
+        with pytest.raises(UserError, match="this machine"):
             use()
     waived = GraderSettings(allow_weak_isolation=True)
     assert Grader.load(python("return 1"), waived).grade({}, "x")[0] == 1.0

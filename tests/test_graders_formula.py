@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rftkit.files import UserError
 from rftkit.graders.answer import Context, Fault, Template, answer_place, fill_template
-from rftkit.graders.scorers import FormulaError, parse_formula
+from rftkit.graders.scorers import Formula, FormulaError
 
 NAMES = {"a": 0.25, "b": 1, "max": 7, "größe_1": 3}
 VALUES = {
@@ -22,7 +22,7 @@ VALUES = {
 
 @pytest.mark.parametrize("text", VALUES)
 def test_a_formula_has_the_value_of_its_arithmetic(text):
-    assert parse_formula(text).evaluate(NAMES) == pytest.approx(VALUES[text], abs=1e-12)
+    assert Formula(text).evaluate(NAMES) == pytest.approx(VALUES[text], abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_formula_has_the_value_of_its_arithmetic(text):
 )  # fmt: skip
 def test_what_is_no_formula_is_refused(text):
     with pytest.raises(FormulaError):
-        parse_formula(text)
+        Formula(text)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_what_is_no_formula_is_refused(text):
 )  # fmt: skip
 def test_a_formula_without_a_finite_value_is_an_error(text):
     with pytest.raises(FormulaError):
-        parse_formula(text).evaluate({})
+        Formula(text).evaluate({})
 
 
 ROW = {

@@ -96,7 +96,7 @@ class Grader:
             spec["type"],
             {variable: _compile(part, settings) for variable, part in parts.items()},
             lambda: copy.deepcopy(spec),
-            scorers.parse_formula(spec["calculate_output"]) if spec["type"] == "multi" else None,
+            scorers.Formula(spec["calculate_output"]) if spec["type"] == "multi" else None,
             list({path.text: path for path in paths if path.namespace == "item"}.values()),
             notes,
             float(spec.get("range", (0, 1))[1]),

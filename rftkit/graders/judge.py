@@ -143,15 +143,14 @@ def _fill_message(message: dict[str, Any], context: Context) -> dict[str, Any]:
 
 def _fill_part(part: Any, context: Context) -> dict[str, Any]:
     """A content part in the words of the chat API (the spec uses those of the responses API)."""
-    if isinstance(part, str):
-        part = {"type": "input_text", "text": part}
-    if part["type"] == "input_audio":
+    text = part if isinstance(part, str) else part.get("image_url") or part.get("text")
+    if text is None:  # audio
         return part
-    if part["type"] == "input_image":
-        url = Template(part["image_url"]).render(context)
-        detail = part.get("detail") or "auto"
-        return {"type": "image_url", "image_url": {"url": url, "detail": detail}}
-    return {"type": "text", "text": Template(part["text"]).render(context)}
+    filled = Template(text).render(context)
+    if isinstance(part, dict) and part["type"] == "input_image":
+        image = {"url": filled, "detail": part.get("detail") or "auto"}
+        return {"type": "image_url", "image_url": image}
+    return {"type": "text", "text": filled}
 
 
 def _response_format(spec: dict[str, Any]) -> dict[str, Any]:
@@ -197,11 +196,11 @@ def _read_reply(reply: Any, spec: dict[str, Any], context: Context) -> float:
 
 def _find_json(content: str) -> Any:
     """The judge's JSON. Endpoints that ignore response_format may think aloud or fence it."""
-    _, text = split_completion(content)
+    text = split_completion(content)[1].strip()
     for candidate in (text, text[text.find("{") : text.rfind("}") + 1]):
         with suppress(ValueError):
             return json.loads(candidate)
-    return text.strip()
+    return text
 
 
 def _read_verdict(answer: Any, spec: dict[str, Any]) -> float | None:

@@ -80,9 +80,9 @@ def rank(
     if not falling or not 1 <= (length or len(worths)) <= len(worths):
         names = ", ".join(DECAYS)
         raise UserError(f"preset rank: decay {decay!r}, expected {names}, or a number a place")
-    places = [*PLACES, *(f"place_{number}" for number in range(11, len(worths) + 1))]
     graders, terms = {}, []
-    for index, (place, worth) in enumerate(zip(places, worths[:length])):
+    for index, worth in enumerate(worths[:length]):
+        place = PLACES[index] if index < len(PLACES) else f"place_{index + 1}"
         graders[place] = _check(place, _output(key or "", f"[{index}]"), _row(reference))
         terms.append(place if worth == 1 else f"{worth!r} * {place}")
     formula = f"max({', '.join(terms)})" if len(terms) > 1 else terms[0]
@@ -169,12 +169,10 @@ def judge(
     return spec | {"input": [{"role": "user", "content": prompt}], "range": [0, 1]}
 
 
-PRESETS: dict[str, Callable[..., Spec]] = {
-    **{make.__name__: make for make in (gene_rank, rank, top1, two_guesses, reciprocal_rank, ndcg)},
-    **{make.__name__: make for make in (exact_match, contains, numeric_match, math_match, fuzzy)},
-    **{make.__name__: make for make in (rouge_l, json_schema, judge)},
-    "format": list_format,
-}
+_NAMED = (gene_rank, rank, top1, two_guesses, reciprocal_rank, ndcg, exact_match, contains)
+_NAMED += (numeric_match, math_match, fuzzy, rouge_l, json_schema, judge)
+PRESETS: dict[str, Callable[..., Spec]] = {make.__name__: make for make in _NAMED}
+PRESETS["format"] = list_format
 
 
 def _row(field: str) -> str:

@@ -1,14 +1,12 @@
 """The scorers that need no other model: string_check, text_similarity, python, and multi's formula.
 
-string_check compares two texts, 1 or 0. text_similarity gives 0 to 1. OpenAI names its metrics and
-no settings; these are ours: fuzzy_match is rapidfuzz's WRatio after utils.default_process; bleu
-(smoothing method4), gleu and meteor are nltk's on tokens split at blanks; rouge is rouge-score's
-F-measure without a stemmer; cosine needs an embedder. BLEU compares runs of one to four words: on
-two or three words it stays far below 1 even where both texts are the same.
+OpenAI names the metrics of text_similarity and no settings; these are ours: fuzzy_match is
+rapidfuzz's WRatio after utils.default_process; bleu (smoothing method4), gleu and meteor are nltk's
+on tokens split at blanks; rouge is rouge-score's F-measure without a stemmer. BLEU compares runs of
+one to four words: on two or three words it stays far below 1 even where both texts are the same.
 
-python: text that defines `grade(sample, item)`. It is parsed here and never run in this process,
-only through a runner, by default `rftkit.sandbox.runner.python_runner()`: runner(source, sample,
-item) -> Outcome.
+python is a text that defines `grade(sample, item)`. It is parsed here and never run in this
+process, only through a runner, by default `rftkit.sandbox.runner.python_runner()`.
 
 calculate_output of a multi grader is a formula over the sub-grades, `0.5*a + 0.5*b`. Python reads
 it, with `^` as its `**` (2^3^2 is 2^9, -2^2 is -4); only the nodes of arithmetic are let through to
@@ -21,9 +19,7 @@ import ast
 import math
 import symtable
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from types import CodeType
+from functools import cache, partial
 from typing import Any
 
 from rftkit.files import UserError, shorten
@@ -73,9 +69,8 @@ def get_metric(name: str) -> Callable[[str, str], float]:
     if name == "fuzzy_match":
         from rapidfuzz import fuzz, utils
 
-        return lambda text, reference: (
-            fuzz.WRatio(text, reference, processor=utils.default_process) / 100
-        )
+        ratio, clean = fuzz.WRatio, utils.default_process
+        return lambda text, reference: ratio(text, reference, processor=clean) / 100
     if name.startswith("rouge_"):
         from rouge_score.rouge_scorer import RougeScorer
 
@@ -85,18 +80,18 @@ def get_metric(name: str) -> Callable[[str, str], float]:
     from nltk.corpus import wordnet
     from nltk.translate import bleu_score, gleu_score, meteor_score
 
+    smooth = bleu_score.SmoothingFunction().method4
+    function = {
+        "bleu": partial(bleu_score.sentence_bleu, smoothing_function=smooth),
+        "gleu": gleu_score.sentence_gleu,
+        "meteor": meteor_score.meteor_score,
+    }[name]
     try:
         if name == "meteor":
             wordnet.ensure_loaded()
     except LookupError:
         command = "python -m nltk.downloader wordnet"
         raise UserError(f"metric meteor: needs wordnet: run `{command}` once") from None
-    smooth = bleu_score.SmoothingFunction().method4
-    function = {
-        "bleu": lambda a, b: bleu_score.sentence_bleu(a, b, smoothing_function=smooth),
-        "gleu": gleu_score.sentence_gleu,
-        "meteor": meteor_score.meteor_score,
-    }[name]
     return lambda text, reference: float(function([reference.split()], text.split()))
 
 
@@ -106,7 +101,7 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 MAX_SOURCE_BYTES = 256_000  # OpenAI's limit
-Runner = Callable[[str, dict[str, Any], dict[str, Any]], Any]
+Runner = Callable[[str, dict[str, Any], dict[str, Any]], Any]  # source, sample, item -> Outcome
 
 
 def source_problem(source: str) -> str:
@@ -135,15 +130,11 @@ def compile_python(
     from rftkit.sandbox.runner import default_workers, python_runner
 
     def isolated() -> Runner:
-        try:
-            return runner or python_runner(allow_weak_isolation=allow_weak_isolation)
-        except UserError as error:
-            raise UserError(f"python grader {spec['name']!r} is refused here: {error}") from None
+        return runner or python_runner(allow_weak_isolation=allow_weak_isolation)
 
     def check_ready() -> None:
         check = getattr(isolated(), "check", None)
-        error = check(spec["source"]) if check else ""
-        if error:
+        if check and (error := check(spec["source"])):
             raise UserError(f"python grader {spec['name']!r} cannot be loaded:\n{error}")
 
     def score(context: Context) -> float:
@@ -197,17 +188,40 @@ class FormulaError(ValueError):
     """A formula that cannot be read, or that has no finite value."""
 
 
-@dataclass(frozen=True)
 class Formula:
-    """A compiled formula. Made by `parse_formula`."""
+    """A formula, read and compiled once; FormulaError where it is none."""
 
-    code: CodeType
-    variables: frozenset[str]
+    def __init__(self, text: str):
+        if len(text) > MAX_LENGTH or "**" in text:
+            raise FormulaError(f"expected at most {MAX_LENGTH} characters, and a power written a^2")
+        self.variables: set[str] = set()
+        try:
+            tree = ast.parse(" ".join(text.split()).replace("^", "**"), mode="eval")
+            for node in ast.walk(tree):  # a call comes before its function's name
+                self._allow(node)
+            self.code = compile(tree, "<formula>", "eval")
+        except SyntaxError as error:
+            raise FormulaError(error.msg) from None
+        except (OverflowError, MemoryError, RecursionError):
+            raise FormulaError("nested too deep, or a number too long") from None
+
+    def _allow(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Call):
+            name, count = getattr(node.func, "id", ""), len(node.args)
+            if name not in FUNCTIONS or not count or (count > 1 and name not in ("min", "max")):
+                raise FormulaError(f"{ast.unparse(node)!r}, expected {', '.join(FUNCTIONS)}")
+            node.func.id += "()"
+        elif isinstance(node, ast.Name) and not node.id.endswith("()"):
+            self.variables.add(node.id)
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            node.value = float(node.value)
+        elif not isinstance(node, _NODES):
+            raise FormulaError(f"{ast.unparse(node)!r}, expected arithmetic alone")
 
     def evaluate(self, values: Mapping[str, float]) -> float:
         """The formula's value; raises FormulaError where it is not a finite number.
 
-        >>> parse_formula("0.5*a + 0.5*b").evaluate({"a": 1, "b": 0})
+        >>> Formula("0.5*a + 0.5*b").evaluate({"a": 1, "b": 0})
         0.5
         """
         try:
@@ -217,28 +231,3 @@ class Formula:
         if not math.isfinite(result):
             raise FormulaError(f"its value is {result}, not a finite number")
         return result
-
-
-def parse_formula(text: str) -> Formula:
-    if len(text) > MAX_LENGTH or "**" in text:
-        raise FormulaError(f"expected at most {MAX_LENGTH} characters, and a power written a^2")
-    try:
-        tree = ast.parse(" ".join(text.split()).replace("^", "**"), mode="eval")
-        variables = set()
-        for node in ast.walk(tree):  # a call comes before its function's name
-            if isinstance(node, ast.Call):
-                name, count = getattr(node.func, "id", ""), len(node.args)
-                if name not in FUNCTIONS or not count or (count > 1 and name not in ("min", "max")):
-                    raise FormulaError(f"{ast.unparse(node)!r}, expected {', '.join(FUNCTIONS)}")
-                node.func.id += "()"
-            elif isinstance(node, ast.Name) and not node.id.endswith("()"):
-                variables.add(node.id)
-            elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-                node.value = float(node.value)
-            elif not isinstance(node, _NODES):
-                raise FormulaError(f"{ast.unparse(node)!r}, expected arithmetic alone")
-        return Formula(compile(tree, "<formula>", "eval"), frozenset(variables))
-    except SyntaxError as error:
-        raise FormulaError(error.msg) from None
-    except (OverflowError, MemoryError, RecursionError):
-        raise FormulaError("nested too deep, or a number too long") from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from rftkit.files import UserError, shorten
 from rftkit.graders.answer import Template, TemplateError
-from rftkit.graders.scorers import FormulaError, parse_formula, source_problem
+from rftkit.graders.scorers import Formula, FormulaError, source_problem
 
 # type -> the class in openai.types.graders
 TYPES = {
@@ -114,8 +114,8 @@ def _faults_of_shape(plain: dict[str, Any]) -> dict[str, str]:
                 message += f", not {shorten(fault['input'])}"
             if "content" in loc:  # pydantic adds each form that it could have
                 loc = loc[: loc.index("content") + 1]
-            steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
-            faults.setdefault("".join(steps)[1:], message)
+            place = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, loc)))
+            faults.setdefault(place, message)
     return faults
 
 
@@ -128,9 +128,8 @@ def _check_values(plain: dict[str, Any], has_embedder: bool, findings: Findings)
         except TemplateError as error:
             findings.append((FAULT, place, str(error)))
     if "sample" not in namespaces:
-        findings.append(
-            (NOTE, "", "no {{sample.…}} in it: every answer to a row gets the same grade")
-        )
+        text = "no {{sample.…}} in it: every answer to a row gets the same grade"
+        findings.append((NOTE, "", text))
     if plain.get("evaluation_metric") == "cosine" and not has_embedder:
         text = "cosine, expected another metric, or GraderSettings(embedder=…)"
         findings.append((FAULT, "evaluation_metric", text))
@@ -168,11 +167,10 @@ def _check_multi(plain: dict[str, Any], has_embedder: bool, findings: Findings) 
     if not isinstance(formula, str):
         return
     try:
-        used = parse_formula(formula).variables
+        used = Formula(formula).variables
     except FormulaError as error:
-        findings.append(
-            (FAULT, "calculate_output", f"{error}: the formula is {shorten(formula)!r}")
-        )
+        text = f"{error}: the formula is {shorten(formula)!r}"
+        findings.append((FAULT, "calculate_output", text))
         return
     for variable in sorted(used - set(parts)) if parts else ():
         text = f"{variable!r} is no grader, expected {', '.join(parts)}"
