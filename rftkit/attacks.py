@@ -188,7 +188,7 @@ def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -
     for number, (row, (answer, why), grade) in enumerate(zip(rows, answers, grades), 1):
         if answer is None or not is_best(grade.reward, grader.maximum):
             reward = None if answer is None else grade.reward
-            why = why or "; ".join(fault.detail for _, fault in grade.faults)
+            why = why or "; ".join(fault.detail for fault in grade.faults)
             known = {"row_id": row_id(row, number), "reward": reward}
             failures.append(known | {"answer": answer, "reason": why})
     return Check("reference check", len(rows), failures)

@@ -165,7 +165,7 @@ def test_a_failing_grader_costs_its_batch_alone(tmp_path):
         calls.append(1)
         if broken[0] and len(calls) > 16:
             fault = grader_fault("model_grader_server_error", "the judge is down")
-            return Grade(None, dict.fromkeys(task.grader.variables), (("", fault),))
+            return Grade(None, dict.fromkeys(task.grader.variables), [fault])
         return sound(item, sample)
 
     task.grader.evaluate = flaky

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from rftkit.files import UserError, shorten
@@ -34,40 +34,36 @@ ERROR_FIELDS: dict[str, str | None] = {
 
 
 class Fault(Exception):
-    """Why one grade went wrong. `field` is one of ERROR_FIELDS.
+    """Why one grade went wrong. `field` is one of ERROR_FIELDS, `variable` the sub-grader's.
 
     `score` is what the grade becomes: 0.0 where the SAMPLE is to blame (not JSON, truncated), None
     where the GRADER itself is (endpoint down, division by zero). TRL leaves a None out of its
     group; a 0 would teach the model from a broken scale.
     """
 
-    def __init__(self, field: str, detail: str, score: float | None):
+    def __init__(self, score: float | None, field: str, detail: str):
         super().__init__(detail)
-        self.field, self.detail, self.score = field, detail, score
+        self.score, self.field, self.detail, self.variable = score, field, detail, ""
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.variable}: {self.detail}" if self.variable else self.detail
 
 
-def sample_fault(field: str, detail: str) -> Fault:
-    return Fault(field, detail, 0.0)
-
-
-def grader_fault(field: str, detail: str) -> Fault:
-    return Fault(field, detail, None)
-
-
-Faults = tuple[tuple[str, Fault], ...]
+sample_fault, grader_fault = partial(Fault, 0.0), partial(Fault, None)  # (field, detail)
 
 
 @dataclass
 class Grade:
     """One grade; `to_json()` writes it as OpenAI's graders/run answers.
 
-    The reward is None where the grader itself failed. `faults` pairs a sub-grader's variable (""
-    for the whole) with its fault; `token_usage` is {model: {"total_tokens": …}} of judges.
+    The reward is None where the grader itself failed. `token_usage` is {model: {"total_tokens": …}}
+    of judges.
     """
 
     reward: float | None
     sub_rewards: dict[str, float | None]
-    faults: Faults = ()
+    faults: list[Fault] = field(default_factory=list)
     name: str = ""
     type: str = ""
     seconds: float = 0.0
@@ -76,24 +72,22 @@ class Grade:
 
     @property
     def errors(self) -> list[str]:
-        return list(dict.fromkeys(fault.field for _, fault in self.faults))
+        return list(dict.fromkeys(fault.field for fault in self.faults))
 
     @property
     def explanations(self) -> list[str]:
-        sentences = self._sentences(self.errors)
+        sentences = [fault.sentence for fault in self.faults]
         if self.unclosed and "truncated_observation_error" not in self.errors:
             sentences.append("<think> was opened and never closed: the output is empty")
         return sentences
 
-    def _sentences(self, fields: Collection[str]) -> list[str]:
-        known = [(variable, fault) for variable, fault in self.faults if fault.field in fields]
-        return [f"{name}: {fault.detail}" if name else fault.detail for name, fault in known]
-
     def to_json(self) -> dict[str, Any]:
-        errors: dict[str, Any] = {name: name in self.errors for name in ERROR_FIELDS}
+        errors: dict[str, Any] = {}
         for name, details in ERROR_FIELDS.items():
+            sentences = [fault.sentence for fault in self.faults if fault.field == name]
+            errors[name] = bool(sentences)
             if details:
-                errors[details] = "\n".join(self._sentences([name])) or None
+                errors[details] = "\n".join(sentences) or None
         tokens = sum(usage.get("total_tokens", 0) for usage in self.token_usage.values())
         metadata = {
             "name": self.name,

@@ -32,7 +32,6 @@ from rftkit.graders.answer import (
     Answer,
     Context,
     Fault,
-    Faults,
     Grade,
     Scorer,
     Template,
@@ -128,15 +127,42 @@ class Grader:
         return grade.reward, grade.sub_rewards
 
     def evaluate(self, item: dict[str, Any] | None, sample: Answer) -> Grade:
-        start = time.perf_counter()
-        context = Context(item, sample)
-        reward, sub_rewards, faults = self._grade(context)
+        """A sub-grader with the sample's fault enters the formula as 0. One without any score (its
+        own fault) leaves the whole without a score, unless the formula does not use it."""
+        start, context = time.perf_counter(), Context(item, sample)
+        values: dict[str, float | None] = {}
+        faults: list[Fault] = []
+        if context.finish_reason in ("length", "error"):
+            faults.append(_no_answer(context))
+            values = dict.fromkeys(self.parts, faults[0].score)
+            reward = faults[0].score
+        else:
+            for variable, scorer in self.parts.items():
+                try:
+                    values[variable] = scorer.score(context)
+                except UserError:  # the set-up is wrong, not this grade
+                    raise
+                except Exception as error:  # a library that cannot take one text ends no run
+                    if not isinstance(error, Fault):
+                        error = grader_fault("other_error", f"{type(error).__name__}: {error}")
+                    error.variable, values[variable] = variable, error.score
+                    faults.append(error)
+            reward = self._combine(values, faults) if self.formula else values[""]
         if reward is not None and not 0.0 <= reward <= 1.0 and not self.warned:
             self.warned = True
             text = f"grader {self.name!r} gave {reward:g}, outside 0 to 1: used as it is"
             warnings.warn(text, stacklevel=3)
-        made_by = (self.name, self.type, time.perf_counter() - start)
-        return Grade(reward, sub_rewards, faults, *made_by, context.usage, context.unclosed)
+        sub_rewards, seconds = values if self.formula else {}, time.perf_counter() - start
+        about = (self.name, self.type, seconds, context.usage, context.unclosed)
+        return Grade(reward, sub_rewards, faults, *about)
+
+    def _combine(self, values: dict[str, float | None], faults: list[Fault]) -> float | None:
+        if all(values[variable] is not None for variable in self.formula.variables):
+            try:
+                return self.formula.evaluate(values)
+            except scorers.FormulaError as error:
+                faults.append(grader_fault("formula_parse_error", f"calculate_output: {error}"))
+        return None
 
     def evaluate_many(
         self, items: Sequence[dict[str, Any]], samples: Sequence[Answer]
@@ -168,42 +194,12 @@ class Grader:
                 f"field, or change the template{''.join(faults[:5])}"
             )
 
-    def _grade(self, context: Context) -> tuple[float | None, dict[str, float | None], Faults]:
-        """(reward, sub-rewards, faults)
 
-        A sub-grader with the sample's fault enters the formula as 0. One without any score (its
-        own fault) leaves the whole without a score, unless the formula does not use it.
-        """
-        if context.finish_reason == "length":
-            why = "the answer was cut at its limit"
-            why += ": its thought was never closed" if context.unclosed else ""
-            fault = sample_fault("truncated_observation_error", why)
-            return 0.0, dict.fromkeys(self.variables, 0.0), (("", fault),)
-        if context.finish_reason == "error":
-            fault = grader_fault("other_error", "there is no answer: its endpoint failed")
-            return None, dict.fromkeys(self.variables), (("", fault),)
-        values: dict[str, float | None] = {}
-        faults: list[tuple[str, Fault]] = []
-        for variable, scorer in self.parts.items():
-            try:
-                values[variable] = scorer.score(context)
-            except UserError:  # the set-up is wrong, not this grade
-                raise
-            except Exception as error:  # a library that cannot take one text must not end a run
-                if not isinstance(error, Fault):
-                    error = grader_fault("other_error", f"{type(error).__name__}: {error}")
-                values[variable] = error.score
-                faults.append((variable, error))
-        if self.formula is None:
-            return values[""], {}, tuple(faults)
-        reward = None
-        if all(values[variable] is not None for variable in self.formula.variables):
-            try:
-                reward = self.formula.evaluate(values)
-            except scorers.FormulaError as error:
-                fault = grader_fault("formula_parse_error", f"calculate_output: {error}")
-                faults.append(("", fault))
-        return reward, values, tuple(faults)
+def _no_answer(context: Context) -> Fault:
+    if context.finish_reason == "error":
+        return grader_fault("other_error", "there is no answer: its endpoint failed")
+    why = ": its thought was never closed" if context.unclosed else ""
+    return sample_fault("truncated_observation_error", f"the answer was cut at its limit{why}")
 
 
 def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:

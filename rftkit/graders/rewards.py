@@ -78,7 +78,7 @@ def reward_function(
             columns["log_extra"]("grader_errors", [", ".join(grade.errors) for grade in grades])
         lost = [grade for grade in grades if grade.reward is None]
         if len(lost) > max_lost_share * len(grades):
-            faults = [fault for grade in lost for _, fault in grade.faults if fault.score is None]
+            faults = [fault for grade in lost for fault in grade.faults if fault.score is None]
             reasons = list(dict.fromkeys(fault.detail for fault in faults))[:5]
             raise GraderFailure(grader.name, len(lost), len(grades), reasons)
         return [grade.reward for grade in grades]
@@ -108,7 +108,7 @@ def _metrics(grades: list[Grade]) -> dict[str, float]:
         values = [g.sub_rewards[variable] for g in grades if g.sub_rewards[variable] is not None]
         if values:
             metrics[f"sub_rewards/{variable}"] = sum(values) / len(values)
-    faulty = sum(any(fault.score is not None for _, fault in grade.faults) for grade in grades)
+    faulty = sum(any(fault.score is not None for fault in grade.faults) for grade in grades)
     lost = sum(grade.reward is None for grade in grades)
     counts = {"grader/sample_faults": faulty, "grader/lost": lost}
     counts |= Counter(f"grader_errors/{name}" for grade in grades for name in grade.errors)

@@ -251,7 +251,7 @@ class StepReward:
             sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
             sample.errors = grade.errors
             self.samples.append(sample)
-        failed = [f for grade in grades for _, f in grade.faults if f.field == PROGRAM_FAILED]
+        failed = [f for grade in grades for f in grade.faults if f.field == PROGRAM_FAILED]
         if self.session and failed and all(PROGRAM_FAILED in grade.errors for grade in grades):
             # A batch of zeros teaches nothing and costs a step.
             raise GraderFailure(self.__name__, len(grades), len(grades), [failed[0].detail])
