@@ -43,3 +43,12 @@ def test_long_prompts_have_the_length_that_is_asked_for(tmp_path, mini, tokens):
     rows = load_task(step_time.long_task(tmp_path / "task", tokens)).rows("train")[:20]
     lengths = [len(ids) for ids in mini.encode([row["messages"] for row in rows])]
     assert all(abs(length - tokens) <= 3 for length in lengths), lengths
+
+
+@pytest.mark.prove
+def test_the_gpu_benchmark_runs_dry_on_a_cpu(tmp_path):
+    out, script = tmp_path / "gpu.json", str(ROOT / "benchmarks" / "gpu.sh")
+    subprocess.run(["bash", script, "--dry-run", "--out", str(out)], check=True)
+    parts = json.loads(out.read_text())["parts"]
+    assert len(parts) == 3
+    assert all(p["seconds_a_step"] > 0 and p["peak_rss_mb"] > 100 for p in parts.values())
