@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,12 +57,10 @@ class LocalPolicy(Policy):
 
     def render(self, messages: Messages | str, prefill: str = "") -> str:
         """The text that the model reads: the chat template, then the prefill."""
-        if isinstance(messages, str):
-            return messages + prefill
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return text + prefill
+        if not isinstance(messages, str):
+            form = dict(tokenize=False, add_generation_prompt=True)
+            messages = self.tokenizer.apply_chat_template(messages, **form)
+        return messages + prefill
 
     def encode(self, prompts: Sequence[Messages | str], prefill: str = "") -> list[list[int]]:
         """The token ids that the model reads, one list a prompt."""
@@ -86,20 +85,19 @@ class LocalPolicy(Policy):
                 completions = decode(model, self.tokenizer, ids, n, config, batch)
                 seconds = (time.perf_counter() - began) / len(completions)
                 for i, (tokens, reason) in enumerate(completions):
-                    p, index = batch[i // n], i % n
+                    p = batch[i // n]
                     text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                    samples[p].append(
-                        Sample.from_text(
-                            config.prefill + text,
-                            model=self.name,
-                            index=index,
-                            seed=config.seed,
-                            finish_reason=reason,
-                            prompt_tokens=len(encoded[p]),
-                            completion_tokens=len(tokens),
-                            seconds=round(seconds, 6),
-                        )
+                    sample = Sample.from_text(
+                        config.prefill + text,
+                        model=self.name,
+                        index=i % n,
+                        seed=config.seed,
+                        finish_reason=reason,
+                        prompt_tokens=len(encoded[p]),
+                        completion_tokens=len(tokens),
+                        seconds=round(seconds, 6),
                     )
+                    samples[p].append(sample)
                 if progress:
                     progress(len(completions))
         return samples
@@ -171,7 +169,7 @@ class EndpointPolicy(Policy):
     def ask(self, client: Any, messages: Messages, index: int, config: SamplingConfig) -> Sample:
         import openai
 
-        began, extra = time.perf_counter(), {}
+        began, extra = time.perf_counter(), None
         if config.prefill:
             messages = [*messages, {"role": "assistant", "content": config.prefill}]
             extra = {"add_generation_prompt": False, "continue_final_message": True}
@@ -185,7 +183,7 @@ class EndpointPolicy(Policy):
                 max_tokens=config.max_new_tokens,
                 seed=config.seed + index,
                 stop=config.stop or None,
-                extra_body=extra or None,
+                extra_body=extra,
             )
         except openai.OpenAIError as error:
             errors = [f"{type(error).__name__}: {error}"[:300]]
@@ -231,30 +229,21 @@ def model_folder(model: str) -> tuple[str, str | None]:
     path = Path(model)
     if (path / "adapter" / "adapter_config.json").exists():
         path = path / "adapter"
-    if (path / "adapter_config.json").exists():
-        return model_folder(adapter_base(path / "adapter_config.json"))[0], str(path)
-    if path.exists():
-        with contextlib.suppress(UserError):
-            # An unfinished run's folder has a config.json too: its RunConfig.
-            if "model_type" in read_json(path / "config.json"):
-                return model, None
+    config = path / "adapter_config.json"
+    if config.exists():
+        record = read_json(config)
+        base = record.get("base_model_name_or_path") if isinstance(record, dict) else None
+        if not isinstance(base, str) or not base:
+            missing = 'no "base_model_name_or_path", expected the model it was made for'
+            raise UserError(f"{config}: {missing}: write its name there, such as embedded:mini")
+        return model_folder(base)[0], str(path)
+    # An unfinished run's folder has a config.json too: its RunConfig.
+    if path.exists() and "model_type" not in read_json(path / "config.json"):
         raise UserError(
-            f"{model}: no adapter_config.json there and no config.json of a model, expected a "
-            "model, an adapter or a finished run's folder: name one of these"
+            f"{path / 'config.json'}: not a model's, expected a folder with a model, an adapter or "
+            "a finished run: name one of these"
         )
     return model, None
-
-
-def adapter_base(file: Path) -> str:
-    """The base that an adapter_config.json names; UserError where it names none."""
-    record = read_json(file)
-    base = record.get("base_model_name_or_path") if isinstance(record, dict) else None
-    if not isinstance(base, str) or not base:
-        raise UserError(
-            f'{file}: no "base_model_name_or_path", expected the model that the adapter was made '
-            "for: write its name there, such as embedded:mini"
-        )
-    return base
 
 
 def check_weights(folder: str | Path) -> None:
@@ -265,21 +254,15 @@ def check_weights(folder: str | Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
-    weights = [folder / "adapter_model.safetensors", folder / "adapter_model.bin"]
-    if (folder / "adapter_config.json").exists() and not any(map(Path.is_file, weights)):
-        raise UserError(
-            f"{folder}: no adapter_model.safetensors, expected it beside adapter_config.json: "
-            "copy the file there, or name another checkpoint of the run"
-        )
+    if (folder / "adapter_config.json").exists() and not any(folder.glob("adapter_model.*")):
+        raise UserError(f"{folder}: no adapter_model.safetensors: copy it there or name another")
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(str(file), framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file}: no whole safetensors file ({error}), expected a model's weights: copy or "
-                "download it again, or take another checkpoint"
-            ) from None
+            cut = f"{file}: no whole safetensors file ({error})"
+            raise UserError(f"{cut}: copy it again, or take another checkpoint") from None
 
 
 def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
@@ -307,8 +290,7 @@ def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
     except (OSError, ValueError) as error:  # ValueError: no such architecture, a broken tokenizer
         raise UserError(
             f'model: "{base}" could not be loaded ({str(error).splitlines()[0]}), expected '
-            '"embedded:mini", "embedded:large", a folder or a hub name: check its spelling, and '
-            "whether this machine may reach the hub (HF_HUB_OFFLINE)"
+            '"embedded:mini", a folder or a hub name: check it, and HF_HUB_OFFLINE'
         ) from None
     tokenizer.padding_side = "left"
     if tokenizer.eos_token is None:
@@ -321,22 +303,18 @@ def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
 def choose_engine(engine: str, device: str) -> tuple[str, str]:
     """("transformers" or "unsloth", the reason). `auto` takes Unsloth on a GPU that has it."""
     if engine == "auto":
-        import importlib.util
-
-        installed = importlib.util.find_spec("unsloth") is not None
-        if device == "cuda" and installed and "trl" not in sys.modules:
+        if device != "cuda":
+            return "transformers", "no CUDA GPU: transformers + PEFT"
+        if find_spec("unsloth") and "trl" not in sys.modules:
             return "unsloth", "a CUDA GPU is here and Unsloth is installed"
-        why = "no CUDA GPU" if device != "cuda" else "Unsloth is not installed"
-        return "transformers", f"{why}: transformers + PEFT"
+        return "transformers", "Unsloth is not installed, or TRL came first: transformers + PEFT"
     if engine not in ("transformers", "unsloth"):
-        raise UserError(
-            f'engine: "{engine}", expected auto, transformers or unsloth: leave it at auto'
-        )
+        raise UserError(f'engine: "{engine}", expected auto, transformers or unsloth')
     early = [name for name in ("trl", "peft") if name in sys.modules]
     if engine == "unsloth" and "unsloth" not in sys.modules and early:
         raise UserError(
             f"engine: unsloth after {' and '.join(early)}, which it patches as they are imported: "
-            "start a new process (restart the kernel) and load with engine='unsloth' first"
+            "start a new process (restart the kernel) and load it first"
         )
     return engine, "asked for"
 
@@ -349,9 +327,8 @@ def load_adapter(model: Any, adapter: str) -> Any:
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{adapter}: the adapter could not be loaded ({reason}), expected adapter_config.json "
-            "and adapter_model.safetensors of one adapter, made for this base: check both files, "
-            "or take another checkpoint"
+            f"{adapter}: the adapter could not be loaded ({reason}), expected one made for this "
+            "base: check adapter_config.json, or take another checkpoint"
         ) from None

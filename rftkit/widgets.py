@@ -1,7 +1,7 @@
 """The grader lab of the notebooks: a thin shell over functions without widgets.
 
 grader_lab(task, rows, samples)     choose a row and an answer, edit the grader, see the grade
-look_at(grader, row, answer, …)     the same as a record, without any widget
+look_at(grader, row, answer, …)     the same as text, without any widget
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from rftkit.attacks import prompt_of
@@ -23,57 +22,7 @@ from rftkit.records import Sample
 from rftkit.rows import row_ids
 from rftkit.task import Task
 
-BAR = 20  # characters of a text bar
 WEIGHT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)(\s*\*\s*)([A-Za-z_]\w*)")  # 0.7 * second
-
-
-@dataclass
-class View:
-    """What the lab shows of one answer."""
-
-    problem: str = ""  # why there is no grade to show
-    reward: float | None = None  # None where the grader itself failed
-    formula: str = ""  # of a multi grader
-    sub_rewards: dict[str, float | None] = field(default_factory=dict)
-    parse_stage: str = ""  # how far the output could be read: "empty", "text", "json", …
-    explanations: list[str] = field(default_factory=list)
-    others: dict[str, float | None] = field(default_factory=dict)  # rewards of other answers
-
-    @property
-    def place(self) -> tuple[int, int] | None:
-        """(where the answer stands, best 1, among how many); equal answers share the better place.
-        None without a reward."""
-        if self.reward is None:
-            return None
-        known = [reward for reward in self.others.values() if reward is not None]
-        return 1 + sum(reward > self.reward + 1e-9 for reward in known), 1 + len(known)
-
-    def __str__(self) -> str:
-        if self.problem:
-            return f"no grade: {self.problem}"
-        lines = [f"reward      {_number(self.reward)}   read as: {self.parse_stage}"]
-        lines += [f"formula     {self.formula}"] if self.formula else []
-        lines += [f"  {name:14} {_bar(value)}" for name, value in self.sub_rewards.items()]
-        lines += ["standing    {} of {}".format(*self.place)] if self.place else []
-        if self.others:
-            ranking = [(value, " ", name) for name, value in self.others.items()]
-            ranking.append((self.reward, ">", "this answer"))
-            ranking.sort(key=lambda entry: float("inf") if entry[0] is None else -entry[0])
-            lines += [f"{mark} {name:14} {_bar(value)}" for value, mark, name in ranking]
-        return "\n".join(lines + [f"! {shorten(line, 100)}" for line in self.explanations])
-
-    def _repr_html_(self) -> str:
-        """For a notebook. Whatever a model wrote is escaped."""
-        style = ' style="color:#c0392b"' if self.problem else ""
-        return f"<pre{style}>{html.escape(str(self))}</pre>"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
-
-
-def _bar(value: float | None) -> str:
-    return f"{_number(value)} {'█' * round(BAR * min(max(value or 0.0, 0.0), 1.0))}"
 
 
 def look_at(
@@ -81,28 +30,42 @@ def look_at(
     row: dict[str, Any],
     answer: str,
     others: Mapping[str, str] | None = None,
-) -> View:
-    """Grade one answer, thinking tags included, and place it among others, {name: answer}.
+) -> str:
+    """What the lab shows of one answer, thinking tags included, among others, {name: answer}.
 
     The grader may be its JSON as text, as somebody is just editing it: whatever is wrong with it
-    stands in `problem`, and nothing is raised.
+    is what is shown, and nothing is raised.
     """
     others, sample = others or {}, Sample.from_text(answer)
-    view = View(parse_stage=sample.parse_stage)
     try:
         spec = _spec(grader)
         made = Grader.load(spec)
         made.check_ready()
         report = made.evaluate(row, sample)
-        grades = made.evaluate_many([row] * len(others), [*map(Sample.from_text, others.values())])
+        reports = made.evaluate_many([row] * len(others), [*map(Sample.from_text, others.values())])
     except UserError as error:
-        view.problem = str(error)
-        return view
-    view.formula = spec.get("calculate_output", "")
-    view.reward, view.sub_rewards = report.reward, dict(report.sub_rewards)
-    view.explanations = report.explanations
-    view.others = {name: grade.reward for name, grade in zip(others, grades)}
-    return view
+        return f"no grade: {error}"
+    lines = [f"reward      {_number(report.reward)}   read as: {sample.parse_stage}"]
+    lines += [f"formula     {spec['calculate_output']}"] if "calculate_output" in spec else []
+    lines += [f"  {name:14} {_bar(value)}" for name, value in report.sub_rewards.items()]
+    if report.reward is not None:
+        known = [other.reward for other in reports if other.reward is not None]
+        better = sum(reward > report.reward + 1e-9 for reward in known)
+        lines.append(f"standing    {1 + better} of {1 + len(known)}")
+    if others:
+        ranking = [(other.reward, " ", name) for name, other in zip(others, reports)]
+        ranking.append((report.reward, ">", "this answer"))
+        ranking.sort(key=lambda entry: float("inf") if entry[0] is None else -entry[0])
+        lines += [f"{mark} {name:14} {_bar(value)}" for value, mark, name in ranking]
+    return "\n".join(lines + [f"! {shorten(line, 100)}" for line in report.explanations])
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _bar(value: float | None) -> str:
+    return f"{_number(value)} {'█' * round(20 * min(max(value or 0.0, 0.0), 1.0))}"
 
 
 def _spec(grader: dict[str, Any] | str) -> dict[str, Any]:
@@ -191,18 +154,15 @@ def _build_lab(
 ) -> Any:
     import ipywidgets as w
 
-    def wide(**more: str) -> w.Layout:
-        return w.Layout(width="98%", **more)
-
     names = [(str(name), place) for place, name in enumerate(row_ids(rows))]
     row = w.Dropdown(options=names, description="row")
     choice = w.Dropdown(description="answer")
-    answer = w.Textarea(description="typed", layout=wide(height="5em"))
-    spec = _text(task.grader_spec)
-    editor = w.Textarea(value=spec, description="grader", layout=wide(height="16em"))
-    weight = w.Dropdown(description="number", layout=w.Layout(width="16em"))
-    slider = w.FloatSlider(min=0, max=1, step=0.05, layout=w.Layout(width="24em"))
-    prompt, shown = w.HTML(layout=wide()), w.HTML(layout=wide())
+    answer = w.Textarea(description="typed", layout={"width": "98%", "height": "5em"})
+    editor = w.Textarea(description="grader", layout={"width": "98%", "height": "16em"})
+    weight = w.Dropdown(description="number", layout={"width": "16em"})
+    slider = w.FloatSlider(min=0, max=1, step=0.05, layout={"width": "24em"})
+    prompt, shown = w.HTML(layout={"width": "98%"}), w.HTML(layout={"width": "98%"})
+    editor.value = _text(task.grader_spec)
 
     def offered() -> dict[str, str]:
         own = samples[row.value] if row.value < len(samples) else ()
@@ -212,7 +172,8 @@ def _build_lab(
         answers = offered()
         if answers.get(choice.value) == answer.value:  # as it was chosen, not typed
             del answers[choice.value]
-        shown.value = look_at(editor.value, rows[row.value], answer.value, answers)._repr_html_()
+        text = look_at(editor.value, rows[row.value], answer.value, answers)
+        shown.value = f"<pre>{html.escape(text)}</pre>"
 
     def take_answer(_: Any = None) -> None:
         answer.value = offered().get(choice.value, answer.value)

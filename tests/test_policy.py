@@ -217,7 +217,7 @@ def test_an_unknown_model_or_engine_is_refused_by_name(tmp_path):
     for name in ("embedded:giant", "nobody/nothing-of-this-name"):
         with pytest.raises(UserError, match=name):
             load_policy(name)
-    with pytest.raises(UserError, match="config.json of a model"):
+    with pytest.raises(UserError, match="not a model"):
         model_folder(str(tmp_path))
     with pytest.raises(UserError, match="vllm"):
         choose_engine("vllm", "cpu")

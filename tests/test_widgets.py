@@ -1,6 +1,7 @@
 """The grader lab: what it shows is what the grader says, with a widget and without one."""
 
 import json
+import re
 
 import pytest
 
@@ -23,18 +24,18 @@ def list_of(*genes):
     return json.dumps({"genes": list(genes)})
 
 
-def test_the_view_is_what_the_grader_says(task, row):
+def test_what_is_shown_is_what_the_grader_says(task, row):
     right = row["reference_gene"]
     answer = f"<think>Diagnose first.</think>{list_of('A', right)}"
     others = {"better": list_of(right), "level": list_of("B", right), "worst": "no JSON"}
-    view = look_at(task.grader_spec, row, answer, others)
+    shown = look_at(task.grader_spec, row, answer, others)
     reward, parts = task.grader.grade(row, answer)
-    assert (view.reward, view.sub_rewards, view.problem) == (reward, parts, "")
-    assert view.others == {k: task.grader.grade(row, text)[0] for k, text in others.items()}
-    assert view.place == (2, 4) and view.formula == task.grader_spec["calculate_output"]
-    assert view.parse_stage == "json" and any("third" in line for line in view.explanations)
-    assert look_at(json.dumps(task.grader_spec), row, answer, others) == view
-    assert look_at(task.grader_spec, row, answer).place == (1, 1)
+    rewards = {name: task.grader.grade(row, text)[0] for name, text in others.items()}
+    values = parts | rewards | {"this answer": reward}
+    assert all(re.search(rf"{name} +{value:.2f}", shown) for name, value in values.items())
+    assert f"reward      {reward:.2f}   read as: json" in shown and "standing    2 of 4" in shown
+    assert task.grader_spec["calculate_output"] in shown and re.search("^! .*third", shown, re.M)
+    assert look_at(json.dumps(task.grader_spec), row, answer, others) == shown
 
 
 CHECK = {"type": "string_check", "name": "x", "input": "a", "operation": "eq"}
@@ -54,16 +55,13 @@ JUDGE = {"type": "score_model", "name": "j", "model": "m"}
 def test_a_half_edited_grader_is_a_problem_and_no_traceback(monkeypatch, row, edited, cause):
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    view = look_at(edited, row, "x", {"other": "y"})
-    assert cause in view.problem and view.reward is None and view.place is None
-    assert "no grade" in str(view) and "no grade" in view._repr_html_()
+    shown = look_at(edited, row, "x", {"other": "y"})
+    assert shown.startswith("no grade") and cause in shown
 
 
-def test_a_lost_grade_has_no_place_and_what_a_model_wrote_is_escaped(row):
-    view = look_at(CHECK | {"reference": "{{item.nowhere}}"}, row, "x", {"<script>": "y"})
-    assert view.reward is None and view.place is None and view.others == {"<script>": None}
-    assert "none" in str(view) and "nowhere" in str(view)
-    assert "<script>" not in view._repr_html_() and "&lt;script&gt;" in view._repr_html_()
+def test_a_lost_grade_has_no_place(row):
+    shown = look_at(CHECK | {"reference": "{{item.nowhere}}"}, row, "x", {"other": "y"})
+    assert "reward      none" in shown and "! " in shown and "standing" not in shown
 
 
 def test_the_offered_answers_are_the_tasks_then_the_models(task, row):
@@ -85,14 +83,14 @@ def test_the_lab_prints_its_view_without_a_front_end(monkeypatch, capsys, task):
 
 def test_each_control_of_the_widget_changes_the_view(task):
     rows = task.rows("train")[:2]
-    samples = [[Sample(output_text=list_of("A"))], [Sample(output_text="no JSON")]]
+    samples = [[Sample(output_text=list_of("<A>"))], [Sample(output_text="no JSON")]]
     lab = grader_lab(task, rows, samples, widget=True)
     choose, prompt, answer, editor, numbers, shown = lab.children
     (row, choice), (weight, slider) = choose.children, numbers.children
     assert "Symptoms present" in prompt.value and answer.value == list_of(rows[0]["reference_gene"])
     assert "reward      1.00" in shown.value
     choice.value = "sample 1"
-    assert answer.value == list_of("A") and "reward      0.10" in shown.value
+    assert answer.value == list_of("<A>") and "reward      0.10" in shown.value
     assert "of 5" in shown.value and "sample 1" not in shown.value
     answer.value = list_of("A", rows[0]["reference_gene"])
     assert "reward      0.73" in shown.value
@@ -106,14 +104,12 @@ def test_each_control_of_the_widget_changes_the_view(task):
     with pytest.warns(UserWarning, match="outside 0 to 1"):
         editor.value = before.replace("0.7 * second", "3 * second")
     assert (weight.value, slider.value) == ("second", 3.0) and "3 * second" in editor.value
-    editor.value = "{"
-    assert slider.disabled and "no grade" in shown.value
+    editor.value = "{<"
+    assert slider.disabled and "no grade" in shown.value and "{<" not in shown.value
     editor.value = before
     assert not slider.disabled and editor.value == before
     row.value = 1
     assert answer.value == list_of(rows[1]["reference_gene"]) and "reward      1.00" in shown.value
-    choice.value = "sample 1"
-    assert "read as: text" in shown.value
 
 
 def test_one_number_of_the_formula_is_found_and_changed():
