@@ -91,7 +91,7 @@ def train_command(
 
     Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
     """
-    from rftkit.dashboard import dashboard_figure
+    from rftkit.dashboard import TrainingDashboard, dashboard_figure
     from rftkit.plots import save_figure
     from rftkit.training.config import read_run_config
     from rftkit.training.run import GateSaysFix, plan, train
@@ -107,7 +107,7 @@ def train_command(
         return
     try:
         with Reporter() as reporter:
-            observers = [console.TrainingProgress(reporter)]
+            observers = [TrainingDashboard(reporter)]
             run = train(config, out, observers, say=reporter.say, force=force)
     except GateSaysFix as refusal:
         if as_json:
@@ -125,7 +125,7 @@ def train_command(
         console.print_json({"out": str(out), **record, "alarms": run.alarms, "picture": picture})
     else:
         if run.best:
-            kept = f"kept step {run.best['step']}{console.validation_text(run.best)}"
+            kept = f"kept step {run.best['step']}, {console.validation_text(run.best)}"
             console.say(f"{kept}, before training {run.start['mean']:.3f}")
         console.say(f"{run.training['steps']} steps, ended by {run.training['stopped']}: {out}")
     if any(alarm.get("stops") for alarm in run.alarms):

@@ -120,37 +120,7 @@ class Reporter(Progress):
         self.advance(self.bar, done)
 
 
-class TrainingProgress:
-    """Observes a run for the terminal: a bar with its ETA, the reward, the held-out metric."""
-
-    def __init__(self, reporter: Reporter):
-        self.reporter, self.steps, self.last = reporter, 0, ""
-
-    def begin(self, plan: Any, log: Sequence[dict[str, Any]], start: Mapping[str, Any]) -> None:
-        self.reporter.say("\n".join(plan.lines()))
-        self.reporter.update(self.reporter.bar, total=plan.steps, completed=len(log))
-        self.steps, self.last = plan.steps, validation_text(start)
-
-    def gate(self, signal: Any) -> None:
-        self.reporter.say(f"signal gate: {signal.verdict}: {signal.reason}")
-        for finding in signal.findings:
-            self.reporter.say(f"  {finding.name}: {finding.evidence}\n    -> {finding.setting}")
-
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        step = f"step {record['step']}/{self.steps}"
-        for key in ("reward_mean", "reward_std", "loss"):
-            step += "" if record.get(key) is None else f", {key} {record[key]:.2f}"
-        if "validation" in record:
-            self.last = validation_text(record["validation"])
-            self.reporter.say(step + self.last)
-        self.reporter.update(self.reporter.bar, description=step + self.last, advance=1)
-        for alarm in record.get("alarms", []):
-            self.reporter.say(f"{step}: ALARM {alarm['name']}: {alarm['cause']}")
-
-
 def validation_text(validation: Mapping[str, Any]) -> str:
-    """ ", held-out top1 0.314 [0.271, 0.357]"; empty for a run without held-out rows."""
-    if not validation:
-        return ""
+    """ "validation top1 0.314 [0.271, 0.357]" """
     mean, low, high = (validation[key] for key in ("mean", "low", "high"))
-    return f", held-out {validation['metric']} {mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"validation {validation['metric']} {mean:.3f} [{low:.3f}, {high:.3f}]"

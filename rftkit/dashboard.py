@@ -14,10 +14,12 @@ import html
 import io
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rftkit import plots
+from rftkit.console import Reporter, validation_text
 from rftkit.files import shorten
 from rftkit.plots import BLUE, GREY, ORANGE, RED, Log, best_of, points_of, validations_of
 from rftkit.records import Sample
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWING_SHARE = 0.1  # of the run's time, at most
-SHOWN_CHARACTERS = 220
+SHOWN = {  # in the headline
+    "reward_mean": "; reward {:.2f}",
+    "group_spread": " (std in a group {:.2f})",
+    "dead_groups": "; dead groups {:.0%}",
+}
 
 
 def headline(
@@ -38,17 +44,12 @@ def headline(
     if ended:
         line += f", ended by {ended}"
     elif log:
-        line += f", {clock(seconds_left(log, steps))} left"
-    if last.get("reward_mean") is not None:
-        line += f"; reward {last['reward_mean']:.2f}"
-    if last.get("group_spread") is not None:
-        line += f" (std in a group {last['group_spread']:.2f})"
-    if last.get("dead_groups") is not None:
-        line += f"; dead groups {last['dead_groups']:.0%}"
+        line += f", {timedelta(seconds=round(seconds_left(log, steps)))} left"
+    for field, text in SHOWN.items():
+        line += "" if last.get(field) is None else text.format(last[field])
     if validations := validations_of(log, start):
-        newest, best = validations[-1], best_of(validations)
-        interval = f"{newest['mean']:.3f} [{newest['low']:.3f}, {newest['high']:.3f}]"
-        line += f"; validation {newest['metric']} {interval}"
+        best = best_of(validations)
+        line += f"; {validation_text(validations[-1])}"
         line += f", best {best['mean']:.3f} at step {best['step']}"
     return line
 
@@ -59,12 +60,6 @@ def seconds_left(log: Log, steps: int) -> float:
     done = log[-1]["step"] - before["step"]
     mean = (log[-1]["seconds"] - before["seconds"]) / done if done else 0.0
     return max(mean, 0.0) * max(steps - log[-1]["step"], 0)
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int = 0) -> Figure:
@@ -137,23 +132,19 @@ def dashboard_html(line: str, figure: Figure, log: Log, samples: Sequence[Sample
     graded = [sample for sample in samples if sample.grade is not None]
     for name, choose in (("best", max), ("worst", min)) if graded else ():
         sample = choose(graded, key=lambda sample: sample.grade)
-        text = shorten(f"{sample.reasoning} → {sample.output_text}", SHOWN_CHARACTERS)
+        text = shorten(f"{sample.reasoning} → {sample.output_text}", 220)
         label = f"{name} of the newest completions, grade {sample.grade:.2f}"
         parts.append(f"<small>{label}</small><br><code>{html.escape(text)}</code>")
     return "".join(f"<div>{part}</div>" for part in parts)
 
 
 class TrainingDashboard:
-    """An observer for train(). `show` takes HTML and its headline, which replace those before
-    (None: as Jupyter does it, and lines of text elsewhere); `say` takes a line of text."""
+    """An observer for train(). In Jupyter one output is redrawn; elsewhere, and with a reporter,
+    whose bar it moves, each validation and each alarm is a line of text."""
 
-    def __init__(
-        self,
-        show: Callable[[str, str], None] | None = None,
-        say: Callable[[str], None] = print,
-    ):
-        self.show = show or (jupyter_display() if in_jupyter() else None)
-        self.say = say
+    def __init__(self, reporter: Reporter | None = None):
+        self.reporter, self.live = reporter, reporter is None and in_jupyter()
+        self.say = reporter.say if reporter else print
         self.log: list[dict[str, Any]] = []
         self.newest: list[Sample] = []
         self.start: dict[str, Any] | None = None
@@ -163,17 +154,29 @@ class TrainingDashboard:
     def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
         self.log, self.steps, self.start = list(log), plan.steps, start or None
         self.ended = None
-        if self.show is None:
-            self.say("\n".join(plan.reasons))
+        if self.reporter:
+            self.reporter.stage("training", plan.steps)
+        if not self.live:
+            self.say("\n".join(plan.lines()))
+
+    def gate(self, signal: Any) -> None:
+        if not self.live:
+            self.say(f"signal gate: {signal.verdict}: {signal.reason}")
+            for finding in signal.findings:
+                self.say(f"  {finding.name}: {finding.evidence}\n    -> {finding.setting}")
 
     def __call__(self, record: dict[str, Any]) -> None:
         self.log.append(record)
-        if self.show is None and ("validation" in record or "alarms" in record):
+        if self.reporter:
+            bar = self.reporter.bar
+            self.reporter.update(bar, description=self.headline(), completed=record["step"])
+        if not self.live and ("validation" in record or "alarms" in record):
             self.say(self.headline())
             for alarm in record.get("alarms", []):
-                self.say(f"  alarm: {alarm['name']}. {alarm['cause']}")
+                self.say(f"  ALARM {alarm['name']}: {alarm['cause']}")
 
     def answers(self, record: dict[str, Any], samples: list[Sample]) -> None:
+        """The slower a drawing is, the fewer there are."""
         self.newest = samples
         rested = time.perf_counter() - self.drawn_at
         if "alarms" in record or rested * DRAWING_SHARE >= self.drawing_took:
@@ -187,36 +190,24 @@ class TrainingDashboard:
         return headline(self.log, self.steps, self.start, self.ended)
 
     def draw(self) -> None:
-        """Replace what is shown. The slower a drawing is, the fewer there are."""
-        if self.show is None:
+        if not self.live:
             return
-        began = time.perf_counter()
+        began, line = time.perf_counter(), self.headline()
         steps = 0 if self.ended else self.steps  # at the end no room is kept for more
         figure = dashboard_figure(self.log, self.start, steps)
-        line = self.headline()
         self.show(dashboard_html(line, figure, self.log, self.newest), line)
         self.drawn_at = time.perf_counter()
         self.drawing_took = self.drawn_at - began
+
+    def show(self, page: str, line: str) -> None:
+        """Put HTML, and a line for what shows no HTML, in place of what this run showed before."""
+        from IPython.display import display
+
+        both, again = {"text/html": page, "text/plain": line}, self.drawn_at > 0
+        display(both, raw=True, display_id=f"rftkit-{id(self)}", update=again)
 
 
 def in_jupyter() -> bool:
     """A notebook's kernel, which can redraw an output; not a terminal's IPython."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"
-
-
-def jupyter_display() -> Callable[[str, str], None]:
-    """One output that every call replaces: HTML, and a line for what shows no HTML."""
-    from IPython.display import display
-
-    handle = None
-
-    def show(page: str, line: str) -> None:
-        nonlocal handle
-        both = {"text/html": page, "text/plain": line}
-        if handle is None:
-            handle = display(both, raw=True, display_id=True)
-        else:
-            handle.update(both, raw=True)
-
-    return show

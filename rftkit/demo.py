@@ -201,7 +201,7 @@ class Demo:
         self.reporter.stage(f"training {name}", steps)
         held_out = self.validation_rows
         run = train(config, out, [self.show_step], self.task, rows, held_out, existing="replace")
-        kept = f"kept step {run.best['step']}{validation_text(run.best)}"
+        kept = f"kept step {run.best['step']}, {validation_text(run.best)}"
         self.reporter.say(f"{name}: {run.training['seconds']:.0f} s; {kept}")
         self.runs[name] = run
         self.add(name, run.policy)
@@ -210,7 +210,7 @@ class Demo:
         self.reporter.work(1)
         if validation := record.get("validation"):
             share = f"{validation['patterns'][PLAN_PATTERN]:.0%} {PLAN_PATTERN}"
-            self.reporter.say(f"  step {record['step']}{validation_text(validation)}, {share}")
+            self.reporter.say(f"  step {record['step']}, {validation_text(validation)}, {share}")
 
     def report(self) -> dict[str, Any]:
         """report.json's object, but for the real cases."""

@@ -7,11 +7,9 @@ import pytest
 
 from rftkit.dashboard import (
     TrainingDashboard,
-    clock,
     dashboard_figure,
     dashboard_html,
     headline,
-    in_jupyter,
     seconds_left,
 )
 from rftkit.plots import curve_figure
@@ -41,13 +39,17 @@ SAMPLES = [
     Sample(row_id="r2", reasoning="Weigh.", output_text='{"genes": ["<b>"]}', grade=0.9),
     Sample(row_id="r3", output_text="never graded"),
 ]
-PLAN = SimpleNamespace(steps=20, reasons=["because of this"])
+PLAN = SimpleNamespace(steps=20, lines=lambda: ["because of this"])
 ENDED = SimpleNamespace(training={"stopped": "patience"})
 
 
 def test_the_headline_says_what_the_log_says():
     line = headline(made_log(), 20, START)
-    for part in ("step 10/20, 0:20 left", "reward 0.50 (std in a group 0.10)", "dead groups 25%"):
+    for part in (
+        "step 10/20, 0:00:20 left",
+        "reward 0.50 (std in a group 0.10)",
+        "dead groups 25%",
+    ):
         assert part in line
     assert "validation top1 0.400 [0.300, 0.500], best 0.600 at step 5" in line
     assert "ended by patience" in headline(made_log(), 20, START, "patience")
@@ -58,7 +60,6 @@ def test_the_time_left_follows_the_last_twenty_steps():
     log = made_log(30)
     assert seconds_left(log, 30) == 0 and seconds_left(log[:1], 3) == 4.0
     assert seconds_left([*log, {"step": 31, "seconds": 80.0}], 32) == pytest.approx(58 / 20)
-    assert clock(59.6) == "1:00" and clock(3725) == "1:02:05"
 
 
 def test_the_dashboard_draws_validation_alarms_and_truncation():
@@ -98,9 +99,10 @@ def test_html_shows_alarms_and_completions_escaped():
     assert page.index("grade 0.90") < page.index("Weigh.") < page.index("grade 0.10")
 
 
-def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn():
-    shown = []
-    dashboard = TrainingDashboard(show=lambda page, line: shown.append((page, line)))
+def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn(monkeypatch):
+    shown, dashboard = [], TrainingDashboard()
+    monkeypatch.setattr(dashboard, "live", True)
+    monkeypatch.setattr(dashboard, "show", lambda page, line: shown.append((page, line)))
     dashboard.begin(PLAN, [], START)
     for record in made_log(5):
         dashboard(record)
@@ -112,16 +114,16 @@ def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn():
     assert line.startswith("step 5/20, ended by patience") and " left" not in line
 
 
-def test_without_jupyter_it_prints_reasons_validations_and_alarms():
-    assert not in_jupyter()
-    lines = []
-    dashboard = TrainingDashboard(say=lines.append)
-    dashboard.begin(PLAN, made_log(4), START)
-    log = made_log(10)
+def test_without_jupyter_it_prints_the_plan_the_gate_validations_and_alarms(capsys):
+    dashboard, log = TrainingDashboard(), made_log(10)
     log[6]["alarms"] = [{"name": "entropy collapse", "cause": "flat"}]
+    dashboard.gate(SimpleNamespace(verdict="go", reason="60% of the groups are alive", findings=[]))
+    dashboard.begin(PLAN, made_log(4), START)
     for record in log[4:]:
         dashboard(record)
         dashboard.answers(record, [])
     dashboard.end(ENDED)
-    assert lines[0] == "because of this" and lines[1].startswith("step 5/20")
-    assert lines[3] == "  alarm: entropy collapse. flat" and len(lines) == 5
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["signal gate: go: 60% of the groups are alive", "because of this"]
+    starts = ["step 5/20", "step 7/20", "  ALARM entropy collapse: flat", "step 10/20"]
+    assert all(line.startswith(start) for line, start in zip(lines[2:], starts, strict=True))
