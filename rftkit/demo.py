@@ -30,7 +30,7 @@ from rftkit.environment import peak_memory_mb
 from rftkit.evaluation import bootstrap, clusters_of, measure
 from rftkit.files import UserError, markdown_table
 from rftkit.policy import Policy, load_policy
-from rftkit.real_cases import RealCases, load_world, read_real_cases
+from rftkit.real_cases import load_world, read_real_cases
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import sha256_of
 from rftkit.task import SPLITS, Task, load_task
@@ -90,14 +90,15 @@ class Demo:
         self.bench = self.bench_of(self.task.rows("test")[: self.size.test_rows])
         self.out.mkdir(parents=True, exist_ok=True)
         self.show_task()
-        real = read_real_cases(self.cases, load_world()) if self.cases else None
-        self.reporter.say("\n".join(real.summary()) if real else "")
+        if self.cases:
+            real_rows, counts = read_real_cases(self.cases, load_world())
+            self.reporter.say("".join(f"{name}: {count}\n" for name, count in counts.items()))
         self.evaluate_bases()
         self.reinforce()
         self.train_rivals()
         report = self.report()
-        if real:
-            report["real_cases"] = self.evaluate_real(real)
+        if self.cases:
+            report["real_cases"] = counts | self.evaluate_real(real_rows)
         report["seconds"] = round(time.perf_counter() - began, 1)
         write_results(self, report)
         return report
@@ -158,20 +159,19 @@ class Demo:
         ]
         return kept, each * len(self.train_rows)
 
-    def evaluate_real(self, real: RealCases) -> dict[str, Any]:
+    def evaluate_real(self, rows: Rows) -> dict[str, Any]:
         """Every system on the published cases that can be written in the world's terms."""
-        bench = self.bench_of(real.rows)
+        bench = self.bench_of(rows)
         for name in SYSTEMS:
             self.evaluate(name, bench)
-        unseen = [i for i, row in enumerate(real.rows) if row["split"] == "test"]
-        groups = clusters_of([real.rows[i] for i in unseen], self.task)
+        unseen = [i for i, row in enumerate(rows) if row["split"] == "test"]
+        groups = clusters_of([rows[i] for i in unseen], self.task)
         top1 = {name: result.values["top1"][unseen] for name, result in bench.results.items()}
         alone = {name: bootstrap(v, groups).to_json() for name, v in top1.items() if unseen}
         others = ("mini base", "large base", "overlap")
         report = bench.to_json(SYSTEMS, [("RFT mini", other, "top1", False) for other in others])
         measured = {key: report[key] for key in ("headline", "systems", "paired")}
-        unseen_genes = {"n": len(unseen), "top1": alone}
-        return real.to_json() | measured | {"test_genes_alone": unseen_genes}
+        return measured | {"test_genes_alone": {"n": len(unseen), "top1": alone}}
 
     # --- what the steps share ------------------------------------------------------------------
 

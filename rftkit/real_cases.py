@@ -35,6 +35,9 @@ MOST_PRESENT, MOST_ABSENT, FEWEST_PRESENT = 6, 3, 3
 NO_ONSET, NO_SEX = "infancy", "female"  # what is written where a case records none: counted
 
 
+Rows = list[dict[str, Any]]
+
+
 @dataclass
 class World:
     """The closed world that the embedded models know: 200 HPO terms, 240 genes."""
@@ -66,31 +69,9 @@ def question_text(present: list[str], absent: list[str], onset: str, sex: str) -
     )
 
 
-@dataclass
-class RealCases:
-    """Rows in the world's form, with counts of what was kept, lost and filled in."""
-
-    rows: list[dict[str, Any]]
-    read: int
-    lost: dict[str, int]
-    filled: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "read": self.read,
-            "kept": len(self.rows),
-            "genes": len({row["reference_gene"] for row in self.rows}),
-            "lost": self.lost,
-            "filled_in": self.filled,
-            "splits": dict(Counter(row["split"] for row in self.rows)),
-        }
-
-    def summary(self) -> list[str]:
-        return [f"{name.replace('_', ' ')}: {value}" for name, value in self.to_json().items()]
-
-
-def read_real_cases(source: str | Path, world: World) -> RealCases:
-    """Phenopackets of the world's genes, as rows that its models can read, counted."""
+def read_real_cases(source: str | Path, world: World) -> tuple[Rows, dict[str, Any]]:
+    """(cases of the world's genes as rows that its models can read, counts of what was kept, lost
+    and filled in). The source holds phenopackets, or rows of `rftkit cases`."""
     hpo = load_hpo()
     reading = read_cases(source, hpo)
     lost, read = reading.lost, len(reading.cases) + reading.lost.total()
@@ -121,7 +102,14 @@ def read_real_cases(source: str | Path, world: World) -> RealCases:
         rows.append(row)
     if not rows:
         raise UserError(f"{source}: none of {read} cases is of this world: {dict(lost)}")
-    return RealCases(rows, read, dict(lost), dict(filled))
+    return rows, {
+        "read": read,
+        "kept": len(rows),
+        "genes": len({row["reference_gene"] for row in rows}),
+        "lost": dict(lost),
+        "filled_in": dict(filled),
+        "splits": dict(Counter(row["split"] for row in rows)),
+    }
 
 
 def nearest_term(hpo: Hpo, term_id: str, vocabulary: dict[str, str]) -> str | None:

@@ -98,7 +98,6 @@ class LikelihoodRanker:
 
         tables = [self._frequencies(d, without=paper) for d in self.hpo.gene_diseases[gene]]
         ratio = sparse_rows(tables, self.hpo).toarray() / self.background
-
         return [
             max(sum(np.log(HIT * ratio[:, self._above(t)].max(axis=1) + FLOOR) for t in terms))
             for terms in present
@@ -153,7 +152,7 @@ def measure(
         ("without own paper", len(known), without),
     ):
         shares = {f"top{k}": round(100 * sum(c) / n, 2) for k, c in zip(CUTOFFS, zip(*credit))}
-        records += [{"method": ranker.method, "how": how, "n": n} | shares] if shares else []
+        records.append({"method": ranker.method, "how": how, "n": n} | shares)
     return records
 
 

@@ -1,11 +1,8 @@
 """Published cases -> train, validation and test rows, split by gene: `rftkit cases`.
 
-    rftkit cases all_phenopackets.zip --out cases
-
 Why by gene: under a random split the nearest training case alone names 83 % of the answers,
 under a split by paper 27 %. No answer gene of validation or test occurs in training, and cases
-with the same features stand on one side, even where their genes differ. A paper that reports
-several genes may still stand on two sides.
+with the same features stand on one side, even where their genes differ.
 
 Why copies are counted: a paper that reports a family gives several cases in the very same words.
 As rows they count double in training and shrink no interval in evaluation; the same words for two
@@ -63,7 +60,8 @@ def make_cases(
         lists = candidate_lists(cases, hpo, candidates, seed) if candidates else [()] * len(cases)
         rows[side] = [case_row(case, hpo, names) for case, names in zip(cases, lists)]
     copies = {side: copies_of(side_rows) for side, side_rows in rows.items()}
-    counts = Counter(reason for reasons in copies.values() for reason in reasons.values())
+    found = Counter(reason for reasons in copies.values() for reason in reasons.values())
+    counts = {reason: found[reason] for reason in (REPEATED, CONTRADICTED)}
     if without_copies:
         rows, counts[NEAR] = drop_copies(rows, copies)
     files = {}
@@ -87,30 +85,22 @@ def make_cases(
         "split": {"by": GENE, "shares": SHARES, "seed": seed},
         "candidates": candidates,
         "files": files,
+        "dropped" if without_copies else "copies": counts,
+        "attribution": ATTRIBUTION,
     }
-    if without_copies:
-        report["dropped"] = {reason: counts[reason] for reason in (REPEATED, CONTRADICTED, NEAR)}
-    else:
-        report["copies"] = {reason: counts[reason] for reason in (REPEATED, CONTRADICTED)}
     if with_baselines:
-        report["baselines"] = [
-            *measure(OverlapRanker(hpo), reading.cases),
-            *measure(LikelihoodRanker(hpo), reading.cases),
-        ]
-    report["attribution"] = ATTRIBUTION
+        rankers = (OverlapRanker(hpo), LikelihoodRanker(hpo))
+        report["baselines"] = [r for ranker in rankers for r in measure(ranker, reading.cases)]
     write_json(Path(out) / "report.json", report)
     return report
 
 
 def split_cases(cases: Sequence[Case], seed: int = 0) -> dict[str, list[Case]]:
-    """Split by gene, cases with the same features on one side; each side in a seeded order.
-
-    The same cases and seed give the same sides, whatever the cases' order.
-    """
+    """Split by gene, cases with the same features on one side; each side in a seeded order."""
     cases = sorted(cases, key=lambda case: case.case_id)
     n_cases = Counter(case.gene for case in cases)
-    # split_by_group keeps (and asserts) rows with equal `messages` on one side: here that is the
-    # features' ids, so that age, sex and the order of a list do not hide a copy.
+    # split_by_group keeps rows with equal `messages` on one side: here that is the features' ids,
+    # so that age, sex and the order of a list do not hide a copy.
     stand_ins = [
         {"messages": c.features, GENE: CROWDED if n_cases[c.gene] > MOST else c.gene, "case": c}
         for c in cases
@@ -125,9 +115,8 @@ def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -
     """For each case of ONE side, `size` genes in a seeded order: the true one and distractors.
 
     Half of the distractors are the genes whose annotation overlaps most with what this patient
-    shows, as a phenotype-driven tool would list them; the others are drawn at random. All come
-    from the answers of the same side: a gene that only ever stood as a distractor could be
-    learned to be wrong, and a test gene that stood as one in training would be.
+    shows; the others are drawn at random. All come from the answers of the same side: a gene that
+    only ever stood as a distractor could be learned to be wrong.
     """
     pool = sorted({case.gene for case in cases})
     if size > len(pool):

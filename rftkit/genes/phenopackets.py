@@ -1,8 +1,7 @@
 """GA4GH phenopackets, version 2 -> cases.
 
-A source is a .jsonl or .jsonl.gz file (one phenopacket a line), a .json file, a folder of .json
-files, or the release .zip of the phenopacket-store.
-Schema: https://phenopacket-schema.readthedocs.io/en/2.0.0/.
+A source is a .jsonl or .jsonl.gz file (one phenopacket a line), a .json file, a folder of these,
+or the release .zip of the phenopacket-store. Rows that `case_row` wrote are read as well. Schema: https://phenopacket-schema.readthedocs.io/en/2.0.0/.
 
 A phenopacket names its answer in many places: interpretations, diseases, variants, the paper's
 title, the id, the file's name. From these only gene, disease id and PMID are taken, as answer
@@ -56,34 +55,33 @@ class Reading:
 
 
 def read_cases(source: str | Path, hpo: Hpo) -> Reading:
-    """Read every phenopacket of a source. A case that cannot serve is counted by its reason.
+    """Read every record of a source. A case that cannot serve is counted by its reason.
 
     UserError, naming file and record, for a file that is truncated or no phenopacket.
     """
-    reading = Reading()
-    seen: set[str] = set()
-    for place, packet in read_phenopackets(source):
+    reading, cases = Reading(), {}
+    for place, record in read_records(source):
         try:
-            case = read_case(packet, hpo, reading)
+            read = read_row if "messages" in record else read_case
+            case = read(record, hpo, reading)
         except (KeyError, TypeError, AttributeError) as error:
             message = f"{place}: not a phenopacket of version 2 ({error!r}): convert it"
             raise UserError(message) from error
         if isinstance(case, str):
             reading.lost[case] += 1
-        elif case.case_id in seen:
+        elif case.case_id in cases:
             reading.lost["the id of an earlier case"] += 1
         else:
-            seen.add(case.case_id)
-            reading.cases.append(case)
-    if not (reading.cases or reading.lost):
+            cases[case.case_id] = case
+    if not (cases or reading.lost):
         raise UserError(f"{source}: holds no phenopacket, expected at least one: check the path")
+    reading.cases = list(cases.values())
     return reading
 
 
 def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
     """One phenopacket as a case, or the reason why it is lost; unknown terms are counted."""
-    case_id, subject = packet["id"], packet["subject"]
-    features = packet.get("phenotypicFeatures") or []
+    features, subject = packet.get("phenotypicFeatures") or [], packet["subject"]
     if any("negated" in feature for feature in features):
         raise KeyError("excluded; negated is version 1")  # else read as present
     terms = {False: {}, True: {}}  # excluded? -> each term once, in order
@@ -100,12 +98,11 @@ def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
     if len(genes) != 1:
         return "several causative genes" if genes else "no causative gene"
     if not terms[False]:
-        none_given = all(feature.get("excluded") for feature in features)
-        return "no present feature" + ("" if none_given else " that HPO knows")
+        return "no present feature"
     disease = next((d for d in packet.get("diseases") or [] if not d.get("excluded")), {})
     references = packet.get("metaData", {}).get("externalReferences") or []
     return Case(
-        case_id=case_id,
+        case_id=packet["id"],
         gene=genes.pop(),
         disease=disease.get("term", {}).get("id", ""),
         pmid=next((r["id"] for r in references if r["id"].startswith("PMID:")), ""),
@@ -115,6 +112,14 @@ def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
         age=describe_time(subject.get("timeAtLastEncounter") or {}, hpo),
         onset=describe_time(disease.get("onset") or {}, hpo),
     )
+
+
+def read_row(row: dict[str, Any], hpo: Hpo, reading: Reading) -> Case:
+    """The case of a row that `case_row` wrote."""
+    fields = {name: row[name] for name in ROW_FIELDS}
+    for name in ("present", "absent"):
+        fields[name] = [term["id"] for term in row[name] if term["id"] in hpo.terms]
+    return Case(gene=row["reference_gene"], **fields)
 
 
 def causative_genes(packet: dict[str, Any]) -> set[str]:
@@ -143,25 +148,22 @@ def describe_time(element: dict[str, Any], hpo: Hpo) -> str | None:
     return hpo.label(term) if term else None
 
 
-def read_phenopackets(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, phenopacket); place reads "cases.jsonl.gz:17" or "store.zip/GENE/case.json"."""
+def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
+    """Yield (place, record); place reads "cases.jsonl.gz:17" or "store.zip/GENE/case.json"."""
     place = str(source)
     try:
-        for place, text in _records(Path(source)):
-            packet = json.loads(text)
-            if not isinstance(packet, dict):
-                raise ValueError(f"a JSON {type(packet).__name__}, expected one phenopacket")
-            yield place, packet
+        for place, text in _texts(Path(source)):
+            yield place, json.loads(text)
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{place}: cannot be read any further ({error}): check the path, or fetch it again"
+            f"{place}: cannot be read ({error}): check it, or fetch it again"
         ) from error
 
 
-def _records(path: Path) -> Iterator[tuple[str, bytes]]:
+def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
-        for file in sorted(path.rglob("*.json")):
-            yield str(file), file.read_bytes()
+        for file in sorted(path.rglob("*.jsonl")) or sorted(path.rglob("*.json")):
+            yield from _texts(file)
     elif path.suffix == ".json":
         yield str(path), path.read_bytes()
     elif path.suffix == ".zip":
@@ -172,12 +174,12 @@ def _records(path: Path) -> Iterator[tuple[str, bytes]]:
     else:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path}:{number}", line
+                yield f"{path}:{number}", line
 
 
 NOT_RECORDED = "not recorded"
 QUESTION = "Which gene is responsible?"
+ROW_FIELDS = ("case_id", "pmid", "disease", "present", "absent", "sex", "age", "onset")
 CONTRACT = (
     'Answer with JSON alone: {"genes": ["GENE1", "GENE2", "GENE3", "GENE4", "GENE5"]}, five '
     "different gene symbols, most likely first."
@@ -219,20 +221,9 @@ def prompt_text(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> str:
 
 def case_row(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> dict[str, Any]:
     """The case as a row of the RFT contract: `messages`, and answer fields beside it."""
-
-    def named(terms: Sequence[str]) -> list[dict[str, str]]:
-        return [{"id": term, "label": hpo.label(term)} for term in terms]
-
-    row = {
-        "messages": [{"role": "user", "content": prompt_text(case, hpo, candidates)}],
-        "reference_gene": case.gene,
-        "case_id": case.case_id,
-        "pmid": case.pmid,
-        "disease": case.disease,
-        "present": named(case.present),
-        "absent": named(case.absent),
-        "sex": case.sex,
-        "age": case.age,
-        "onset": case.onset,
-    }
+    message = {"role": "user", "content": prompt_text(case, hpo, candidates)}
+    row = {"messages": [message], "reference_gene": case.gene}
+    row |= {name: getattr(case, name) for name in ROW_FIELDS}
+    for name in ("present", "absent"):
+        row[name] = [{"id": term, "label": hpo.label(term)} for term in row[name]]
     return row | ({"candidates": list(candidates)} if candidates else {})
