@@ -154,9 +154,6 @@ def report_text(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-# --- rftkit evaluate ---------------------------------------------------------------------------
-
-
 @dataclass
 class Comparison:
     """Each field is an option of `rftkit evaluate`: a new one is a new line."""
@@ -197,8 +194,11 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
             raise UserError(f"--model {model}: no answer came ({cause}): check address and key")
         append_samples(out, result)
     report = make_report(bench, trained) | {"rows": str(place)}
-    report["sha256"] = {place.name: sha256_of(place), **weights_sums(folders)}
-    report["sha256"]["grader"] = digest_of(bench.task.grader_spec).hex()
+    report["sha256"] = {
+        place.name: sha256_of(place),
+        "grader": digest_of(bench.task.grader_spec).hex(),
+        **weights_sums(folders),
+    }
     report["seconds"] = round(time.perf_counter() - began, 1)
     write_report(report, report["notes"], out)
     return report
@@ -220,17 +220,16 @@ def open_bench(
     asked: Comparison, folders: Mapping[str, Sequence[Path]], reporter: Reporter
 ) -> tuple[Path, Bench]:
     """(the file of the rows, the bench): everything is read and checked, no model is loaded."""
-    place, task = asked.rows, None
+    place, name = asked.rows, asked.task
     if not (place.is_file() or place.suffix == ".jsonl"):
-        task = load_task(place)
-        place = task.folder / "test.jsonl"
-    elif (place.parent / "task.json").exists():
-        task = load_task(place.parent)
-    if asked.task:
-        task = load_task(asked.task)
-    if task is None and asked.grader is None:
+        name = name or place
+        place = load_task(place).folder / "test.jsonl"
+    elif name is None and (place.parent / "task.json").exists():
+        name = place.parent
+    if name is None and asked.grader is None:
         raise UserError(f"--grader: missing, and no task.json stands beside {place}: name a grader")
-    task = task or task_from_json({"name": place.stem, "question": "", "grader": {}})
+    nameless = {"name": place.stem, "question": "", "grader": {}}
+    task = task_from_json(nameless) if name is None else load_task(name)
     spec = read_grader(asked.grader)[0] if asked.grader else task.grader_spec
     settings = GraderSettings(allow_weak_isolation=asked.allow_weak_isolation)
     group_by = asked.group_by or task.group_by
@@ -239,9 +238,9 @@ def open_bench(
     row_ids(rows)  # raises where two share an id
     task.grader.check_ready()
     task.grader.check_rows(rows)
-    answer = task.answer_path[1] if task.answer_template is not None else None
+    needed = {group_by, task.answer_path[1] if task.answer_template else None} - {None}
     for number, row in enumerate(rows, 1):
-        for key in {group_by, answer} - {None, *row}:
+        for key in needed - row.keys():
             raise UserError(f'{place}:{number}: no "{key}", as task {task.name} has: name another')
     functions = {name: load_metric(name) for name in asked.metrics or ()}
     # One limit for all models: what differs between them must be the models alone.
@@ -272,10 +271,9 @@ def load_metric(name: str) -> MetricFunction:
         more = {key: getattr(sample, key) for key in SAMPLE_FIELDS}
         try:
             number = float(own(Context(row, sample).as_dict() | more, row))
-        except Exception as error:  # whatever a user's function raises
+            assert math.isfinite(number), f"{number} is no number"
+        except Exception as error:
             raise UserError(f"--metric {name}: row {sample.row_id}: {error!r}: fix it") from error
-        if not math.isfinite(number):
-            raise UserError(f"--metric {name}: row {sample.row_id}: {number}: return a number")
         return number
 
     return value
@@ -323,10 +321,10 @@ def make_report(bench: Bench, trained: Mapping[str, dict[str, Any]]) -> dict[str
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
     """What a reader of the table must know, a sentence each; empty where all went well."""
     of = f"of {system['answers']} answers"
+    missing = system["failed"] + system["ungraded"]
     shared = system.get("training", {}).get("answer_groups_shared_with_eval")
     notes = {
-        f"{system['failed']} {of} never came and count as 0: run it again": system["failed"],
-        f"{system['ungraded']} {of} got no grade and count as 0: run it again": system["ungraded"],
+        f"{missing} {of} never came or got no grade, and count as 0: run it again": missing,
         f"on {system['grader_errors']} {of} the grader's own program failed, which counts as 0: "
         "`rftkit grade` on one of them shows its traceback": system["grader_errors"],
         f"{system['truncated']:.0%} of its answers were cut at {limit} tokens: --max-tokens raises "
@@ -342,9 +340,9 @@ def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     sums = {}
     for model, places in folders.items():
         for place in places:
-            named = f"embedded:{place.name}" if place.parent == MODELS else str(place)
+            base = f"embedded:{place.name}" if place.parent == MODELS else str(place)
             for file in place.glob("*model.safetensors"):
-                sums[named if place is places[0] else model] = sha256_of(file)
+                sums[model if place is places[-1] else base] = sha256_of(file)
     return sums
 
 

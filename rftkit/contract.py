@@ -1,8 +1,7 @@
 """The contract of one row of RFT JSONL, and the way from a file's bytes to its rows.
 
-Source: OpenAI's reinforcement fine-tuning guide and API specification (2026). `messages`
-(required, ending with the user's turn) and `tools` (optional) are reserved; every other key is an
-answer field. Where the documents are silent the choice is ours, and it is the stricter one.
+Source: OpenAI's reinforcement fine-tuning guide and API specification (2026). Where these are
+silent the choice is ours, and it is the stricter one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,10 +51,7 @@ KINDS = {
     "answer empty": ("an answer", "fill it in, or remove the row: no output could be right"),
     "answer with blanks": ("the bare answer", "strip it: no output would equal it"),
     "answer type": ("the other rows' type", "write it as they do: one grader reads them all"),
-    "answer in the prompt": (
-        "a prompt that does not tell the answer",
-        "take it out (or, if the task is to find it in a text: --answer-in-prompt-ok)",
-    ),
+    "answer in the prompt": ("a prompt without it", "take it out, or: --answer-in-prompt-ok"),
     "duplicate id": ("it once", "give each row an id of its own: results are joined by it"),
     "duplicate": ("each prompt once", "remove one of the two: a copy counts double"),
     "contradiction": ("one answer to one prompt", "keep one, or tell the prompts apart"),
@@ -64,12 +60,14 @@ KINDS = {
     "group missing": ("a group for each row", "fill it in, or group by another key"),
     "group on both sides": ("each group on one side", "split with rftkit.split_by_group"),
 }
-# What a text must not hold. The first two are looked for in prompts alone.
+# What a text must not hold, and what a prompt must not.
 TEXTS = {
-    "empty content": r"\A\s*\Z",
-    "template in a prompt": r"\{\{\s{0,9}(?:item|sample)\.[^}]{0,80}\}\}",
     "lone surrogate": "[\ud800-\udfff]",
     "damaged text": "\ufffd|â€|Ã[\u0080-\u00bf\u0152-\u0178\u2018-\u2122]",
+}
+PROMPTS = {
+    "empty content": r"\A\s*\Z",
+    "template in a prompt": r"\{\{\s{0,9}(?:item|sample)\.[^}]{0,80}\}\}",
 }
 # How a file starts that was not written row by row.
 STARTS = {
@@ -96,9 +94,6 @@ class Fault:
     value: str = ""
     file: str = ""
     line: int | None = None
-    severity: str = field(init=False)  # "fault" or "note"
-    expectation: str = field(init=False)
-    next_step: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.severity = "note" if self.kind == "no validation file" else "fault"
@@ -113,7 +108,7 @@ class Fault:
         return printable(text)  # it may quote the file
 
     def to_json(self) -> dict[str, Any]:
-        record = asdict(self) | {"message": str(self)}
+        record = vars(self) | {"message": str(self)}
         return {k: printable(v) if isinstance(v, str) else v for k, v in record.items()}
 
 
@@ -150,24 +145,6 @@ def readable_messages(row: Row) -> list[dict[str, Any]]:
 
 def row_faults(row: Row) -> Iterator[Fault]:
     """Every fault of a row that shows without looking at other rows."""
-    yield from shape_faults(row)
-    messages = readable_messages(row)
-    role = messages[-1].get("role") if messages else None
-    if role in ("system", "developer", "assistant", "tool"):
-        yield Fault("last message", f'last message has role "{role}"', "messages", role)
-    for path, value in walk(row):
-        if isinstance(value, float) and not math.isfinite(value):
-            shown = json.dumps(value)
-            yield Fault("not a number", f'"{path}" is {shown}, which JSON lacks', path, shown)
-        for kind, pattern in TEXTS.items() if isinstance(value, str) else ():
-            in_prompt = path.startswith("messages[") and path.endswith(".content")
-            match = re.search(pattern, value)
-            if match and (in_prompt or kind in ("lone surrogate", "damaged text")):
-                around = value_text(value[max(0, match.start() - 15) : match.start() + 30])
-                yield Fault(kind, f'"{path}" holds {around} ({kind})', path, around)
-
-
-def shape_faults(row: Row) -> Iterator[Fault]:
     errors = []
     try:
         RowShape.model_validate(row)
@@ -181,6 +158,19 @@ def shape_faults(row: Row) -> Iterator[Fault]:
         key = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, error["loc"])))
         value = "" if error["type"] == "missing" else value_text(error["input"])
         yield Fault(kind, f'"{key}" is {value or "missing"}', key, value)
+    messages = readable_messages(row)
+    role = messages[-1].get("role") if messages else None
+    if role in ("system", "developer", "assistant", "tool"):
+        yield Fault("last message", f'last message has role "{role}"', "messages", role)
+    for path, value in walk(row):
+        if isinstance(value, float) and not math.isfinite(value):
+            shown = json.dumps(value)
+            yield Fault("not a number", f'"{path}" is {shown}, which JSON lacks', path, shown)
+        in_prompt = path.startswith("messages[") and path.endswith(".content")
+        for kind, pattern in (TEXTS | PROMPTS if in_prompt else TEXTS).items():
+            if isinstance(value, str) and (match := re.search(pattern, value)):
+                around = value_text(value[max(0, match.start() - 15) : match.start() + 30])
+                yield Fault(kind, f'"{path}" holds {around} ({kind})', path, around)
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,24 +196,25 @@ def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[
     try:
         with open(path, "rb") as file:
             head = file.peek(1024)[:1024].removeprefix(codecs.BOM_UTF8)
-            starts = [what for pattern, what in STARTS.items() if re.match(pattern, head)]
-            for number, raw in enumerate([] if starts else file, 1):
-                row, faults = read_line(raw, first=number == 1)
+            for pattern, what in STARTS.items():
+                if re.match(pattern, head):
+                    yield None, None, [Fault("not JSONL", f"the file is {what}", file=str(path))]
+                    return
+            for number, raw in enumerate(file, 1):
+                row, faults = read_line(raw)
                 for fault in faults:
                     fault.file, fault.line = str(path), number
                 yield number, row, faults
-        for what in starts[:1]:
-            yield None, None, [Fault("not JSONL", f"the file is {what}", file=str(path))]
     except OSError as error:
         found = f"cannot be read: {error.strerror}"
         yield None, None, [Fault("unreadable file", found, file=str(path))]
 
 
-def read_line(raw: bytes, first: bool) -> tuple[Row | None, list[Fault]]:
+def read_line(raw: bytes) -> tuple[Row | None, list[Fault]]:
     """(row, its faults); no row where the line is not one JSON object."""
     faults, repeated = [], []
-    if first and raw.startswith(codecs.BOM_UTF8):
-        faults += [Fault("byte order mark", "the file starts with a byte order mark")]
+    if raw.startswith(codecs.BOM_UTF8):
+        faults = [Fault("byte order mark", "the file starts with a byte order mark")]
 
     def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Python keeps the last of two equal keys in silence (RFC 8259, section 4)."""
@@ -235,14 +226,14 @@ def read_line(raw: bytes, first: bool) -> tuple[Row | None, list[Fault]]:
         row = json.loads(raw.rstrip().decode("utf-8-sig"), object_pairs_hook=record)
     except UnicodeDecodeError as error:
         around = value_text(raw[max(0, error.start - 15) : error.start + 15].decode("latin-1"))
-        found = f"byte {error.start + 1} is not UTF-8, near {around}"
-        return None, [*faults, Fault("wrong encoding", found, value=around)]
+        kind, found = "wrong encoding", f"byte {error.start + 1} is not UTF-8, near {around}"
     except json.JSONDecodeError as error:
         around = value_text(error.doc[max(0, error.pos - 20) : error.pos + 20].strip())
-        found = f"not JSON at column {error.colno}: {error.msg}, near {around}"
-        return None, [*faults, Fault("broken JSON", found, value=around)]
-    if not isinstance(row, dict):
+        kind, found = "broken JSON", f"not JSON at column {error.colno}: {error.msg}, near {around}"
+    else:
+        if isinstance(row, dict):
+            faults += [Fault("duplicate key", f'"{key}" stands twice', key) for key in repeated]
+            return row, [*faults, *row_faults(row)]
         around = value_text(row)
-        return None, [*faults, Fault("not an object", f"the line is {around}", value=around)]
-    faults += [Fault("duplicate key", f'"{key}" stands twice', key) for key in repeated]
-    return row, [*faults, *row_faults(row)]
+        kind, found = "not an object", f"the line is {around}"
+    return None, [*faults, Fault(kind, found, value=around)]

@@ -17,14 +17,7 @@ from typing import Annotated, Any
 
 from rftkit import files
 from rftkit.check import check_file
-from rftkit.compare import (
-    Bench,
-    Rows,
-    append_samples,
-    paired_table,
-    systems_table,
-    write_report,
-)
+from rftkit.compare import Bench, Rows, append_samples, paired_table, systems_table, write_report
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
 from rftkit.evaluation import bootstrap, clusters_of, measure
@@ -77,41 +70,32 @@ class Demo:
         self.task = load_task("gene_ranking")
         self.train_rows = self.task.rows("train")
         self.validation_rows = self.task.rows("validation")[: self.size.eval_rows]
-        self.systems: dict[str, tuple[Policy | Ranking, str]] = {}  # with the prefill of a policy
         self.runs: dict[str, Any] = {}
-
-    def bench_of(self, rows: Rows) -> Bench:
-        sampling = SamplingConfig(max_new_tokens=64, seed=1_000 + self.seed)
-        return Bench(self.task, rows, sampling, self.samples, self.reporter)
 
     def run(self, reporter: Reporter | None = None) -> dict[str, Any]:
         """Train, evaluate, write everything to `out`; -> report.json's object."""
         began, self.reporter = time.perf_counter(), reporter or Reporter(quiet=True)
         self.bench = self.bench_of(self.task.rows("test")[: self.size.test_rows])
+        self.benches = [self.bench]
         self.out.mkdir(parents=True, exist_ok=True)
         self.show_task()
         if self.cases:
             real_rows, counts = read_real_cases(self.cases, load_world())
+            self.benches.append(self.bench_of(real_rows))
             self.reporter.say("".join(f"{name}: {count}\n" for name, count in counts.items()))
         self.evaluate_bases()
         self.reinforce()
         self.train_rivals()
         report = self.report()
         if self.cases:
-            report["real_cases"] = counts | self.evaluate_real(real_rows)
+            report["real_cases"] = counts | real_results(self.benches[1])
         report["seconds"] = round(time.perf_counter() - began, 1)
-        write_results(self, report)
+        self.write(report)
         return report
 
-    # --- the steps -----------------------------------------------------------------------------
-
     def show_task(self) -> None:
-        from rftkit.training.report import shared_groups
-
         folder, group, row = self.task.folder, self.task.group_by, self.train_rows[0]
-        checked = check_file(folder / "train.jsonl", folder / "validation.jsonl", group_by=group)
-        seen = self.train_rows + self.validation_rows
-        assert checked.ok and not shared_groups(seen, self.bench.rows, self.task)
+        assert check_file(folder / "train.jsonl", folder / "validation.jsonl", group_by=group).ok
         self.reporter.say(
             f"Task {self.task.name}: {len(self.train_rows)} training rows, "
             f"{len(self.validation_rows)} validation and {len(self.bench.rows)} test rows of other "
@@ -159,34 +143,21 @@ class Demo:
         ]
         return kept, each * len(self.train_rows)
 
-    def evaluate_real(self, rows: Rows) -> dict[str, Any]:
-        """Every system on the published cases that can be written in the world's terms."""
-        bench = self.bench_of(rows)
-        for name in SYSTEMS:
-            self.evaluate(name, bench)
-        unseen = [i for i, row in enumerate(rows) if row["split"] == "test"]
-        groups = clusters_of([rows[i] for i in unseen], self.task)
-        top1 = {name: result.values["top1"][unseen] for name, result in bench.results.items()}
-        alone = {name: bootstrap(v, groups).to_json() for name, v in top1.items() if unseen}
-        others = ("mini base", "large base", "overlap")
-        report = bench.to_json(SYSTEMS, [("RFT mini", other, "top1", False) for other in others])
-        measured = {key: report[key] for key in ("headline", "systems", "paired")}
-        return measured | {"test_genes_alone": {"n": len(unseen), "top1": alone}}
+    # What the steps share.
 
-    # --- what the steps share ------------------------------------------------------------------
+    def bench_of(self, rows: Rows) -> Bench:
+        sampling = SamplingConfig(max_new_tokens=64, seed=1_000 + self.seed)
+        return Bench(self.task, rows, sampling, self.samples, self.reporter)
 
     def add(self, name: str, system: Policy | Ranking, votes: int = 0, prefill: str = "") -> None:
-        self.systems[name] = (system, prefill)
-        self.evaluate(name, self.bench, votes)
-
-    def evaluate(self, name: str, bench: Bench, votes: int = 0) -> None:
-        system, prefill = self.systems[name]
-        if callable(system):
-            texts = [json.dumps({"genes": genes}) for genes in system(bench.rows)]
-            answers = [[Sample.from_text(text)] for text in texts]
-            bench.results[name] = measure(name, self.task, bench.rows, answers, answers)
-        else:
-            bench.add(name, system, votes, prefill)
+        """Evaluate a system on the test rows, and on the real cases where they are asked for."""
+        for bench in self.benches:
+            if callable(system):
+                texts = [json.dumps({"genes": genes}) for genes in system(bench.rows)]
+                answers = [[Sample.from_text(text)] for text in texts]
+                bench.results[name] = measure(name, self.task, bench.rows, answers, answers)
+            else:
+                bench.add(name, system, votes if bench is self.bench else 0, prefill)
 
     def train(self, name: str, settings: dict[str, Any], out: Path, rows: Rows) -> None:
         from rftkit.training.config import RunConfig
@@ -212,6 +183,8 @@ class Demo:
             share = f"{validation['patterns'][PLAN_PATTERN]:.0%} {PLAN_PATTERN}"
             self.reporter.say(f"  step {record['step']}, {validation_text(validation)}, {share}")
 
+    # The report.
+
     def report(self) -> dict[str, Any]:
         """report.json's object, but for the real cases."""
         from rftkit.training.report import shared_groups
@@ -233,8 +206,36 @@ class Demo:
             "sha256": checksums(self.task),
         }
 
+    def write(self, report: dict[str, Any]) -> None:
+        """report.json, report.md, table.png, curve.png and the test lines of samples.jsonl."""
+        from rftkit.plots import curve_figure, save_figure
 
-# --- systems that are no model -----------------------------------------------------------------
+        sentences = reading(report)
+        if real := report.get("real_cases"):
+            lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
+            sentences.append(f"## Real published cases: {real['kept']} of {real['read']}")
+            sentences.append(f"Lost: {lost}.")
+            sentences += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
+        write_report(report, sentences, self.out)
+        run, base = (
+            self.runs["RFT mini"],
+            self.bench.results["mini base"].values["top1"].mean(),
+        )
+        save_figure(curve_figure(run.log, run.start, base), self.out / "curve.png")
+        for result in self.bench.results.values():
+            append_samples(self.out, result)
+
+
+def real_results(bench: Bench) -> dict[str, Any]:
+    """Every system on the published cases that can be written in the world's terms."""
+    others = ("mini base", "large base", "overlap")
+    report = bench.to_json(SYSTEMS, [("RFT mini", other, "top1", False) for other in others])
+    measured = {key: report[key] for key in ("headline", "systems", "paired")}
+    unseen = [i for i, row in enumerate(bench.rows) if row["split"] == "test"]
+    groups = clusters_of([bench.rows[i] for i in unseen], bench.task)
+    top1 = {name: bench.results[name].values["top1"][unseen] for name in SYSTEMS if unseen}
+    alone = {name: bootstrap(values, groups).to_json() for name, values in top1.items()}
+    return measured | {"test_genes_alone": {"n": len(unseen), "top1": alone}}
 
 
 def random_ranking(seed: int, rows: Rows) -> list[list[str]]:
@@ -252,32 +253,12 @@ def overlap_ranking(rows: Rows) -> list[list[str]]:
     return ranker.rank_many([[term["id"] for term in row["present"]] for row in rows], k=5)
 
 
-# --- the report --------------------------------------------------------------------------------
-
-
 def checksums(task: Task) -> dict[str, str]:
     """sha256 of the data and the weights that a report rests on."""
     places = {f"{task.name}/{s}.jsonl": task.folder / f"{s}.jsonl" for s in SPLITS}
     for name in ("mini", "large"):
         places[f"embedded:{name}"] = files.embedded_model(name) / "model.safetensors"
     return {name: sha256_of(place) for name, place in places.items()}
-
-
-def write_results(demo: Demo, report: dict[str, Any]) -> None:
-    """report.json, report.md, table.png, curve.png and the test lines of samples.jsonl."""
-    from rftkit.plots import curve_figure, save_figure
-
-    sentences = reading(report)
-    if real := report.get("real_cases"):
-        lost = "; ".join(f"{count} {reason}" for reason, count in real["lost"].items())
-        sentences.append(f"## Real published cases: {real['kept']} of {real['read']}")
-        sentences.append(f"Lost: {lost}.")
-        sentences += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
-    write_report(report, sentences, demo.out)
-    run, base = demo.runs["RFT mini"], demo.bench.results["mini base"].values["top1"].mean()
-    save_figure(curve_figure(run.log, run.start, base), demo.out / "curve.png")
-    for result in demo.bench.results.values():
-        append_samples(demo.out, result)
 
 
 def reading(report: dict[str, Any]) -> list[str]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import random
+import re
 import sys
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError
@@ -14,16 +18,15 @@ PROFILES = ("smoke", "full")
 
 
 def choose_device() -> tuple[str, str, str]:
-    """(device, dtype name, reason): cuda with bf16 where there is a GPU, else the CPU in fp32,
-    because bf16 matrix products are slower on most processors."""
+    """(device, dtype name, reason). The CPU computes in fp32: most are slower in bf16."""
     import torch
 
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name(0)
-        if torch.cuda.is_bf16_supported():
-            return "cuda", "bfloat16", f"{name}, which computes in bf16"
-        return "cuda", "float16", f"{name}, which has no bf16"
-    return "cpu", "float32", "no CUDA GPU: CPU in fp32"
+    if not torch.cuda.is_available():
+        return "cpu", "float32", "no CUDA GPU: CPU in fp32"
+    name = torch.cuda.get_device_name(0)
+    if torch.cuda.is_bf16_supported():
+        return "cuda", "bfloat16", f"{name}, which computes in bf16"
+    return "cuda", "float16", f"{name}, which has no bf16"
 
 
 def profile() -> str:
@@ -46,14 +49,10 @@ def set_seed(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what a number may depend on; read from the metadata, nothing is imported."""
-    from importlib.metadata import PackageNotFoundError, version
-
     known = {"python": platform.python_version()}
     for package in ("rftkit", "torch", "transformers", "trl", "peft", "datasets", "unsloth"):
-        try:
-            known[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        with suppress(metadata.PackageNotFoundError):
+            known[package] = metadata.version(package)
     return known
 
 
@@ -64,13 +63,9 @@ def machine() -> str:
 
 
 def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    with suppress(OSError):  # Linux alone has this file
+        if name := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+            return name[1].strip()
     return platform.processor() or "unknown processor"
 
 

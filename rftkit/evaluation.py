@@ -33,12 +33,12 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return format(self)
-
     def __format__(self, sign: str) -> str:
         """As "0.314 [0.271, 0.357]"; f"{interval:+}" shows the signs of a difference."""
         return f"{self.mean:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
+
+    def __str__(self) -> str:
+        return f"{self:}"
 
     def to_json(self) -> dict[str, float]:
         return rounded(asdict(self))
@@ -49,8 +49,7 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def bootstrap(values: Sequence[float], clusters: Sequence[Any], seed: int = 0) -> Interval:
-    """Mean of one value a row, with the 95 % percentile interval over resampled clusters: rows of
-    a cluster are drawn together, 2,000 times.
+    """Mean of one value a row, with the 95 % percentile interval over 2,000 resamples of clusters.
 
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13; clusters: Field & Welsh,
     J. R. Stat. Soc. B 69:369 (2007).
@@ -76,9 +75,6 @@ def clusters_of(rows: list[dict], task: Task) -> list[str]:
     if task.group_by is None:
         return [str(i) for i in range(len(rows))]
     return [json.dumps(row.get(task.group_by)) for row in rows]
-
-
-# --- one number a row --------------------------------------------------------------------------
 
 
 def sample_metric(metric: str, task: Task, row: dict[str, Any], sample: Sample) -> float:
@@ -121,9 +117,6 @@ def pass_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
     """pass@k, (rows,): did any of the k samples put the right answer first?"""
     hits = [any(task.place(row, s) == 1 for s in group) for row, group in zip(rows, samples)]
     return np.array(hits, float)
-
-
-# --- systems -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -223,11 +216,9 @@ def measure(
 
 def pattern_shares(task: Task, samples: Groups) -> dict[str, float]:
     """The share of samples whose reasoning shows each of the task's thinking patterns."""
-    flat = [sample for group in samples for sample in group]
-    return {
-        name: sum(bool(pattern.search(s.reasoning)) for s in flat) / max(len(flat), 1)
-        for name, pattern in task.compiled_patterns.items()
-    }
+    texts = [sample.reasoning for group in samples for sample in group]
+    patterns = task.compiled_patterns.items()
+    return {name: sum(map(bool, map(p.search, texts))) / len(texts) for name, p in patterns}
 
 
 def place_shares(task: Task, rows: list[dict], samples: Groups) -> dict[str, float]:

@@ -22,7 +22,7 @@ class UserError(ValueError):
 
 
 def dataset(name: str) -> Path:
-    """The path of one dataset (or of a file in it), for example `dataset("gene_ranking")`."""
+    """The folder of a dataset, for example `dataset("gene_ranking")`."""
     in_wheel = PACKAGE / "_datasets"
     folder = in_wheel if in_wheel.is_dir() else PACKAGE.parent / "datasets"
     return one_of(folder, name, name)
@@ -42,13 +42,9 @@ def one_of(folder: Path, name: str, called: str) -> Path:
 
 def model_gates(names: Iterable[str] = ("mini", "large")) -> dict[str, Any]:
     """The gates that each embedded base passed, from the record beside its weights."""
-    return {
-        name: {
-            gate["name"]: {key: gate[key] for key in ("value", "expected", "passed")}
-            for gate in read_json(embedded_model(name) / "gates.json")["gates"]
-        }
-        for name in names
-    }
+    gates = {name: read_json(embedded_model(name) / "gates.json")["gates"] for name in names}
+    keys = ("value", "expected", "passed")
+    return {name: {g["name"]: {k: g[k] for k in keys} for g in gates[name]} for name in gates}
 
 
 def read_text(path: str | Path) -> str:

@@ -1,9 +1,9 @@
-"""Published cases in the small vocabulary of the embedded models.
+"""Published cases in the small vocabulary of the embedded models: 200 terms, 240 genes.
 
-The models know 200 terms and 240 genes. Each term of a real case becomes its nearest ancestor among
-the 200; cases with fewer than three are left out; of more than six the six most specific stay,
-because the models never saw a longer chart. What was kept and what was lost is counted, because the
-cases that fit are the easier ones. Genes and terms were chosen from HPO alone, without these cases.
+Each term of a real case becomes its nearest ancestor among the 200; cases with fewer than three are
+left out; of more than six the six most specific stay, because the models never saw a longer chart.
+What was lost is counted, because the cases that fit are the easier ones. Genes and terms were
+chosen from HPO alone, without these cases.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from rftkit.genes.phenopackets import read_cases
 
 WORLD_FILE = MODELS / "world.json"  # written by `python -m tools.medical_school.world`
 
-# HPO's onset terms in four coarse groups.
-ONSETS = {
+ONSETS = {  # HPO's onset terms in four coarse groups
     "birth": ("Embryonal", "Fetal", "Antenatal", "Congenital", "Neonatal"),
     "infancy": ("Infantile",),
     "childhood": ("Childhood",),
@@ -52,7 +51,6 @@ class World:
 
 @functools.cache
 def load_world() -> World:
-    """The world of the shipped models, from models/world.json."""
     record = read_json(WORLD_FILE)
     terms = {term["id"]: term["label"] for term in record["terms"]}
     ids, diseases = list(terms), record["diseases"]
@@ -91,8 +89,8 @@ def read_real_cases(source: str | Path, world: World) -> tuple[Rows, dict[str, A
         absent = [term for term in case.absent if term in world.terms and term not in implied]
         present = sorted(present, key=carriers.__getitem__)[:MOST_PRESENT]
         onset = onset_group(case.onset)
-        filled["without a usable onset: infancy written"] += onset is None
         sex = case.sex if case.sex in ("male", "female") else None
+        filled["without a usable onset: infancy written"] += onset is None
         filled["without a sex: female written"] += sex is None
         labels = [[world.terms[t] for t in terms] for terms in (present, absent[:MOST_ABSENT])]
         question = question_text(*labels, onset or NO_ONSET, sex or NO_SEX)

@@ -34,11 +34,8 @@ class SamplingConfig:
 
 
 def split_completion(text: str) -> tuple[str, str]:
-    """Split what a model said into (reasoning, output).
-
-    The output is exactly what follows `</think>`; all of the text where there is no thinking
-    tag at all; empty where the tag was opened and never closed.
-    """
+    """(reasoning, output): the output is exactly what follows `</think>`; all of the text where
+    there is no thinking tag at all; empty where the tag was opened and never closed."""
     before, closed, after = text.partition(THINK_CLOSE)
     if closed:
         return before.strip().removeprefix(THINK_OPEN), after
@@ -47,7 +44,6 @@ def split_completion(text: str) -> tuple[str, str]:
 
 
 def is_unclosed(text: str) -> bool:
-    """Was a thought opened in this text and never closed?"""
     return THINK_OPEN in text and THINK_CLOSE not in text
 
 
@@ -82,7 +78,8 @@ class Sample:
     def output_json(self) -> Any:
         """The output parsed as JSON, or None where it is not JSON."""
         try:
-            return json.loads(self.output_text, parse_constant=_refuse_constant)
+            # NaN is no JSON: int("NaN") raises ValueError.
+            return json.loads(self.output_text, parse_constant=int)
         except (ValueError, RecursionError):
             return None
 
@@ -93,7 +90,3 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

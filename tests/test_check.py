@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rftkit.check import check_file, looks_like_answer, stands_in
+from rftkit.check import check_file, looks_like_answer, similar_prompts, stands_in
 from rftkit.cli import app
 from rftkit.files import UserError, dataset
-from rftkit.overlap import similar_prompts
 from rftkit.rows import read_rows
 
 GENES = ["SCN1A", "FBN1", "NF1", "PAH", "HTT", "CFTR", "DMD", "RET", "OTC", "GLA", "TTN", "HBB"]
@@ -83,11 +82,18 @@ def test_each_line_of_the_broken_dataset_has_its_one_fault():
         assert fault.key or fault.kind in ("broken JSON", "not an object")
 
 
-@pytest.mark.parametrize("name", ["gene_ranking", "gene_ranking_realistic"])
-def test_shipped_data_is_clean(name):
-    folder = dataset(name)
+def test_shipped_data_and_a_chat_with_tools_are_clean(tmp_path):
+    folder = dataset("gene_ranking_realistic")
     report = check_file(folder / "train.jsonl", folder / "validation.jsonl", "reference_gene")
     assert report.ok, report.faults[:3]
+    row = make_row(1, tools=[{"type": "function", "function": {"name": "search"}}])
+    row["messages"] = [
+        {"role": "developer", "content": "Search first."},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "nothing", "tool_call_id": "1"},
+        *row["messages"],
+    ]
+    assert check_rows(tmp_path, [row]).ok
 
 
 LATIN_1 = json.dumps(make_row(1, note="Sjögren"), ensure_ascii=False).encode("latin-1")
@@ -99,7 +105,6 @@ FILES = {
     "gzip": (gzip.compress(ROW), (None, "not JSONL")),
     "parquet": (b"PAR1\x15\x04", (None, "not JSONL")),
     "CSV": (b"prompt,answer\nx,y\n", (None, "not JSONL")),
-    "a list of rows": (json.dumps(GOOD[:2], indent=2).encode(), (None, "not JSONL")),
     "a pretty-printed row": (json.dumps(GOOD[0], indent=1).encode(), (None, "not JSONL")),
     "blank line inside": (ROW + b"\n\n", (2, "broken JSON")),
     "null": (ROW + b"\nnull\n", (2, "not an object")),
@@ -116,10 +121,6 @@ def test_a_file_that_is_no_jsonl_is_named_with_its_line(tmp_path, name):
         read_rows(report.files["train"])
 
 
-pieces = st.sampled_from(
-    [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\\ud83d", b"NaN", b"1e999", b"\xef\xbb\xbf",
-     b"\x00", b"\xe9", b'"messages"', b'"role"', b'"user"', b'"answer"', b"null", ROW, ROW[:-1]]
-)  # fmt: skip
 odd_json = st.recursive(
     st.none() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["role", "content"]), inner),
@@ -128,29 +129,15 @@ odd_rows = st.lists(st.fixed_dictionaries({"messages": odd_json, "answer": odd_j
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(content=st.lists(pieces, max_size=40).map(b"".join) | odd_rows.map(lines_of))
-def test_whatever_the_bytes_there_is_a_report_and_strict_reading_agrees(tmp_path, content):
-    path, other = tmp_path / "fuzz.jsonl", tmp_path / "other.jsonl"
-    path.write_bytes(content)
-    other.write_bytes(lines_of(GOOD[:2]))
-    report = check_file(path, other, "answer")
+@given(rows=odd_rows, cut=st.integers(0, 99))
+def test_whatever_the_rows_there_is_a_report_and_strict_reading_agrees(tmp_path, rows, cut):
+    report = check_bytes(tmp_path, lines_of(rows)[cut:], group_by="answer")
     json.dumps(report.to_json(), ensure_ascii=False, allow_nan=False).encode("utf-8")
     assert all(str(fault).isprintable() for fault in report.faults + report.notes)
     try:
-        assert read_rows(path)
+        assert read_rows(tmp_path / "train.jsonl")
     except UserError as error:
-        assert "fuzz.jsonl" in str(error) and not check_file(path).ok
-
-
-def test_tool_calls_and_a_developer_message_are_allowed(tmp_path):
-    row = make_row(1, tools=[{"type": "function", "function": {"name": "search"}}])
-    row["messages"] = [
-        {"role": "developer", "content": "Search first."},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
-        {"role": "tool", "content": "nothing", "tool_call_id": "1"},
-        *row["messages"],
-    ]
-    assert check_rows(tmp_path, [row]).ok
+        assert "train.jsonl" in str(error) and not report.ok
 
 
 USER = {"role": "user", "content": "x"}
@@ -178,26 +165,14 @@ def test_a_fault_of_a_row_is_found_at_its_key(tmp_path, change, kind, key):
     assert {fault.line for fault in report.faults} == {8}
 
 
-def test_one_fault_does_not_hide_the_others(tmp_path):
-    rows = [json.dumps(row).encode() for row in GOOD[:4]]
-    rows[1] = rows[1].replace(b'"user"', b'"human"')
-    rows[2] = rows[2].replace(b'"user"', b'"assistant"').replace(b"{", b'{"x": NaN, "x": NaN, ', 1)
-    rows[3] = rows[3].replace(b"Which", b"Wh\xfcch")
-    report = check_bytes(tmp_path, b"\xef\xbb\xbf" + b"\r\n".join(rows))
-    assert [line for line, _ in places(report)] == [1, 2, 3, 3, 3, 4]
-
-
 # The answer.
 
 
-def test_what_counts_as_the_answer():
+def test_what_counts_as_the_answer_and_where_it_is_found():
     answers = "reference_gene answer trueLabel gold correct_option expected_output ground_truth"
     others = "sex onset case_id answer_type label_options target_length reference_url marigold"
     assert all(map(looks_like_answer, answers.split()))
     assert not any(map(looks_like_answer, others.split()))
-
-
-def test_an_answer_is_found_as_a_word_of_its_own():
     assert stands_in("SCN1A", "SCN1A-related") and stands_in("melancholy", "Melancholy")
     assert not stands_in("SCN1A", "SCN1AB") and not stands_in("REST", "at rest")
 
@@ -259,11 +234,8 @@ def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tm
         (3, "duplicate"),
         (4, "near-duplicate across the split"),
     ]
-    for fault, place in zip(
-        report.faults,
-        ("line 4", "line 5", *(f"train.jsonl:{n}" for n in (3, 8)), "line 1", "train.jsonl:12"),
-    ):
-        assert place in fault.found
+    seen = ("line 4", "line 5", "train.jsonl:3", "train.jsonl:8", "line 1", "train.jsonl:12")
+    assert all(place in fault.found for fault, place in zip(report.faults, seen))
 
 
 def test_groups_on_both_sides_and_rows_without_a_group_are_found(tmp_path):
@@ -321,16 +293,6 @@ def test_an_instruction_that_many_rows_share_makes_no_near_duplicates(rows, vari
     other, copy = rng.sample(range(2000, 3000), 10), ", ".join(cases[0][::-1])
     held_out = [instructions[0] + ", ".join(f"s{i}" for i in other), instructions[1] + copy]
     assert [pair[:2] for pair in similar_prompts(train, held_out)] == [(1, 0)]
-
-
-def test_exercises_that_differ_in_their_numbers_are_no_copies():
-    exercise = (
-        "A train leaves the central station of the old town at {} o'clock and then travels {} km "
-        "along its river with a constant speed of {} km per hour so when will passengers arrive"
-    )
-    numbers = [exercise.format(7, 450, 90), exercise.format(3, 120, 60) + "?"]
-    pairs = similar_prompts([exercise.format(3, 120, 60)], numbers)
-    assert [pair[:2] for pair in pairs] == [(1, 0)]
 
 
 # The command.

@@ -157,7 +157,7 @@ def measure(
 
 
 def tie_credits(scores, column: int) -> list[list[float]]:
-    """Per case its expected top-1, top-5 and top-10, for the gene of one column of the scores."""
+    """Per case its expected top-1, top-5 and top-10, for the gene of one column."""
     own = scores[:, [column]]
     better = (scores > own + SAME_SCORE).sum(axis=1)
     tied = (scores >= own - SAME_SCORE).sum(axis=1) - better
@@ -165,9 +165,5 @@ def tie_credits(scores, column: int) -> list[list[float]]:
 
 
 def expected_credit(better: int, tied: int, k: int) -> float:
-    """Chance of the first k places with `better` genes ahead and `tied` (itself too) in a tie.
-
-    >>> expected_credit(better=0, tied=1, k=1), expected_credit(0, 4, 1), expected_credit(3, 4, 5)
-    (1.0, 0.25, 0.5)
-    """
+    """Chance of the first k places with `better` genes ahead and `tied` (itself too) in a tie."""
     return min(max((k - better) / tied, 0.0), 1.0)

@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rftkit.check import similar_prompts
 from rftkit.files import UserError, write_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
 from rftkit.genes.phenopackets import Case, case_row, read_cases
-from rftkit.overlap import similar_prompts
 from rftkit.rows import Row, messages_text, sha256_of, split_by_group, write_rows
 
 # Of the cases, not of the genes. An RFT job takes 1,000 validation rows at most.
