@@ -22,7 +22,7 @@ from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_o
 from rftkit.files import MODELS, UserError, markdown_table, read_json
 from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings, read_grader
-from rftkit.policy import LocalPolicy, Policy, check_weights, load_policy, model_folder
+from rftkit.policy import Policy, check_weights, load_policy, model_folder
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import digest_of, messages_digest, read_rows, row_ids, sha256_of
 from rftkit.task import Task, load_task, task_from_json
@@ -116,13 +116,15 @@ def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
     systems, headline = report["systems"], report["headline"]
     metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
     others = [metric for metric in metrics if metric != headline]
-    rows = []
-    for system in systems:
-        row = {"system": system["name"], f"{headline} at T = 1": str(Interval(**system[headline]))}
-        row["greedy"] = f"{system['greedy'][headline]:.3f}"
-        means = {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
-        rows.append(row | means)
-    return rows
+    return [
+        {
+            "system": system["name"],
+            f"{headline} at T = 1": str(Interval(**system[headline])),
+            "greedy": f"{system['greedy'][headline]:.3f}",
+        }
+        | {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
+        for system in systems
+    ]
 
 
 def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -140,18 +142,25 @@ def paired_text(pair: Mapping[str, Any]) -> str:
     return f"{Interval(pair['difference'], pair['low'], pair['high']):+}"
 
 
-def report_text(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
-    """report.md: the tables, what they say, where it was measured."""
-    sampling, by = report["sampling"], report["clustered_by"] or "row"
+def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:
+    """report.json, table.png and report.md: the tables, what they say, where it was measured."""
+    from rftkit.plots import save_figure, table_figure
+
+    samples, by = report["sampling"]["samples"], report["clustered_by"] or "row"
     parts = [
         f"# {report['task']}: {report['n_cases']} rows, seed {report['seed']}",
         markdown_table(systems_table(report)),
         markdown_table(paired_table(report)),
         *sentences,
-        f"{sampling['samples']} answers a row at T = 1; 95 % intervals clustered by {by}. Measured "
+        f"{samples} answers a row at T = 1; 95 % intervals clustered by {by}. Measured "
         f"{report['date']}, {report['machine']}, in {report['seconds']:.0f} s.",
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    files.write_json(out / "report.json", report)
+    files.write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+    save_figure(table_figure(report, report["headline"]), out / "table.png")
+
+
+# rftkit evaluate.
 
 
 @dataclass
@@ -186,7 +195,7 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
     files.write_text(out / "samples.jsonl", "")
     for model in folders:
         policy = load_policy(model)
-        if asked.batch_size and isinstance(policy, LocalPolicy):
+        if asked.batch_size:
             policy.batch_size = asked.batch_size
         result = bench.add(model, policy)
         if all(sample.finish_reason == "error" for group in result.samples for sample in group):
@@ -207,7 +216,7 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
 def local_folders(model: str) -> list[Path]:
     """[its base, its adapter], [] for an endpoint. UserError for one that is not there."""
     if model.startswith("endpoint:"):
-        if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
+        if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set its address there")
         return []
     folders = [Path(folder) for folder in model_folder(model) if folder]
@@ -304,8 +313,8 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
 
 def make_report(bench: Bench, trained: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """report.json's record; `trained` holds the training record of each model that has one."""
-    own = [(name, False) for name in bench.functions if name != bench.headline]
-    compared = [(bench.headline, False), (bench.headline, True), *own]
+    metrics = [(name, False) for name in (*bench.functions, bench.headline)]
+    compared = dict.fromkeys([(bench.headline, False), (bench.headline, True), *metrics])
     couples = combinations(bench.results, 2)
     pairs = [(later, earlier, *how) for earlier, later in couples for how in compared]
     report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": []}
@@ -344,12 +353,3 @@ def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
             for file in place.glob("*model.safetensors"):
                 sums[model if place is places[-1] else base] = sha256_of(file)
     return sums
-
-
-def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:
-    """report.json, report.md, table.png."""
-    from rftkit.plots import save_figure, table_figure
-
-    files.write_json(out / "report.json", report)
-    files.write_text(out / "report.md", report_text(report, sentences))
-    save_figure(table_figure(report, report["headline"]), out / "table.png")

@@ -18,6 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+from scipy.sparse import csr_matrix
+
 from rftkit.genes.hpo import Disease, Hpo
 from rftkit.genes.phenopackets import Case
 
@@ -48,13 +51,12 @@ class OverlapRanker:
 
     def rank_many(self, present: Sequence[Sequence[str]], k: int = 5) -> list[list[str]]:
         """The k best genes for each case, most likely first; ties in alphabetical order."""
-        import numpy as np
-
         best = np.argsort(-self.scores(present), axis=1, kind="stable")[:, :k]
         return [[self.genes[column] for column in row] for row in best]
 
     def _annotated(self, gene: str, without: str = "") -> set[str]:
-        return {row.term for row in self.hpo.gene_rows(gene) if without not in row.references}
+        rows = (row for disease in self.hpo.gene_diseases.get(gene, []) for row in disease.rows)
+        return {row.term for row in rows if without not in row.references}
 
     def _closures(self, term_lists: Iterable[Iterable[str]]):
         closures = (self.hpo.closure_of(terms) for terms in term_lists)
@@ -67,8 +69,6 @@ class LikelihoodRanker:
     method = "likelihood"
 
     def __init__(self, hpo: Hpo):
-        import numpy as np
-
         self.hpo = hpo
         self.genes = list(hpo.gene_diseases)
         annotated = [d for d in hpo.diseases.values() if d.rows and d.genes]
@@ -84,8 +84,6 @@ class LikelihoodRanker:
 
     def scores(self, present: Sequence[Sequence[str]]):
         """(C, G) float32: the log likelihood ratio of each of G genes for each of C cases."""
-        import numpy as np
-
         for term in {term for terms in present for term in terms} - self._evidence.keys():
             best = self.ratio[:, self._above(term)].max(axis=1).toarray().ravel()
             self._evidence[term] = np.log(HIT * best + FLOOR).astype(np.float32)
@@ -94,8 +92,6 @@ class LikelihoodRanker:
 
     def score_without(self, gene: str, paper: str, present: Sequence[Sequence[str]]) -> list[float]:
         """C scores of one gene without the rows that cite the paper."""
-        import numpy as np
-
         tables = [self._frequencies(d, without=paper) for d in self.hpo.gene_diseases[gene]]
         ratio = sparse_rows(tables, self.hpo).toarray() / self.background
         return [
@@ -118,9 +114,6 @@ class LikelihoodRanker:
 
 def sparse_rows(tables: Iterable[Mapping[str, float]], hpo: Hpo):
     """One sparse row per {term: value}, one column per term of the ontology."""
-    import numpy as np
-    from scipy.sparse import csr_matrix
-
     ends, columns, values = [0], [], []
     for table in tables:
         columns += [hpo.number[term] for term in table]
@@ -130,9 +123,10 @@ def sparse_rows(tables: Iterable[Mapping[str, float]], hpo: Hpo):
     return csr_matrix((np.array(values, dtype=np.float32), columns, ends), shape=shape)
 
 
-def measure(
-    ranker: OverlapRanker | LikelihoodRanker, cases: Sequence[Case]
-) -> list[dict[str, Any]]:
+Ranker = OverlapRanker | LikelihoodRanker
+
+
+def measure(ranker: Ranker, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Two records of report.json: how the genes rank for every case, as is and without its paper.
 
     A gene that HPO does not know is a miss as is, and left out without the own paper.
@@ -146,14 +140,14 @@ def measure(
         as_is += tie_credits(scores, column[gene])
         scores[:, column[gene]] = ranker.score_without(gene, paper, present)
         without += tie_credits(scores, column[gene])
-    records = []
-    for how, n, credit in (
-        ("as is", len(cases), as_is),
-        ("without own paper", len(known), without),
-    ):
-        shares = {f"top{k}": round(100 * sum(c) / n, 2) for k, c in zip(CUTOFFS, zip(*credit))}
-        records.append({"method": ranker.method, "how": how, "n": n} | shares)
-    return records
+    return [
+        {"method": ranker.method, "how": how, "n": n}
+        | {f"top{k}": round(100 * sum(c) / n, 2) for k, c in zip(CUTOFFS, zip(*credits))}
+        for how, n, credits in (
+            ("as is", len(cases), as_is),
+            ("without own paper", len(known), without),
+        )
+    ]
 
 
 def tie_credits(scores, column: int) -> list[list[float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -78,8 +78,7 @@ class Hpo:
     @cached_property
     def diseases(self) -> dict[str, Disease]:
         """{disease id: Disease} in the order of phenotype.hpoa: OMIM, ORPHA and DECIPHER ids."""
-        genes = _read_disease_genes(self.folder / "genes_to_phenotype.txt")
-        return _read_diseases(self.folder / "phenotype.hpoa", genes, self.resolve)
+        return _read_diseases(self.folder, self.resolve)
 
     @cached_property
     def gene_diseases(self) -> dict[str, list[Disease]]:
@@ -90,10 +89,6 @@ class Hpo:
                 for gene in disease.genes:
                     by_gene[gene].append(disease)
         return dict(sorted(by_gene.items()))
-
-    def gene_rows(self, gene: str) -> list[Annotation]:
-        """What the diseases of a gene show; [] for an unknown gene."""
-        return [row for disease in self.gene_diseases.get(gene, []) for row in disease.rows]
 
 
 @cache
@@ -149,33 +144,27 @@ def _read_terms(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[
     return labels, parents, current
 
 
-def _read_disease_genes(path: Path) -> dict[str, tuple[str, ...]]:
-    """{disease id: gene symbols, sorted} of genes_to_phenotype.txt."""
+def _read_diseases(folder: Path, resolve: Callable[[str], str | None]) -> dict[str, Disease]:
+    """{disease id: Disease}; rows with a term unknown to hp.obo are left out."""
     genes: dict[str, set[str]] = defaultdict(set)
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-        _, symbol, *_, disease = line.split("\t")
-        genes[disease].add(symbol)
-    return {disease: tuple(sorted(symbols)) for disease, symbols in genes.items()}
-
-
-def _read_diseases(path: Path, genes: dict[str, tuple[str, ...]], resolve) -> dict[str, Disease]:
-    """{disease id: Disease} of phenotype.hpoa; rows with a term unknown to hp.obo are left out."""
+    for line in (folder / "genes_to_phenotype.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        _, symbol, *_, own = line.split("\t")
+        genes[own].add(symbol)
     diseases: dict[str, Disease] = {}
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith(("#", "database_id")):
-                continue
-            own, name, qualifier, term, papers, _, _, frequency, _, _, aspect, _ = line.split("\t")
-            if own not in diseases:
-                diseases[own] = Disease(own, name, genes.get(own, ()), [], [], [])
-            disease, term, share = diseases[own], resolve(term), read_frequency(frequency)
-            # OMIM writes "looked for, never found" as 0/n, not as NOT: a positive row it is not.
-            if term is None or qualifier == "NOT" or share == 0:
-                continue
-            if aspect == "P":  # a phenotype
-                disease.rows.append(Annotation(term, share, tuple(papers.split(";"))))
-            elif aspect == "C":  # clinical course
-                disease.onsets.append(term)
-            elif aspect == "I":
-                disease.inheritance.append(term)
+    for line in (folder / "phenotype.hpoa").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("#", "database_id")):
+            continue
+        own, name, qualifier, term, papers, _, _, frequency, _, _, aspect, _ = line.split("\t")
+        if own not in diseases:
+            diseases[own] = Disease(own, name, tuple(sorted(genes[own])), [], [], [])
+        disease, term, share = diseases[own], resolve(term), read_frequency(frequency)
+        # OMIM writes "looked for, never found" as 0/n, not as NOT: a positive row it is not.
+        if term is None or qualifier == "NOT" or share == 0:
+            continue
+        if aspect == "P":  # a phenotype
+            disease.rows.append(Annotation(term, share, tuple(papers.split(";"))))
+        elif aspect == "C":  # clinical course
+            disease.onsets.append(term)
+        elif aspect == "I":
+            disease.inheritance.append(term)
     return diseases
