@@ -89,4 +89,4 @@ class Sample:
         return "text" if self.output_json is None else "json"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # asdict() copies every list: 1 % of a tiny model's step
