@@ -3,10 +3,9 @@
     model = fit_reward_model(policy, rows, samples)      # samples[row][index], graded
     task.grader = model.as_grader()                      # and train() as ever
 
-Where no rule can grade, people (or a slow judge) grade some answers. The base reads question and
-answer, and a logistic head on its last hidden states predicts the grade (Ouyang et al. 2022,
-section 3.5, with the base frozen). A policy that is trained against it moves away from those
-answers and finds what the head overrates: validate on the TASK's metric, fit again on new answers.
+Where no rule can grade, people (or a slow judge) grade some answers, and a logistic head on the
+last hidden states of a frozen base predicts the grade (Ouyang et al. 2022, section 3.5). A policy
+trained against it finds what the head overrates: validate on the TASK's metric, fit again.
 """
 
 from __future__ import annotations
@@ -32,11 +31,9 @@ LEAST = 20  # graded answers under which nothing is fitted
 
 @dataclass
 class RewardModel:
-    """head (hidden + 1,), its last entry the bias; center and scale (hidden,) of the features."""
-
     policy: LocalPolicy
-    head: torch.Tensor
-    center: torch.Tensor
+    head: torch.Tensor  # (hidden + 1,), its last entry the bias
+    center: torch.Tensor  # (hidden,), of the features
     scale: torch.Tensor
 
     def score(self, rows: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[float]:
@@ -47,9 +44,8 @@ class RewardModel:
         return (features @ self.head[:-1] + self.head[-1]).sigmoid().tolist()
 
     def as_grader(self, name: str = "reward_model") -> Grader:
-        """As a grader for a Task, in this process: no task.json can hold it. Train with gate="off":
-        the gate asks for full marks for the right answer, which a guess never gives. Look at
-        `agreement` on held-out answers instead."""
+        """For a Task in this process: no task.json can hold it. Train with gate="off", for the gate
+        asks for full marks for the right answer; look at `agreement` instead."""
 
         @grader(name=name)
         def guess(sample: dict, item: dict) -> float:
@@ -78,25 +74,17 @@ class RewardModel:
 def fit_reward_model(
     policy: LocalPolicy, rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]]
 ) -> RewardModel:
-    """Fit the head to samples[row][index].grade (0 to 1); the policy's weights stay as they are.
-
-    Logistic regression with a small ridge, to its optimum (L-BFGS). The policy must not change
-    afterwards: load a base for this alone. UserError where fewer than 20 answers have a grade, or
-    all have the same.
-    """
+    """Fit the head to samples[row][index].grade (0 to 1): logistic regression with a small ridge,
+    to its optimum. The policy must not change afterwards: load a base for this alone."""
     import torch
 
-    pairs = [
-        (row, sample)
-        for row, group in zip(rows, samples, strict=True)
-        for sample in group
-        if sample.grade is not None
-    ]
-    grades = torch.tensor([min(max(s.grade, 0.0), 1.0) for _, s in pairs])
-    if len(pairs) < LEAST or float(grades.max() - grades.min()) == 0:
+    pairs = [(row, s) for row, group in zip(rows, samples, strict=True) for s in group]
+    pairs = [(row, sample) for row, sample in pairs if sample.grade is not None]
+    grades = torch.tensor([s.grade for _, s in pairs]).clamp(0.0, 1.0)
+    if len(pairs) < LEAST or len(set(grades.tolist())) == 1:
         raise UserError(
-            f"reward model: {len(pairs)} graded answers, {len(set(grades.tolist()))} different "
-            f"grades, expected {LEAST} or more answers of different grades: grade more of them"
+            f"reward model: {len(pairs)} graded answers, expected {LEAST} or more answers of "
+            "different grades: grade more of them"
         )
     features = read_answers(policy, [r for r, _ in pairs], [s.output_text for _, s in pairs])
     center, scale = features.mean(0), features.std(0).clamp(min=1e-6)
@@ -119,21 +107,17 @@ def fit_reward_model(
 def read_answers(
     policy: LocalPolicy, rows: Sequence[dict[str, Any]], outputs: Sequence[str]
 ) -> torch.Tensor:
-    """The last layer's states, averaged over each answer's tokens: (answers, hidden), in fp32.
-
-    Of a frozen base the average says more about the answer than its last token, whose state is
-    mostly about what comes next.
-    """
+    """The last layer's states, averaged over each answer's tokens: (answers, hidden), in fp32. The
+    last token's alone is mostly about what comes next."""
     import torch
 
     tokenizer, model = policy.tokenizer, policy.model
     device, features = next(model.parameters()).device, []
-    texts = [policy.render(row["messages"]) + text for row, text in zip(rows, outputs)]
-    whole = tokenizer([t + tokenizer.eos_token for t in texts], add_special_tokens=False).input_ids
     answers = [text + tokenizer.eos_token for text in outputs]
-    lengths = list(map(len, tokenizer(answers, add_special_tokens=False).input_ids))
+    whole = policy.encode([policy.render(r["messages"], text) for r, text in zip(rows, answers)])
+    lengths = list(map(len, policy.encode(answers)))
     with torch.inference_mode():
-        for start in range(0, len(texts), BATCH):
+        for start in range(0, len(whole), BATCH):
             chosen = {"input_ids": whole[start : start + BATCH]}
             batch = tokenizer.pad(chosen, return_tensors="pt").to(device)  # padded on the left
             mask = batch["attention_mask"]

@@ -75,7 +75,7 @@ POINTS = {
     "rename": lambda count: before(store.os, "replace", count),
     "old ones go": lambda count: before(store.shutil, "rmtree", count),
     "best adapter": lambda count: before(heldout, "copy_adapter", count),
-    "copied weights": lambda count: before(store.shutil, "copyfile", count),
+    "copied weights": lambda count: before(store.shutil, "copytree", count),
     "log line": tear_a_line,
 }
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rftkit.files import UserError, read_json, shorten
 from rftkit.graders.grader import GraderSettings, read_grader
@@ -18,15 +18,12 @@ from rftkit.policy import model_folder
 from rftkit.rows import read_rows
 from rftkit.task import Task, load_task, task_from_json
 
-# Of each report_to, the packages of which one must be installed.
-REPORTERS = {"none": (), "tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}
 # In a config file these may be paths relative to that file.
 PATHS = ("model", "task", "train_file", "validation_file", "init_adapter", "grader")
 
 
 class RunConfig(BaseModel):
-    """You state prompts and answers; plan.py derives the batches. UserError with a line for each
-    impossible value or unknown field, all at once."""
+    """UserError with a line for each impossible value or unknown field, all at once."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, str_min_length=1, validate_assignment=True
@@ -76,15 +73,12 @@ class RunConfig(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-    @field_validator("answer_template", mode="before")
-    @classmethod
-    def _json_as_text(cls, template: Any) -> Any:
-        """It may be given as JSON, as in a task.json."""
-        is_json = isinstance(template, dict | list)
-        return json.dumps(template, ensure_ascii=False) if is_json else template
+    def _as_text(cls, value: Any, info: Any) -> Any:
+        """A path, and an answer_template that is given as JSON, as in a task.json."""
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        is_json = info.field_name == "answer_template" and isinstance(value, dict | list)
+        return json.dumps(value, ensure_ascii=False) if is_json else value
 
     @field_validator("train_file", "validation_file", "init_adapter")
     @classmethod
@@ -108,20 +102,16 @@ class RunConfig(BaseModel):
     @field_validator("report_to")
     @classmethod
     def _reporter_is_installed(cls, name: str) -> str:
-        packages = REPORTERS[name]
-        if packages and not any(map(find_spec, packages)):
-            raise ValueError(f"{name!r}, expected it installed: pip install {packages[0]}")
+        if name != "none" and not find_spec(name):
+            raise ValueError(f"{name!r}, expected it installed: pip install {name}")
         return name
 
-    @field_validator("micro_batch")
-    @classmethod
-    def _micro_batch_divides(cls, size: int | None, info: ValidationInfo) -> int | None:
-        known = info.data  # the fields above it that are sound
-        if size and {"method", "prompts_per_step", "answers_per_prompt"} <= known.keys():
-            batch = RunConfig.model_construct(**known).batch
-            if batch % size:
-                raise ValueError(f"{size}, expected a divisor of the step's {batch} completions")
-        return size
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> RunConfig:
+        if self.micro_batch and self.batch % self.micro_batch:
+            expected = f"expected a divisor of the step's {self.batch} completions"
+            raise ValueError(f"micro_batch: {self.micro_batch}, {expected}")
+        return self
 
     @property
     def batch(self) -> int:
@@ -143,22 +133,19 @@ def fault_line(fault: Any) -> str:
         near = get_close_matches(name, RunConfig.model_fields, n=1)
         return f"{name}: unknown field, expected {near[0] if near else 'one of RunConfig'}"
     if fault["type"] == "value_error":  # raised by a validator above, or a UserError from below
-        return f"{name}: {fault['ctx']['error']}"
+        return f"{name}: {fault['ctx']['error']}".removeprefix(": ")
     expected = fault["msg"].partition(" should ")[2]  # "Input should be greater than 0"
     return f"{name}: {shorten(repr(fault['input']))}, expected to {expected}"
 
 
 def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
-    """The RunConfig in a JSON file. A relative path in it is looked for beside the file first.
-
-    model   instead of the one that the file names
-    """
+    """The RunConfig in a JSON file, `model` in place of its own. A relative path in it is looked
+    for beside the file first."""
     record, folder = read_json(file), Path(file).parent
     if not isinstance(record, dict):
         raise UserError(f"{file}: {type(record).__name__}, expected one JSON object (a RunConfig)")
-    for name in PATHS:
-        value = record.get(name)
-        if isinstance(value, str) and value and os.path.exists(folder / value):
+    for name, value in record.items():
+        if name in PATHS and isinstance(value, str) and value and (folder / value).exists():
             record[name] = str(folder / value)
     return RunConfig(**record | ({"model": model} if model else {}))
 
@@ -167,10 +154,8 @@ def config_base(config: RunConfig) -> str:
     """Its folder or hub name. UserError where `model` is an adapter: training would drop it."""
     base, adapter = model_folder(config.model)
     if adapter is not None:
-        raise UserError(
-            f'model: {config.model} is an adapter, expected a base: set "model" to {base} and '
-            f'"init_adapter" to {config.model}'
-        )
+        change = f'set "model" to {base} and "init_adapter" to {config.model}'
+        raise UserError(f"model: {config.model} is an adapter, expected a base: {change}")
     return base
 
 
@@ -179,26 +164,24 @@ def config_task(config: RunConfig) -> Task:
     these make up."""
     names = ("grader", "answer_template", "group_by", "patterns")
     own = {name: value for name in names if (value := getattr(config, name)) is not None}
-    if config.task is not None:
-        changes = {"grader_spec" if name == "grader" else name: own[name] for name in own}
-        task = replace(load_task(config.task), **changes)
-    elif config.grader is None:
-        raise UserError("RunConfig: no task and no grader: name a task, or train_file and grader")
+    if config.task:
+        named = load_task(config.task)
+        record, folder = named.to_json(), named.folder
     else:
-        known = {"name": Path(config.train_file or "run").stem, "question": ""}
+        if not config.grader:
+            raise UserError("RunConfig: no task, no grader: name a task, or train_file and grader")
+        record, folder = {"name": Path(config.train_file or "run").stem, "question": ""}, None
         if config.answer_template:
-            known |= {"metrics": ["top1", "mrr"], "headline": "top1"}
-        task = task_from_json(known | own)
+            record |= {"metrics": ["top1", "mrr"], "headline": "top1"}
     settings = GraderSettings(allow_weak_isolation=config.allow_weak_isolation)
-    return replace(task, settings=settings)
+    return replace(task_from_json(record | own, folder), settings=settings)
 
 
 def config_rows(config: RunConfig, task: Task) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows): from the config's files, else from the task's folder."""
-
-    def side(name: str, file: str | None) -> list[dict]:
-        if file:
-            return read_rows(file)
-        return task.rows(name) if config.task else []
-
-    return side("train", config.train_file), side("validation", config.validation_file)
+    files = {"train": config.train_file, "validation": config.validation_file}
+    train, validation = (
+        read_rows(file) if file else task.rows(split) if config.task else []
+        for split, file in files.items()
+    )
+    return train, validation

@@ -1,8 +1,7 @@
 """Validation during a run: which adapter is kept, when to stop, and an alarm.
 
 Every validation has the same prompts and random numbers, so two of them differ by the model alone.
-They are compared by the TASK's metric, never by the reward: the best checkpoint by reward would be
-the one that fools the grader best.
+They are compared by the TASK's metric: the best by reward would be the one that fools the grader.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ class HeldOut:
         fell: both 95 % intervals of the paired differences leave out 0."""
         before, since = self.progress.best_values, self.progress.best.get("step", 0)
         if not before or self.task.headline == "grade":
-            return []  # where the metric is the reward they cannot part
+            return []
         metric, grade = (
             evaluation.paired_difference(values[name], before[name], self.clusters)
             for name in (self.task.headline, "grade")
@@ -131,6 +130,5 @@ class HeldOut:
             f"since step {since} held-out {self.task.headline} changed by {metric} and the grade "
             f"by {grade}: the grader pays for something else; read the best-paid answers and fix it"
         )
-        intervals = {"metric": metric.to_json(), "grade": grade.to_json()}
-        place = {"step": step, "since": since}
-        return [{"name": "reward and task part", "cause": cause, **place, **intervals}]
+        alarm = {"name": "reward and task part", "cause": cause, "step": step, "since": since}
+        return [alarm | {"metric": metric.to_json(), "grade": grade.to_json()}]

@@ -17,12 +17,7 @@ from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
 from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.report import shared_groups, write_report
-from rftkit.training.session import (
-    Session,
-    interrupts_heard,
-    load_trainable,
-    starting_adapter,
-)
+from rftkit.training.session import Session, interrupts_heard, load_trainable, starting_adapter
 from rftkit.training.trainer import run_grpo, run_sft
 from rftkit.training.watchdogs import TrainingStopped, is_full_disk
 
@@ -69,8 +64,7 @@ def train(
 
     observers   called with each step's log object; see store.Observer
     task, rows, held_out   instead of what the config names; for sft a row may have a "completion"
-    existing    "resume" a run that stands in `out` (a finished one is loaded; another config or
-                other data are refused), or "replace" it
+    existing    "resume" the run in `out` (a finished one is loaded), or "replace" it
     say         called with a sentence when something is decided
     force       train though the signal gate says fix
 
@@ -87,11 +81,8 @@ def train(
     if not rows:
         raise UserError("training rows: none, expected one at least: see `rftkit check`")
     if shared := shared_groups(rows, held_out, task):
-        raise UserError(
-            f"{len(shared)} values of {task.group_by} stand in both training and held-out rows "
-            f"(first: {min(shared)}), so the best checkpoint would be the one that memorised most: "
-            f"split by {task.group_by}"
-        )
+        count = f"{len(shared)} values of {task.group_by} (first: {min(shared)})"
+        raise UserError(f"{count} stand in both training and held-out rows: split by it")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with interrupts_heard(say) as interrupted:
@@ -141,11 +132,8 @@ def pass_gate(session: Session, force: bool) -> None:
     write_json(place, verdict | {"forced": force and stop})
     if stop and not force:
         names = ", ".join(finding["name"] for finding in verdict["findings"])
-        raise GateSaysFix(
-            f"the signal gate says fix ({names}), nothing was trained: see {place}; --force trains "
-            "all the same",
-            verdict,
-        )
+        told = f"the signal gate says fix ({names}): see {place}; --force trains all the same"
+        raise GateSaysFix(told, verdict)
 
 
 def finish(session: Session) -> Run:
@@ -156,15 +144,14 @@ def finish(session: Session) -> Run:
         store.load_adapter_weights(policy.model, out / "adapter")
     else:
         store.save_adapter(policy.model, out / "adapter")
-    steps = len(session.recorder.log)
     ended = "patience" if session.no_longer_improves else "steps"
     training = {
         "examples": len(session.rows),
-        "steps": steps,
+        "steps": session.step,
         "seconds": round(session.recorder.seconds, 1),
         "validation_seconds": round(progress.seconds, 1),
         "peak_rss_mb": peak_memory_mb(),
-        "samples": steps * session.plan.batch if config.method == "grpo" else 0,
+        "samples": session.step * session.plan.generation_batch,
         "stopped": session.stopped["name"] if session.stopped else ended,
     }
     write_report(session, training)
@@ -186,8 +173,8 @@ def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
     policy = load_trainable(config or store.read_config(out))
     store.load_adapter_weights(policy.model, out / "adapter")
     policy.model.eval()
-    log = store.read_lines(out / "log.jsonl")
-    return Run(policy, log, record["start"], record["best"], record["training"], out)
+    parts = (record[name] for name in ("start", "best", "training"))
+    return Run(policy, store.read_lines(out / "log.jsonl"), *parts, out)
 
 
 def plan(config: RunConfig) -> Plan:

@@ -102,6 +102,11 @@ class Session:
         return len(self.recorder.log)
 
     @property
+    def seed(self) -> int:
+        """Of the next step, on which alone it depends: a resumed run draws what it would have."""
+        return self.config.seed * 100_003 + self.step + 1
+
+    @property
     def no_longer_improves(self) -> bool:
         return 0 < self.config.patience <= self.progress.since_best
 
@@ -187,17 +192,11 @@ def starting_adapter(config: RunConfig) -> str:
 # A step.
 
 
-def step_seed(config: RunConfig, step: int) -> int:
-    """It depends on the step (from 1) alone: a resumed run draws what it would have drawn."""
-    return config.seed * 100_003 + step
-
-
 class StepReward:
     """The reward function that TRL calls once a step; it keeps the step's graded samples. In a run
-    it draws the step's completions, too."""
+    it draws the completions, checks the first batch, and a truncated answer scores 0."""
 
     def __init__(self, task: Task, session: Session | None = None):
-        """session   of a run: then the first batch is checked, and a truncated answer scores 0"""
         self.task, self.session = task, session
         self.samples: list[Sample] = []
         self.prompt_ids: list[list[int]] = []  # of the completions just drawn
@@ -218,7 +217,7 @@ class StepReward:
         settings = SamplingConfig(
             temperature=config.temperature,
             max_new_tokens=config.max_completion_tokens,
-            seed=step_seed(config, session.step + 1),
+            seed=session.seed,
         )
         training = policy.model.training
         policy.model.eval()
@@ -266,7 +265,7 @@ class StepReward:
             sample.prompt_tokens = len(prompt_ids[number])
             sample.completion_tokens = len(completion_ids[number])
             sample.seconds = round(seconds, 6)
-            sample.seed = step_seed(session.config, session.step + 1)
+            sample.seed = session.seed
 
     def check_first_batch(self, prompts: list, completion_ids: list) -> None:
         policy = self.session.policy
@@ -275,13 +274,12 @@ class StepReward:
         garbage = garbage_in_first_batch(policy.tokenizer, texts, completion_ids, self.ends)
         if faults := template_faults + garbage:
             batch = save_batch(self.session.out, 1, "garbage", self.samples)
-            message = f"step 1: {'; '.join(faults)}; no weight has changed, the batch stands in "
-            message += f"{batch}: fix the model's chat template or tokenizer, or the limit"
+            message = f"step 1: {'; '.join(faults)}; no weight has changed, the "
+            message += f"batch stands in {batch}: fix the chat template, tokenizer or limit"
             raise TrainingStopped("garbage in the first batch", message)
 
     def summary(self) -> dict[str, Any]:
-        """Means of the sub-graders; shares of patterns and of errors; the mean standard deviation
-        of the grades within a group."""
+        """What the log says of the samples; group_spread is the mean std of a group's grades."""
         samples, count = self.samples, len(self.samples)
         group = self.session.config.answers_per_prompt if self.session else count
         grades = [

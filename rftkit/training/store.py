@@ -50,19 +50,14 @@ LINES = ("log.jsonl", "samples.jsonl")
 OWN = ("config.json", "data.json", *LINES, "plan.json", "gate.json", "training.json",
        "report.json", "report.md", "checkpoints", "adapter", "alarms")  # fmt: skip
 
-# Fields of a step's log object, and TRL's names of those that it measures.
-FIELDS = {
+# Fields of a step's log object, and where TRL has another name for what it measures.
+FIELDS = ("reward_mean", "reward_std", "sub_rewards", "dead_groups", "completion_tokens",
+          "truncated", "entropy", "kl", "grad_norm", "loss", "patterns")  # fmt: skip
+TRL_NAMES = {
     "reward_mean": "reward",
-    "reward_std": "reward_std",
-    "sub_rewards": None,
     "dead_groups": "frac_reward_zero_std",
     "completion_tokens": "completions/mean_length",
     "truncated": "completions/clipped_ratio",
-    "entropy": "entropy",
-    "kl": "kl",
-    "grad_norm": "grad_norm",
-    "loss": "loss",
-    "patterns": None,
 }
 
 
@@ -71,11 +66,11 @@ FIELDS = {
 
 def record_of(step: int, logs: dict[str, Any]) -> dict[str, Any]:
     """TRL's log of a step as our log object. None: not finite, or the method has no such number."""
-    values = {ours: logs.get(trl, math.nan) for ours, trl in FIELDS.items()}
-    return {"step": step, "seconds": 0.0} | {
-        name: round(float(value), 6) if math.isfinite(value) else None
-        for name, value in values.items()
-    }
+    record = {"step": step, "seconds": 0.0}
+    for name in FIELDS:
+        value = logs.get(TRL_NAMES.get(name, name), math.nan)
+        record[name] = round(float(value), 6) if math.isfinite(value) else None
+    return record
 
 
 class Recorder:
@@ -147,7 +142,7 @@ def data_identity(
     """What a run is trained on, as sizes and checksums: data.json."""
     try:
         grader = task.grader.to_json()
-    except (UserError, ValueError, TypeError):
+    except (ValueError, TypeError):
         grader = task.grader.name  # a function of this process
     reading = [task.answer_template, task.group_by, task.patterns, task.metrics, task.headline]
     parts = {"training rows": rows, "held-out rows": held_out, "grader": [grader]}
@@ -262,13 +257,8 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
-    """File by file: a run's adapters differ in their weights alone, so `folder` is always whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        beside = folder / f".{file.name}.writing"
-        shutil.copyfile(file, beside)
-        force_to_disk(beside)
-        os.replace(beside, folder / file.name)
+    with written_whole(folder) as beside:
+        shutil.copytree(source, beside)
 
 
 def force_to_disk(path: Path) -> None:

@@ -1,8 +1,4 @@
-"""The steps of a run: what TRL's trainers are given, and what happens after each step.
-
-TRL calls back when a step's numbers are known. Then watchdogs read them, the held-out rows are
-validated, the record is written, a checkpoint is saved.
-"""
+"""The steps of a run: what TRL's trainers are given, and what happens when a step's log comes."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +109,12 @@ def prompt_table(rows: list[dict[str, Any]], steps: int, config: RunConfig) -> A
     """Every prompt of the run in its order, and beside it the whole row, for the grader alone."""
     from datasets import Dataset
 
-    table = Dataset.from_list(
-        [
-            {"prompt": r["messages"], "item": json.dumps(r, ensure_ascii=False), "row_id": row_id}
-            for r, row_id in zip(rows, row_ids(rows))
-        ]
-    )
-    return table.select(run_order(len(rows), steps, config.prompts_per_step, config.seed))
+    examples = [
+        {"prompt": r["messages"], "item": json.dumps(r, ensure_ascii=False), "row_id": row_id}
+        for r, row_id in zip(rows, row_ids(rows))
+    ]
+    order = run_order(len(rows), steps, config.prompts_per_step, config.seed)
+    return Dataset.from_list(examples).select(order)
 
 
 def sft_example(policy, task: Task, row: dict, config: RunConfig) -> dict[str, list[int]]:
@@ -155,8 +148,7 @@ def run_trainer(session: Session, trainer: Any, reward: StepReward | None = None
         message = f"step {number}: {failure}; its batch stands in {batch}: fix it and start again"
         raise TrainingStopped("grader failed", message) from failure
     if session.interrupted.is_set():
-        step = session.step
-        raise Interrupted(f"interrupted after step {step}, saved: the same command resumes")
+        raise Interrupted(f"interrupted after step {session.step}: the same command resumes")
 
 
 def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> Any:
@@ -223,6 +215,7 @@ def shared_prompts_trainer() -> type:
     of which `packing.reason_to_copy` is "". The numbers are TRL's own, up to rounding."""
     import torch
     from trl import GRPOTrainer
+    from trl.trainer import grpo_trainer
 
     class SharedPromptsTrainer(GRPOTrainer):
         def _get_per_token_logps_and_entropies(
@@ -233,23 +226,20 @@ def shared_prompts_trainer() -> type:
             logits_to_keep,  # the width of the completions
             batch_size=None,
             compute_entropy=False,
-            **others,  # of images, and the load balance of experts
+            **images,  # there are none
         ):
-            copied = super()._get_per_token_logps_and_entropies
-            rows = (input_ids, attention_mask)
-            if any(value is not None and value is not False for value in others.values()):
-                others |= {"batch_size": batch_size, "compute_entropy": compute_entropy}
-                return copied(model, *rows, logits_to_keep, **others)
             hidden = model.config.get_text_config().hidden_size
-            parts = []
-            for chunk in zip(*(x.split(batch_size or len(x)) for x in rows)):
+            size, parts = batch_size or len(input_ids), []
+            for chunk in zip(input_ids.split(size), attention_mask.split(size)):
                 prompts, completions = rows_apart(*chunk, logits_to_keep)
                 if sharing_pays(prompts, completions, hidden):
                     tables = token_logprobs(
                         model, prompts, completions, self.temperature, compute_entropy
                     )
                 else:
-                    tables = copied(model, *chunk, logits_to_keep, compute_entropy=compute_entropy)
+                    tables = super()._get_per_token_logps_and_entropies(
+                        model, *chunk, logits_to_keep, compute_entropy=compute_entropy
+                    )
                 parts.append(tables[: 1 + compute_entropy])
             logprobs, *entropies = (
                 torch.cat([pad(table, (0, logits_to_keep - table.shape[1])) for table in kind])
@@ -258,16 +248,19 @@ def shared_prompts_trainer() -> type:
             return logprobs, entropies[0] if entropies else None, None
 
         def _prepare_inputs(self, generation_batch):
-            with unshuffled():
+            """TRL shuffles a batch before it is split into passes. As drawn, a group stays
+            together, so that a pass shares its prompt; the step's gradient is the same sum."""
+            shuffle, grpo_trainer.shuffle_sequence_dict = grpo_trainer.shuffle_sequence_dict, dict
+            try:
                 return super()._prepare_inputs(generation_batch)
+            finally:
+                grpo_trainer.shuffle_sequence_dict = shuffle
 
     pad = torch.nn.functional.pad
     return SharedPromptsTrainer
 
 
-def sharing_pays(
-    prompts: Sequence[list[int]], completions: Sequence[list[int]], hidden: int
-) -> bool:
+def sharing_pays(prompts: list[list[int]], completions: list[list[int]], hidden: int) -> bool:
     """Does it take fewer operations? A token passes about 12·h² weights a layer, and attention over
     a row of T tokens adds 2·T·h: long completions side by side cost more than copies of a prompt.
     """
@@ -279,19 +272,5 @@ def sharing_pays(
         tokens = max(map(len, prompts)) + after
         return rows * tokens * (12 * hidden + 2 * tokens)
 
-    copied = cost(len(prompts), max(map(len, completions)))
-    return cost(len(beside), max(beside.values())) < copied
-
-
-@contextmanager
-def unshuffled() -> Iterator[None]:
-    """TRL shuffles a batch before it is split into passes. As drawn, a group stays together, so
-    that a pass shares its prompt; the gradient of the step is the same sum."""
-    from trl.trainer import grpo_trainer
-
-    shuffle = grpo_trainer.shuffle_sequence_dict
-    grpo_trainer.shuffle_sequence_dict = lambda batch: batch
-    try:
-        yield
-    finally:
-        grpo_trainer.shuffle_sequence_dict = shuffle
+    shared = cost(len(beside), max(beside.values()))
+    return shared < cost(len(prompts), max(map(len, completions)))
