@@ -1,6 +1,7 @@
 """A reward model: fitted to graded answers, it ranks new ones, and trains a policy."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,22 +28,18 @@ def test_the_head_ranks_new_answers(fitted):
     assert agreement(fitted, rows, graded(rows)) == 1.0
     good, bad = fitted.score(rows, [GOOD] * 8), fitted.score(rows, [BAD] * 8)
     assert sum(good) / 8 > 0.8 and sum(bad) / 8 < 0.2
-    assert all(0 <= guess <= 1 for guess in good + bad)
-    assert fitted.score([], []) == []
+    assert all(0 <= guess <= 1 for guess in good + bad) and fitted.score([], []) == []
 
 
 def test_agreement_counts_pairs_of_different_grades():
-    class Guesses:
-        def score(self, rows, outputs):
-            return [float(text) for text in outputs]
-
     def group(*pairs):
         return [Sample(output_text=str(guess), grade=grade) for guess, grade in pairs]
 
+    guesses = SimpleNamespace(score=lambda rows, outputs: [float(text) for text in outputs])
     right = group((0.9, 1.0), (0.2, 0.0), (0.5, 0.0))  # two pairs; the two zeros are a tie
     wrong = group((0.1, 1.0), (0.4, 0.5), (0.7, None))  # one pair; one answer has no grade
-    assert agreement(Guesses(), [{}, {}], [right, wrong]) == pytest.approx(2 / 3)
-    assert math.isnan(agreement(Guesses(), [{}], [group((0.1, 1.0), (0.2, 1.0))]))
+    assert agreement(guesses, [{}, {}], [right, wrong]) == pytest.approx(2 / 3)
+    assert math.isnan(agreement(guesses, [{}], [group((0.1, 1.0), (0.2, 1.0))]))
 
 
 def test_what_is_saved_scores_the_same(fitted, tmp_path):
@@ -70,23 +67,20 @@ def test_a_policy_is_trained_against_it(fitted, tmp_path):
         task="gene_ranking", steps=1, prompts_per_step=2, answers_per_prompt=4, eval_every=1,
         eval_rows=4, max_completion_tokens=40, gate="off",
     )  # fmt: skip
-    done = train(config, tmp_path, [], task, task.rows("train"), task.rows("validation"))
-    assert 0 < done.log[0]["reward_mean"] < 1 and done.log[0]["group_spread"] > 0
-    assert done.log[0]["errors"] == {} and done.log[0]["dead_groups"] == 0
-    assert done.log[0]["validation"]["metric"] == "top1"
+    (record,) = train(config, tmp_path, task=task).log
+    assert 0 < record["reward_mean"] < 1 and record["group_spread"] > 0
+    assert record["errors"] == {} and record["validation"]["metric"] == "top1"
 
 
 def test_the_features_are_of_the_answers_own_tokens(mini):
     """By hand, each text alone: no padding, the states from the end of the question on."""
-    policy = mini
-    rows = load_task("gene_ranking").rows("validation")[:3]
+    policy, rows = mini, load_task("gene_ranking").rows("validation")[:3]
     outputs = [GOOD, BAD * 5, '{"genes": ["SCN1A", "INSR", "PTEN", "TBP", "FXN"]}']
     features = reward_model.read_answers(policy, rows, outputs)
     for row, text, feature in zip(rows, outputs, features):
-        question = policy.tokenizer(policy.render(row["messages"]), add_special_tokens=False)
-        whole = policy.render(row["messages"]) + text + policy.tokenizer.eos_token
-        ids = policy.tokenizer(whole, add_special_tokens=False, return_tensors="pt").input_ids
+        question = policy.render(row["messages"])
+        asked, whole = policy.encode([question, question + text + policy.tokenizer.eos_token])
         with torch.inference_mode():
-            states = policy.model(ids, output_hidden_states=True).hidden_states[-1][0]
-        expected = states[len(question.input_ids) :].mean(0)
+            out = policy.model(torch.tensor([whole]), output_hidden_states=True)
+        expected = out.hidden_states[-1][0, len(asked) :].mean(0)
         torch.testing.assert_close(feature, expected, atol=1e-4, rtol=1e-3)

@@ -3,24 +3,20 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from project_files import ROOT
 from typer.testing import CliRunner
 
-from rftkit import RunConfig, UserError, load_policy, load_task, train
+from rftkit import RunConfig, UserError, console, load_policy, load_task, plan, train
 from rftkit.cli import app
 from rftkit.graders.rewards import GraderFailure
 from rftkit.records import SamplingConfig
 from rftkit.task import task_from_json
 from rftkit.training.report import list_runs, runs_table
-from rftkit.training.run import GateSaysFix, plan
-from rftkit.training.session import Interrupted, StepReward
+from rftkit.training.run import GateSaysFix
+from rftkit.training.session import StepReward
 from rftkit.training.store import open_folder, read_lines
 from rftkit.training.trainer import sft_example
 
@@ -41,16 +37,6 @@ LOG_FIELDS = {
 WEIGHTS = "adapter_model.safetensors"
 CONSTANT = {"type": "string_check", "name": "constant", "operation": "ne",
             "input": "{{sample.output_text}}", "reference": "never said"}  # fmt: skip
-
-
-def shuffled(rows):
-    """The same prompts with each other's answers: a reward that has nothing to do with the case."""
-    answers = [row["reference_gene"] for row in rows]
-    return [row | {"reference_gene": answers[(i + 7) % len(answers)]} for i, row in enumerate(rows)]
-
-
-def graded_by(spec):
-    return task_from_json(load_task("gene_ranking").to_json() | {"grader": spec})
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +63,21 @@ def test_rft_raises_the_held_out_score(run):
 
 
 def test_answers_depend_on_prompt_and_step_and_never_on_the_reference(run):
-    rows = load_task("gene_ranking").rows("train")[:3]
+    task = load_task("gene_ranking")
+    rows = task.rows("train")[:3]
+    others = [row | {"reference_gene": "OTHER"} for row in rows]
     session = SimpleNamespace(
         policy=run.policy, config=RunConfig(**QUICK), timed=lambda name: nullcontext(), step=0
     )
-    reward = StepReward(load_task("gene_ranking"), session)
 
-    def drawn(rows, step):
-        session.step = step
-        return reward.draw([row["messages"] for row in rows for _ in range(8)], None)
+    def drawn(rows, seed):
+        session.seed = seed
+        prompts = [row["messages"] for row in rows for _ in range(8)]
+        return StepReward(task, session).draw(prompts, None)
 
-    first = drawn(rows, 0)
-    assert first == drawn(shuffled(rows), 0)
-    assert first["completion_ids"] != drawn(rows, 1)["completion_ids"]
+    first = drawn(rows, 1)
+    assert first == drawn(others, 1)
+    assert first["completion_ids"] != drawn(rows, 2)["completion_ids"]
     assert rows[0]["reference_gene"] not in run.policy.tokenizer.decode(first["prompt_ids"][0])
 
 
@@ -108,8 +96,7 @@ def test_sft_learns_the_completion_alone(mini):
     learned = [i for i, label in zip(example["input_ids"], example["labels"]) if label != -100]
     completion = f'<think></think>{{"genes": ["{row["reference_gene"]}"]}}<|end|>'
     assert mini.tokenizer.decode(learned) == completion
-    read = mini.tokenizer.decode(example["input_ids"][: -len(learned)])
-    assert read == mini.render(row["messages"])
+    assert example["input_ids"][: -len(learned)] == mini.encode([row["messages"]])[0]
 
 
 def test_an_sft_run_learns_its_completions(tmp_path):
@@ -120,41 +107,19 @@ def test_an_sft_run_learns_its_completions(tmp_path):
         method="sft", task="gene_ranking", prompts_per_step=16, epochs=4, steps=99, eval_every=2,
         patience=0, eval_rows=20, keep_start=False, learning_rate=2e-2,
     )  # fmt: skip
-    done = train(config, tmp_path, [], task, rows, task.rows("validation"))
+    done = train(config, tmp_path, rows=rows, held_out=task.rows("validation"))
     assert len(done.log) == 8 and done.best["step"] in (2, 4, 6, 8)
     assert done.log[-1]["loss"] < 0.7 * done.log[0]["loss"]
     assert done.log[-1]["validation"]["patterns"]["common first"] > 0.6
     assert done.log[0]["reward_mean"] is None
 
 
-def test_engine_unsloth_trains_too(tmp_path):
-    code = (
-        "import sys\n"
-        "from rftkit.policy import choose_engine\n"
-        "choose_engine('unsloth', 'cpu')\n"
-        "import unsloth\n"
-        "from rftkit import RunConfig, train\n"
-        f"r = train(RunConfig(**{TINY}, engine='unsloth'), sys.argv[1])\n"
-        "print('RESULT', r.policy.engine, len(r.log), r.log[-1]['grad_norm'])\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert "RESULT unsloth 2" in done.stdout, (done.stdout[-500:], done.stderr[-1500:])
-    assert (tmp_path / "adapter" / WEIGHTS).exists()
-
-
 def test_a_second_round_starts_from_the_first_ones_adapter(tmp_path, tiny):
     first = VALIDATED | {"init_adapter": str(tiny.out)}
-    second = train(RunConfig(**first, seed=5), tmp_path / "2")
-    assert second.start["mean"] == tiny.best["mean"]
-    start = tmp_path / "2" / "checkpoints" / "best" / "step-000000" / WEIGHTS
-    assert not start.exists() or start.read_bytes() == (tiny.out / "adapter" / WEIGHTS).read_bytes()
-    for wrong, named in {
-        "lora_rank": (8, "lora_rank to 4"),
-        "model": ("embedded:large", "base"),
-    }.items():
-        with pytest.raises(UserError, match=f"init_adapter: .*{named[1]}"):
-            train(RunConfig(**first | {wrong: named[0]}), tmp_path / "3")
+    assert train(RunConfig(**first, seed=5), tmp_path / "2").start["mean"] == tiny.best["mean"]
+    for wrong, named in (({"lora_rank": 8}, "rank"), ({"model": "embedded:large"}, "base")):
+        with pytest.raises(UserError, match=f"init_adapter: .*{named}"):
+            train(RunConfig(**first | wrong), tmp_path / "3")
 
 
 # What is stored.
@@ -176,7 +141,6 @@ def test_samples_say_where_they_come_from(tiny):
     assert [s["index"] for s in samples[:8]] == [0, 1, 2, 3] * 2
     tokens = {s["row_id"]: s["prompt_tokens"] for s in samples}
     assert all(s["prompt_tokens"] == tokens[s["row_id"]] > 20 for s in samples)
-    assert len(set(tokens.values())) > 1
 
 
 def test_the_saved_adapter_gives_the_answers_of_the_run(run):
@@ -198,13 +162,13 @@ def test_the_report_says_what_the_log_says(tiny):
     assert kept["top1"] == {key: tiny.best[key] for key in ("mean", "low", "high")}
     (pair,) = report["paired"]
     difference = kept["top1"]["mean"] - start["top1"]["mean"]
-    assert pair["difference"] == pytest.approx(difference, abs=1e-3)
-    assert pair["low"] <= pair["difference"] <= pair["high"] and pair["metric"] == "top1"
+    assert pair["difference"] == pytest.approx(difference, abs=1e-3) and pair["metric"] == "top1"
     assert report["training"]["steps"] == 2 and report["n_cases"] == kept["n"] == 4
     assert report["training"]["answer_groups_shared_with_eval"] == 0 and report["seed"] == 0
     assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader", "task"}
-    text = (tiny.out / "report.md").read_text()
-    assert f"| {kept['name']} | {kept['top1']['mean']:.3f} [" in text
+    assert (
+        f"| {kept['name']} | {kept['top1']['mean']:.3f} [" in (tiny.out / "report.md").read_text()
+    )
 
 
 def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp_path):
@@ -273,13 +237,10 @@ def test_rows_are_compared_by_content(tmp_path):
 @pytest.mark.parametrize("existing", ["resume", "replace"])
 @pytest.mark.parametrize("name", ["log.jsonl", "config.json"])  # the second may be a model's
 def test_files_that_no_run_wrote_are_kept(tmp_path, name, existing):
-    (tmp_path / "adapter").mkdir()
-    files = [tmp_path / name, tmp_path / "adapter" / "mine.txt"]
-    for file in files:
-        file.write_text('{"mine": 1}')
+    (tmp_path / name).write_text('{"mine": 1}')
     with pytest.raises(UserError, match=str(tmp_path)):
         open_folder(tmp_path, RunConfig(**TINY), {}, existing)
-    assert [file.read_text() for file in files] == ['{"mine": 1}'] * 2
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
 
 
 # What stops a run before its first step.
@@ -311,7 +272,7 @@ def test_an_adapter_as_the_model_is_refused(tiny, tmp_path):
 
 
 def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
-    rows, task, seen = load_task("gene_ranking").rows("train"), graded_by(CONSTANT), []
+    template, seen = load_task("gene_ranking").answer_template, []
 
     class Watcher:
         def gate(self, signal):
@@ -320,15 +281,18 @@ def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
         def __call__(self, record):
             seen.append(record["step"])
 
-    config = RunConfig(**TINY | {"gate": "on"})
-    for _ in range(2):  # the same question has the same answer
-        with pytest.raises(GateSaysFix) as stop:
-            train(config, tmp_path, [Watcher()], task, rows)
-        assert stop.value.exit_code == 3 and stop.value.verdict["verdict"] == "fix"
-    assert seen == ["fix"] and read_lines(tmp_path / "log.jsonl") == []
-    train(config, tmp_path, [Watcher()], task, rows, force=True)
-    assert seen == ["fix", 1, 2]
-    assert json.loads((tmp_path / "gate.json").read_text())["forced"]
+    fields = TINY | {"gate": "on", "grader": CONSTANT, "answer_template": template}
+    (tmp_path / "run.json").write_text(json.dumps(fields))
+    out = tmp_path / "run"
+    with pytest.raises(GateSaysFix) as stop:
+        train(RunConfig(**fields), out, [Watcher()])
+    command = ["train", str(tmp_path / "run.json"), "--out", str(out), "--json"]
+    again = CliRunner().invoke(app, command)  # the same question has the same answer
+    assert again.exception.exit_code == 3
+    assert json.loads(again.stdout)["gate"]["findings"] == stop.value.verdict["findings"] != []
+    assert seen == ["fix"] and not (out / "log.jsonl").read_text()
+    train(RunConfig(**fields), out, [Watcher()], force=True)
+    assert seen == ["fix", 1, 2] and json.loads((out / "gate.json").read_text())["forced"]
 
 
 def test_the_gate_does_not_change_the_run(tmp_path, tiny):
@@ -336,50 +300,20 @@ def test_the_gate_does_not_change_the_run(tmp_path, tiny):
     assert [r["loss"] for r in done.log] == [r["loss"] for r in tiny.log]
 
 
-def test_a_refusal_of_the_gate_ends_with_3_and_prints_its_verdict(tmp_path):
-    template = load_task("gene_ranking").answer_template
-    fields = {"gate": "on", "grader": CONSTANT, "answer_template": template}
-    (tmp_path / "run.json").write_text(json.dumps(TINY | fields))
-    arguments = ["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "r"), "--json"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exception.exit_code == 3
-    verdict = json.loads(result.stdout)["gate"]
-    assert verdict["verdict"] == "fix" and verdict["findings"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_the_step_and_ends_with_130(tmp_path, monkeypatch, number):
+    def press(self, record):
+        os.kill(os.getpid(), number)
 
-
-# What interrupts it.
-
-
-def test_ctrl_c_saves_a_checkpoint_of_the_step(tmp_path):
-    config = RunConfig(**TINY | {"steps": 3, "save_every": 50})
-    handler, observed = signal.getsignal(signal.SIGINT), []
-
-    def press(record):
-        if record["step"] == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted, match="after step 1"):
-        train(config, tmp_path, [press])
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert (tmp_path / "checkpoints" / "step-000001" / "run_state.json").exists()
-    done = train(config, tmp_path, [observed.append])
-    assert [r["step"] for r in observed] == [2, 3] and [r["step"] for r in done.log] == [1, 2, 3]
-
-
-def test_sigterm_ends_the_command_with_130(tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps(TINY | {"steps": 400}))
-    command = [sys.executable, "-m", "rftkit.cli", "train", "run.json", "--out", "r", "--json"]
-    child = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    log = tmp_path / "r" / "log.jsonl"
-    while child.poll() is None and not (log.exists() and log.stat().st_size):
-        time.sleep(0.05)
-    child.send_signal(signal.SIGTERM)
-    out, errors = child.communicate(timeout=600)
-    assert child.returncode == 130, errors[-2000:]
-    assert "after step" in json.loads(out)["interrupted"] and "Traceback" not in errors
+    monkeypatch.setattr(console.TrainingProgress, "__call__", press)
+    fields, handler, observed = TINY | {"save_every": 50}, signal.getsignal(number), []
+    (tmp_path / "run.json").write_text(json.dumps(fields))
+    command = ["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "r"), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 130 and "after step 1" in json.loads(result.stdout)["interrupted"]
+    assert signal.getsignal(number) is handler
+    done = train(RunConfig(**fields), tmp_path / "r", [observed.append])
+    assert observed == done.log[1:] and [r["step"] for r in done.log] == [1, 2]
 
 
 # All runs of a folder.
@@ -391,35 +325,32 @@ LOG = '{"step": 1, "seconds": 1}\n' + json.dumps(
 SUMMARY = {"training": {"stopped": "steps"}, "start": VALIDATION, "best": VALIDATION | {"step": 2}}
 
 
-def made_run(folder, log, summary=None, **config):
-    folder.mkdir(parents=True)
-    (folder / "data.json").write_text("{}")
-    (folder / "config.json").write_text(json.dumps({"task": "gene_ranking"} | config))
-    (folder / "log.jsonl").write_text(log)
-    if summary is not None:
-        (folder / "training.json").write_text(json.dumps(summary))
-
-
-@pytest.mark.parametrize(
-    ("log", "summary"),
-    [("not json\n", None), ('{"step": 1, "validation": 3}\n', None), (LOG + "\n", [1])],
-)
-def test_one_broken_run_does_not_hide_the_others(tmp_path, log, summary):
-    made_run(tmp_path / "a", LOG + "\n", seed=1)
-    made_run(tmp_path / "z", LOG + '\n{"step": 3, "patterns": {"', SUMMARY, seed=2)  # killed
-    made_run(tmp_path / "bad", log, summary, seed=7)
+def test_one_broken_run_does_not_hide_the_others(tmp_path):
+    made = {
+        "a": (LOG + "\n", None),
+        "bad 1": ("not json\n", None),
+        "bad 2": ('{"step": 1, "validation": 3}\n', None),
+        "bad 3": (LOG + "\n", [1]),
+        "z": (LOG + '\n{"step": 3, "patterns": {"', SUMMARY),  # killed in its third line
+    }
+    for seed, (name, (log, summary)) in enumerate(made.items()):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text(json.dumps({"seed": seed}))
+        (tmp_path / name / "log.jsonl").write_text(log)
+        if summary is not None:
+            (tmp_path / name / "training.json").write_text(json.dumps(summary))
     runs = list_runs(tmp_path)
     assert [(r["name"], r["state"], r["steps"]) for r in runs["runs"]] == [
         ("a", "unfinished", 2), ("z", "finished", 2)
     ]  # fmt: skip
-    assert runs["differing"] == ["seed"] and str(tmp_path / "bad") in runs["unreadable"][0]
+    assert runs["differing"] == ["seed"] and len(runs["unreadable"]) == 3
     assert runs_table(runs)[0] == {
         "run": "a", "held out": "top1 0.400 [0.300, 0.500]", "at step": "2", "steps": "2",
-        "ended by": "unfinished", "alarms": "none", "seed": "1",
+        "ended by": "unfinished", "alarms": "none", "seed": "0",
     }  # fmt: skip
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 0 and "left out: " in result.output
-    assert len(json.loads(CliRunner().invoke(app, ["runs", str(tmp_path), "--json"]).stdout)) == 3
 
 
 # The reward function alone.
@@ -431,7 +362,6 @@ def test_step_reward_works_as_trl_calls_it_without_a_run():
         '<think>x</think>{"genes": ["B", "A"]}': 1.0,
         '<think>x</think>{"genes": ["A", "B"]}': 0.73,
         '<think>x</think>{"genes": ["A", "A", "A", "A", "B"]}': 0.115,
-        '<think>x</think>{"genes": ["A"]}': 0.1,
         '<think>x</think>{"genes": ["A"': 0.0,
         '<think>{"genes": ["B"]}': 0.0,
     }
@@ -450,7 +380,9 @@ def test_step_reward_works_as_trl_calls_it_without_a_run():
 
 
 def test_a_grader_that_fails_teaches_no_zeros():
-    spec = load_task("gene_ranking").grader_spec | {"calculate_output": "1 / (first - first)"}
-    texts = ['<think>x</think>{"genes": ["A"]}'] * 8
+    record = load_task("gene_ranking").to_json()
+    spec = record["grader"] | {"calculate_output": "1 / (first - first)"}
+    reward = StepReward(task_from_json(record | {"grader": spec}))
+    texts, item = ['<think>x</think>{"genes": ["A"]}'] * 8, json.dumps({"reference_gene": "A"})
     with pytest.raises(GraderFailure, match="8 of 8"):
-        StepReward(graded_by(spec))([""] * 8, texts, item=[json.dumps({"reference_gene": "A"})] * 8)
+        reward([""] * 8, texts, item=[item] * 8)

@@ -4,7 +4,6 @@ line. The sessions are processes of their own: see resume_driver.py."""
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rftkit.training.store import Recorder, read_lines
+from rftkit.training.store import read_lines
 
 DRIVER = Path(__file__).parent / "resume_driver.py"
 TINY = dict(
@@ -82,41 +81,12 @@ def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path):
 
 
 @forks
-def test_a_checkpoint_that_was_not_renamed_is_not_loaded(whole, tmp_path):
-    """A kill leaves half of a checkpoint under a name that is not read."""
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    (run / "training.json").unlink()
-    checkpoints = run / "checkpoints"
-    shutil.copytree(checkpoints / "step-000006", checkpoints / ".writing")
-    (checkpoints / ".writing" / "optimizer.pt").write_bytes(b"half")
-    _, ends, printed = drive(tmp_path, TINY, [], "run")
-    assert ends == [0] and "resumes from step 6" in printed
-    shutil.rmtree(checkpoints / ".writing")
-    assert_same_run(whole, run)
-
-
-@forks
 def test_sft_resumes_too(tmp_path):
     config = TINY | {"method": "sft", "prompts_per_step": 4, "save_every": 2}
     whole, _, _ = drive(tmp_path, config, [], "whole")
     run, ends, _ = drive(tmp_path, config, [{"lines": 3}, {"at": "state", "call": 3}], "killed")
     assert ends[0] in (-9, 0) and ends[1:] == [-9, 0]
     assert_same_run(whole, run)
-
-
-def test_a_resumed_log_is_cut_back_to_its_checkpoint(tmp_path):
-    recorder = Recorder(tmp_path, (), {})
-    recorder.step({"step": 1})
-    positions = recorder.positions()
-    recorder.step({"step": 2})
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write('{"step": 3, "sec')
-    assert [r["step"] for r in read_lines(tmp_path / "log.jsonl")] == [1, 2]
-    state = {"positions": positions, "seconds": 100.0}
-    again = Recorder(tmp_path, (), state)
-    assert [r["step"] for r in again.log] == [1] and again.seconds >= 100
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
 
 
 @forks

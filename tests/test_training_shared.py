@@ -3,26 +3,9 @@
 import pytest
 import torch
 
-from rftkit.training.trainer import shared_prompts_trainer, sharing_pays
+from rftkit.training import trainer
 
 PROMPTS, GROUP, WIDTH = 2, 3, 6
-
-
-def made_trainer(kind, mini, adapted, folder, loss_type, beta):
-    from datasets import Dataset
-    from trl import GRPOConfig
-
-    return kind(
-        model=adapted,
-        processing_class=mini.tokenizer,
-        reward_funcs=lambda completions, **rest: [0.0] * len(completions),
-        train_dataset=Dataset.from_list([{"prompt": "a"}] * 8),
-        args=GRPOConfig(
-            output_dir=str(folder), loss_type=loss_type, beta=beta, num_generations=GROUP,
-            per_device_train_batch_size=PROMPTS * GROUP, use_cpu=True, report_to=[],
-            temperature=0.7, max_completion_length=WIDTH,
-        ),
-    )  # fmt: skip
 
 
 def batch_of_trl():
@@ -47,37 +30,44 @@ def batch_of_trl():
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_loss_and_gradients_are_trls(mini, adapted, tmp_path, monkeypatch, loss_type, beta):
-    from trl import GRPOTrainer
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
 
-    calls = []
-    from rftkit.training import trainer as shared
-
-    packed = shared.token_logprobs
-    monkeypatch.setattr(
-        shared, "token_logprobs", lambda *given: calls.append(given) or packed(*given)
-    )
-    batch, found = batch_of_trl(), {}
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    for kind in (GRPOTrainer, shared_prompts_trainer()):
-        trainer = made_trainer(kind, mini, adapted, tmp_path, loss_type, beta)
-        trainer.current_gradient_accumulation_steps = 1
+    calls, packed, found = [], trainer.token_logprobs, []
+    count = lambda *given: calls.append(given) or packed(*given)  # noqa: E731
+    monkeypatch.setattr(trainer, "token_logprobs", count)
+    batch = batch_of_trl()
+    ids, mask = (torch.cat([batch[f"prompt_{k}"], batch[f"completion_{k}"]], 1)
+                 for k in ("ids", "mask"))  # fmt: skip
+    settings = GRPOConfig(
+        output_dir=str(tmp_path), loss_type=loss_type, beta=beta, num_generations=GROUP,
+        per_device_train_batch_size=PROMPTS * GROUP, use_cpu=True, report_to=[],
+        temperature=0.7, max_completion_length=WIDTH,
+    )  # fmt: skip
+    for kind in (GRPOTrainer, trainer.shared_prompts_trainer()):
+        made = kind(
+            model=adapted,
+            processing_class=mini.tokenizer,
+            reward_funcs=lambda completions, **rest: [0.0] * len(completions),
+            train_dataset=Dataset.from_list([{"prompt": "a"}] * 8),
+            args=settings,
+        )
+        made.current_gradient_accumulation_steps = 1
         if "ref" in adapted.peft_config:  # TRL's copy of the adapter
             adapted.delete_adapter("ref")
         with torch.no_grad(), adapted.disable_adapter():
-            reference, nothing, _ = trainer._get_per_token_logps_and_entropies(
+            reference, nothing, _ = made._get_per_token_logps_and_entropies(
                 adapted, ids, mask, WIDTH, batch_size=4
             )
         assert nothing is None
-        inputs = batch | {"ref_per_token_logps": reference}
         adapted.zero_grad()
-        loss = trainer._compute_loss(adapted, inputs)
+        loss = made._compute_loss(adapted, batch | {"ref_per_token_logps": reference})
         loss.backward()
         learned = [p.grad.flatten() for p in adapted.parameters() if p.requires_grad]
-        entropy = trainer._metrics["train"]["entropy"][-1]
-        keep = batch["completion_mask"]
-        found[kind] = (reference * keep, loss.detach(), torch.cat(learned), entropy)
-    (reference, loss, gradient, entropy), other = found.values()
+        entropy = made._metrics["train"]["entropy"][-1]
+        reference = reference * batch["completion_mask"]
+        found.append((reference, loss.detach(), torch.cat(learned), entropy))
+    (reference, loss, gradient, entropy), other = found
     assert (reference - other[0]).abs().max() < 1e-4 and abs(entropy - other[3]) < 1e-4
     assert abs(loss - other[1]) < 1e-5 and gradient.norm() > 0
     assert (gradient - other[2]).norm() < 1e-5 * gradient.norm()
@@ -87,7 +77,7 @@ def test_loss_and_gradients_are_trls(mini, adapted, tmp_path, monkeypatch, loss_
 def test_long_completions_are_not_read_side_by_side():
     def pays(prompt, completion, group, hidden):
         prompts = [[0] * prompt] * group
-        return sharing_pays(prompts, [[1] * completion] * group, hidden)
+        return trainer.sharing_pays(prompts, [[1] * completion] * group, hidden)
 
     assert pays(70, 30, 8, 128) and pays(140, 8, 8, 128) and pays(300, 60, 8, 128)
     assert not pays(100, 2_000, 8, 1024) and pays(2_000, 100, 8, 1024)

@@ -37,16 +37,13 @@ def graded_by(spec):
     return task_from_json(load_task("gene_ranking").to_json() | {"grader": spec})
 
 
-# NaN.
-
-
-def spoil_gradients(monkeypatch, spoiled_steps, number="nan"):
-    """The gradient of one LoRA matrix is NaN in these steps (from 1)."""
-    made, count = session.with_lora, [0]
+def test_not_finite_gradients_skip_their_step_and_three_in_a_row_stop(monkeypatch, tmp_path):
+    """Stopped, the run is resumed from its last checkpoint."""
+    made, count, spoiled_steps = session.with_lora, [0], {2, 4, 5, 6}
 
     def spoiled(gradient):
         count[0] += 1
-        return gradient + float(number) if count[0] in spoiled_steps else gradient
+        return gradient * float("nan") if count[0] in spoiled_steps else gradient
 
     def with_hook(*arguments):
         model = made(*arguments)
@@ -54,29 +51,18 @@ def spoil_gradients(monkeypatch, spoiled_steps, number="nan"):
         return model
 
     monkeypatch.setattr(session, "with_lora", with_hook)
-
-
-@pytest.mark.parametrize("number", ["nan", "inf"])
-def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(monkeypatch, tmp_path, number):
-    spoil_gradients(monkeypatch, {2}, number)
-    done = train(RunConfig(**TINY), tmp_path)
-    assert steps_of(done) == [1, 2, 3, 4]
-    assert [(a["name"], a["step"]) for a in done.alarms] == [("not finite", 2)]
+    config = RunConfig(**TINY | {"steps": 7})
+    with pytest.raises(TrainingStopped) as stop:
+        train(config, tmp_path)
+    assert stop.value.cause == "not finite" and not (tmp_path / "training.json").exists()
+    done = train(config, tmp_path)
+    assert steps_of(done) == [1, 2, 3, 4, 5, 6, 7]
+    alarms = [("not finite", step) for step in (2, 4, 5, 6)]
+    assert [(a["name"], a["step"]) for a in done.alarms] == alarms
     assert done.log[1]["grad_norm"] is None and done.log[2]["grad_norm"] is not None
     assert all(p.isfinite().all() for p in done.policy.model.parameters())
     assert len(read_lines(tmp_path / "alarms" / "step-000002-not-finite.jsonl")) == 8
     json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)
-
-
-def test_three_nan_in_a_row_stop_a_run_that_can_be_resumed(monkeypatch, tmp_path):
-    spoil_gradients(monkeypatch, {2, 3, 4, 5})
-    config = RunConfig(**TINY | {"steps": 6})
-    with pytest.raises(TrainingStopped) as stop:
-        train(config, tmp_path)
-    assert stop.value.cause == "not finite" and not (tmp_path / "training.json").exists()
-    done = train(config, tmp_path)  # the fifth gradient is the first of this session
-    assert steps_of(done) == [1, 2, 3, 4, 5, 6]
-    assert [alarm["step"] for alarm in done.alarms] == [2, 3, 4, 5]
 
 
 # Nothing to learn.
@@ -141,12 +127,10 @@ def test_garbage_is_told_from_odd_answers(mini):
 
     sound = [word + [end]] * 4
     assert faults(sound) == [] == faults([word + [end]] * 2 + [[end], word])  # half may be odd
-    for prompts, completions, named in [
-        (["a question"] * 4, [[end]] * 4, "empty"),
-        (["a question"] * 4, [word] * 4, "never ended"),
-        (["a question"] * 4, [word + [pad] + word + [end]] * 4, tokenizer.pad_token),
-    ]:
-        (fault,) = faults(completions, prompts)
+    for completion, named in [
+        ([end], "empty"), (word, "never ended"), (word + [pad] + word + [end], tokenizer.pad_token)
+    ]:  # fmt: skip
+        (fault,) = faults([completion] * 4)
         assert named in fault
     tokenizer.bos_token = "<|start|>"
     (fault,) = faults(sound, ["<|start|><|start|>a question", "<|start|>a question"])
@@ -204,18 +188,10 @@ def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
     assert steps_of(train(config, tmp_path)) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("error", "full"),
-    [
-        (OSError(errno.ENOSPC, "no"), True),
-        (OSError(errno.EDQUOT, "quota"), True),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), True),  # safetensors
-        (OSError(errno.EACCES, "no"), False),
-        (RuntimeError("PytorchStreamWriter failed"), False),  # there is space here
-    ],
-)
-def test_a_full_disk_is_told_from_other_failures(tmp_path, error, full):
-    assert is_full_disk(error, tmp_path) is full
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_full_disk_is_told_from_other_failures(tmp_path, number):
+    assert is_full_disk(OSError(number, "no"), tmp_path) == (number != errno.EACCES)
+    assert is_full_disk(RuntimeError("I/O error (os error 28)"), tmp_path)  # of safetensors
 
 
 # Validation.
@@ -229,16 +205,20 @@ def test_the_alarm_wants_both_intervals_beyond_zero(tmp_path, metric, grade, ala
     """60 rows of several genes; most of them changed by so much since the best validation."""
     task = load_task("gene_ranking")
     config = RunConfig(**TINY | {"eval_every": 1, "eval_rows": 60})
-    before = {"top1": [0.5] * 60, "grade": [0.5] * 60}
-    progress = Progress(best={"step": 3}, best_values=before)
+
+    def values(changed):
+        return {
+            name: [0.5 + by] * changed + [0.5] * (60 - changed)
+            for name, by in (("top1", metric), ("grade", grade))
+        }
+
+    progress = Progress(best={"step": 3}, best_values=values(0))
     held_out = HeldOut(task, task.rows("validation"), config, tmp_path, progress)
-    now = {"top1": [0.5 + metric] * 59 + [0.5], "grade": [0.5 + grade] * 59 + [0.5]}
-    found = held_out.drift(now, 6)
+    found = held_out.drift(values(59), 6)
     assert len(found) == alarms
     for alarm in found:
         assert alarm["since"] == 3 and alarm["metric"]["high"] < 0 < alarm["grade"]["low"]
-    few = {"top1": [0.5 + metric] + [0.5] * 59, "grade": [0.5 + grade] + [0.5] * 59}
-    assert held_out.drift(few, 6) == []  # one row of 60 may be chance
+    assert held_out.drift(values(1), 6) == []  # one row of 60 may be chance
 
 
 def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
@@ -264,12 +244,14 @@ def test_a_hacked_grader_raises_the_alarm(tmp_path):
     that is kept is the one before."""
     phrase = {"type": "string_check", "name": "phrase", "operation": "like",
               "input": "{{sample.reasoning}}", "reference": "Common first"}  # fmt: skip
-    task, rows = graded_by(phrase), load_task("gene_ranking")
+    rows = load_task("gene_ranking")
     config = RunConfig(
         task="gene_ranking", steps=16, learning_rate=5e-3, beta=0.0, eval_every=8, eval_samples=4,
         patience=0, gate="off", watchdog_steps=0,
     )  # fmt: skip
-    done = train(config, tmp_path, [], task, rows.rows("train"), rows.rows("validation"))
+    done = train(
+        config, tmp_path, [], graded_by(phrase), rows.rows("train"), rows.rows("validation")
+    )
     assert done.log[-1]["validation"]["grade"] > done.start["grade"] + 0.3
     alarms = [a for a in done.alarms if a["name"] == "reward and task part"]
     assert alarms and alarms[-1]["metric"]["high"] < 0 < alarms[-1]["grade"]["low"]
@@ -277,8 +259,8 @@ def test_a_hacked_grader_raises_the_alarm(tmp_path):
 
 
 def test_the_best_three_adapters_are_kept_and_the_best_is_loaded(tmp_path):
-    config = RunConfig(**TINY | {"eval_every": 1, "eval_rows": 8, "patience": 0, "save_every": 2})
-    done = train(config, tmp_path)
+    changes = {"eval_every": 1, "eval_rows": 8, "patience": 0, "save_every": 2}
+    done = train(RunConfig(**TINY | changes), tmp_path)
     means = [(0, done.start["mean"])] + [(r["step"], r["validation"]["mean"]) for r in done.log]
     expected = sorted(means, key=lambda found: (-found[1], found[0]))[:3]
     record = json.loads((tmp_path / "training.json").read_text())
