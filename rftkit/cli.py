@@ -22,19 +22,8 @@ app = typer.Typer(
 )
 
 
-def print_version(asked: bool) -> None:
-    if asked:
-        console.say(f"rftkit {__version__}")
-        raise typer.Exit(console.GOOD)
-
-
-@app.callback()
-def about(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=print_version, is_eager=True, help="Print and exit."),
-    ] = False,
-) -> None:
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, flag("--version", "Print and exit.")] = False) -> None:
     """Learn and run Reinforcement Fine-Tuning (RFT): data, graders, training, evaluation.
 
     The whole of RFT on this machine, in minutes, and then with your own data:
@@ -49,6 +38,8 @@ def about(
     `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 good, 1 findings or
     invalid input, 2 wrong usage, 3 the gate says fix, 130 interrupted: the same command resumes.
     """
+    if version:
+        console.say(f"rftkit {__version__}")
 
 
 @app.command("check")
@@ -64,9 +55,8 @@ def check_command(
 ) -> None:
     """Check RFT data: every fault with its line, what was expected and what to do next.
 
-    A row is one JSON object a line: `messages`, which end with the user's question, and keys for
-    the grader alone. Prompts are searched for the values of answer keys: those named like one
-    (reference..., answer..., label..., gold...), the key to group by and each --answer-key.
+    Prompts are searched for the values of answer keys: those named like one (reference...,
+    answer..., label..., gold...), the key to group by and each --answer-key.
 
     Example: `rftkit check train.jsonl --validation validation.jsonl --group-by reference_gene`
     """
@@ -76,9 +66,9 @@ def check_command(
     if as_json:
         console.print_json(report.to_json())
     else:
-        console.say("\n".join(map(str, report.faults)))
         first = {fault.kind: fault.place for fault in reversed(report.faults)}
         counts = report.counts.items()
+        console.say("\n".join(map(str, report.faults)))
         console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
         for note in report.notes:
             console.say(f"note: {note}", style="yellow")
@@ -93,44 +83,29 @@ def check_command(
 def grade_command(
     grader: Annotated[str, option("FILE", "A grader's JSON.")],
     sample: Annotated[str, option("TEXT", "What the model said, or @FILE.")],
-    item: Annotated[str | None, option("ROW", "The row: one JSON object, or its file.")] = None,
+    item: Annotated[str, option("ROW", "The row: one JSON object, or its file.")] = "{}",
     allow_weak_isolation: WeakIsolationFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Grade one answer: the score, each part of it and what went wrong, as OpenAI's graders/run.
 
-    The item is the row with the right answer, which the model never saw. A python grader runs in a
-    sandbox; what it tried there stands in the report's errors. Exit code 1: no grade.
+    The item is the row with the right answer, which the model never saw. Exit code 1: no grade.
 
-    Example, the right answer in first place and then in second:
-
-        rftkit graders two_guesses > grader.json
-        rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "A"}'
-        rftkit grade --grader grader.json --sample '{"genes": ["A", "B"]}' --item '{"reference_gene": "B"}'
-
-    The "reward" is 1 and then 0.5.
-    """  # noqa: E501  (a command to copy stands on one line)
+    Example: `rftkit grade --grader grader.json --sample '{"genes": ["A"]}' --item row.json`
+    """
     from rftkit.graders.grader import Grader, GraderSettings
 
     settings = GraderSettings(allow_weak_isolation=allow_weak_isolation)
     text = read_text(sample[1:]) if sample.startswith("@") else sample
-    row = {} if item is None else read_item(item)
+    try:
+        row = json.loads(item) if item.lstrip().startswith("{") else read_json(item)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--item: not JSON ({error}), expected a row of the JSONL") from None
     report = Grader.load(Path(grader), settings).evaluate(row, text)
     console.print_json(report.to_json())
     for line in [] if as_json else report.explanations:
         console.complain(line)
     raise typer.Exit(console.FINDINGS if report.reward is None else console.GOOD)
-
-
-def read_item(item: str) -> dict[str, Any]:
-    """A row from its JSON, or from a file that holds it."""
-    try:
-        row = json.loads(item) if item.lstrip().startswith("{") else read_json(item)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--item: not JSON ({error}), expected a row of the JSONL") from None
-    if not isinstance(row, dict):
-        raise UserError(f"--item: a {type(row).__name__}, expected one JSON object")
-    return row
 
 
 @app.command("validate-grader")
@@ -147,18 +122,16 @@ def validate_grader_command(
     try:
         spec, notes = validate_spec(*read_grader(file))
     except UserError as error:
-        if not as_json:
-            raise
-        problems = getattr(error, "problems", [str(error)])
-        console.print_json({"valid": False, "type": None, "problems": problems, "notes": []})
-        raise typer.Exit(console.FINDINGS) from None
+        if as_json:
+            problems = getattr(error, "problems", [str(error)])
+            console.print_json({"valid": False, "type": None, "problems": problems, "notes": []})
+            raise typer.Exit(console.FINDINGS) from None
+        raise
+    record = {"valid": True, "type": spec["type"], "problems": [], "notes": notes}
     if as_json:
-        record = {"valid": True, "type": spec["type"], "problems": [], "notes": notes}
         console.print_json(record)
-        return
-    for note in notes:
-        console.say(f"note: {note}")
-    console.say(f"a valid {spec['type']} grader")
+    else:
+        console.say("\n".join([*(f"note: {n}" for n in notes), f"a valid {spec['type']} grader"]))
 
 
 @app.command("graders")
@@ -170,8 +143,6 @@ def graders_command(
     as_json: JsonFlag = False,
 ) -> None:
     """The preset graders; with a NAME, that grader's JSON, a start for your own.
-
-    A grader turns an answer into a score from 0 to 1. Those marked (python) need a sandbox to run.
 
     Example: `rftkit graders` lists them, `rftkit graders gene_rank > grader.json` takes one.
     """
@@ -185,10 +156,7 @@ def graders_command(
         {"name": name, "type": make()["type"], "about": make.__doc__.partition("\n")[0]}
         for name, make in PRESETS.items()
     ]
-    if as_json:
-        console.print_json({"graders": presets})
-    else:
-        console.print_table(presets)
+    console.print_json({"graders": presets}) if as_json else console.print_table(presets)
 
 
 @app.command("cases")
@@ -203,9 +171,8 @@ def cases_command(
 ) -> None:
     """Published cases (GA4GH phenopackets) -> train, validation and test rows, split by gene.
 
-    Writes train.jsonl, validation.jsonl, test.jsonl and report.json, which counts what was lost
-    and why. About 10,000 cases come from the release archive of
-    github.com/monarch-initiative/phenopacket-store (BSD-3).
+    Writes train.jsonl, validation.jsonl, test.jsonl and report.json, which counts what was lost.
+    The archive of github.com/monarch-initiative/phenopacket-store (BSD-3) has 10,000 cases.
 
     Example: `rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines`
     """
@@ -240,20 +207,17 @@ def print_cases(report: dict[str, Any], out: Path) -> None:
 def environment_command(as_json: JsonFlag = False) -> None:
     """What this machine is: device, precision, profile, versions, and what its sandbox protects.
 
-    The profile is what the notebooks run in: full, or smoke (the same steps, smaller) with
-    RFTKIT_PROFILE=smoke.
-
-    Example: `rftkit environment`, or `rftkit environment --json` for a record.
+    Example: `rftkit environment`; RFTKIT_PROFILE=smoke runs notebooks in small.
     """
     from rftkit import environment
     from rftkit.sandbox import runner
 
-    isolation, machine = runner.report(), environment.report()
+    sandbox, machine = runner.report(), environment.report()
     if as_json:
-        console.print_json(machine | {"sandbox": isolation.to_json()})
+        console.print_json(machine | {"sandbox": sandbox.to_json()})
         return
-    packages = ", ".join(f"{name} {version}" for name, version in machine.pop("versions").items())
-    for name, value in (machine | {"versions": packages, "sandbox": isolation}).items():
+    machine["versions"] = ", ".join(map(" ".join, machine["versions"].items()))
+    for name, value in (machine | {"sandbox": sandbox}).items():
         console.say(f"{name:10}{value}")
 
 

@@ -26,9 +26,8 @@ def signal_command(
 ) -> None:
     """Before training: is there anything to learn from? go, fix or undecided, with the reasons.
 
-    Draws a few answers of the policy that will be trained (at most 5 % of the run's completions,
-    or 256) and measures what training would see: pass@k, groups whose rewards are all equal,
-    answers that are cut or cannot be read, and whether the grader knows right from wrong at all.
+    Draws a few answers (at most 5 % of the run's completions, or 256) and measures what training
+    would see: pass@k, dead groups, truncated answers, does the grader know right from wrong?
 
     Example, run.json holding {"task": "gene_ranking"}: `rftkit signal run.json --out runs/signal`
     """
@@ -43,8 +42,6 @@ def signal_command(
     task = config_task(run)
     rows, _ = config_rows(run, task)
     task.grader.check_ready()  # before the model is loaded
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     with Reporter() as reporter:
         reporter.stage("drawing answers")
         signal = measure_signal(
@@ -92,7 +89,6 @@ def train_command(
     Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
     """
     from rftkit.dashboard import TrainingDashboard, dashboard_figure
-    from rftkit.plots import save_figure
     from rftkit.training.config import read_run_config
     from rftkit.training.run import GateSaysFix, plan, train
     from rftkit.training.session import Interrupted
@@ -119,7 +115,7 @@ def train_command(
         console.complain(str(stop))
         raise typer.Exit(console.INTERRUPTED) from None
     picture = f"{out}/curve.png"
-    save_figure(dashboard_figure(run.log, run.start), picture)
+    dashboard_figure(run.log, run.start).savefig(picture)
     if as_json:
         record = {"training": run.training, "start": run.start, "best": run.best}
         console.print_json({"out": str(out), **record, "alarms": run.alarms, "picture": picture})
@@ -140,8 +136,7 @@ def doctor_command(
     """What is wrong with a run: each finding with its steps, evidence and the setting to change.
 
     Reads our own log.jsonl and the trainer_state.json that TRL and Unsloth leave in a checkpoint
-    folder. Limits are those of Axolotl's guide "Training Stability & Debugging", passed in 5 of 8
-    steps.
+    folder. Limits are those of Axolotl's guide "Training Stability & Debugging".
 
     Example: `rftkit doctor runs/first`, `rftkit doctor outputs/checkpoint-100/trainer_state.json`
     """
@@ -158,8 +153,7 @@ def doctor_command(
             console.say(f"\n{finding.name.replace('_', ' ')} ({steps})", style="bold")
             texts = {"seen": finding.evidence, "means": finding.why, "change": finding.setting}
             for title, text in texts.items():
-                first, rest = f"   {title:7}", " " * 10
-                console.say(fill(text, 96, initial_indent=first, subsequent_indent=rest))
+                console.say(fill(f"   {title:7}{text}", 96, subsequent_indent=" " * 10))
         for note in report.notes:
             console.say(f"note: {note}")
     raise typer.Exit(console.FINDINGS if report.findings else console.GOOD)
@@ -193,12 +187,9 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     """Evaluate models on the same rows, prompts and seeds: a table with intervals.
 
     A model is `embedded:mini`, `embedded:large`, a folder, a run or its adapter, a hub name, or
-    endpoint:NAME behind OPENAI_BASE_URL. Every model answers every row: N times at T = 1 for the
-    headline, once greedily. Differences are paired row by row, each later model minus each earlier
-    one, so name the baseline first. DIR gets report.json, report.md, table.png, samples.jsonl.
-
-    A metric of your own is a function (sample, item) -> number, as a python grader's: with
-    my_metrics.py in this folder, --metric my_metrics:short.
+    endpoint:NAME behind OPENAI_BASE_URL. It answers every row N times at T = 1 and once greedily.
+    Differences are paired row by row: name the baseline first. A metric of your own is a function
+    (sample, item) -> number: with my_metrics.py in this folder, --metric my_metrics:short.
 
     Example: `rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/table`
     """
@@ -224,8 +215,7 @@ def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
 
     A base model of a million parameters answers cases, a grader scores the answers, GRPO
     reinforces the thinking behind the good ones. Then the tuned model meets its rivals on genes
-    that never were an answer in training: its base, without and with the plan in its prompt, a
-    larger base, SFT on the answers and on its own right answers, and the annotation itself.
+    that never were an answer in training.
 
     Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
     """

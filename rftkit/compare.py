@@ -144,7 +144,7 @@ def paired_text(pair: Mapping[str, Any]) -> str:
 
 def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:
     """report.json, table.png and report.md: the tables, what they say, where it was measured."""
-    from rftkit.plots import save_figure, table_figure
+    from rftkit.plots import table_figure
 
     samples, by = report["sampling"]["samples"], report["clustered_by"] or "row"
     parts = [
@@ -157,7 +157,7 @@ def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) ->
     ]
     files.write_json(out / "report.json", report)
     files.write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
-    save_figure(table_figure(report, report["headline"]), out / "table.png")
+    table_figure(report, report["headline"]).savefig(out / "table.png")
 
 
 # rftkit evaluate.

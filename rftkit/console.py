@@ -82,16 +82,15 @@ def options_from(settings: type) -> Callable[[Callable[..., None]], Callable[...
     argument. The fields' annotations are Typer's."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        fields = list(signature(settings, eval_str=True).parameters.values())
+        fields = signature(settings, eval_str=True).parameters
         _, *own = signature(command, eval_str=True).parameters.values()
 
         @wraps(command)
         def run(**given: Any) -> None:
-            values = {field.name: given.pop(field.name) for field in fields}
-            command(settings(**values), **given)
+            command(settings(**{name: given.pop(name) for name in fields}), **given)
 
-        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*fields, *own)]
-        run.__signature__ = Signature(parameters)
+        every = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*fields.values(), *own)]
+        run.__signature__ = Signature(every)
         return run
 
     return decorate

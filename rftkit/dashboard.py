@@ -121,7 +121,7 @@ def _draw_series(axes: Any, log: Log, field: str, title: str, colour: str) -> No
 def dashboard_html(line: str, figure: Figure, log: Log, samples: Sequence[Sample] = ()) -> str:
     """The headline, the last alarms, the picture, the best and worst of the newest completions."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=plots.DPI)
+    figure.savefig(picture, format="png")
     data = base64.b64encode(picture.getvalue()).decode()
     parts = [f"<b>{html.escape(line)}</b>"]
     alarms = [(record["step"], alarm) for record in log for alarm in record.get("alarms", [])]

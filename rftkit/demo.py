@@ -208,7 +208,7 @@ class Demo:
 
     def write(self, report: dict[str, Any]) -> None:
         """report.json, report.md, table.png, curve.png and the test lines of samples.jsonl."""
-        from rftkit.plots import curve_figure, save_figure
+        from rftkit.plots import curve_figure
 
         sentences = reading(report)
         if real := report.get("real_cases"):
@@ -221,7 +221,7 @@ class Demo:
             self.runs["RFT mini"],
             self.bench.results["mini base"].values["top1"].mean(),
         )
-        save_figure(curve_figure(run.log, run.start, base), self.out / "curve.png")
+        curve_figure(run.log, run.start, base).savefig(self.out / "curve.png")
         for result in self.bench.results.values():
             append_samples(self.out, result)
 

@@ -7,7 +7,6 @@ where graders are attacked, blue is an honest answer and red a cheat that pays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,10 +39,6 @@ def new_figure(
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, dpi=DPI)
 
 
 def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:

@@ -38,15 +38,16 @@ def look_at(
     """
     others, sample = others or {}, Sample.from_text(answer)
     try:
-        spec = _spec(grader)
-        made = Grader.load(spec)
+        made = Grader.load(grader)
         made.check_ready()
         report = made.evaluate(row, sample)
         reports = made.evaluate_many([row] * len(others), [*map(Sample.from_text, others.values())])
     except UserError as error:
         return f"no grade: {error}"
-    lines = [f"reward      {_number(report.reward)}   read as: {sample.parse_stage}"]
-    lines += [f"formula     {spec['calculate_output']}"] if "calculate_output" in spec else []
+    reward = "none" if report.reward is None else f"{report.reward:.2f}"
+    lines = [f"reward      {reward}   read as: {sample.parse_stage}"]
+    formula = made.to_json().get("calculate_output")
+    lines += [f"formula     {formula}"] if formula else []
     lines += [f"  {name:14} {_bar(value)}" for name, value in report.sub_rewards.items()]
     if report.reward is not None:
         known = [other.reward for other in reports if other.reward is not None]
@@ -60,23 +61,10 @@ def look_at(
     return "\n".join(lines + [f"! {shorten(line, 100)}" for line in report.explanations])
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
-
-
 def _bar(value: float | None) -> str:
-    return f"{_number(value)} {'█' * round(20 * min(max(value or 0.0, 0.0), 1.0))}"
-
-
-def _spec(grader: dict[str, Any] | str) -> dict[str, Any]:
-    """Grader JSON from what stands in the editor; never a file of that name."""
-    try:
-        spec = json.loads(grader) if isinstance(grader, str) else grader
-    except ValueError as error:
-        raise UserError(f"grader: not JSON ({error}): correct it there") from None
-    if not isinstance(spec, dict):
-        raise UserError(f"grader: a {type(spec).__name__}, expected one JSON object")
-    return spec
+    if value is None:
+        return "none "
+    return f"{value:.2f} {'█' * round(20 * min(max(value, 0.0), 1.0))}"
 
 
 def _text(spec: dict[str, Any]) -> str:
@@ -90,8 +78,8 @@ def weights_of(grader: str) -> dict[str, float]:
     grader JSON, as while somebody is editing it, or has no formula.
     """
     try:
-        formula = str(_spec(grader).get("calculate_output"))
-    except UserError:
+        formula = json.loads(grader)["calculate_output"]
+    except (ValueError, LookupError, TypeError):
         return {}
     weights: dict[str, float] = {}
     for number, _, name in WEIGHT.findall(formula):
@@ -101,7 +89,7 @@ def weights_of(grader: str) -> dict[str, float]:
 
 def with_weight(grader: str, name: str, value: float) -> str:
     """The grader JSON with that number in its formula, which has one before `* name`."""
-    spec = _spec(grader)
+    spec = json.loads(grader)
     formula = spec["calculate_output"]
     match = next(match for match in WEIGHT.finditer(formula) if match[3] == name)
     spec["calculate_output"] = formula[: match.start(1)] + f"{value:g}" + formula[match.end(1) :]

@@ -62,15 +62,6 @@ def test_a_help_page_shows_examples_that_the_commands_take(name):
                 pass
 
 
-def test_the_example_of_grade_gives_the_rewards_that_it_promises(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    promised = re.search(r'"reward" is (\S+) and then ([\d.]+)\.', GROUP.commands["grade"].help)
-    make, *grades = examples(GROUP.commands["grade"])
-    (tmp_path / "grader.json").write_text(run(*make)[1])
-    rewards = [json.loads(run(*words, "--json")[1])["reward"] for words in grades]
-    assert rewards == [float(number) for number in promised.groups()]
-
-
 def test_version_and_environment_are_printed(run):
     assert run("--version")[1].strip() == f"rftkit {__version__}"
     text, record = run("environment")[1], json.loads(run("environment", "--json")[1])

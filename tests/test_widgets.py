@@ -45,8 +45,8 @@ JUDGE = {"type": "score_model", "name": "j", "model": "m"}
 @pytest.mark.parametrize(
     ("edited", "cause"),
     [
-        ("grader.json", "not JSON"),
-        ("[]", "expected one JSON object"),
+        ("gene rank", "gene rank"),
+        ("[]", "grader"),
         ('{"type": "magic"}', "magic"),
         (CHECK | {"reference": "{{item.x"}, "item.x"),
         (JUDGE | {"input": [{"role": "user", "content": "x"}]}, "OPENAI_BASE_URL"),
