@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -183,11 +183,7 @@ def cases_command(
         report = make_cases(source, out, candidates or 0, baselines, seed, drop_copies)
     if as_json:
         console.print_json(report)
-    else:
-        print_cases(report, out)
-
-
-def print_cases(report: dict[str, Any], out: Path) -> None:
+        return
     counts = {"phenopackets read": report["records"], "cases kept": report["kept"]}
     counts["mentions of terms unknown to HPO"] = report["terms_unknown_to_hpo"]["mentions"]
     counts["duplicates, kept on one side"] = report["duplicates"]

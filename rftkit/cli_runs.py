@@ -103,8 +103,7 @@ def train_command(
         return
     try:
         with Reporter() as reporter:
-            observers = [TrainingDashboard(reporter)]
-            run = train(config, out, observers, say=reporter.say, force=force)
+            run = train(config, out, [TrainingDashboard(reporter)], say=reporter.say, force=force)
     except GateSaysFix as refusal:
         if as_json:
             console.print_json({"out": str(out), "gate": refusal.verdict})
@@ -202,9 +201,8 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
         console.say(f"{report['n_cases']} rows, {report['seconds']:.0f} s: {asked.out}/report.md")
     for note in report["notes"]:
         console.complain(note, style="yellow")
-    for system in report["systems"]:
-        never_ran = system["grader_errors"] == system["answers"]
-        if system["failed"] or system["ungraded"] or never_ran:
+    for s in report["systems"]:
+        if s["failed"] or s["ungraded"] or s["grader_errors"] == s["answers"]:
             raise typer.Exit(console.FINDINGS)
 
 

@@ -35,33 +35,6 @@ SHOWN = {  # in the headline
 }
 
 
-def headline(
-    log: Log, steps: int = 0, start: dict[str, Any] | None = None, ended: str | None = None
-) -> str:
-    """One line: the step, the time left or what ended the run, the reward, the validation."""
-    last = log[-1] if log else {"step": 0}
-    line = f"step {last['step']}/{steps or last['step']}"
-    if ended:
-        line += f", ended by {ended}"
-    elif log:
-        line += f", {timedelta(seconds=round(seconds_left(log, steps)))} left"
-    for field, text in SHOWN.items():
-        line += "" if last.get(field) is None else text.format(last[field])
-    if validations := validations_of(log, start):
-        best = best_of(validations)
-        line += f"; {validation_text(validations[-1])}"
-        line += f", best {best['mean']:.3f} at step {best['step']}"
-    return line
-
-
-def seconds_left(log: Log, steps: int) -> float:
-    """Steps left times the mean of the last 20 steps, validations and all."""
-    before = log[-21] if len(log) > 20 else log[0] if len(log) > 1 else {"step": 0, "seconds": 0.0}
-    done = log[-1]["step"] - before["step"]
-    mean = (log[-1]["seconds"] - before["seconds"]) / done if done else 0.0
-    return max(mean, 0.0) * max(steps - log[-1]["step"], 0)
-
-
 def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int = 0) -> Figure:
     """Six panels over the steps: reward, validation, thinking patterns, length, dead groups,
     entropy. Alarms are red lines."""
@@ -187,7 +160,22 @@ class TrainingDashboard:
         self.draw()
 
     def headline(self) -> str:
-        return headline(self.log, self.steps, self.start, self.ended)
+        """One line: the step, the time left or what ended the run, the reward, the validation."""
+        zero = {"step": 0, "seconds": 0.0}
+        before, last = [zero, *self.log][-21:][0], [zero, *self.log][-1]
+        line = f"step {last['step']}/{self.steps or last['step']}"
+        if self.ended:
+            line += f", ended by {self.ended}"
+        elif self.log:  # as long a step as the mean of the last 20, validations and all
+            mean = (last["seconds"] - before["seconds"]) / (last["step"] - before["step"])
+            line += f", {timedelta(seconds=round(mean * (self.steps - last['step'])))} left"
+        for field, text in SHOWN.items():
+            line += "" if last.get(field) is None else text.format(last[field])
+        if validations := validations_of(self.log, self.start):
+            best = best_of(validations)
+            line += f"; {validation_text(validations[-1])}"
+            line += f", best {best['mean']:.3f} at step {best['step']}"
+        return line
 
     def draw(self) -> None:
         if not self.live:

@@ -59,8 +59,7 @@ def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
         axes.text(*place, line["name"], fontsize=7, color="#555555", rotation=25, va="bottom")
     axes.set_yticks(list(places), [system["name"] for system in systems])
     axes.set_ylim(-0.6, len(systems) + (0.9 if lines else -0.4))
-    values = [system[metric] for system in systems]
-    axes.set_xlim(min(0, *(v["low"] for v in values)), max(1, *(v["high"] for v in values)))
+    axes.set_xlim(right=max(1, axes.get_xlim()[1]))
     bars = "bar: sampled at T = 1 with 95 % interval, ring: greedy"
     axes.set_xlabel(f"{metric} on {report['n_cases']} test cases; {bars}", fontsize=9)
     return figure
@@ -116,9 +115,7 @@ def marker(points: Sequence[Any]) -> str | None:
 
 
 def draw_validations(axes: Any, validations: Log, label: str | None = None) -> None:
-    steps, low, high, mean = (
-        [validation[key] for validation in validations] for key in ("step", "low", "high", "mean")
-    )
+    steps, low, high, mean = ([v[k] for v in validations] for k in ("step", "low", "high", "mean"))
     axes.fill_between(steps, low, high, color=ORANGE, alpha=0.2, lw=0)
     axes.plot(steps, mean, color=ORANGE, marker="o", ms=3.5, label=label, clip_on=False)
 
@@ -137,29 +134,28 @@ def draw_patterns(axes: Any, log: Log, validations: Log) -> str:
     return source
 
 
-def cost_figure(cost: dict[str, Any], clock: str = "seconds_a_step") -> Figure:
+def cost_figure(cost: dict[str, Any]) -> Figure:
     """What a GRPO step costs, by completions a prompt, their length and the model's size: the part
-    "cost" that benchmarks/step_time.py records. Orange is rftkit, grey TRL with its settings.
-    `clock` is "cpu_seconds_a_step" for a machine that did other work meanwhile."""
+    "cost" that benchmarks/step_time.py records. Orange is rftkit, grey TRL with its settings."""
+    from pandas import DataFrame
+
     figure, panels = new_figure(8, 3.6, columns=3, sharey=True)
-    middle, sizes = cost["middle"], cost["parameters"]
+    points = DataFrame(cost["points"])
+    points["millions"] = points["model"].map(cost["parameters"]) / 1e6
     sides = {"answers_per_prompt": "completions a prompt", "completion_tokens": "tokens each"}
-    models = sorted(sizes, key=sizes.get)
-    every = [point | {"millions": sizes[point["model"]] / 1e6} for point in cost["points"]]
     labels = sides | {"millions": "parameters, millions"}
     for axes, (field, label) in zip(panels, labels.items()):
-        fixed = [side for side in sides if side != field]
-        points = [p for p in every if all(p[side] == middle[side] for side in fixed)]
-        lines = [(models, "-")] if field == "millions" else zip(zip(models), ("-", "--"))
-        for shown, style in lines:
-            for way, colour in (("trl", GREY), ("rftkit", ORANGE)):
-                own = [p for p in points if p["way"] == way and p["model"] in shown]
-                line = sorted((p[field], p[clock]) for p in own)
-                name = f"{way}, {shown[0].removeprefix('embedded:')}" if axes is panels[0] else ""
-                axes.plot(*zip(*line), style, color=colour, marker="o", ms=4, label=name)
-        axes.set_title(", ".join(f"{middle[side]} {sides[side]}" for side in fixed), fontsize=8)
+        fixed = {side: cost["middle"][side] for side in sides if side != field}
+        here = points[(points[list(fixed)] == list(fixed.values())).all(axis=1)].sort_values(field)
+        lines = ["way"] if field == "millions" else ["way", "model"]
+        for (way, *model), line in here.groupby(lines):
+            name = ", ".join([way, *model]).replace("embedded:", "") if axes is panels[0] else ""
+            style = {"color": ORANGE if way == "rftkit" else GREY, "marker": "o", "ms": 4}
+            dashes = "--" if model == ["embedded:large"] else "-"
+            axes.plot(line[field], line["seconds_a_step"], dashes, label=name, **style)
+        axes.set_title(", ".join(f"{n} {sides[side]}" for side, n in fixed.items()), fontsize=8)
         axes.set(xlabel=label, xlim=(0, None), ylim=(0, None))
-    panels[0].set_ylabel("seconds a step" if clock == "seconds_a_step" else "processor s a step")
+    panels[0].set_ylabel("seconds a step")
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, handlelength=3, frameon=False)
     return figure
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,8 +149,6 @@ class EndpointPolicy(Policy):
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
     ) -> list[list[Sample]]:
         """See Policy.sample; `progress` is called after each completion."""
-        from concurrent.futures import ThreadPoolExecutor
-
         import openai
 
         config = config or SamplingConfig()
@@ -302,16 +301,16 @@ def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
 
 def choose_engine(engine: str, device: str) -> tuple[str, str]:
     """("transformers" or "unsloth", the reason). `auto` takes Unsloth on a GPU that has it."""
+    if engine not in ("auto", "transformers", "unsloth"):
+        raise UserError(f'engine: "{engine}", expected auto, transformers or unsloth')
+    early = [m for m in ("trl", "peft") if m in sys.modules and "unsloth" not in sys.modules]
     if engine == "auto":
         if device != "cuda":
             return "transformers", "no CUDA GPU: transformers + PEFT"
-        if find_spec("unsloth") and "trl" not in sys.modules:
+        if find_spec("unsloth") and not early:
             return "unsloth", "a CUDA GPU is here and Unsloth is installed"
-        return "transformers", "Unsloth is not installed, or TRL came first: transformers + PEFT"
-    if engine not in ("transformers", "unsloth"):
-        raise UserError(f'engine: "{engine}", expected auto, transformers or unsloth')
-    early = [name for name in ("trl", "peft") if name in sys.modules]
-    if engine == "unsloth" and "unsloth" not in sys.modules and early:
+        return "transformers", "Unsloth is not installed, or came too late: transformers + PEFT"
+    if engine == "unsloth" and early:
         raise UserError(
             f"engine: unsloth after {' and '.join(early)}, which it patches as they are imported: "
             "start a new process (restart the kernel) and load it first"

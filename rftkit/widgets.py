@@ -22,7 +22,7 @@ from rftkit.records import Sample
 from rftkit.rows import row_ids
 from rftkit.task import Task
 
-WEIGHT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)(\s*\*\s*)([A-Za-z_]\w*)")  # 0.7 * second
+WEIGHT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)\s*\*\s*([A-Za-z_]\w*)")  # 0.7 * second
 
 
 def look_at(
@@ -72,7 +72,7 @@ def _text(spec: dict[str, Any]) -> str:
 
 
 def weights_of(grader: str) -> dict[str, float]:
-    """{name: number} for each `number * name` in the formula of grader JSON, the first of a name.
+    """{name: number} for each `number * name` in the formula of grader JSON, the last of a name.
 
     `0.9 * max(first, 0.7 * second)` has {"max": 0.9, "second": 0.7}. Empty where the text is no
     grader JSON, as while somebody is editing it, or has no formula.
@@ -81,17 +81,14 @@ def weights_of(grader: str) -> dict[str, float]:
         formula = json.loads(grader)["calculate_output"]
     except (ValueError, LookupError, TypeError):
         return {}
-    weights: dict[str, float] = {}
-    for number, _, name in WEIGHT.findall(formula):
-        weights.setdefault(name, float(number))
-    return weights
+    return {name: float(number) for number, name in WEIGHT.findall(formula)}
 
 
 def with_weight(grader: str, name: str, value: float) -> str:
     """The grader JSON with that number in its formula, which has one before `* name`."""
     spec = json.loads(grader)
     formula = spec["calculate_output"]
-    match = next(match for match in WEIGHT.finditer(formula) if match[3] == name)
+    *_, match = (match for match in WEIGHT.finditer(formula) if match[2] == name)
     spec["calculate_output"] = formula[: match.start(1)] + f"{value:g}" + formula[match.end(1) :]
     return _text(spec)
 

@@ -113,7 +113,7 @@ def test_each_control_of_the_widget_changes_the_view(task):
 
 
 def test_one_number_of_the_formula_is_found_and_changed():
-    formula = "0.9 * max(first, 0.7 * second, .5*third) + 0.1 * format - 2 * second / x2 * y"
+    formula = "0.9 * max(first, 0.7 * second, .5*third) + 0.1 * format - 2 / x2 * y"
     text = json.dumps({"type": "multi", "calculate_output": formula})
     assert weights_of(text) == {"max": 0.9, "second": 0.7, "third": 0.5, "format": 0.1}
     for name, value, old, new in (("second", 0.25, "0.7", "0.25"), ("third", 1.0, ".5*", "1*")):
