@@ -96,8 +96,7 @@ def test_a_mistake_is_one_message_and_an_exit_code(run, files, command, code):
 @pytest.mark.parametrize("item", ["item.json", '{"reference_gene": "A"}'])
 def test_grade_prints_the_report(run, files, sample, item):
     code, out, err = run("grade", "--grader", "grader.json", "--sample", sample, "--item", item)
-    report = json.loads(out)
-    assert code == 0 and report["reward"] == pytest.approx(0.73) and "genes[2]" in err
+    assert code == 0 and json.loads(out)["reward"] == pytest.approx(0.73) and "genes[2]" in err
 
 
 def test_a_grade_that_is_lost_prints_the_report_and_exits_1(run, files):
@@ -119,21 +118,13 @@ def test_validate_grader_gives_every_problem_with_its_file(run, files, text, pro
     assert code == 1 and out == "" and err.count("bad.json") == problems
     code, out, err = run("validate-grader", "bad.json", "--json")
     record = json.loads(out)
-    assert code == 1 and err == "" and not record["valid"]
-    assert len(record["problems"]) == problems
-
-
-def test_a_valid_grader_is_called_so(run, files):
-    code, out, _ = run("validate-grader", "grader.json", "--json")
-    expected = {"valid": True, "type": "multi", "problems": [], "notes": []}
-    assert code == 0 and json.loads(out) == expected
+    assert code == 1 and not record["valid"] and len(record["problems"]) == problems
+    assert json.loads(run("validate-grader", "grader.json", "--json")[1])["valid"]
 
 
 def test_presets_are_listed_and_printed_with_their_arguments(run):
     listed = json.loads(run("graders", "--json")[1])["graders"]
     assert [row["name"] for row in listed] == list(PRESETS)
-    text = run("graders")[1]
-    assert all(preset["name"] in text for preset in listed)
     assert json.loads(run("graders", "gene_rank")[1]) == preset("gene_rank")
     changed = run("graders", "rank", "--key", "k", "--reference", "r", "--length", 3)[1]
     assert json.loads(changed) == preset("rank", key="k", reference="r", length=3)

@@ -14,7 +14,6 @@ from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
 from rftkit.genes.hpo import load_hpo
 from rftkit.policy import LocalPolicy, load_policy
 from rftkit.real_cases import WORLD_FILE, load_world
-from rftkit.records import Sample
 from rftkit.rows import sha256_of
 from rftkit.task import load_task
 from tools import make_gene_ranking, make_realistic
@@ -152,16 +151,8 @@ def test_the_realistic_cases_follow_their_recipe_and_are_as_hard_as_their_card_s
         assert [line[key] for key in ("top1", "top5", "top10")] == pytest.approx(quoted, abs=0.2)
 
 
-def test_the_realistic_rows_are_clean_and_their_grader_orders_answers():
-    folder, task = dataset(make_realistic.NAME), load_task(make_realistic.NAME)
+def test_the_realistic_rows_are_clean():
+    folder = dataset(make_realistic.NAME)
     for side in ("validation", "test"):
         report = check_file(folder / "train.jsonl", folder / f"{side}.jsonl", "reference_gene")
         assert report.ok and not report.notes, report.counts
-    row, grades = task.rows("test")[0], []
-    for template in [task.answer_template, *read_json(folder / "task.json")["worse_answers"]]:
-        sample = Sample.from_text(
-            template.replace("{{item.reference_gene}}", row["reference_gene"])
-        )
-        task.grade_sample(row, sample)
-        grades.append(sample.grade)
-    assert grades == pytest.approx([1.0, 0.73, 0.37, 0.1, 0.0])
