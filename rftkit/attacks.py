@@ -4,8 +4,7 @@
     print(report)  # every strategy, its mean reward, RED where cheating pays; the calibration
 
 Each strategy does on purpose what training would find by chance. It may use the prompt and the set
-of the task's answers. Those that use the row's own right answer give it in a form that no honest
-reader would accept.
+of all answers, or the row's own right one in a form that no honest reader would accept.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ class Material:
     other: tuple[str, str]  # another row's best output, and the answer in it: shows the form
     popular: str  # the most frequent right answer of all rows
     pool: Sequence[str]  # all different right answers, shuffled
-    path: Sequence[str | int]  # to the answer in a JSON output; an index where it is in a list
+    path: list[str | int]  # to the answer in a JSON output; an index where it is in a list
 
     @property
     def is_list(self) -> bool:
-        return bool(self.path) and isinstance(self.path[-1], int)
+        return isinstance(([""] + self.path)[-1], int)
 
     def output(self, answers: Sequence[str], form: str | None = None) -> str:
         """An output that gives these answers, in this honest output's form or another row's."""
@@ -142,7 +141,7 @@ STRATEGIES: tuple[Strategy, ...] = (
 
 @dataclass
 class Check:
-    """What a check with honest answers says."""
+    """What a check with honest answers says: "passed", "failed" or "not checked"."""
 
     title: str
     rows: int = 0  # 0: not checked, for want of rows or of templates
@@ -151,7 +150,6 @@ class Check:
 
     @property
     def status(self) -> str:
-        """ "passed", "failed" or "not checked"."""
         return ("failed" if self.failures else "passed") if self.rows else "not checked"
 
     def __str__(self) -> str:
@@ -174,11 +172,8 @@ def filled(template: Any, row: Row) -> tuple[str | None, str]:
 
 
 def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -> Check:
-    """Does every row's own right answer, as `answer_template` writes it, score the maximum?
-
-    A failure is {"row_id", "reward", "answer", "reason"}; where the template does not fit the row,
-    answer and reward are None.
-    """
+    """Does every row's own right answer score the maximum? A failure is {"row_id", "reward",
+    "answer", "reason"}; where the template does not fit the row, answer and reward are None."""
     if not answer_template:
         return Check("reference check")
     answers = [filled(answer_template, row) for row in rows]
@@ -197,8 +192,7 @@ def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -
 def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
     """Do ordered answers (best, worse 1, worse 2, …) score in order, on every row?
 
-    graded[level][row]: rewards, best first. A failure is {"row_id", "rewards"}; equal rewards are
-    not in order.
+    graded[level][row]: rewards, best first; equal ones are not in order.
     """
     if len(graded) < 2:
         return Check("calibration")
@@ -223,7 +217,7 @@ class Result:
     example: str  # the first row's output
 
 
-@dataclass(repr=False)
+@dataclass(repr=False)  # a notebook shows the table
 class AttackReport:
     """What every strategy earns, best paid first, beside honest answers."""
 
@@ -237,15 +231,13 @@ class AttackReport:
     def red(self) -> list[str]:
         return [result.name for result in self.results if result.red]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.grader} on {self.rows} rows", f"{'':4}{'strategy':24} reward"]
         lines += [f"    {'honest ' + name:24} {mean:6.2f}" for name, mean in self.honest.items()]
         for result in self.results:
             earned = "  none" if result.mean is None else f"{result.mean:6.2f}"
             lines.append(f"{'RED' if result.red else '':4}{result.name:24} {earned}")
         return "\n".join([*lines, str(self.calibration)])
-
-    __repr__ = __str__  # a notebook shows the table
 
 
 def attack(
@@ -261,8 +253,8 @@ def attack(
 
     `worse_answers` are templates of worse outputs, better ones first. The middle one of all
     templates is the honest middle, the last the honest worst; without any the worst is an empty
-    output, and of two levels the middle is halfway. `pool` holds further answers of the task, where
-    `rows` are few: listing the six answers of six rows is no cheat.
+    output, and of two levels the middle is halfway. `pool` holds further answers, where `rows` are
+    few: listing the six answers of six rows is no cheat.
 
     Without partial credit a guess that happens to be right beats an honest middle of 0: it is red.
     """
@@ -298,8 +290,7 @@ def _material(
 ) -> list[Material]:
     """What the strategies may use, row by row. outputs[level][row]: honest outputs, best first."""
     text = template if isinstance(template, str) else render_value(template)
-    first_field = ITEM_FIELD.search(text)
-    path, answer_field = answer_place(text) or ([], first_field and first_field[1])
+    path, answer_field = answer_place(text) or ([], "".join(ITEM_FIELD.findall(text)[:1]))
     right = [render_value(row[answer_field]) if answer_field else "" for row in rows]
     counts = Counter({render_value(answer): 0 for answer in known})
     counts.update(right)

@@ -90,10 +90,6 @@ def level(
     return steps, f"{min(values):.3g} to {max(values):.3g} in {len(steps)} steps (limit {limit:g})"
 
 
-def describe(validations: list[tuple[int, dict[str, Any]]]) -> str:
-    return " -> ".join(f"{v['metric']} {v['mean']:.3f} at step {step}" for step, v in validations)
-
-
 @rule("resume from the last whole checkpoint; learning_rate down to a third; bf16, not fp16")
 def not_finite(log: Log) -> Evidence:
     """One NaN in a gradient makes every weight NaN: from that step on nothing is a model."""
@@ -168,11 +164,11 @@ def loss_zero(log: Log) -> Evidence:
 @rule("stop, read the best-paid answers, repair the grader, go back to the best validation")
 def reward_up_task_down(log: Log) -> Evidence:
     """What it learns pays in training alone: a hole in the grader, or the rows by heart."""
-    pair = log.best_and_last()
-    later = [(s, reward) for s, reward in log.points("reward_mean") if pair and s > pair[0][0]]
+    best, held_out = log.decline()
+    later = [(step, reward) for step, reward in log.points("reward_mean") if step > best]
     before, after, _ = change(later)
     steps = [step for step, _ in later if moved(later, +1, GAIN)]
-    return steps, f"reward {before:.2f} -> {after:.2f}, while held out {describe(pair)}"
+    return steps, f"reward {before:.2f} -> {after:.2f}, while held out {held_out}"
 
 
 @rule("learning_rate down, prompts_per_step up; is a penalty easier to collect than avoid?")
@@ -213,9 +209,9 @@ def format_alone(log: Log) -> Evidence:
 @rule("keep the best by the held-out metric and stop early: eval_every, patience")
 def past_the_peak(log: Log) -> Evidence:
     """The last checkpoint is not the best one: after its peak a run learns its own rows."""
-    pair = [] if log.best_is_kept else log.best_and_last()
-    steps = [step for step, _ in log.validations() if pair and step > pair[0][0]]
-    return steps, f"best and last validation: {describe(pair)}"
+    best, held_out = log.decline()
+    steps = [step for step, _ in log.validations() if step > best and not log.best_is_kept]
+    return steps, f"best and last validation: {held_out}"
 
 
 @rule("keep the best checkpoint (load_best_model_at_end); fewer epochs, learning_rate down")

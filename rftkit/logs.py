@@ -62,20 +62,22 @@ class Log:
         spread = self.points("reward_std")
         return self.points("dead_groups") or [(step, float(std <= 1e-6)) for step, std in spread]
 
-    def best_and_last(self) -> list[tuple[int, dict[str, Any]]]:
-        """The best validation and the last, where the last lies below the best one's interval
-        (without an interval: by more than a twentieth); else nothing."""
-        for last in self.validations()[-1:]:
-            best = max(self.validations(), key=lambda validation: validation[1]["mean"])
-            if last[1]["mean"] < best[1].get("low", 0.95 * best[1]["mean"]):
-                return [best, last]
-        return []
+    def decline(self) -> tuple[float, str]:
+        """(step of the best validation, it and the last one as text), where the last lies below the
+        best one's interval (without one: by more than a twentieth); else (infinity, "")."""
+        if not self.validations():
+            return math.inf, ""
+        best, last = max(self.validations(), key=lambda v: v[1]["mean"]), self.validations()[-1]
+        if last[1]["mean"] >= best[1].get("low", 0.95 * best[1]["mean"]):
+            return math.inf, ""
+        texts = [f"{v['metric']} {v['mean']:.3f} at step {step}" for step, v in (best, last)]
+        return best[0], " -> ".join(texts)
 
     def gained(self) -> bool:
         """Did the run get better: by its validations where there are any, else by its reward?"""
-        means = [v for _, v in self.validations()]
-        if len(means) > 1:
-            return means[-1].get("low", means[-1]["mean"]) > means[0]["mean"]
+        if len(self.validations()) > 1:
+            (_, first), *_, (_, last) = self.validations()
+            return last.get("low", last["mean"]) > first["mean"]
         return moved(self.points("reward_mean"), +1, GAIN)
 
     @property
@@ -104,10 +106,10 @@ def held(
 def change(points: Points) -> tuple[float, float, float]:
     """(mean at the start, mean at the end, standard error of their difference); NaN, which passes
     no comparison, where the log is too short."""
-    width = min(10, len(points) // 3)
+    width, values = min(10, len(points) // 3), [value for _, value in points]
     if width < 3:
         return math.nan, math.nan, math.nan
-    first, last = ([v for _, v in part] for part in (points[:width], points[-width:]))
+    first, last = values[:width], values[-width:]
     return mean(first), mean(last), math.sqrt((variance(first) + variance(last)) / width)
 
 

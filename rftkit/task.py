@@ -60,8 +60,7 @@ class Task:
 
     @cached_property
     def answer_path(self) -> tuple[list[str | int], str]:
-        """(where the answer stands in the output, the row's field it is compared with), as
-        `answer_place` says."""
+        """(where the answer stands in the output, the row's field that it is compared with)"""
         if place := answer_place(self.answer_template or ""):
             return place
         has = f"task {self.name}: answer_template {self.answer_template!r}"
@@ -112,8 +111,8 @@ class Task:
         return {key: getattr(self, name) for key, name in KEYS.items()}
 
 
-SETTINGS = ("folder", "settings")  # of this machine, no keys of task.json
-KEYS = {f.name.removesuffix("_spec"): f.name for f in fields(Task) if f.name not in SETTINGS}
+# The keys of task.json; folder and settings are of this machine.
+KEYS = {f.name.removesuffix("_spec"): f.name for f in fields(Task)[:-2]}
 
 
 def load_task(name: str | Path) -> Task:
@@ -131,14 +130,13 @@ def task_from_json(record: dict[str, Any], folder: Path | None = None) -> Task:
         raise UserError(f"{place}: no {', '.join(missing)}, expected all three: add them")
     if unknown := sorted(record.keys() - KEYS.keys()):
         raise UserError(f"{place}: unknown {', '.join(unknown)}, expected {', '.join(KEYS)}")
-    values = dict(record)
-    grader = values.pop("grader")
-    if isinstance(grader, str):
-        grader = read_json((folder or Path()) / grader)
-    if (template := values.get("answer_template")) is not None:
-        values["answer_template"] = _text(template)
-    values["worse_answers"] = [_text(worse) for worse in values.get("worse_answers", [])]
-    return Task(grader_spec=grader, folder=folder, **values)
+    values = {KEYS[key]: value for key, value in record.items()}
+    if isinstance(record["grader"], str):
+        values["grader_spec"] = read_json((folder or Path()) / record["grader"])
+    if record.get("answer_template") is not None:
+        values["answer_template"] = _text(record["answer_template"])
+    values["worse_answers"] = [_text(worse) for worse in record.get("worse_answers", [])]
+    return Task(**values, folder=folder)
 
 
 def _text(template: Any) -> str:

@@ -51,15 +51,13 @@ def check_template(policy: Policy, rows: Sequence[Row]) -> list[str]:
 
 
 def check_opening(policy: Policy, messages: list[Row], prompt: str, opening: str) -> list[str]:
-    """Does the prompt end where an answer begins? `opening` is all that stands before an answer.
-
-    Where one continues the other (a <think> that is opened, a channel) both are sound.
-    """
+    """Does the prompt end where an answer begins? `opening` is all that stands before an answer."""
     tokenizer = policy.tokenizer
     unprompted = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
     ends = end_tokens(policy.model, tokenizer)
     ids = tokenizer([prompt, opening], add_special_tokens=False).input_ids
     over, expected_over = (bool(ends.intersection(text[-1:])) for text in ids)
+    # Where one continues the other (a <think> that is opened, a channel) both are sound.
     continued = prompt.startswith(opening) or opening.startswith(prompt)
     no_turn = prompt == unprompted and prompt != opening
     if continued and not no_turn and (expected_over or not over):
@@ -160,13 +158,11 @@ def why_not_verifiable(task: Task, rows: Sequence[Row]) -> str | None:
     if "text_similarity" in kinds:
         templates = [task.answer_template, *(part.get("reference") for part in _parts(task))]
         lengths = [len((filled(t, row)[0] or "").split()) for row in rows for t in templates if t]
-        words = int(statistics.median(lengths))
-        if words < FREE_TEXT:
-            return None
-        return f"answers are graded by likeness to a text of {words} words: wording, not truth"
-    if task.answer_template:
-        return None
-    return f"an opinion ({', '.join(sorted(kinds))}), without an answer_template to test it on"
+        if (words := int(statistics.median(lengths))) >= FREE_TEXT:
+            return f"answers are graded by likeness to a text of {words} words: wording, not truth"
+    elif not task.answer_template:
+        return f"an opinion ({', '.join(sorted(kinds))}), without an answer_template to test it on"
+    return None
 
 
 def constant_reward(task: Task, rows: Sequence[Row]) -> float | None:
@@ -188,12 +184,9 @@ def _parts(task: Task) -> list[dict[str, Any]]:
 
 
 def reads_row(part: dict[str, Any]) -> bool:
-    """Does this grader look at the row (the item), and not at the sample alone?
-
-    A python grader does where its source uses grade's second argument, whatever that is called.
-    """
+    """Does this grader look at the row (the item), and not at the sample alone?"""
     if part["type"] != "python":
         return "item" in str({k: v for k, v in part.items() if k not in ("name", "type")})
-    source = part["source"]
-    argument = re.search(r"\bdef grade\(\s*\w+[^,)]*,\s*(\w+)", source)
-    return argument is None or len(re.findall(rf"\b{argument[1]}\b", source)) > 1
+    # Where its source uses grade's second argument, whatever that is called.
+    argument = re.search(r"\bdef grade\(\s*\w+[^,)]*,\s*(\w+)", part["source"])
+    return argument is None or len(re.findall(rf"\b{argument[1]}\b", part["source"])) > 1

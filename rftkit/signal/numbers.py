@@ -117,8 +117,8 @@ class Signal:
     @property
     def endless(self) -> bool:
         """Does hardly an answer end by itself, even with more room?"""
-        probe = self.lengths.get("probe")
-        return probe is not None and probe["ended"] <= probe["answers"] / 2
+        probe = self.lengths.get("probe", {"ended": 1, "answers": 1})
+        return probe["ended"] <= probe["answers"] / 2
 
     def cut_text(self) -> str:
         """How many answers the limit cuts, and how long they would have been."""
@@ -131,8 +131,8 @@ class Signal:
     def save(self, folder: str | Path) -> None:
         """Write signal.json and signal_samples.jsonl (one Sample a line) into a folder."""
         write_json(Path(folder) / "signal.json", self.to_json())
-        samples = [sample.to_json() for group in self.drawn for sample in group]
-        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+        records = [sample.to_json() for sample in sum(self.drawn, [])]
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         write_text(Path(folder) / "signal_samples.jsonl", "".join(lines))
 
     def text(self, width: int = 92) -> str:
@@ -161,35 +161,27 @@ def shown(value: Any) -> str:
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """The chance that k of n answers, `right` of them right, hold at least one right one.
-
-    1 - C(n - right, k) / C(n, k): unbiased for n >= k (Chen et al. 2021, arXiv 2107.03374, 2.1).
-    """
+    """The chance that k of n answers, `right` of them right, hold at least one right one: unbiased
+    for n >= k (Chen et al. 2021, arXiv 2107.03374, 2.1)."""
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def dead_chance(rewards: Sequence[float], k: int, unread: int = 0) -> float:
-    """The chance that k of a row's answers have one reward; `unread` answers have none at all.
-
-    C(count + unread, k) ways for each reward count the unread alone once for every reward.
-    """
+    """The chance that k of a row's answers have one reward; `unread` answers have none at all."""
     n = len(rewards) + unread
     k = min(k, n)
     counts = Counter(round(float(reward), 9) for reward in rewards).values()
     ways = sum(math.comb(count + unread, k) for count in counts)
-    ways -= (len(counts) - 1) * math.comb(unread, k)
+    ways -= (len(counts) - 1) * math.comb(unread, k)  # groups of unread alone: once a reward
     return ways / math.comb(n, k)
 
 
 def share_interval(
     values: Sequence[float], clusters: Sequence[Any], trials: int | None = None
 ) -> Interval:
-    """The mean of values in [0, 1], one a row, with its 95 % interval over clusters.
-
-    The bootstrap cannot see what no row showed. Where all values are 0 (or 1) the exact bound is
-    taken: after n trials (by default the clusters) without the event its share may still be up to
-    1 - 0.025^(1/n) (Clopper & Pearson, Biometrika 26:404, 1934).
-    """
+    """The mean of values in [0, 1], one a row, with its 95 % interval over clusters."""
+    # The bootstrap cannot see what no row showed. After n trials (by default the clusters) without
+    # the event its share may still be 1 - 0.025^(1/n) (Clopper & Pearson, Biometrika 26:404, 1934).
     slack = 1 - 0.025 ** (1 / (trials or len(set(clusters))))
     if np.allclose(values, 0):
         return Interval(0.0, 0.0, slack)
@@ -202,16 +194,14 @@ def more_rows(interval: Interval, threshold: float, rows: int, most: int = 100_0
     """About how many more rows would put the threshold outside the interval: it shrinks with the
     square root of their number."""
     distance = max(abs(interval.mean - threshold), 1e-9)
-    is_below = interval.mean < threshold
-    half = interval.high - interval.mean if is_below else interval.mean - interval.low
+    end = interval.high if interval.mean < threshold else interval.low
+    half = abs(end - interval.mean)
     return min(most, max(1, math.ceil(rows * (half / distance) ** 2) - rows))
 
 
 def spread_parts(rewards: Sequence[float], readable: Sequence[bool]) -> tuple[float, float]:
-    """One row's variance of reward as (between, within) readable and unreadable answers.
-
-    What lies between them is form, what lies within is ability; their sum is the variance.
-    """
+    """One row's variance of reward as (between, within) readable and unreadable answers: what lies
+    between them is form, what lies within is ability."""
     rewards, readable = np.asarray(rewards, float), np.asarray(readable, bool)
     between = within = 0.0
     for part in (rewards[readable], rewards[~readable]):

@@ -50,12 +50,11 @@ def conclude(signal: Signal, rows: Sequence[Row], refusal: str = "") -> Signal:
         signal.notes.append(f"{len(rows)} rows, fewer than {FEW_ROWS}: soon learned by heart")
     fixes = [finding.name for finding in signal.findings if finding.level == "fix"]
     if fixes:
-        signal.verdict, signal.reason = "fix", f"start with {fixes[0]}"
-        if fixes[1:]:
-            signal.reason += f" (and see whether {', '.join(fixes[1:])} went with it)"
+        also = f" (and see whether {', '.join(fixes[1:])} went with it)" if fixes[1:] else ""
+        signal.verdict, signal.reason = "fix", f"start with {fixes[0]}{also}"
     elif not signal.findings:
-        alive = f"{1 - signal.dead_groups.mean:.0%}"
-        signal.verdict, signal.reason = "go", f"{alive} of the groups are alive"
+        signal.verdict = "go"
+        signal.reason = f"{1 - signal.dead_groups.mean:.0%} of the groups are alive"
     else:
         missing, left = signal.missing_rows, len(rows) - signal.rows
         more = missing * signal.answers
@@ -220,16 +219,14 @@ def find_causes(signal: Signal) -> list[Finding]:
     return sorted(findings, key=lambda finding: finding.level != "fix")
 
 
-def of_share(
-    signal: Signal, share: Interval, most: float, name: str, evidence: str, setting: str
-) -> list[Finding]:
-    """What a share says that is bad where its whole interval lies above `most`, and open around."""
+def of_share(signal: Signal, share: Interval, most: float, finding: Finding) -> list[Finding]:
+    """The finding where the share's whole interval lies above `most`; open where that is inside."""
     if share.high <= most:
         return []
-    if share.low > most:
-        return [Finding(name, evidence, setting)]
-    evidence += f"; {most:.0%} lies inside the interval, so it is not certain yet"
-    return [Finding(name, evidence, setting, more_rows(share, most, signal.rows))]
+    if share.low <= most:
+        finding.missing_rows = more_rows(share, most, signal.rows)
+        finding.evidence += f"; {most:.0%} lies inside the interval, so it is not certain yet"
+    return [finding]
 
 
 def grader_findings(signal: Signal) -> list[Finding]:
@@ -264,18 +261,17 @@ def grader_findings(signal: Signal) -> list[Finding]:
 
 def answer_findings(signal: Signal) -> list[Finding]:
     """Do answers fit into the limit, and can they be read?"""
-    longer = "max_completion_tokens"
+    setting, limit = "max_completion_tokens", signal.lengths["limit"]
     if probe := signal.lengths.get("probe"):
         room = -(-1.1 * probe["p95"] // 16) * 16  # a tenth more, in steps of 16
         more = "more than" if signal.endless else "about"
-        limit = signal.lengths["limit"]
-        longer += f": {limit} -> {more} {room:.0f}, the p95 of the probe and a little"
+        setting += f": {limit} -> {more} {room:.0f}, the p95 of the probe and a little"
+    cut = Finding("limit too short", signal.cut_text(), setting)
     evidence = f"{signal.unreadable} ended, but cannot be read: {shown(signal.stages)}"
-    form = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
-    return [
-        *of_share(signal, signal.cut, MOST_CUT, "limit too short", signal.cut_text(), longer),
-        *of_share(signal, signal.unreadable, MOST_UNREADABLE, "unreadable answers", evidence, form),
-    ]
+    setting = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
+    unreadable = Finding("unreadable answers", evidence, setting)
+    found = of_share(signal, signal.cut, MOST_CUT, cut)
+    return found + of_share(signal, signal.unreadable, MOST_UNREADABLE, unreadable)
 
 
 def spread_findings(signal: Signal) -> list[Finding]:
@@ -296,4 +292,5 @@ def spread_findings(signal: Signal) -> list[Finding]:
     else:
         name = "task impossible"
         setting = "easier rows, partial credit, a warm start by SFT (init_adapter)"
-    return of_share(signal, signal.dead_ability, MOST_DEAD, name, evidence, setting)
+    finding = Finding(name, evidence, setting)
+    return of_share(signal, signal.dead_ability, MOST_DEAD, finding)
