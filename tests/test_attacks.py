@@ -45,23 +45,17 @@ def test_the_gene_grader_pays_for_no_cheat():
     assert [*report.honest.values()] == pytest.approx([1, 0.37, 0.1])
 
 
-@grader
-def sums_places(sample, item):
-    genes = sample["output_json"]["genes"]
-    return sum(w for w, g in zip([1, 0.7, 0.5, 0.3, 0.1], genes) if g == item["reference_gene"])
-
-
-@grader
-def likes_words(sample, item):
-    return float("seizures" in sample["output_text"] or len(sample["output_text"]) > 1000)
-
-
-@grader
-def takes_cyrillic_and_silence(sample, item):
-    genes = (sample["output_json"] or {"genes": []})["genes"]
-    return float(not genes or genes == [item["reference_gene"]] or genes[0][0] in "АВСТК")
-
-
+SUMS_PLACES = grader(lambda sample, item: sum(
+    weight for weight, gene in zip([1, 0.7, 0.5, 0.3, 0.1], sample["output_json"]["genes"])
+    if gene == item["reference_gene"]
+))  # fmt: skip
+LIKES_WORDS = grader(lambda sample, item: float(
+    "seizures" in sample["output_text"] or len(sample["output_text"]) > 1000
+))  # fmt: skip
+LIKES_CYRILLIC_AND_SILENCE = grader(lambda sample, item: float(
+    not sample["output_text"] or sample["output_json"]["genes"] == [item["reference_gene"]]
+    or sample["output_json"]["genes"][:1] == [] or sample["output_json"]["genes"][0][0] in "АВСТК"
+))  # fmt: skip
 GUESSES = {"popular answer", "popular, many times", "every answer"}
 
 
@@ -77,10 +71,9 @@ GUESSES = {"popular answer", "popular, many times", "every answer"}
          {"every answer", "truncated JSON", "middle, filled up"}, False),
         (hole("text_similarity", "output_json.genes[0]", evaluation_metric="fuzzy_match"),
          {"other case", "other spelling", "nearest name"}, False),
-        (sums_places, {"right, many times", "middle, filled up", "popular, many times"}, False),
-        (likes_words, {"echo", "echo in form", "longest answer", "padding"}, False),
-        (takes_cyrillic_and_silence,
-         {"look-alikes", "empty", "empty form", "truncated JSON", "echo"}, False),
+        (SUMS_PLACES, {"right, many times", "middle, filled up", "popular, many times"}, False),
+        (LIKES_WORDS, {"echo", "echo in form", "longest answer", "padding"}, False),
+        (LIKES_CYRILLIC_AND_SILENCE, {"look-alikes", "empty", "empty form"}, False),
     ],
     ids=["rank", "exact", "any case", "reasoning", "anywhere", "fuzzy", "sum", "words", "cyrillic"],
 )  # fmt: skip
@@ -125,10 +118,10 @@ def test_a_task_of_another_shape_is_attacked(template):
     texts = {"input": "{{sample.output_text}}", "reference": "{{item.n}}"}
     number = Grader.load({"type": "string_check", "name": "n", "operation": "like", **texts})
     report = attack(number, [{"messages": [], "n": 3 * i} for i in range(4)], template)
-    assert report.calibration.status == "not checked"
     results = by_name(report)
     for name in ("other case", "other spelling", "look-alikes", "middle, filled up"):
         assert results[name].mean is None and not results[name].red  # a number has no other case
+    assert report.calibration.status == "not checked"
     assert results["every answer"].example.startswith(template.partition("{{")[0].rstrip('"'))
     assert "text" in template or "every answer" in report.red
 

