@@ -103,7 +103,10 @@ def test_answers_beside_the_rows_own_make_listing_them_all_a_cheat():
 def test_a_blind_strategy_does_not_see_the_rows_answer():
     """The set of answers and the most frequent one stay; only which row has which changes."""
     swapped = [{**ROWS[0], "reference_gene": "SCN2A"}, {**ROWS[1], "reference_gene": "SCN1A"}]
-    first, second = (by_name(check(RANK, rows)) for rows in (ROWS, [*swapped, *ROWS[2:]]))
+    telling = TEMPLATE.replace("]}", '], "why": "{{item.reference_gene}} fits"}')
+    first, second = (
+        by_name(attack(RANK, rows, telling, WORSE)) for rows in (ROWS, [*swapped, *ROWS[2:]])
+    )
     same = {name for name in ALL if first[name].example == second[name].example}
     blind = {"echo", "echo in form", "empty", "empty form", "longest answer", "injection"}
     assert same >= {*GUESSES, *blind} and "look-alikes" not in same

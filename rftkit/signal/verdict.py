@@ -206,15 +206,9 @@ VERIFIABLE = "the task: ask for what a rule can check; or the method: SFT, prefe
 
 def find_causes(signal: Signal) -> list[Finding]:
     """What stands in the way, causes first; what a cause explains is not named beside it."""
-    is_cut = signal.cut.low > MOST_CUT
-    garbled = is_cut or signal.unreadable.low > MOST_UNREADABLE
-    findings = grader_findings(signal)
-    sound = not findings  # else rewards say nothing about the task
-    if is_cut and signal.endless:
-        setting = "tokenizer.eos_token or generation_config.eos_token_id: what closes an answer"
-        findings.insert(0, Finding("end token missing", signal.cut_text(), setting))
-    findings += answer_findings(signal)
-    if sound and not garbled and signal.dead_ability is not None:
+    findings = grader_findings(signal) + answer_findings(signal)
+    # A grader's fault or garbled answers explain what the rewards say.
+    if all(finding.level != "fix" for finding in findings) and signal.dead_ability is not None:
         findings += spread_findings(signal)
     return sorted(findings, key=lambda finding: finding.level != "fix")
 
@@ -260,17 +254,20 @@ def grader_findings(signal: Signal) -> list[Finding]:
 
 
 def answer_findings(signal: Signal) -> list[Finding]:
-    """Do answers fit into the limit, and can they be read?"""
-    setting, limit = "max_completion_tokens", signal.lengths["limit"]
+    """Do answers end, do they fit into the limit, and can they be read?"""
+    found, setting, limit = [], "max_completion_tokens", signal.lengths["limit"]
     if probe := signal.lengths.get("probe"):
         room = -(-1.1 * probe["p95"] // 16) * 16  # a tenth more, in steps of 16
         more = "more than" if signal.endless else "about"
         setting += f": {limit} -> {more} {room:.0f}, the p95 of the probe and a little"
+    if signal.cut.low > MOST_CUT and signal.endless:
+        end = "tokenizer.eos_token or generation_config.eos_token_id: what closes an answer"
+        found.append(Finding("end token missing", signal.cut_text(), end))
     cut = Finding("limit too short", signal.cut_text(), setting)
     evidence = f"{signal.unreadable} ended, but cannot be read: {shown(signal.stages)}"
     setting = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
     unreadable = Finding("unreadable answers", evidence, setting)
-    found = of_share(signal, signal.cut, MOST_CUT, cut)
+    found += of_share(signal, signal.cut, MOST_CUT, cut)
     return found + of_share(signal, signal.unreadable, MOST_UNREADABLE, unreadable)
 
 
