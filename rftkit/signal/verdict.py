@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,19 +41,19 @@ MANY_LABELS = 1_000  # ours: with more rows than this, SFT on the answers is the
 SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the lengths is unknown
 
 
-def conclude(signal: Signal, rows: Sequence[Row], refusal: str = "") -> Signal:
-    """Fill questions, notes, verdict and reason from findings and numbers. rows: of the file."""
+def conclude(signal: Signal, findings: list[Finding], rows: list[Row], refusal: str = "") -> Signal:
+    """Fill findings, questions, notes, verdict and reason. rows: of the file."""
+    signal.findings, signal.notes, signal.more_samples = findings, [], None
     signal.questions = ask_questions(signal, len(rows), refusal)
-    signal.notes, signal.more_samples = [], None
     if signal.cut and signal.cut.mean > SOME_CUT and "limit too short" not in signal.names():
         signal.notes.append(f"{signal.cut_text()}: some may lack nothing but a longer limit")
     if len(rows) < FEW_ROWS:
         signal.notes.append(f"{len(rows)} rows, fewer than {FEW_ROWS}: soon learned by heart")
-    fixes = [finding.name for finding in signal.findings if finding.level == "fix"]
+    fixes = [finding.name for finding in findings if finding.level == "fix"]
     if fixes:
         also = f" (and see whether {', '.join(fixes[1:])} went with it)" if fixes[1:] else ""
         signal.verdict, signal.reason = "fix", f"start with {fixes[0]}{also}"
-    elif not signal.findings:
+    elif not findings:
         signal.verdict = "go"
         signal.reason = f"{1 - signal.dead_groups.mean:.0%} of the groups are alive"
     else:
@@ -122,41 +123,38 @@ def measure_signal(
     signal = Signal(policy.name, seed, budget, answers, temperature)
     signal.lengths = {"limit": max_completion_tokens}
     if refusal := checks.why_not_verifiable(task, rows):
-        signal.findings = [Finding("no verifiable answer", refusal, VERIFIABLE)]
+        findings = [Finding("no verifiable answer", refusal, VERIFIABLE)]
         if constant := checks.constant_reward(task, rows):
             evidence = f"right and made-up answers all score {constant:.2f}"
-            signal.findings.append(Finding("constant reward", evidence, READ_THE_ROW))
-        return conclude(signal, rows, refusal)
+            findings.append(Finding("constant reward", evidence, READ_THE_ROW))
+        return conclude(signal, findings, rows, refusal)
     task.grader.check_rows(rows)
     task.grader.check_ready()
-    order = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     # Whole groups; with few rows, more answers to each.
     first = min(budget, LEAST_BUDGET) - PROBES
     count = max(1, min(len(rows), first // answers))
     each = first // count if count == len(rows) else min(answers, first)
-    drawn = [rows[i] for i in order[:count]]
-    signal.reference = checks.check_reference(task, rows, drawn)
-    if faults := checks.check_template(policy, drawn):
+    signal.reference = checks.check_reference(task, rows, shuffled[:count])
+    if faults := checks.check_template(policy, shuffled[:count]):
         broken = Finding("chat template broken", "; ".join(faults), OWN_TEMPLATE)
-        signal.findings = [broken, *grader_findings(signal)]
-        return conclude(signal, rows)
+        return conclude(signal, [broken, *grader_findings(signal)], rows)
     # Stage 2: draw, measure, judge; and again where that settles nothing.
     settings = SamplingConfig(temperature, max_new_tokens=max_completion_tokens)
+    sample = partial(policy.sample, progress=progress) if progress else policy.sample
     groups: Groups = []
     for _ in range(ROUNDS):
         # A seed for each round: else its rows meet the random numbers of the first round's.
         settings.seed = seed + 7919 * len(groups)
-        drawn = [rows[i] for i in order[:count]]
-        new = drawn[len(groups) :]
-        answered = draw(policy, new, each, settings, progress)
+        new = shuffled[len(groups) : count]
+        answered = draw(sample, new, each, settings)
         task.grade(new, answered)
         groups += answered
-        take_numbers(signal, task, drawn, groups)
+        take_numbers(signal, task, shuffled[:count], groups)
         signal.samples += len(new) * each
         if signal.cut.mean > SOME_CUT and "probe" not in signal.lengths:
-            probe(signal, policy, drawn[:PROBES], settings, progress)
-        signal.findings = find_causes(signal)
-        conclude(signal, rows)
+            probe(signal, sample, shuffled[: min(count, PROBES)], settings)
+        conclude(signal, find_causes(signal), rows)
         affordable = budget - signal.samples - PROBES * ("probe" not in signal.lengths)
         more = min(signal.missing_rows, affordable // each, len(rows) - count)
         if signal.verdict != "undecided" or more < 1:
@@ -165,27 +163,21 @@ def measure_signal(
     return signal
 
 
-def draw(
-    policy: Policy, rows: list[Row], each: int, settings: SamplingConfig, progress: Any
-) -> Groups:
+def draw(sample: Callable, rows: list[Row], each: int, settings: SamplingConfig) -> Groups:
     """Answers to these rows; UserError where most did not come."""
-    options = {"progress": progress} if progress else {}
-    groups = policy.sample([row["messages"] for row in rows], each, settings, **options)
+    groups = sample([row["messages"] for row in rows], each, settings)
     failed = [s for group in groups for s in group if s.finish_reason == "error"]
     if len(failed) > len(groups) * each / 2:
         lost = f"{len(failed)} of {len(groups) * each} answers did not come"
-        why = "; ".join(failed[0].errors)
-        raise UserError(f"{policy.name}: {lost} ({why}), expected most: fix its endpoint")
+        raise UserError(f"signal: {lost} ({'; '.join(failed[0].errors)}): fix the model's endpoint")
     return groups
 
 
-def probe(
-    signal: Signal, policy: Policy, rows: list[Row], settings: SamplingConfig, progress: Any
-) -> None:
+def probe(signal: Signal, sample: Callable, rows: list[Row], settings: SamplingConfig) -> None:
     """Find out how long answers would be that the limit cuts: draw some with more room."""
     room = max(ROOM * settings.max_new_tokens, LEAST_ROOM)
     settings = replace(settings, max_new_tokens=room)
-    drawn = sum(draw(policy, rows, max(1, PROBES // len(rows)), settings, progress), [])
+    drawn = sum(draw(sample, rows, max(1, PROBES // len(rows)), settings), [])
     ended = sum(sample.finish_reason == "stop" for sample in drawn)
     known = {"room": room, "answers": len(drawn), "ended": ended}
     signal.lengths["probe"] = quantiles(drawn) | known
