@@ -36,7 +36,7 @@ def of(**graders):
 REFUSED = [
     # (spec, the place of each fault)
     ([], [""]), (without(CHECK, "type"), ["type"]), ({**CHECK, "type": "sting_check"}, ["type"]),
-    (without(CHECK, "name"), ["name"]), ({**CHECK, "name": ""}, ["name"]),
+    (without(CHECK, "name"), ["name"]),
     ({**CHECK, "operation": "equals", "reference": 5}, ["reference", "operation"]),
     (without({**CHECK, "refrence": "x"}, "reference"), ["reference", "refrence"]),
     ({**CHECK, "input": "{{row.a}}", "reference": "{{answer}}"}, ["input", "reference"]),
@@ -48,12 +48,11 @@ REFUSED = [
     ({**SCORE, "range": ["0", "1"]}, ["range[0]", "range[1]"]),
     ({**SCORE, "sampling_params": {"temprature": 1, "reasoning_effort": "huge", "seed": 1.5}},
      [f"sampling_params.{key}" for key in ("reasoning_effort", "seed", "temprature")]),
-    ({**SCORE, "input": []}, ["input"]), ({**SCORE, "input": "Grade this"}, ["input"]),
+    ({**SCORE, "input": "Grade this"}, ["input"]),
     ({**SCORE, "input": [{"role": "judge", "content": "x", "nmae": "y"}]},
      ["input[0].role", "input[0].nmae"]),
     (said_by([{"type": "text", "text": "x"}]), ["input[0].content"]),
     (said_by([{"type": "input_text", "text": "{{x}}"}]), ["input[0].content[0].text"]),
-    ({**SCORE, "model": ""}, ["model"]),
     *(({**LABEL, "passing_labels": wrong}, ["passing_labels"]) for wrong in (["fine"], [])),
     (of(a=MULTI), ["graders.a.type"]), (without(MULTI, "graders"), ["graders"]),
     (of(), ["graders"]), (of(**{"a b": CHECK}, a=CHECK), ["graders.a b"]),

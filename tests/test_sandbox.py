@@ -136,7 +136,7 @@ USER = """
 import sys
 from rftkit.sandbox.isolation import Limits
 from rftkit.sandbox.runner import Runner
-run = Runner(Limits(seconds=60), 1, may_unshare=sys.argv[2] == "True")
+run = Runner(Limits(seconds=60, namespaces=sys.argv[2] == "True"), 1)
 write = "import time\\ndef grade(sample, item):\\n    open('f', 'w').write('x')\\n    "
 print(run(write + "return 1.0", {}, {}).value, flush=True)
 if sys.argv[1] == "killed":

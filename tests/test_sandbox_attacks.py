@@ -39,7 +39,7 @@ def runners():
     made = {
         "usual": Runner(SMALL, workers=1),
         "short": Runner(SMALL._replace(seconds=1), workers=1),
-        "bare": Runner(SMALL, workers=1, may_unshare=False),
+        "bare": Runner(SMALL._replace(namespaces=False), workers=1),
     }
     yield made
     for runner in made.values():

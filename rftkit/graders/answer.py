@@ -143,7 +143,7 @@ class Context:
     def output_json(self) -> Any:
         """The output parsed as JSON. Raises the sample's fault where it is not JSON."""
         try:
-            return json.loads(self.output_text, parse_constant=_refuse_constant)
+            return json.loads(self.output_text, parse_constant=int)  # refuses NaN
         except (ValueError, RecursionError):
             shown = shorten(self.output_text)
             detail = f"the output is not JSON: {shown}" if shown else "the output is empty"
@@ -164,10 +164,6 @@ class Context:
             output_json = None
         known = {"output_text": self.output_text, "output_json": output_json}
         return {**known, "output_tools": self.output_tools, "choices": self.choices}
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 # OpenAI's guide names all fields of a sample but `reasoning`, which is ours.
@@ -262,10 +258,12 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
     '{"genes": ["a \\\\"b\\\\""], "n": 2}'
     """
     text = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
-    context, written, in_quotes = Context(item, ""), [], False
+    context, written, is_json, in_quotes = Context(item, ""), [], False, False
     try:
         pieces = Template(text).pieces
-        is_json = _is_json("".join(p if isinstance(p, str) else "0" for p in pieces))
+        with suppress(ValueError):
+            form = "".join(p if isinstance(p, str) else "0" for p in pieces)
+            is_json = isinstance(json.loads(form), (dict, list))
         for piece in pieces:
             if isinstance(piece, str):
                 unescaped_quotes = re.sub(r"\\.", "", piece).count('"')
@@ -282,12 +280,6 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
     except (Fault, TemplateError) as error:
         raise UserError(f"answer template: {error}: correct it, or the row") from None
     return "".join(written)
-
-
-def _is_json(text: str) -> bool:
-    with suppress(ValueError):
-        return isinstance(json.loads(text), (dict, list))
-    return False
 
 
 def answer_place(template: str) -> tuple[list[str | int], str] | None:

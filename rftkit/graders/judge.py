@@ -67,8 +67,6 @@ class JudgeSettings:
                 "judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: set the first to "
                 "http://localhost:8000/v1 for an endpoint of your own, or the second for OpenAI's"
             )
-        if base_url and not base_url.startswith(("http://", "https://")):
-            raise UserError(f"judge: the base URL is {base_url!r}, expected http://…/v1")
         from openai import OpenAI
 
         api_key = api_key or "none"  # local endpoints ask for no key, the client for any

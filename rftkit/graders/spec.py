@@ -17,15 +17,7 @@ from rftkit.files import UserError, shorten
 from rftkit.graders.answer import Template, TemplateError
 from rftkit.graders.scorers import Formula, FormulaError, source_problem
 
-# type -> the class in openai.types.graders
-TYPES = {
-    "string_check": "StringCheckGrader",
-    "text_similarity": "TextSimilarityGrader",
-    "score_model": "ScoreModelGrader",
-    "label_model": "LabelModelGrader",
-    "python": "PythonGrader",
-    "multi": "MultiGrader",
-}
+TYPES = ("string_check", "text_similarity", "score_model", "label_model", "python", "multi")
 # OpenAI's type knows one grader in `graders`, not an object of them: this one stands in.
 _ANY_GRADER = {"type": "python", "name": "any", "source": ""}
 
@@ -103,10 +95,9 @@ def _faults_of_shape(plain: dict[str, Any]) -> dict[str, str]:
     import openai.types.graders as types
     from pydantic import ValidationError
 
-    empty = {"name": "", "model": "", "input": []}
-    faults = {key: "empty" for key, value in empty.items() if plain.get(key) == value}
+    name, faults = plain["type"].title().replace("_", "") + "Grader", {}
     try:
-        getattr(types, TYPES[plain["type"]]).model_validate(plain, extra="forbid", strict=True)
+        getattr(types, name).model_validate(plain, extra="forbid", strict=True)
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             message, loc = fault["msg"], fault["loc"]

@@ -21,11 +21,6 @@ import sys
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 MOST_FILES = 10_000  # in the scratch folder, where it is a tmpfs
 
 # Shared libraries, the loader's list of them, time zones, random bytes.
@@ -41,6 +36,7 @@ class Limits(NamedTuple):
     reply: int = 1_000_000  # bytes of a result
     threads: int = 64  # where the machine can count them
     open_files: int = 128
+    namespaces: bool = True  # False: as in a container that gives none
 
 
 def set_limits(limits: Limits, count_threads: bool) -> None:
@@ -48,11 +44,13 @@ def set_limits(limits: Limits, count_threads: bool) -> None:
 
     count_threads: the kernel counts all threads of a user, so the user must be the sandbox's own.
     """
+    import resource  # not on Windows
+
     wanted = {"AS": limits.memory, "FSIZE": limits.disk, "NOFILE": limits.open_files, "CORE": 0}
     if count_threads:
         wanted["NPROC"] = limits.threads
     for name, value in wanted.items():
-        with suppress(AttributeError, ValueError, OSError):  # what Windows and macOS lack
+        with suppress(AttributeError, ValueError, OSError):  # what macOS lacks
             which = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(which)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -94,8 +94,8 @@ def has_server() -> bool:
 class Runner:
     """Runs grades of any number of texts, `workers` at once; several threads may call it."""
 
-    def __init__(self, limits: Limits, workers: int, may_unshare: bool = True):
-        self.limits, self.workers, self.may_unshare = limits, workers, may_unshare
+    def __init__(self, limits: Limits, workers: int):
+        self.limits, self.workers = limits, workers
         self.given: dict[str, list[str]] = {}  # {what is protected: by which means}
         self._places = threading.BoundedSemaphore(workers)
         self._idle: dict[tuple[str, ...], list[Sandbox]] = defaultdict(list)  # by their libraries
@@ -145,7 +145,7 @@ class Runner:
             while (sandbox := self._idle[libraries].pop()).process.poll() is not None:
                 sandbox.close()  # killed by somebody while it waited
             return sandbox
-        sandbox = Sandbox(self.limits, libraries, self.may_unshare)
+        sandbox = Sandbox(self.limits, libraries)
         self.given = sandbox.given
         return sandbox
 
@@ -164,21 +164,24 @@ class Lost(Exception):
 class Sandbox:
     """One server, asked by one thread at a time. given: {what is protected: by which means}."""
 
-    def __init__(self, limits: Limits, libraries: tuple[str, ...], may_unshare: bool):
+    def __init__(self, limits: Limits, libraries: tuple[str, ...]):
         self.libraries, self.folder = libraries, tempfile.mkdtemp(prefix=PREFIX)
-        self.process = subprocess.Popen(**_interpreter("main", self.folder))
-        answer = self.ask(_settings(self.folder, limits, libraries, may_unshare))
+        self.process = subprocess.Popen(
+            **_interpreter("main", self.folder, limits, libraries), stdin=subprocess.PIPE
+        )
+        answer = self.ask()
         try:
             self.given: dict[str, list[str]] = json.loads(answer)
         except ValueError:
             self.close()
             raise Lost(f"it did not start: {answer.decode()}") from None
 
-    def ask(self, message: bytes) -> bytes:
-        """The answer to a message. Lost ends this sandbox, and so does KeyboardInterrupt: nobody
-        may ask it again and get the late answer."""
+    def ask(self, request: bytes = b"") -> bytes:
+        """The answer to a request, or the first message. Lost ends this sandbox, and so does
+        KeyboardInterrupt: nobody may ask it again and get the late answer."""
         try:
-            server.write_message(self.process.stdin, message)
+            if request:
+                server.write_message(self.process.stdin, request)
             answer = server.read_message(self.process.stdout)
             if answer is not None:
                 return answer
@@ -204,11 +207,9 @@ def ask_alone(request: bytes, limits: Limits) -> bytes:
     system has. Files, network and our memory are within reach.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
-        messages = (_settings(folder, limits, (), may_unshare=False), request)
-        arguments = _interpreter("main_alone", folder) | {"stdin": None, "timeout": limits.seconds}
-        arguments["input"] = b"".join(server.LENGTH.pack(len(m)) + m for m in messages)
+        arguments = _interpreter("main_alone", folder, limits, ())
         try:
-            ended = subprocess.run(**arguments)
+            ended = subprocess.run(**arguments, input=request, timeout=limits.seconds)
             cause, status, reply = server.DONE, ended.returncode, ended.stdout
         except subprocess.TimeoutExpired as error:
             cause, status, reply = server.TOO_LONG, 0, error.output or b""
@@ -217,28 +218,23 @@ def ask_alone(request: bytes, limits: Limits) -> bytes:
     return server.HEADER.pack(cause, status, True) + reply
 
 
-def _interpreter(entry: str, folder: str) -> dict[str, Any]:
+def _interpreter(
+    entry: str, folder: str, limits: Limits, libraries: tuple[str, ...]
+) -> dict[str, Any]:
     """Arguments of Popen for an interpreter without our paths, settings and environment."""
     root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
     run = f"import sys; sys.path.append({root!r}); from rftkit.sandbox import server"
+    installed = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
+    settings = json.dumps([folder, limits, libraries, installed])
     windows = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
     return {
-        "args": [sys.executable, "-ISB", "-X", "utf8", "-c", f"{run}; server.{entry}()"],
-        "stdin": subprocess.PIPE,
+        "args": [sys.executable, "-ISB", "-X", "utf8", "-c", f"{run}; server.{entry}()", settings],
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
         "env": ENVIRONMENT | {"HOME": folder, "TMPDIR": folder} | windows,
         "cwd": folder,
         "start_new_session": os.name == "posix",  # Ctrl-C in a terminal is ours to answer
     }
-
-
-def _settings(folder: str, limits: Limits, libraries: tuple[str, ...], may_unshare: bool) -> bytes:
-    """The first message to a process inside. may_unshare: False as in a container that gives no
-    namespaces."""
-    installed = ("site-packages", "dist-packages")
-    folders = [path for path in sys.path if os.path.basename(path) in installed]
-    return json.dumps([folder, limits, libraries, folders, may_unshare]).encode()
 
 
 def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:

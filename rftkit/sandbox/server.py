@@ -60,8 +60,8 @@ def read_message(file: IO[bytes]) -> bytes | None:
 
 def main() -> None:
     """Entry point of the launcher."""
-    (folder, limits, libraries, may_unshare), requests, replies = start()
-    is_apart = may_unshare and isolation.enter_namespaces()
+    folder, limits, libraries, requests, replies = start()
+    is_apart = limits.namespaces and isolation.enter_namespaces()
     if os.fork() == 0:
         try:
             serve(folder, limits, libraries, is_apart, requests, replies)
@@ -76,21 +76,23 @@ def main() -> None:
 
 def main_alone() -> None:
     """Entry point where there is no server (macOS, Windows): one request in this interpreter."""
-    (_, limits, _, _), requests, replies = start()
-    isolation.set_limits(limits, count_threads=False)
-    answer(read_message(requests), replies.fileno())
+    _, limits, _, requests, replies = start()
+    if os.name == "posix":
+        isolation.set_limits(limits, count_threads=False)
+    answer(requests.read(), replies.fileno())
 
 
-def start() -> tuple[tuple[str, Limits, list[str], bool], IO[bytes], IO[bytes]]:
-    """The settings, the first message; and the two pipes, whose places /dev/null takes."""
+def start() -> tuple[str, Limits, list[str], IO[bytes], IO[bytes]]:
+    """(folder, limits, libraries) from the command line, and the two pipes, whose places /dev/null
+    takes."""
     requests, replies = open(os.dup(0), "rb"), open(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     os.close(nothing)
-    folder, limits, libraries, library_folders, may_unshare = json.loads(read_message(requests))
+    folder, limits, libraries, library_folders = json.loads(sys.argv.pop())
     sys.path[-1:] = library_folders  # in the place of the folder that holds rftkit
-    return (folder, Limits(*limits), libraries, may_unshare), requests, replies
+    return folder, Limits(*limits), libraries, requests, replies
 
 
 def serve(
