@@ -43,9 +43,6 @@ def reward_function(
     them only thinking that never closed shows a cut. `item_column` holds each whole item as JSON;
     otherwise all columns together are the items. The observer gets every call's samples and grades.
 
-    Logged through TRL's `log_metric`, as means over the call: `sub_rewards/VARIABLE`,
-    `grader/sample_faults`, `grader/lost` and `grader_errors/FIELD`.
-
     >>> from rftkit.graders.presets import preset
     >>> function = reward_function(Grader.load(preset("exact_match", reference="answer")))
     >>> function(completions=["4", "5"], answer=["4", "4"])  # a hit and a miss
@@ -71,9 +68,8 @@ def reward_function(
         grades = grader.evaluate_many(items, samples)
         if observer is not None:
             observer(samples, grades)
-        if grades and "log_metric" in columns:
-            for name, value in _metrics(grades).items():
-                columns["log_metric"](name, value)
+        for name, value in _metrics(grades).items() if "log_metric" in columns else ():
+            columns["log_metric"](name, value)
         if "log_extra" in columns:
             columns["log_extra"]("grader_errors", [", ".join(grade.errors) for grade in grades])
         lost = [grade for grade in grades if grade.reward is None]
@@ -102,7 +98,7 @@ def _read(completion: Any, prompt: Any) -> tuple[Sample, list[Any]]:
 
 
 def _metrics(grades: list[Grade]) -> dict[str, float]:
-    """One call's means, under the names of TRL's series."""
+    """One call's means, under the names of TRL's series, logged through its `log_metric`."""
     metrics = {}
     for variable in grades[0].sub_rewards:
         values = [g.sub_rewards[variable] for g in grades if g.sub_rewards[variable] is not None]
