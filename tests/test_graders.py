@@ -108,15 +108,6 @@ def test_a_documented_example_scores_what_its_text_implies(spec, item, sample, e
     assert Grader.load(plain).to_json() == plain
 
 
-def test_python_graders_score_the_same_in_the_sandbox():
-    item = {"reference_gene": "A", "answer": 42, "relevance": ["A", "B"]}
-    for name in ("ndcg", "numeric_match", "format", "json_schema"):
-        isolated = Grader.load(preset(name), GraderSettings(allow_weak_isolation=True))
-        isolated.check_ready()
-        for output in ('{"genes": ["B", "A"]}', "about 42.", "[]"):
-            assert isolated.grade(item, output)[0] == loaded(name).grade(item, output)[0], name
-
-
 def test_the_graders_of_a_list_are_named_by_their_type_or_their_name():
     first, second = check(OUTPUT, "A"), check(OUTPUT, "B")
     spec = multi("0.5 * text_similarity_score + string_check_score")  # of the API reference
@@ -143,13 +134,10 @@ def test_a_report_has_exactly_the_fields_of_the_openai_type():
     assert set(report["metadata"]["errors"]) == names(type(read.metadata.errors))
 
 
-def test_the_gene_tasks_grader_is_the_preset():
-    assert json.dumps(load_task("gene_ranking").grader_spec) == json.dumps(preset("gene_rank"))
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_valid_grader_for_a_job(name):
     assert Grader.load(preset(name), job=True).to_json() == preset(name)
+    assert name != "gene_rank" or load_task("gene_ranking").grader_spec == preset(name)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +184,14 @@ def test_ndcg_is_the_textbooks():
     assert loaded("ndcg", length=1).grade({"relevance": ["A"]}, '{"genes": ["B", "A"]}')[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("output", "answer", "hit"),
-    [
-        ("42", 42, 1), ("The answer is 42.", 42, 1), ("42.0000001", 42, 1), ("43", 42, 0),
-        ("6*7=42", "42", 1), ("1,234,567", 1234567, 1), ("30-40", 40, 1), ("x=-5", -5, 1),
-        ("1e3", 1000, 1), ("none", 42, 0),
-    ],
-)  # fmt: skip
-def test_a_number_is_read_from_the_end_of_the_text(output, answer, hit):
-    assert loaded("numeric_match").grade({"answer": answer}, output)[0] == hit
+def test_a_number_is_read_from_the_end_of_the_text():
+    numeric = loaded("numeric_match")
+    for output, answer in (
+        ("42", 42), ("The answer is 42.", 42), ("42.0000001", 42), ("6*7=42", "42"),
+        ("1,234,567", 1234567), ("30-40", 40), ("x=-5", -5), ("1e3", 1000),
+    ):  # fmt: skip
+        assert numeric.grade({"answer": answer}, output)[0] == 1, output
+    assert [numeric.grade({"answer": 42}, output)[0] for output in ("43", "none")] == [0, 0]
 
 
 def test_the_form_of_an_answer_is_a_list_of_different_texts_or_a_schema():

@@ -1,7 +1,6 @@
 """A grader as TRL's reward function: its signature, its faults, its series."""
 
 import json
-from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -42,29 +41,26 @@ def test_texts_and_messages_are_graded_alike():
         [said("", tool_calls=[]), {"role": "tool", "content": "x"}, said(f"<think></think>{text}")],
         [], "<think>cut off " + text,
     ]  # fmt: skip
-    rewards = reward_function(GENES)(completions=completions, reference_gene=["B"] * 6)
-    assert rewards == [pytest.approx(0.73)] * 4 + [0.0, 0.0]
+    reward = reward_function(GENES)
+    assert reward(completions=completions, reference_gene=["B"] * 6) == [0.73] * 4 + [0.0, 0.0]
+    assert reward.__name__ == "gene_rank"  # TRL's name of its series
 
 
-def test_thinking_that_the_prompt_opened_is_not_output():
-    prompts, completions = ["Q", "Q\n<think>\n", "Q\n<think>\n"], ["4", "2+2</think>4", "2+2=4"]
-    columns = {"prompts": prompts, "completions": completions, "answer": ["4", "4", "2+2=4"]}
-    assert reward_function(EXACT)(**columns) == [1, 1, 0]
+THOUGHTS = [  # (prompt, a thought that never closes, one that does); an output of tool calls too
+    ("Q", "<think>foo", "<think>foo</think>5"),
+    ("Q", [said("<think>foo")], [said("<think>foo</think>5")]),
+    ("Q", [said("<think>foo", tool_calls=[{}])], [said("<think>foo</think>5", tool_calls=[{}])]),
+    ("Q\n<think>\n", "foo", "foo</think>5"),
+]
 
 
-@pytest.mark.parametrize("opened", ["text", "messages", "tools", "prompt"])
-def test_a_thought_that_never_closes_earns_nothing(opened, log):
+@pytest.mark.parametrize(("prompt", "open", "closed"), THOUGHTS)
+def test_a_thought_that_never_closes_earns_nothing(prompt, open, closed, log):
     """An empty output is "not equal" to anything: without the cut it would earn the maximum."""
-    grades, prompts = [], ["Q", "Q"]
+    grades = []
     made = check("{{sample.output_text}}", "{{item.answer}}", "ne")
     reward = reward_function(made, observer=lambda samples, found: grades.extend(found))
-    thought, whole = "<think>foo", "<think>foo</think>5"
-    if opened == "prompt":
-        prompts, thought, whole = ["Q<think>"] * 2, "foo", "foo</think>5"
-    elif opened != "text":
-        calls = {"tool_calls": [{"type": "function"}]} if opened == "tools" else {}
-        thought, whole = [said(thought, **calls)], [said(whole, **calls)]
-    columns = {"completions": [thought, whole], "prompts": prompts, "answer": ["4", "4"]}
+    columns = {"completions": [open, closed], "prompts": [prompt] * 2, "answer": ["4", "4"]}
     assert reward(**columns, **log.arguments) == [0.0, 1.0]
     assert log.metrics["grader_errors/truncated_observation_error"] == 0.5
     assert "never closed" in grades[0].explanations[0]
@@ -119,29 +115,3 @@ def test_an_answer_that_was_cut_scores_zero_where_the_end_token_is_known():
     ids = [[5, 0], [5, 6], [], [9]]
     assert reward(completions=["4"] * 4, answer=["4"] * 4, completion_ids=ids) == [1, 0, 0, 1]
     assert reward(completions=["4"], answer=["4"]) == [1]
-
-
-def test_trl_takes_the_rewards_and_series_as_its_own(monkeypatch):
-    """TRL's method itself, on a trainer that holds just what the method reads."""
-    import torch
-    from trl.trainer import grpo_trainer as grpo
-
-    reward = reward_function(GENES, max_lost_share=1)
-    assert reward.__name__ == "gene_rank"
-    metrics, extra = defaultdict(list), defaultdict(list)
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(device="cpu", is_main_process=True), reward_funcs=[reward],
-        reward_processing_classes=[None], reward_func_names=[reward.__name__],
-        state=SimpleNamespace(global_step=1), environments=None,
-        args=SimpleNamespace(report_to=[]), _pending_metrics=metrics, _pending_extra_logs=extra,
-    )  # fmt: skip
-    for method in ("_log_metric", "_log_completion_extra"):
-        setattr(trainer, method, getattr(grpo.GRPOTrainer, method).__get__(trainer))
-    monkeypatch.setattr(grpo, "gather", lambda tensor: tensor)
-    inputs = [{"prompt": "p", "reference_gene": "A"}] * 4
-    completions = [genes("A"), genes("B", "A"), "x", genes()]
-    rewards = grpo.GRPOTrainer._calculate_rewards(
-        trainer, inputs, ["p"] * 4, completions, [[1]] * 4
-    )
-    assert torch.allclose(rewards, torch.tensor([[1.0], [0.73], [0.0], [0.0]]))
-    assert metrics["sub_rewards/first"] == [0.25] and len(extra["grader_errors"]) == 4

@@ -6,7 +6,6 @@ import ctypes
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -65,24 +64,20 @@ def test_rows_arrive_as_they_were(run):
     assert run(source, {}, {"a": {1, 2}}).server_error.startswith("request: ")
 
 
-LIBRARIES = ("numpy", "scipy.stats", "sympy", "pandas", "rapidfuzz", "jsonschema", "asyncio")
-COMPUTES = (
-    f"import {', '.join(LIBRARIES)}\n"
-    + """
-import os, tempfile, threading
+COMPUTES = """
+import numpy, scipy.stats, sympy, pandas, rapidfuzz, jsonschema
+import asyncio, os, tempfile, threading
 async def one():
     return 1.0
 def grade(sample, item):
-    a = numpy.linalg.svd(numpy.ones((200, 200)))[1]
     with tempfile.TemporaryDirectory() as folder:
-        numpy.save(os.path.join(folder, "a.npy"), a)
+        numpy.save(os.path.join(folder, "a.npy"), numpy.linalg.svd(numpy.ones((200, 200)))[1])
         assert numpy.load(os.path.join(folder, "a.npy")).shape == (200,)
     found = []
     thread = threading.Thread(target=lambda: found.append(asyncio.run(one())))
     thread.start(); thread.join()
-    return found[0] * threading.active_count()
+    return found[0]
 """
-)
 
 
 @linux
@@ -196,7 +191,7 @@ def test_a_machine_without_protections_refuses(elsewhere):
         python_runner()
 
 
-ALONE = [
+ALONE = [  # the last is stopped
     (ECHO, "value", 0.5),
     ("1 / 0\n" + ECHO, "failed_to_load", True),
     ("import os\ndef grade(s, i):\n    os._exit(4)", "runtime_error", "exit code 4"),
@@ -205,19 +200,16 @@ ALONE = [
     ("import os\ndef grade(s, i):\n    for n in range(3, 9):\n        try:\n"
      "            os.write(n, bytes(60_000))\n        except OSError:\n            pass",
      "runtime_error", "larger than 50,000 bytes"),
+    (SLEEP, "runtime_error", "ran longer than 2 s"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "field", "expected"), ALONE)
 def test_a_new_interpreter_grades_the_same(elsewhere, monkeypatch, source, field, expected):
     monkeypatch.setenv("KEY", "sk-not-for-you")
+    elsewhere.limits = elsewhere.limits._replace(seconds=2 if source == SLEEP else 60)
     found = getattr(elsewhere(source, {}, {"number": 0.5}), field)
     assert expected in found if isinstance(expected, str) else found == expected
-
-
-def test_a_new_interpreter_is_stopped_in_time(elsewhere):
-    elsewhere.limits = Limits(seconds=2)
-    assert "ran longer than 2 s" in elsewhere(SLEEP, {}, {}).runtime_error
 
 
 def test_installed_datasets_are_not_readable(tmp_path):
@@ -231,22 +223,15 @@ def test_installed_datasets_are_not_readable(tmp_path):
     assert rights == {str(path): right for path, right in expected.items()}
 
 
-HEADERS = [
-    ("x86_64", "x86_64-linux-gnu/asm/unistd_64.h", 0xC000003E),
-    ("aarch64", "asm-generic/unistd.h", 0xC00000B7),
-]
-
-
-@pytest.mark.parametrize(("processor", "header", "arch"), HEADERS)
-def test_calls_have_the_numbers_of_the_kernels_headers(processor, header, arch):
+@pytest.mark.parametrize(
+    ("processor", "header"),
+    [("x86_64", "x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")],
+)
+def test_calls_have_the_numbers_of_the_kernels_headers(processor, header):
     path = Path("/usr/include") / header
     if not path.exists():
         pytest.skip(f"this machine lacks {path}")
     defined = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)\n", path.read_text()))
-    numbers = isolation.numbers(processor)
     aliases = {"newfstatat": "fstatat", "newfstat": "fstat"}  # of the generic table
-    for name, number in numbers.items():
+    for name, number in isolation.numbers(processor).items():
         assert int(defined.get(name) or defined[aliases[name]]) == number, name
-    # A call with another processor's (or with 32-bit) numbers ends the process.
-    steps = list(struct.iter_unpack("<HBBI", isolation.program_of_server(processor)))
-    assert steps[:3] == [(0x20, 0, 0, 4), (0x15, 1, 0, arch), (0x06, 0, 0, 0x80000000)]
