@@ -34,8 +34,8 @@ def answer_to(command):
     word, _, value = command.partition(" ")
     if word == "score":
         return 200, completion(json.dumps({"steps": [], "result": json.loads(value)}))
-    if word == "say":
-        return 200, completion(value)
+    if word in ("say", "label"):
+        return 200, completion(value if word == "say" else json.dumps({"label": value}))
     if word == "status":
         return int(value), {"error": {"message": "as ordered"}}
     return {
@@ -101,31 +101,24 @@ def test_the_request_is_what_the_grader_says(endpoint):
     assert schema["strict"] and schema["schema"]["required"] == ["steps", "result"]
 
 
+PARSE = "model_grader_parse_error"
+
+
 @pytest.mark.parametrize(
-    ("command", "limits", "reward"),
+    ("command", "limits", "reward", "error"),
     [
-        ("score 1.5", None, 1.0), ("score -3", None, 0.0), ("score 1.5", [0, 10], 1.5),
-        ("score -2", [-1, 1], -1.0), ('score "0.5"', None, 0.5),
-        ("say 0.7", None, 0.7), ('say ```json\n{"result": 0.4}\n```', None, 0.4),
-        ("think", None, 0.3), ("later score 0.25", None, 0.25),
+        ("score 1.5", None, 1.0, ""), ("score -3", None, 0.0, ""), ("score 1.5", [0, 10], 1.5, ""),
+        ("score -2", [-1, 1], -1.0, ""), ('score "0.5"', None, 0.5, ""), ("think", None, 0.3, ""),
+        ("say 0.7", None, 0.7, ""), ('say ```json\n{"result": 0.4}\n```', None, 0.4, ""),
+        ("later score 0.25", None, 0.25, ""), ("label fair", None, 1.0, ""),
+        ("label bad", None, 0.0, ""), ("label none", None, 0.0, PARSE),
+        *((bad, None, 0.0, PARSE) for bad in ("score null", "score true", "score [1]", "cut")),
+        *((bad, None, 0.0, PARSE) for bad in ('score "NaN"', "score 1e999", "say good")),
     ],
 )  # fmt: skip
-def test_a_score_is_read_and_cut_to_the_range(endpoint, command, limits, reward):
-    assert run(endpoint, command, {**SCORE, "range": limits})[:2] == (reward, [])
-
-
-@pytest.mark.parametrize(("label", "reward"), [("good", 1), ("fair", 1), ("bad", 0), ("none", 0)])
-def test_a_label_passes_or_not(endpoint, label, reward):
-    errors = ["model_grader_parse_error"] if label == "none" else []
-    assert run(endpoint, f'say {{"steps": [], "label": "{label}"}}', LABEL)[:2] == (reward, errors)
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["score null", "score true", "score [1]", 'score "NaN"', "score 1e999", "say good", "cut"],
-)  # fmt: skip
-def test_a_verdict_without_a_number_scores_zero(endpoint, command):
-    assert run(endpoint, command)[:2] == (0.0, ["model_grader_parse_error"])
+def test_a_verdict_is_cut_to_the_range_or_scores_zero(endpoint, command, limits, reward, error):
+    spec = LABEL if command.startswith("label") else {**SCORE, "range": limits}
+    assert run(endpoint, command, spec)[:2] == (reward, [error] * bool(error))
 
 
 @pytest.mark.parametrize(
