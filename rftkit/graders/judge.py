@@ -37,10 +37,6 @@ from rftkit.records import split_completion
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rftkit" / "judge"
-
-
 @dataclass
 class JudgeSettings:
     """How judges are reached. One object may serve several graders and threads.
@@ -55,7 +51,9 @@ class JudgeSettings:
     concurrency: int = 8
     timeout: float = 120.0  # seconds without a byte
     retries: int = 4
-    cache: Path | str | None = field(default_factory=_default_cache)
+    cache: Path | str | None = field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rftkit/judge")
+    )  # a folder of replies; None keeps none
 
     @cached_property
     def client(self) -> Any:
@@ -81,7 +79,7 @@ class JudgeSettings:
         """
         named = {"base_url": str(self.client.base_url), **request}
         key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-        file = Path(self.cache) / key[:2] / f"{key}.json" if self.cache else None
+        file = Path(self.cache, key[:2], f"{key}.json").expanduser() if self.cache else None
         if file is not None and file.exists():
             with suppress(OSError, ValueError, KeyError, Fault):  # damaged: ask anew
                 return read(json.loads(file.read_text(encoding="utf-8"))["reply"])

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ast
 import math
-import symtable
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -110,18 +109,16 @@ def source_problem(source: str) -> str:
     if len(source.encode("utf-8", "replace")) >= MAX_SOURCE_BYTES:
         return f"expected fewer than {MAX_SOURCE_BYTES:,} bytes: move data into the rows"
     try:
-        tree = ast.parse(source)
-        names = symtable.symtable(source, "grader", "exec").get_symbols()
+        functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     except (SyntaxError, ValueError) as error:
         return f"not Python ({error}): correct it"
-    if not any(s.get_name() == "grade" and (s.is_assigned() or s.is_imported()) for s in names):
-        return f"no function grade at the top level: {cure}"
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "grade":
-            a = node.args
-            if len(a.posonlyargs + a.args) != 2 or a.vararg or a.kwarg or a.kwonlyargs:
-                return f"grade({ast.unparse(a)}), expected exactly two arguments: {cure}"
-    return ""
+    for function in functions:
+        if function.name == "grade":
+            a = function.args
+            if len(a.posonlyargs + a.args) == 2 and not (a.vararg or a.kwarg or a.kwonlyargs):
+                return ""
+            return f"grade({ast.unparse(a)}), expected exactly two arguments: {cure}"
+    return f"no function grade at the top level: {cure}"
 
 
 def compile_python(

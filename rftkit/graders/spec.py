@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
+from rftkit.contract import walk
 from rftkit.files import UserError, shorten
 from rftkit.graders.answer import Template, TemplateError
 from rftkit.graders.scorers import Formula, FormulaError, source_problem
@@ -52,16 +52,10 @@ def validate_spec(
     return plain, [line for _, line in lines]
 
 
-def texts_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def texts_of(spec: dict[str, Any]) -> list[tuple[str, str]]:
     """(place, text) for each text of one grader that may hold templates."""
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, list):
-        for index, entry in enumerate(value):
-            yield from texts_of(entry, f"{place}[{index}]")
-    elif isinstance(value, dict):
-        for key in ("input", "reference", "content", "text", "image_url"):
-            yield from texts_of(value.get(key), f"{place}.{key}" if place else key)
+    parts = {key: spec[key] for key in ("input", "reference") if key in spec}
+    return [(place, text) for place, text in walk(parts) if isinstance(text, str)]
 
 
 def _check(spec: Any, variable: str, has_embedder: bool, findings: Findings) -> dict[str, Any]:

@@ -129,13 +129,11 @@ def _restrict_files(rights: dict[str, int], scratch: str) -> int:
     rules = _call(_libc.syscall, _LANDLOCK_CREATE, struct.pack("<Q", known), 8, 0)
     own = {os.devnull: _READ_FILE | _WRITE_FILE, scratch: _SCRATCH}
     for path, right in (rights | own).items():
-        try:
+        with suppress(FileNotFoundError):  # a path that is not there needs no rule
             file = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:  # a path that is not there needs no rule
-            continue
-        right &= known if os.path.isdir(path) else known & _ONLY_FILES
-        _call(_libc.syscall, _LANDLOCK_ADD, rules, 1, struct.pack("<Qi", right, file), 0)
-        os.close(file)
+            right &= known if os.path.isdir(path) else known & _ONLY_FILES
+            _call(_libc.syscall, _LANDLOCK_ADD, rules, 1, struct.pack("<Qi", right, file), 0)
+            os.close(file)
     _call(_libc.syscall, _LANDLOCK_RESTRICT, rules, 0)
     os.close(rules)
     return version
@@ -226,22 +224,21 @@ _TABLE = """
 read:0:63 write:1:64 readv:19:65 writev:20:66 pread64:17:67 pwrite64:18:68 lseek:8:62 close:3:57
 close_range:436:436 fstat:5:80 stat:4:- lstat:6:- newfstatat:262:79 statx:332:291 fstatfs:138:44
 statfs:137:43 access:21:- faccessat:269:48 faccessat2:439:439 open:2:- openat:257:56 readlink:89:-
-readlinkat:267:78 getcwd:79:17 chdir:80:49 fchdir:81:50 getdents64:217:61 mkdir:83:-
-mkdirat:258:34 rmdir:84:- unlink:87:- unlinkat:263:35 rename:82:- renameat:264:38
-renameat2:316:276 ftruncate:77:46 fsync:74:82 fdatasync:75:83 flock:73:32
-fadvise64:221:223 fcntl:72:25 ioctl:16:29 dup:32:23 dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59
-poll:7:- ppoll:271:73 select:23:- pselect6:270:72 epoll_create1:291:20 epoll_ctl:233:21
-epoll_wait:232:- epoll_pwait:281:22 eventfd2:290:19 mmap:9:222 munmap:11:215 mremap:25:216
-mprotect:10:226 madvise:28:233 brk:12:214 rt_sigaction:13:134 rt_sigprocmask:14:135
-rt_sigreturn:15:139 sigaltstack:131:132 pause:34:- rt_sigsuspend:130:133 setitimer:38:103
-getitimer:36:102 alarm:37:- nanosleep:35:101 clock_nanosleep:230:115 clock_gettime:228:113
-clock_getres:229:114 gettimeofday:96:169 time:201:- times:100:153 getpid:39:172 gettid:186:178
-getppid:110:173 getuid:102:174 geteuid:107:175 getgid:104:176 getegid:108:177 getresuid:118:148
-getresgid:120:150 getgroups:115:158 getpgrp:111:- getpgid:121:155 getrusage:98:165
-sysinfo:99:179 uname:63:160 getcpu:309:168 sched_yield:24:124 sched_getaffinity:204:123
-prlimit64:302:261 futex:202:98 set_robust_list:273:99 set_tid_address:218:96 rseq:334:293
-membarrier:324:283 arch_prctl:158:- prctl:157:167 clone:56:220 fork:57:- kill:62:129
-wait4:61:260 exit:60:93 exit_group:231:94 restart_syscall:219:128
+readlinkat:267:78 getcwd:79:17 chdir:80:49 fchdir:81:50 getdents64:217:61 mkdir:83:- mkdirat:258:34
+rmdir:84:- unlink:87:- unlinkat:263:35 rename:82:- renameat:264:38 renameat2:316:276 ftruncate:77:46
+fsync:74:82 fdatasync:75:83 flock:73:32 fadvise64:221:223 fcntl:72:25 ioctl:16:29 dup:32:23
+dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59 poll:7:- ppoll:271:73 select:23:- pselect6:270:72
+epoll_create1:291:20 epoll_ctl:233:21 epoll_wait:232:- epoll_pwait:281:22 eventfd2:290:19 mmap:9:222
+munmap:11:215 mremap:25:216 mprotect:10:226 madvise:28:233 brk:12:214 rt_sigaction:13:134
+rt_sigprocmask:14:135 rt_sigreturn:15:139 sigaltstack:131:132 pause:34:- rt_sigsuspend:130:133
+setitimer:38:103 getitimer:36:102 alarm:37:- nanosleep:35:101 clock_nanosleep:230:115
+clock_gettime:228:113 clock_getres:229:114 gettimeofday:96:169 time:201:- times:100:153
+getpid:39:172 gettid:186:178 getppid:110:173 getuid:102:174 geteuid:107:175 getgid:104:176
+getegid:108:177 getresuid:118:148 getresgid:120:150 getgroups:115:158 getpgrp:111:- getpgid:121:155
+getrusage:98:165 sysinfo:99:179 uname:63:160 getcpu:309:168 sched_yield:24:124
+sched_getaffinity:204:123 prlimit64:302:261 futex:202:98 set_robust_list:273:99
+set_tid_address:218:96 rseq:334:293 membarrier:324:283 arch_prctl:158:- prctl:157:167 clone:56:220
+fork:57:- kill:62:129 wait4:61:260 exit:60:93 exit_group:231:94 restart_syscall:219:128
 getrandom:318:278 umask:95:166 socketpair:53:199 sendto:44:206 recvfrom:45:207
 """
 _PROCESSORS = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # column, AUDIT_ARCH
