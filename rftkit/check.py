@@ -70,8 +70,7 @@ def check_file(
     """Check a training file, and the split to its validation file.
 
     Values of the answer field `group_by` must not stand on both sides. `answer_keys` are taken for
-    the answer beside those named like one. `answer_in_prompt_ok` is for tasks that look for the
-    answer in a given text.
+    the answer beside those named like one. `answer_in_prompt_ok`: the task is to find it there.
     """
     report, found = CheckReport(files={"train": str(path)}), []
     if validation is None:
@@ -160,17 +159,16 @@ def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
     Where the prompt also holds two other rows' answers (or all there are), it offers a choice:
     candidates, the labels to pick from.
     """
-    values = {value for line in lines for value in searchable(line.row.get(key))}
-    known = {" ".join(words_of(value)) for value in values}
-    longest = min(6, max((value.count(" ") + 1 for value in known), default=0))
+    known = {words_of(value) for line in lines for value in searchable(line.row.get(key))}
+    longest = min(6, max(map(len, known), default=0))
     for line in lines:
         prompt = prompt_text(line.row)
-        value = next((v for v in searchable(line.row.get(key)) if stands_in(v, prompt)), None)
-        if value is None:
-            continue
-        others = phrases(prompt, longest) & known - {" ".join(words_of(value))}
-        if len(others) < max(1, min(2, len(known) - 1)):
-            shown = value_text(value)
+        told = [value for value in searchable(line.row.get(key)) if stands_in(value, prompt)]
+        words = words_of(prompt) if told else ()
+        phrases = {words[i : i + n] for n in range(1, longest + 1) for i in range(len(words))}
+        others = phrases & known - {words_of(value) for value in told[:1]}
+        if told and len(others) < max(1, min(2, len(known) - 1)):
+            shown = value_text(told[0])
             found = f'the value of "{key}" ({shown}) stands in "messages"'
             yield line.fault("answer in the prompt", found, key, shown)
 
@@ -197,14 +195,8 @@ def stands_in(value: str, text: str) -> bool:
     return value in text and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text) is not None
 
 
-def words_of(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
-
-
-def phrases(text: str, longest: int) -> set[str]:
-    """Every run of up to `longest` words."""
-    words, lengths = words_of(text), range(1, longest + 1)
-    return {" ".join(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)}
+def words_of(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text))
 
 
 def prompt_text(row: Row) -> str:
@@ -242,14 +234,10 @@ def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[F
 
 
 def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
-    """Groups on both sides, and rows without one. Where no row has the key, one fault says so."""
-    groups = [group_of(line.row, key) for line in lines]
-    if lines and not any(groups):
-        known = ", ".join(answer_fields(lines[0].row))
-        yield lines[0].fault("group missing", f'no row has "{key}", but {known}', key)
-        return
+    """Groups on both sides, and rows without one."""
     first: dict[str, Line] = {}
-    for line, group in zip(lines, groups):
+    for line in lines:
+        group = group_of(line.row, key)
         if group is None:
             yield line.fault("group missing", f'"{key}" is missing or empty', key)
         elif (other := first.setdefault(group, line)).file != line.file:

@@ -101,9 +101,7 @@ FILES = {
     "empty": (b"", (None, "not JSONL")),
     "byte order mark": (b"\xef\xbb\xbf" + ROW + b"\n", (1, "byte order mark")),
     "latin-1": (ROW + b"\n" + LATIN_1, (2, "wrong encoding")),
-    "UTF-16": (ROW.decode().encode("utf-16"), (None, "not JSONL")),
     "gzip": (gzip.compress(ROW), (None, "not JSONL")),
-    "parquet": (b"PAR1\x15\x04", (None, "not JSONL")),
     "CSV": (b"prompt,answer\nx,y\n", (None, "not JSONL")),
     "a pretty-printed row": (json.dumps(GOOD[0], indent=1).encode(), (None, "not JSONL")),
     "blank line inside": (ROW + b"\n\n", (2, "broken JSON")),
@@ -193,17 +191,14 @@ ANSWERS = {
     "none told": (GOOD, {}, []),
     "told": ([*GOOD[:4], TOLD], {}, [(5, LEAK)]),
     "one in a list told": ([TOLD | {"reference_gene": ["GAL", {"a": GENES[11]}]}], {}, [(1, LEAK)]),
-    "one letter": (rows_of(5, "Vitamin A", reference_gene="A"), {}, []),
     "a short number": (rows_of(5, "aged 42", reference_gene=42), {}, []),
     "yes": (rows_of(5, "yes or no?", reference_gene="yes"), {}, []),
-    "other field": (rows_of(5, "old", onset="old"), {}, []),
+    "other field": (rows_of(1, "old", onset="old"), {}, []),
     "named field": (rows_of(1, "old", onset="old"), {"answer_keys": ["onset"]}, [(1, LEAK)]),
-    "group": (rows_of(1, "old", onset="old"), {"group_by": "onset"}, [(1, LEAK)]),
     "candidates": (rows_of(8, "Candidates: " + ", ".join(GENES[:8])), {}, []),
     "labels": (JOY, {}, []),
     "one other": (ONE_OTHER, {}, [(9, LEAK)]),
     "to be found in the text": (ONE_OTHER, {"answer_in_prompt_ok": True}, []),
-    "no row has one": (NO_ANSWER, {}, []),
     "one is missing": ([*GOOD[:5], NO_ANSWER[5]], {}, [(6, "answer missing")]),
     "one has an optional one": ([GOOD[0] | {"target": "seldom"}, *GOOD[1:]], {}, []),
     "types are mixed": ([make_row(n, label=n if n % 2 else f"{n}") for n in range(8)], {}, []),
@@ -238,22 +233,15 @@ def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tm
     assert all(place in fault.found for fault, place in zip(report.faults, seen))
 
 
-def test_groups_on_both_sides_and_rows_without_a_group_are_found(tmp_path):
+def test_groups_on_both_sides_and_rows_too_many_or_without_a_group_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("rftkit.check.MAX_ROWS", {"train": 9, "validation": 4})
     train = [make_row(n, family=f"F{n // 2}") for n in range(10)]
     del train[1]["family"]
     validation = [make_row(50 + n, family=f) for n, f in enumerate(("F9", "F4", "F4", None))]
     report = check_split(tmp_path, train, validation, group_by="family")
-    found = [place for place in places(report) if place[1].startswith("group")]
     missing, both = "group missing", "group on both sides"
-    assert found == [(2, missing), (2, both), (3, both), (4, missing)]
-    (misspelt,) = check_rows(tmp_path, GOOD, group_by="refrence_gene").faults
-    assert (misspelt.line, misspelt.kind) == (1, missing) and "reference_gene" in misspelt.found
-
-
-def test_too_many_rows_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("rftkit.check.MAX_ROWS", {"train": 29, "validation": 2})
-    report = check_split(tmp_path, GOOD, [make_row(n) for n in (50, 51, 52, 53)])
-    assert places(report) == [(30, "too many rows"), (3, "too many rows")]
+    found = [place for place in places(report) if place[1] in (missing, both, "too many rows")]
+    assert found == [(2, missing), (10, "too many rows"), (2, both), (3, both), (4, missing)]
 
 
 # Near-duplicates.
@@ -302,22 +290,16 @@ def run(*arguments: object):
     return CliRunner().invoke(app, ["check", *map(str, arguments)])
 
 
-def test_the_exit_code_is_0_where_clean_1_at_faults_2_at_wrong_usage(tmp_path):
+def test_the_command_prints_every_fault_and_its_exit_code_is_0_where_clean(tmp_path):
     check_split(tmp_path, GOOD, [make_row(50)])
     both = (tmp_path / "train.jsonl", "--validation", tmp_path / "validation.jsonl")
     assert run(*both).exit_code == 0
     leak = run(*both, "--group-by", "reference_gene")
     assert leak.exit_code == 1 and "validation.jsonl:1: " in leak.output
-    assert run(tmp_path / "nowhere.jsonl").exit_code == run(tmp_path).exit_code == 1
+    assert run(tmp_path / "nowhere.jsonl").exit_code == run(BROKEN).exit_code == 1
     assert run().exit_code == run(tmp_path / "train.jsonl", "--no-such-option").exit_code == 2
-
-
-def test_the_command_prints_every_fault_and_json_one_object():
-    text = run(BROKEN).output
-    assert all(f"rows.jsonl:{line}: " in text for line, _ in EXPECTED)
-    result = run(BROKEN, "--json")
-    record = json.loads(result.stdout)
-    assert result.exit_code == 1 and record["ok"] is False and len(record["faults"]) == 28
+    record = json.loads(run(BROKEN, "--json").stdout)
+    assert record["ok"] is False and len(record["faults"]) == 28
     assert record["counts"]["broken JSON"] == 5 and record["rows"] == {"train": 22}
     assert {"files", "answer_keys", "notes"} <= record.keys()
     wanted = {"file", "line", "key", "value", "expectation", "next_step", "kind", "message"}

