@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,10 +27,6 @@ RANK = (*MINI, "--grader", "gene_rank")
 
 def evaluate(*words):
     return CliRunner().invoke(app, ["evaluate", *map(str, words)])
-
-
-def lines_of(out):
-    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +62,12 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory, rows, run_folder):
-    """(the report, its folder, standard error) of the base and the tuned model."""
-    out = tmp_path_factory.mktemp("out") / "table"
+def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(tmp_path, rows, run_folder):
+    out = tmp_path / "table"
     words = (rows, "--task", "gene_ranking", *MINI, "--model", run_folder, "--samples", 3)
     result = evaluate(*words, "--seed", 5, "--out", out, "--json")
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout), out, result.stderr
-
-
-def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(compared, run_folder):
-    report, out, stderr = compared
+    report, stderr = json.loads(result.stdout), result.stderr
     assert json.loads((out / "report.json").read_text()) == report
     fields = "task n_cases sampling systems paired training gates seed versions sha256".split()
     assert set(fields) <= report.keys() and report["n_cases"] == len(ROWS)
@@ -84,7 +75,8 @@ def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(compared, ru
     assert {"some.jsonl", "grader", "embedded:mini"} <= report["sha256"].keys()
     assert len(report["sha256"]) == 4 and report["gates"].keys() == {"mini"}
     assert (out / "table.png").read_bytes()[:4] == b"\x89PNG"
-    lines, by_id = lines_of(out), {row["case_id"]: row for row in ROWS}
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    by_id = {row["case_id"]: row for row in ROWS}
     for system in report["systems"]:
         own = [line for line in lines if line["model"] == system["name"]]
         assert len(own) == system["answers"] == len(ROWS) * 4
@@ -125,13 +117,9 @@ def no_number(sample, item): return float("nan")
 """
 
 
-@pytest.fixture
-def metrics_here(tmp_path, monkeypatch):
+def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkeypatch, rows):
     (tmp_path / "own_metrics.py").write_text(METRICS)
     monkeypatch.chdir(tmp_path)
-
-
-def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(metrics_here, tmp_path, rows):
     names = ["own_metrics:tokens", "own_metrics:gene_length"]
     cut = ("--max-tokens", 3, "--samples", 1, "--batch-size", 2)
     result = evaluate(rows, *RANK, *cut, "--out", "o", "--metric", names[0], "--metric", names[1])
@@ -142,9 +130,6 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(metrics_here, tm
     genes = [len(row["reference_gene"]) for row in ROWS]
     assert (system[names[0]]["mean"], report["headline"]) == (3, names[0])
     assert system[names[1]]["mean"] == pytest.approx(np.mean(genes), abs=1e-3)
-
-
-def test_a_metric_that_cannot_be_loaded_or_fails_is_named(metrics_here):
     for name in ("own_metrics", "no_such_module:f", "own_metrics:missing"):
         with pytest.raises(UserError, match=f"--metric {name}: cannot be loaded"):
             load_metric(name)
@@ -191,26 +176,17 @@ def test_a_grader_that_fails_on_every_answer_is_a_finding(tmp_path, rows):
     assert system["grader_errors"] == system["answers"] > 0 and system["ungraded"] == 0
 
 
-class Endpoint:
-    """A policy some of whose answers never come."""
-
-    name = "m"
-
-    def __init__(self, lost):
-        self.lost = lost
-
-    def sample(self, prompts, n, config, progress=None):
+@pytest.mark.parametrize("lost", [0, 4, 12])
+def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, monkeypatch, lost):
+    def sample(prompts, n, config, progress=None):
         assert config.max_new_tokens == 1024
         right = Sample(output_text='{"genes": ["A", "B", "C", "D", "E"]}')
         failed = Sample(finish_reason="error", errors=["refused"])
-        drawn = [failed if number < self.lost else right for number in range(len(prompts))]
-        return [[replace(sample)] for sample in drawn]
+        return [[replace(failed if number < lost else right)] for number in range(len(prompts))]
 
-
-@pytest.mark.parametrize("lost", [0, 4, 12])
-def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, monkeypatch, lost):
+    policy = SimpleNamespace(name="m", sample=sample)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    monkeypatch.setattr("rftkit.compare.load_policy", lambda model: Endpoint(lost))
+    monkeypatch.setattr("rftkit.compare.load_policy", lambda model: policy)
     words = ("--model", "endpoint:m", "--grader", "gene_rank", "--samples", 1)
     result = evaluate(rows, *words, "--out", tmp_path / "o")
     assert result.exit_code == (1 if lost else 0)

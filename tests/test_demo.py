@@ -13,32 +13,26 @@ from rftkit.records import SamplingConfig
 from rftkit.task import load_task
 
 
-class Listener(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, text=""):
-        self.lines.append(text)
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """(folder, report, listener) of a run with eight made-up cases: two cannot be told."""
+    """(folder, report, lines, bars) of a run with eight made-up cases: two cannot be told."""
     folder = tmp_path_factory.mktemp("demo")
     known = [(gene, sorted(terms)[:5]) for gene, terms in load_world().annotation.items()][:6]
     packets = [packet(f"c{n}", gene, terms) for n, (gene, terms) in enumerate(known)]
     packets += [packet("n", "NOTAGENE", known[0][1]), packet("few", known[0][0], ())]
     cases = write_packets(folder / "real.jsonl", packets)
-    listener = Listener()
+    reporter, lines = Reporter(quiet=True), []
+    reporter.say = lines.append
     demo = Demo("smoke", cases=cases, out=folder / "r")
-    return demo.out, demo.run(listener), listener
+    return demo.out, demo.run(reporter), lines, reporter.tasks
 
 
 def test_the_folder_holds_the_report_and_its_fields(demo):
-    folder, report, _ = demo
+    folder, report, said, [bar] = demo
+    row = load_task("gene_ranking").rows("train")[0]
+    (shown,) = [x for line in said for x in line.split("\n") if "user:" in x]
+    assert row["messages"][0]["content"] in shown and row["reference_gene"] not in shown
+    assert bar.completed == bar.total > 0
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
     for name in ("report.md", "table.png", "curve.png", "log.jsonl", "samples.jsonl",
                  "config.json", "adapter/adapter_model.safetensors"):  # fmt: skip
@@ -62,16 +56,8 @@ def test_the_folder_holds_the_report_and_its_fields(demo):
             assert pair["difference"] == pytest.approx(a - b, abs=2e-4)
 
 
-def test_a_case_is_shown_without_its_answer_and_the_last_bar_is_full(demo):
-    listener, row = demo[2], load_task("gene_ranking").rows("train")[0]
-    (shown,) = [x for line in listener.lines for x in line.split("\n") if "user:" in x]
-    assert row["messages"][0]["content"] in shown and row["reference_gene"] not in shown
-    (bar,) = listener.tasks
-    assert bar.completed == bar.total > 0
-
-
 def test_samples_carry_their_system_and_their_grade(demo):
-    folder, report, _ = demo
+    folder, report, *_ = demo
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     tested = [line for line in lines if "step" not in line]
     assert {line["model"] for line in tested} == set(SYSTEMS)

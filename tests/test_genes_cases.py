@@ -119,19 +119,15 @@ def test_a_lost_case_is_counted_by_its_reason(read, part, reason):
     assert (reading.summary()["records"], reading.lost) == (2, {reason: 1})
 
 
-@pytest.mark.parametrize(
-    ("element", "words"),
-    [
-        ({"age": {"iso8601duration": "P1Y3M"}}, "1 year 3 months"),
-        ({"age": {"iso8601duration": "P1DT12H"}}, "1 day"),
-        ({"age": {"iso8601duration": "P0D"}}, "newborn"),
-        ({"gestationalAge": {"weeks": 21}}, "21 weeks of gestation"),
-        ({"ontologyClass": {"id": "HP:0003577", "label": "anything"}}, "Congenital onset"),
-        ({"ontologyClass": {"id": "X:1", "label": "the gene is FBN1"}}, None),
-    ],
-)
-def test_a_time_is_written_in_words_or_left_out(element, words):
-    assert describe_time(element, load_hpo()) == words
+def test_a_time_is_written_in_words_or_left_out():
+    ages = {"P1Y3M": "1 year 3 months", "P1DT12H": "1 day", "P0D": "newborn", "six": None}
+    for duration, words in ages.items():
+        assert describe_time({"age": {"iso8601duration": duration}}, load_hpo()) == words
+    assert describe_time({"gestationalAge": {"weeks": 21}}, load_hpo()) == "21 weeks of gestation"
+    terms = {"HP:0003577": "Congenital onset", "X:1": None}
+    for term, words in terms.items():
+        onset = {"ontologyClass": {"id": term, "label": "the gene is FBN1"}}
+        assert describe_time(onset, load_hpo()) == words
 
 
 def test_every_kind_of_source_gives_the_same_cases(tmp_path):
@@ -152,17 +148,14 @@ def test_every_kind_of_source_gives_the_same_cases(tmp_path):
         assert read_cases(tmp_path / name, load_hpo()).cases == expected, name
 
 
-LINE, EXCLUDED = json.dumps(packet()) + "\n", json.dumps(absent(SEIZURE))
+LINE = json.dumps(packet()) + "\n"
 BROKEN = {  # file: (content, place in the message)
     "cut.jsonl.gz": (gzip.compress((LINE * 2).encode())[:-9], "cut.jsonl.gz"),
-    "cut.zip": (b"PK\x03\x04", "cut.zip"),
     "cut.jsonl": ((LINE + LINE[:200]).encode(), "cut.jsonl:2"),
-    "latin.jsonl": (b'{"id": "\xe9"}\n', "latin.jsonl:1"),
     "list.json": (b"[1, 2]\n", "list.json"),
     "empty.jsonl": (b"", "empty.jsonl"),
     "other.jsonl": ((LINE + '{"name": 1}\n').encode(), "other.jsonl:2"),
     "v1.jsonl": (LINE.replace('"excluded"', '"negated"').encode(), "v1.jsonl:1"),
-    "text.jsonl": (LINE.replace(EXCLUDED, '"Seizure"').encode(), "text.jsonl:1"),
 }
 
 
@@ -252,13 +245,11 @@ def test_the_files_are_written_and_the_report_adds_up(tmp_path):
     assert (report["records"], report["kept"]) == (n_made + 4, n_made + 3)
     assert report["lost"] == {"no present feature": 1} and report["duplicates"] == 2
     assert report["copies"] == {REPEATED: 2, CONTRADICTED: 2}
-    for name, side in report["files"].items():
-        rows = read_rows(out / name)
-        genes = Counter(row["reference_gene"] for row in rows)
-        assert (side["rows"], side["genes"]) == (len(rows), len(genes))
-        assert side["rows_of_largest_gene"] == max(genes.values())
-        assert side["sha256"] == sha256_of(out / name)
     assert sum(side["rows"] for side in report["files"].values()) == report["kept"]
+    for name, side in report["files"].items():
+        genes = Counter(row["reference_gene"] for row in read_rows(out / name))
+        assert (side["rows"], side["genes"]) == (genes.total(), len(genes))
+        assert side["sha256"] == sha256_of(out / name)
 
 
 def test_without_copies_the_printed_next_step_passes(tmp_path):
@@ -272,38 +263,35 @@ def test_without_copies_the_printed_next_step_passes(tmp_path):
     assert all(path.read_bytes() == (again / path.name).read_bytes() for path in out.iterdir())
 
 
-@pytest.fixture(scope="module")
-def published():
-    if not os.environ.get("RFTKIT_PHENOPACKETS"):
-        pytest.skip("RFTKIT_PHENOPACKETS is not set: no published cases to read")
-    return os.environ["RFTKIT_PHENOPACKETS"]
+PUBLISHED = os.environ.get("RFTKIT_PHENOPACKETS")
+needs_published = pytest.mark.skipif(not PUBLISHED, reason="RFTKIT_PHENOPACKETS is not set")
 
 
-def test_the_published_cases_give_the_documented_counts_and_baselines(published, tmp_path):
-    report = cases.make_cases(published, tmp_path, with_baselines=True, without_copies=True)
+@needs_published
+def test_the_published_cases_give_the_documented_counts_and_baselines(tmp_path):
+    report = cases.make_cases(PUBLISHED, tmp_path, with_baselines=True, without_copies=True)
     assert (report["records"], report["kept"]) == (8099, 8040)
     assert report["lost"] == {"no causative gene": 56, "no present feature": 3}
     assert report["terms_unknown_to_hpo"]["mentions"] == 249
     assert report["dropped"][REPEATED] == 244 and report["dropped"][CONTRADICTED] == 3
-    expected = [  # n, top1, top5, top10
-        (8040, 35.7, 49.1, 54.4),
-        (7049, 15.3, 28.0, 35.0),
-        (8040, 36.8, 51.3, 56.0),
-        (7049, 16.2, 31.2, 37.8),
+    expected = [
+        ("overlap", "as is", 8040, 35.7, 49.1, 54.4),
+        ("overlap", "without own paper", 7049, 15.3, 28.0, 35.0),
+        ("likelihood", "as is", 8040, 36.8, 51.3, 56.0),
+        ("likelihood", "without own paper", 7049, 16.2, 31.2, 37.8),
     ]
-    hows = ("as is", "without own paper")
-    lines = [(line["method"], line["how"]) for line in report["baselines"]]
-    assert lines == [(method, how) for method in ("overlap", "likelihood") for how in hows]
-    for line, numbers in zip(report["baselines"], expected):
+    for line, (method, how, *numbers) in zip(report["baselines"], expected, strict=True):
+        assert (line["method"], line["how"]) == (method, how)
         measured = [line[key] for key in ("n", "top1", "top5", "top10")]
         assert measured == pytest.approx(numbers, abs=0.1), line
     checked = check_file(tmp_path / "train.jsonl", tmp_path / "validation.jsonl", "reference_gene")
     assert checked.ok, checked.counts
 
 
-def test_published_cases_in_the_words_of_the_small_world(published, tmp_path):
+@needs_published
+def test_published_cases_in_the_words_of_the_small_world(tmp_path):
     world = load_world()
-    rows, counts = read_real_cases(published, world)
+    rows, counts = read_real_cases(PUBLISHED, world)
     assert (counts["read"], counts["kept"], counts["genes"]) == (8099, 602, 42)
     assert counts["splits"] == {"train": 425, "test": 134, "validation": 43}
     assert sum(counts["lost"].values()) == counts["read"] - counts["kept"]
@@ -311,11 +299,10 @@ def test_published_cases_in_the_words_of_the_small_world(published, tmp_path):
         assert 3 <= len(row["present"]) <= 6
         assert all(world.terms[term["id"]] == term["label"] for term in row["present"])
         assert row["split"] == world.splits[row["reference_gene"]]
-    cases.make_cases(published, tmp_path)  # as rows they are the same
+    cases.make_cases(PUBLISHED, tmp_path)  # as rows they are the same
     again, _ = read_real_cases(tmp_path, world)
-    assert sorted(again, key=lambda row: row["case_id"]) == sorted(
-        rows, key=lambda row: row["case_id"]
-    )
+    by_id = [sorted(each, key=lambda row: row["case_id"]) for each in (rows, again)]
+    assert by_id[0] == by_id[1]
 
 
 def test_an_onset_belongs_to_a_group_of_the_small_world():
