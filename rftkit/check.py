@@ -1,7 +1,7 @@
 """`rftkit check`: every fault of a file, each with its line, in one pass.
 
 `contract.py` finds what is wrong with a line by itself. Here: the answers, and what shows only
-between rows. A fault makes a job fail or its numbers wrong; a note is worth knowing.
+between rows.
 """
 
 from __future__ import annotations
@@ -125,10 +125,7 @@ def looks_like_answer(key: str) -> bool:
 
 
 def answer_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
-    """Answers that are missing, empty, in invisible blanks, or of another type than the others.
-
-    A key that most rows lack is optional; where a quarter is of another type, it is meant.
-    """
+    """A key that most rows lack is optional; where a quarter is of another type, it is meant."""
     types = Counter(json_type(line.row[key]) for line in lines if key in line.row)
     [(usual, count)] = types.most_common(1)
     for line in lines:
@@ -154,15 +151,15 @@ def json_type(value: Any) -> str:
 
 
 def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
-    """Rows whose prompt tells the answer word for word.
-
-    Where the prompt also holds two other rows' answers (or all there are), it offers a choice:
-    candidates, the labels to pick from.
-    """
+    """Rows whose prompt tells the answer word for word. Where it also holds two other rows' answers
+    (or all there are), it offers a choice: candidates, the labels to pick from."""
     known = {words_of(value) for line in lines for value in searchable(line.row.get(key))}
     longest = min(6, max(map(len, known), default=0))
     for line in lines:
-        prompt = prompt_text(line.row)
+        messages = readable_messages(line.row)
+        if messages and messages[-1].get("role") == "assistant":
+            messages = messages[:-1]  # an answer, no part of the prompt
+        prompt = messages_text({"messages": messages})
         told = [value for value in searchable(line.row.get(key)) if stands_in(value, prompt)]
         words = words_of(prompt) if told else ()
         phrases = {words[i : i + n] for n in range(1, longest + 1) for i in range(len(words))}
@@ -174,10 +171,8 @@ def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
 
 
 def searchable(answer: Any) -> list[str]:
-    """The texts of an answer (alone, in a list or in an object) that are worth looking for.
-
-    Chance finds others: under 3 characters, numbers under 5, yes and no.
-    """
+    """The texts of an answer (alone, in a list or in an object) that are worth looking for. Chance
+    finds others: under 3 characters, numbers under 5, yes and no."""
     texts = []
     for _, leaf in walk(answer):
         text = str(leaf).strip(INVISIBLE) if type(leaf) in (str, int, float) else ""
@@ -199,14 +194,6 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text))
 
 
-def prompt_text(row: Row) -> str:
-    """What the model reads: an assistant's message at the very end is an answer, not a prompt."""
-    messages = readable_messages(row)
-    if messages and messages[-1].get("role") == "assistant":
-        messages = messages[:-1]
-    return messages_text({"messages": messages})
-
-
 # Between rows.
 
 
@@ -220,7 +207,6 @@ def repeated_ids(lines: Sequence[Line]) -> Iterator[Fault]:
 
 
 def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[Fault]:
-    """Prompts that come again word for word."""
     first: dict[bytes, Line] = {}
     for line in lines:
         other = first.setdefault(messages_digest(line.row), line)
@@ -234,7 +220,6 @@ def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[F
 
 
 def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
-    """Groups on both sides, and rows without one."""
     first: dict[str, Line] = {}
     for line in lines:
         group = group_of(line.row, key)
@@ -294,10 +279,8 @@ def shingles(text: str) -> set[int]:
 def similar_prompts(
     train: Sequence[str], validation: Sequence[str]
 ) -> list[tuple[int, int, float]]:
-    """(validation index, index of its closest training text, similarity) from THRESHOLD on.
-
-    All pairs are computed, as products of sparse matrices of 0 and 1 (rows x shingles).
-    """
+    """(validation index, index of its closest training text, similarity) from THRESHOLD on: all
+    pairs are computed, as products of sparse matrices of 0 and 1 (rows x shingles)."""
     import numpy as np
     from scipy.sparse import csr_matrix
 

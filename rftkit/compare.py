@@ -91,7 +91,6 @@ class Bench:
 
 
 def count_answers(result: SystemResult) -> dict[str, Any]:
-    """How many answers were drawn, and how many of them say little about the model."""
     drawn = [s for group in (*result.samples, *result.greedy_samples) for s in group]
     failed = sum(sample.finish_reason == "error" for sample in drawn)
     cut = sum(sample.finish_reason == "length" for sample in drawn)
@@ -160,9 +159,6 @@ def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) ->
     table_figure(report, report["headline"]).savefig(out / "table.png")
 
 
-# rftkit evaluate.
-
-
 @dataclass
 class Comparison:
     """Each field is an option of `rftkit evaluate`: a new one is a new line."""
@@ -184,16 +180,15 @@ class Comparison:
 
 
 def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Evaluate every model, write the report to `out`, return report.json's object. What a
-    finished model answered stays in samples.jsonl, whatever happens to a later one."""
+    """Evaluate every model, write the report to `out`, return report.json's object."""
     began, out = time.perf_counter(), asked.out
-    folders = {model: local_folders(model) for model in asked.models}
-    place, bench = open_bench(asked, folders, reporter or Reporter(quiet=True))
-    trained = {model: training_record(model, bench) for model in folders}
+    weights = {k: v for model in asked.models for k, v in local_weights(model).items()}
+    place, bench = open_bench(asked, reporter or Reporter(quiet=True))
+    trained = {model: training_record(model, bench) for model in asked.models}
     if is_begun(out):
         raise UserError(f"--out {out}: holds a training run, expected another folder")
     files.write_text(out / "samples.jsonl", "")
-    for model in folders:
+    for model in asked.models:
         policy = load_policy(model)
         if asked.batch_size:
             policy.batch_size = asked.batch_size
@@ -206,28 +201,31 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
     report["sha256"] = {
         place.name: sha256_of(place),
         "grader": digest_of(bench.task.grader_spec).hex(),
-        **weights_sums(folders),
     }
+    for name, folder in weights.items():
+        for file in folder.glob("*model.safetensors"):
+            report["sha256"][name] = sha256_of(file)
     report["seconds"] = round(time.perf_counter() - began, 1)
     write_report(report, report["notes"], out)
     return report
 
 
-def local_folders(model: str) -> list[Path]:
-    """[its base, its adapter], [] for an endpoint. UserError for one that is not there."""
+def local_weights(model: str) -> dict[str, Path]:
+    """{name in the report: folder} of its adapter and its base; UserError where one is missing."""
     if model.startswith("endpoint:"):
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set its address there")
-        return []
-    folders = [Path(folder) for folder in model_folder(model) if folder]
-    for folder in folders:
+        return {}
+    base, adapter = map(lambda folder: folder and Path(folder), model_folder(model))
+    folders = {model: adapter or base}
+    if adapter:
+        folders[f"embedded:{base.name}" if base.parent == MODELS else str(base)] = base
+    for folder in folders.values():
         check_weights(folder)
     return folders
 
 
-def open_bench(
-    asked: Comparison, folders: Mapping[str, Sequence[Path]], reporter: Reporter
-) -> tuple[Path, Bench]:
+def open_bench(asked: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
     """(the file of the rows, the bench): everything is read and checked, no model is loaded."""
     place, name = asked.rows, asked.task
     if not (place.is_file() or place.suffix == ".jsonl"):
@@ -253,7 +251,7 @@ def open_bench(
             raise UserError(f'{place}:{number}: no "{key}", as task {task.name} has: name another')
     functions = {name: load_metric(name) for name in asked.metrics or ()}
     # One limit for all models: what differs between them must be the models alone.
-    embedded = all(places and places[0].parent == MODELS for places in folders.values())
+    embedded = all(Path(model_folder(model)[0]).parent == MODELS for model in asked.models)
     limit = asked.max_tokens or (EMBEDDED_TOKENS if embedded else OTHER_TOKENS)
     sampling = SamplingConfig(max_new_tokens=limit, seed=asked.seed)
     return place, Bench(task, rows, sampling, asked.samples, reporter, functions)
@@ -294,10 +292,8 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
     from rftkit.training.config import config_rows, config_task
     from rftkit.training.report import shared_groups
 
-    run = next(
-        (p for p in (Path(model), Path(model).parent) if (p / "training.json").exists()), None
-    )
-    if run is None:
+    run = Path(model) if (Path(model) / "training.json").exists() else Path(model).parent
+    if not (run / "training.json").exists():
         return {}
     training, config = read_json(run / "training.json")["training"], read_config(run)
     kept = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
@@ -313,8 +309,8 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
 
 def make_report(bench: Bench, trained: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """report.json's record; `trained` holds the training record of each model that has one."""
-    metrics = [(name, False) for name in (*bench.functions, bench.headline)]
-    compared = dict.fromkeys([(bench.headline, False), (bench.headline, True), *metrics])
+    own = [(name, False) for name in bench.functions if name != bench.headline]
+    compared = [(bench.headline, False), (bench.headline, True), *own]
     couples = combinations(bench.results, 2)
     pairs = [(later, earlier, *how) for earlier, later in couples for how in compared]
     report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": []}
@@ -328,7 +324,7 @@ def make_report(bench: Bench, trained: Mapping[str, dict[str, Any]]) -> dict[str
 
 
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
-    """What a reader of the table must know, a sentence each; empty where all went well."""
+    """What a reader of the table must know, a sentence each."""
     of = f"of {system['answers']} answers"
     missing = system["failed"] + system["ungraded"]
     shared = system.get("training", {}).get("answer_groups_shared_with_eval")
@@ -342,14 +338,3 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
         "held-out numbers: evaluate on other rows": shared,
     }
     return [f"{system['name']}: {note}" for note, applies in notes.items() if applies]
-
-
-def weights_sums(folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    """sha256 of each local model's weights and of its adapter's."""
-    sums = {}
-    for model, places in folders.items():
-        for place in places:
-            base = f"embedded:{place.name}" if place.parent == MODELS else str(place)
-            for file in place.glob("*model.safetensors"):
-                sums[model if place is places[-1] else base] = sha256_of(file)
-    return sums

@@ -1,7 +1,7 @@
 """The contract of one row of RFT JSONL, and the way from a file's bytes to its rows.
 
-Source: OpenAI's reinforcement fine-tuning guide and API specification (2026). Where these are
-silent the choice is ours, and it is the stricter one.
+Source: OpenAI's reinforcement fine-tuning guide and API specification (2026), and where they are
+silent, the stricter choice.
 """
 
 from __future__ import annotations
@@ -82,18 +82,14 @@ STARTS = {
 
 @dataclass
 class Fault:
-    """A fault, or a note: something worth knowing that needs no change.
-
-    `line` counts from 1, and is None where the whole file is meant. `key` is a path such as
-    `messages[1].role`; `value` is what stands there, shortened.
-    """
+    """A fault, or a note: something worth knowing that needs no change."""
 
     kind: str
     found: str
-    key: str = ""
-    value: str = ""
+    key: str = ""  # a path such as messages[1].role
+    value: str = ""  # what stands there, shortened
     file: str = ""
-    line: int | None = None
+    line: int | None = None  # from 1; None: the whole file
 
     def __post_init__(self) -> None:
         self.severity = "note" if self.kind == "no validation file" else "fault"
@@ -190,9 +186,7 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[Fault]]]:
     """(number, row or None where it could not be read, its faults) of every line of a JSONL file.
-
-    Holds one line in memory. What is wrong with the whole file has no number.
-    """
+    What is wrong with the whole file has no number."""
     try:
         with open(path, "rb") as file:
             head = file.peek(1024)[:1024].removeprefix(codecs.BOM_UTF8)

@@ -59,14 +59,11 @@ def versions() -> dict[str, str]:
 def machine() -> str:
     """One line that names this machine, for the label of a measured number."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return f"{platform.system()} {platform.machine()}, {cores} CPU cores, {processor()}"
-
-
-def processor() -> str:
+    processor = platform.processor() or "unknown processor"
     with suppress(OSError):  # Linux alone has this file
         if name := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
-            return name[1].strip()
-    return platform.processor() or "unknown processor"
+            processor = name[1].strip()
+    return f"{platform.system()} {platform.machine()}, {cores} CPU cores, {processor}"
 
 
 def peak_memory_mb() -> float | None:

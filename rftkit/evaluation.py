@@ -1,8 +1,7 @@
 """Held-out evaluation: the same rows, prompts and seeds for every system, and intervals.
 
 A number about a model is a mean over rows of the mean over a row's samples, with a 95 % bootstrap
-interval over whole groups (rows that share an answer are not independent). Two systems are
-compared on the same rows: the interval of the paired difference says more than two intervals do.
+interval over whole groups: rows that share an answer are not independent.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def bootstrap(values: Sequence[float], clusters: Sequence[Any], seed: int = 0) -
 def paired_difference(
     a: Sequence[float], b: Sequence[float], clusters: Sequence[Any], seed: int = 0
 ) -> Interval:
-    """Mean of a - b over the same rows, with its interval."""
+    """Mean of a - b over the same rows, with its interval: it says more than two intervals do."""
     return bootstrap(np.asarray(a, float) - np.asarray(b, float), clusters, seed)
 
 
@@ -100,10 +99,8 @@ def row_values(
 
 
 def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
-    """maj@k, (rows,): is the first-ranked answer that most samples give the right one?
-
-    Samples without a readable answer do not vote; a tie counts by its share of right answers.
-    """
+    """maj@k, (rows,): is the first-ranked answer that most samples give the right one? Samples
+    without a readable answer do not vote; a tie counts by its share of right answers."""
     values = []
     for row, group in zip(rows, samples):
         votes = Counter(str(a[0]) for a in map(task.answers, group) if a)
@@ -130,7 +127,7 @@ class SystemResult:
     samples: Groups = field(default_factory=list)
     greedy_samples: Groups = field(default_factory=list)
     patterns: dict[str, float] = field(default_factory=dict)
-    places: dict[str, float] = field(default_factory=dict)
+    places: dict[str, float] = field(default_factory=dict)  # of the reference: "1", "not listed"
 
     def to_json(self, clusters: Sequence[Any]) -> dict[str, Any]:
         """The entry of report.json's `systems`."""
@@ -185,10 +182,8 @@ def measure(
     samples: int | None = None,
     functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
-    """Grade answers that were already drawn, and measure the task's metrics.
-
-    samples: how many of each row's answers make the headline; None: all, and no maj@k, pass@k.
-    """
+    """Grade answers that were already drawn, and measure the task's metrics. samples: how many of
+    each row's answers make the headline; None: all, and no maj@k, pass@k."""
     for group in (*drawn, *greedy):
         for sample in group:
             sample.model = name
@@ -201,8 +196,11 @@ def measure(
         values={key: row_values(m, task, rows, headline) for key, m in metrics.items()},
         samples=drawn,
         patterns=pattern_shares(task, headline),
-        places=place_shares(task, rows, headline) if task.answer_template else {},
     )
+    if task.answer_template:
+        places = [task.place(row, s) for row, group in zip(rows, headline) for s in group]
+        count = Counter("not listed" if place is None else str(place) for place in places)
+        result.places = {place: count[place] / len(places) for place in sorted(count)}
     k = max(len(group) for group in drawn)
     if samples is not None and k > samples:
         result.values[f"maj@{k}"] = majority_values(task, rows, drawn)
@@ -219,10 +217,3 @@ def pattern_shares(task: Task, samples: Groups) -> dict[str, float]:
     texts = [sample.reasoning for group in samples for sample in group]
     patterns = task.compiled_patterns.items()
     return {name: sum(map(bool, map(p.search, texts))) / len(texts) for name, p in patterns}
-
-
-def place_shares(task: Task, rows: list[dict], samples: Groups) -> dict[str, float]:
-    """Where the reference stands in the ranked answer: shares of "1", "2", ..., "not listed"."""
-    places = [task.place(row, s) for row, group in zip(rows, samples) for s in group]
-    count = Counter("not listed" if p is None else str(p) for p in places)
-    return {place: count[place] / len(places) for place in sorted(count)}

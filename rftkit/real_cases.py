@@ -71,11 +71,11 @@ def read_real_cases(source: str | Path, world: World) -> tuple[Rows, dict[str, A
     """(cases of the world's genes as rows that its models can read, counts of what was kept, lost
     and filled in). The source holds phenopackets, or rows of `rftkit cases`."""
     hpo = load_hpo()
-    reading = read_cases(source, hpo)
-    lost, read = reading.lost, len(reading.cases) + reading.lost.total()
+    cases, counts = read_cases(source, hpo)
+    lost = Counter(counts["lost"])
     carriers = Counter(term for terms in world.annotation.values() for term in terms)
     rows, filled = [], Counter()
-    for case in reading.cases:
+    for case in cases:
         if case.gene not in world.splits:
             lost["gene not among the genes asked about"] += 1
             continue
@@ -99,9 +99,11 @@ def read_real_cases(source: str | Path, world: World) -> tuple[Rows, dict[str, A
         row["present"] = [{"id": term, "label": world.terms[term]} for term in present]
         rows.append(row)
     if not rows:
-        raise UserError(f"{source}: none of {read} cases is of this world: {dict(lost)}")
+        raise UserError(
+            f"{source}: none of {counts['records']} cases is of this world: {dict(lost)}"
+        )
     return rows, {
-        "read": read,
+        "read": counts["records"],
         "kept": len(rows),
         "genes": len({row["reference_gene"] for row in rows}),
         "lost": dict(lost),

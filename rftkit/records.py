@@ -1,7 +1,6 @@
-"""The records that every part passes around: how to sample, and what came back.
+"""How to sample, and what came back: `<think>reasoning</think>output`.
 
-A model says `<think>reasoning</think>output`. `Sample` keeps the two apart, because a grader
-sees the output alone.
+`Sample` keeps the two apart, because a grader sees the output alone.
 """
 
 from __future__ import annotations

@@ -22,10 +22,7 @@ ID_KEYS = ("case_id", "row_id")
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read a JSONL file strictly: the first fault of any row raises UserError at `file:line`.
-
-    Faults that show only between rows (duplicates, leaks) are `check_file`'s business.
-    """
+    """Read a JSONL file strictly: the first fault of any row raises UserError at `file:line`."""
     rows = []
     for _, row, faults in read_lines(path):
         if faults:
@@ -64,7 +61,7 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
 
 
 def answer_fields(row: Row) -> Row:
-    """Every key but `messages` and `tools`: what a grader reads as `{{item.KEY}}`."""
+    """What a grader reads as `{{item.KEY}}`: every key but `messages` and `tools`."""
     return {key: value for key, value in row.items() if key not in RESERVED_KEYS}
 
 
@@ -85,7 +82,6 @@ def digest_of(value: Any) -> bytes:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The file's SHA-256 in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -98,13 +94,12 @@ def split_by_group(
 ) -> dict[str, list[Row]]:
     """Split rows so that no group, and no copy of a prompt, stands on two sides.
 
-    A random split of cases flatters a model: it meets the same answers again. Here all rows of a
-    group (one value of the answer field `group_by`) go to one side, and groups that share a row's
-    messages go together. `shares`, {"train": 0.8, "validation": 0.2}, add up to 1. The same rows,
-    whatever their order, and the same seed give the same sides.
+    All rows of a group (one value of the answer field `group_by`) go to one side, and groups that
+    share a row's messages go together. `shares`, {"train": 0.8, "validation": 0.2}, add up to 1.
+    The same rows, whatever their order, and the same seed give the same sides.
 
-    Groups are dealt out from the largest to the smallest; each goes to a side drawn at random,
-    in proportion to the room left there, among those with room for it. Rows keep their order.
+    Groups are dealt out from the largest to the smallest; each goes to a side drawn at random, in
+    proportion to the room left there, among those with room for it. Rows keep their order.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise UserError(f"shares are {dict(shares)}, expected positive shares that add up to 1")
@@ -112,15 +107,9 @@ def split_by_group(
     if len(bundles) < len(shares):
         count = plural(len(bundles), "group")
         raise UserError(f"{count} by {group_by!r} for {len(shares)} sides: group by another key")
-    dealt = _deal(bundles, len(rows), shares, random.Random(seed))
-    return {side: [rows[i] for i in sorted(sum(dealt[side], []))] for side in shares}
-
-
-def _deal(
-    bundles: list[list[int]], n_rows: int, shares: Mapping[str, float], rng: random.Random
-) -> dict[str, list[list[int]]]:
-    room = {side: share * n_rows for side, share in shares.items()}
+    room = {side: share * len(rows) for side, share in shares.items()}
     dealt: dict[str, list[list[int]]] = {side: [] for side in shares}
+    rng = random.Random(seed)
     for bundle in bundles:
         fitting = [side for side in shares if room[side] >= len(bundle)]
         if fitting:
@@ -133,7 +122,7 @@ def _deal(
         if not dealt[side]:
             richest = max(shares, key=lambda s: len(dealt[s]))
             dealt[side].append(dealt[richest].pop())
-    return dealt
+    return {side: [rows[i] for i in sorted(sum(dealt[side], []))] for side in shares}
 
 
 def _bundles(rows: Sequence[Row], group_by: str) -> list[list[int]]:

@@ -147,7 +147,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
         ((*MINI, "--grader", "exact_match"), "answer"),
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
         ((*RANK, "--model", "endpoint:m"), "OPENAI_BASE_URL"),
-        ((*RANK, "--model", "NOTHING"), "finished run"),
+        ((*RANK, "--model", "NOTHING"), "config.json"),
         ((*RANK, "--out", "RUN"), "holds a training run"),
         ((*RANK, "--out", "FILE/out"), "Not a directory"),
     ],

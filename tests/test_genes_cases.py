@@ -78,14 +78,14 @@ def test_no_field_that_names_the_answer_reaches_the_prompt(read):
     leaking = json.loads(json.dumps(packet("XLEAK", "XLEAK", pmid="PMID:31337")), object_hook=leak)
     leaking |= {"files": [{"uri": "XLEAK"}], "measurements": [{"assay": {"label": "XLEAK"}}]}
     leaking["diseases"][0]["onset"] = {"ontologyClass": {"id": "HP:0003593", "label": "XLEAK"}}
-    row = case_row(read(leaking).cases[0], load_hpo(), ["GENE1", "GENE2"])
+    row = case_row(read(leaking)[0][0], load_hpo(), ["GENE1", "GENE2"])
     prompt = row["messages"][0]["content"]
     assert not re.search("XLEAK|154700|31337|HGNC|PMID|OMIM", prompt, re.IGNORECASE)
     assert "Disproportionate tall stature; Ectopia lentis" in prompt and "Infantile" in prompt
     answer = {"reference_gene": "XLEAK", "disease": "OMIM:154700", "pmid": "PMID:31337"}
     assert row | answer | {"absent": [{"id": SEIZURE, "label": "Seizure"}]} == row
     bare = packet(missing=()) | {"subject": {"id": "x", "sex": "UNKNOWN_SEX"}}
-    text = prompt_text(read(bare).cases[0], load_hpo(), ["A", "B"])
+    text = prompt_text(read(bare)[0][0], load_hpo(), ["A", "B"])
     assert text.count("not recorded") == 4 and "candidates: A, B" in text
 
 
@@ -95,9 +95,9 @@ def leak(part):
 
 
 def test_terms_count_once_present_before_absent_and_unknown_ones_are_counted(read):
-    reading = read(packet(shown=(TALL, TALL, UNKNOWN), missing=(TALL, SEIZURE, UNKNOWN)))
-    assert (reading.cases[0].present, reading.cases[0].absent) == ([TALL], [SEIZURE])
-    unknown = reading.summary()["terms_unknown_to_hpo"]
+    [case], counts = read(packet(shown=(TALL, TALL, UNKNOWN), missing=(TALL, SEIZURE, UNKNOWN)))
+    assert (case.present, case.absent) == ([TALL], [SEIZURE])
+    unknown = counts["terms_unknown_to_hpo"]
     assert (unknown["mentions"], unknown["terms"], unknown["cases"]) == (2, 1, 1)
 
 
@@ -114,9 +114,9 @@ def test_terms_count_once_present_before_absent_and_unknown_ones_are_counted(rea
     ],
 )
 def test_a_lost_case_is_counted_by_its_reason(read, part, reason):
-    reading = read(packet("good"), packet("bad") | part)
-    assert [case.case_id for case in reading.cases] == ["good"]
-    assert (reading.summary()["records"], reading.lost) == (2, {reason: 1})
+    made, counts = read(packet("good"), packet("bad") | part)
+    assert [case.case_id for case in made] == ["good"]
+    assert (counts["records"], counts["lost"]) == (2, {reason: 1})
 
 
 def test_a_time_is_written_in_words_or_left_out():
@@ -133,7 +133,7 @@ def test_a_time_is_written_in_words_or_left_out():
 def test_every_kind_of_source_gives_the_same_cases(tmp_path):
     packets = [packet(f"case-{number}") for number in range(3)]
     lines = write_packets(tmp_path / "cases.jsonl", packets)
-    expected = read_cases(lines, load_hpo()).cases
+    expected, _ = read_cases(lines, load_hpo())
     (tmp_path / "cases.jsonl.gz").write_bytes(gzip.compress(lines.read_bytes()))
     (tmp_path / "folder" / "FBN1").mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / "store.zip", "w") as archive:
@@ -145,7 +145,7 @@ def test_every_kind_of_source_gives_the_same_cases(tmp_path):
     (tmp_path / "rows" / "report.json").write_text("{}")
     assert len(expected) == 3
     for name in ("cases.jsonl.gz", "folder", "store.zip", "rows", "rows/train.jsonl"):
-        assert read_cases(tmp_path / name, load_hpo()).cases == expected, name
+        assert read_cases(tmp_path / name, load_hpo())[0] == expected, name
 
 
 LINE = json.dumps(packet()) + "\n"

@@ -1,15 +1,15 @@
 """Gene ranking without a language model: what reading the annotation alone is worth.
 
-overlap     how many terms the closure of the case's present terms (the terms and all their
-            ancestors) shares with the closure of the gene's annotation
+overlap     how many terms the closure of the case's present terms (they and all their ancestors)
+            shares with the closure of the gene's annotation
 likelihood  naive Bayes over the gene's diseases. f(t) is the highest frequency that a disease
-            gives to t or a descendant of t, bg(t) its mean over all diseases with a gene (at least
-            1e-4). A present term adds log(.95 max f/bg + .05), the maximum over the term and its
-            ancestors; a gene takes its best disease.
+            gives to t or a descendant of t, bg(t) its mean over all diseases with a gene. A present
+            term adds log(.95 max f/bg + .05), the maximum over the term and its ancestors; a gene
+            takes its best disease.
 
-Both are measured as is and without the case's own paper (leave one publication out), because half
-of the published cases are what the annotation was made from: every row that cites the paper is
-taken away from the true gene. Absent terms are not used. Ties share their credit.
+Both are measured as is and without the case's own paper, because half of the published cases are
+what the annotation was made from: every row that cites the paper is taken from the true gene.
+Absent terms are not used. Ties share their credit.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """Published cases -> train, validation and test rows, split by gene: `rftkit cases`.
 
 Why by gene: under a random split the nearest training case alone names 83 % of the answers,
-under a split by paper 27 %. No answer gene of validation or test occurs in training, and cases
-with the same features stand on one side, even where their genes differ.
-
-Why copies are counted: a paper that reports a family gives several cases in the very same words.
-As rows they count double in training and shrink no interval in evaluation; the same words for two
-genes contradict each other; and a case that nearly repeats a training case tests memory. They are
-kept by default, because they are what was published.
+under a split by paper 27 %. Why copies are counted: a paper that reports a family gives several
+cases in the very same words. As rows they count double in training and shrink no interval in
+evaluation; the same words for two genes contradict each other; and a case that nearly repeats a
+training case tests memory. They are kept by default, because they are what was published.
 """
 
 from __future__ import annotations
@@ -51,14 +48,13 @@ def make_cases(
 
     With N candidates each prompt names N genes, the true one among them. The baselines rank all
     genes for all cases (about 10 s). Copies are what `rftkit check` calls so.
-    Returns the report. UserError for a source that cannot be read, or too few genes.
     """
     hpo = load_hpo()
-    reading = read_cases(source, hpo)
+    cases, reading = read_cases(source, hpo)
     rows = {}
-    for side, cases in split_cases(reading.cases, seed).items():
-        lists = candidate_lists(cases, hpo, candidates, seed) if candidates else [()] * len(cases)
-        rows[side] = [case_row(case, hpo, names) for case, names in zip(cases, lists)]
+    for side, own in split_cases(cases, seed).items():
+        lists = candidate_lists(own, hpo, candidates, seed) if candidates else [()] * len(own)
+        rows[side] = [case_row(case, hpo, names) for case, names in zip(own, lists)]
     copies = {side: copies_of(side_rows) for side, side_rows in rows.items()}
     found = Counter(reason for reasons in copies.values() for reason in reasons.values())
     counts = {reason: found[reason] for reason in (REPEATED, CONTRADICTED)}
@@ -76,11 +72,11 @@ def make_cases(
             "sha256": sha256_of(path),
         }
     written = {row["case_id"] for side_rows in rows.values() for row in side_rows}
-    features = {(case.gene, case.features) for case in reading.cases if case.case_id in written}
+    features = {(case.gene, case.features) for case in cases if case.case_id in written}
     report = {
         "source": Path(source).name,
         "hpo_release": HPO_RELEASE,
-        **reading.summary(),
+        **reading,
         "duplicates": len(written) - len(features),
         "split": {"by": GENE, "shares": SHARES, "seed": seed},
         "candidates": candidates,
@@ -90,7 +86,7 @@ def make_cases(
     }
     if with_baselines:
         rankers = (OverlapRanker(hpo), LikelihoodRanker(hpo))
-        report["baselines"] = [r for ranker in rankers for r in measure(ranker, reading.cases)]
+        report["baselines"] = [r for ranker in rankers for r in measure(ranker, cases)]
     write_json(Path(out) / "report.json", report)
     return report
 
@@ -112,12 +108,9 @@ def split_cases(cases: Sequence[Case], seed: int = 0) -> dict[str, list[Case]]:
 
 
 def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -> list[list[str]]:
-    """For each case of ONE side, `size` genes in a seeded order: the true one and distractors.
-
-    Half of the distractors are the genes whose annotation overlaps most with what this patient
-    shows; the others are drawn at random. All come from the answers of the same side: a gene that
-    only ever stood as a distractor could be learned to be wrong.
-    """
+    """For each case of ONE side, `size` genes in a seeded order: the true one and distractors, half
+    of them those whose annotation overlaps most with the case. All are answers of the same side: a
+    gene that only ever stood as a distractor could be learned to be wrong."""
     pool = sorted({case.gene for case in cases})
     if size > len(pool):
         raise UserError(f"--candidates is {size}, but a side has {len(pool)} genes: ask for fewer")
@@ -136,8 +129,8 @@ def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -
 def copies_of(rows: Sequence[Row]) -> dict[int, str]:
     """{number of the row in the list: why it is a copy}; the first of several alike is none.
 
-    Rows are alike where their prompts say the same of the patient; lists of candidates do not
-    count. A prompt that stands for several genes has no right answer: all its rows are copies.
+    Rows are alike where their prompts say the same of the patient, whatever the candidates. Where
+    several genes have the same prompt, all its rows are copies: it has no right answer.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
@@ -155,10 +148,7 @@ def drop_copies(
     rows: Mapping[str, Sequence[Row]], copies: Mapping[str, Mapping[int, str]]
 ) -> tuple[dict[str, list[Row]], int]:
     """(rows of each side without copies, number of near-duplicates): what passes `rftkit check`.
-
-    Of near-duplicates on two sides the later side's row goes: training keeps its rows, and what
-    is tested was not all but trained on.
-    """
+    Of near-duplicates on two sides the later side's row goes: training keeps its rows."""
     kept: dict[str, list[Row]] = {}
     n_near = 0
     for side, side_rows in rows.items():

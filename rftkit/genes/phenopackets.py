@@ -1,7 +1,4 @@
-"""GA4GH phenopackets, version 2 -> cases.
-
-A source is a .jsonl or .jsonl.gz file (one phenopacket a line), a .json file, a folder of these,
-or the release .zip of the phenopacket-store. Rows that `case_row` wrote are read as well. Schema: https://phenopacket-schema.readthedocs.io/en/2.0.0/.
+"""GA4GH phenopackets, version 2 -> cases. Schema: https://phenopacket-schema.readthedocs.io/en/2.0.0/.
 
 A phenopacket names its answer in many places: interpretations, diseases, variants, the paper's
 title, the id, the file's name. From these only gene, disease id and PMID are taken, as answer
@@ -18,7 +15,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,57 +27,47 @@ UNITS = ("year", "month", "week", "day")
 DURATION = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T[\dHMS.]+)?")
 
 
-@dataclass
-class Reading:
-    """Cases that were kept, and what became of everything else."""
+def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]]:
+    """(the cases of a source, counts as they stand in report.json).
 
-    cases: list[Case] = field(default_factory=list)
-    lost: Counter[str] = field(default_factory=Counter)  # reason -> cases
-    unknown_terms: Counter[str] = field(default_factory=Counter)  # "HP:… label" -> mentions
-    cases_with_unknown_terms: int = 0
-
-    def summary(self) -> dict[str, Any]:
-        """Counts as they stand in report.json."""
-        return {
-            "records": len(self.cases) + self.lost.total(),
-            "kept": len(self.cases),
-            "lost": dict(sorted(self.lost.items())),
-            "terms_unknown_to_hpo": {
-                "mentions": self.unknown_terms.total(),
-                "terms": len(self.unknown_terms),
-                "cases": self.cases_with_unknown_terms,
-                "most_frequent": dict(self.unknown_terms.most_common(10)),
-            },
-        }
-
-
-def read_cases(source: str | Path, hpo: Hpo) -> Reading:
-    """Read every record of a source. A case that cannot serve is counted by its reason.
-
+    A source is a .jsonl or .jsonl.gz file (one phenopacket a line), a .json file, a folder of
+    these, or the release .zip of the phenopacket-store. Rows of `case_row` are read as well.
     UserError, naming file and record, for a file that is truncated or no phenopacket.
     """
-    reading, cases = Reading(), {}
+    cases: dict[str, Case] = {}
+    lost: Counter[str] = Counter()  # reason -> cases
+    unknown: Counter[str] = Counter()  # "HP:… label" -> mentions
+    cases_with_unknown = 0
     for place, record in read_records(source):
         try:
             read = read_row if "messages" in record else read_case
-            case = read(record, hpo, reading)
+            case, terms = read(record, hpo)
         except (KeyError, TypeError, AttributeError) as error:
             message = f"{place}: not a phenopacket of version 2 ({error!r}): convert it"
             raise UserError(message) from error
+        unknown.update(terms)
+        cases_with_unknown += bool(terms)
         if isinstance(case, str):
-            reading.lost[case] += 1
-        elif case.case_id in cases:
-            reading.lost["the id of an earlier case"] += 1
-        else:
-            cases[case.case_id] = case
-    if not (cases or reading.lost):
+            lost[case] += 1
+        elif cases.setdefault(case.case_id, case) is not case:
+            lost["the id of an earlier case"] += 1
+    if not (cases or lost):
         raise UserError(f"{source}: holds no phenopacket, expected at least one: check the path")
-    reading.cases = list(cases.values())
-    return reading
+    return list(cases.values()), {
+        "records": len(cases) + lost.total(),
+        "kept": len(cases),
+        "lost": dict(sorted(lost.items())),
+        "terms_unknown_to_hpo": {
+            "mentions": unknown.total(),
+            "terms": len(unknown),
+            "cases": cases_with_unknown,
+            "most_frequent": dict(unknown.most_common(10)),
+        },
+    }
 
 
-def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
-    """One phenopacket as a case, or the reason why it is lost; unknown terms are counted."""
+def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str]]:
+    """(one phenopacket as a case, or the reason why it is lost; its terms unknown to HPO)."""
     features, subject = packet.get("phenotypicFeatures") or [], packet["subject"]
     if any("negated" in feature for feature in features):
         raise KeyError("excluded; negated is version 1")  # else read as present
@@ -92,16 +79,14 @@ def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
             terms[bool(feature.get("excluded"))][term] = None
         else:
             unknown.append(f"{given['id']} {given.get('label', '')}".strip())
-    reading.unknown_terms.update(unknown)
-    reading.cases_with_unknown_terms += bool(unknown)
     genes = causative_genes(packet)
     if len(genes) != 1:
-        return "several causative genes" if genes else "no causative gene"
+        return "several causative genes" if genes else "no causative gene", unknown
     if not terms[False]:
-        return "no present feature"
+        return "no present feature", unknown
     disease = next((d for d in packet.get("diseases") or [] if not d.get("excluded")), {})
     references = packet.get("metaData", {}).get("externalReferences") or []
-    return Case(
+    case = Case(
         case_id=packet["id"],
         gene=genes.pop(),
         disease=disease.get("term", {}).get("id", ""),
@@ -112,18 +97,18 @@ def read_case(packet: dict[str, Any], hpo: Hpo, reading: Reading) -> Case | str:
         age=describe_time(subject.get("timeAtLastEncounter") or {}, hpo),
         onset=describe_time(disease.get("onset") or {}, hpo),
     )
+    return case, unknown
 
 
-def read_row(row: dict[str, Any], hpo: Hpo, reading: Reading) -> Case:
+def read_row(row: dict[str, Any], hpo: Hpo) -> tuple[Case, list[str]]:
     """The case of a row that `case_row` wrote."""
     fields = {name: row[name] for name in ROW_FIELDS}
     for name in ("present", "absent"):
         fields[name] = [term["id"] for term in row[name] if term["id"] in hpo.terms]
-    return Case(gene=row["reference_gene"], **fields)
+    return Case(gene=row["reference_gene"], **fields), []
 
 
 def causative_genes(packet: dict[str, Any]) -> set[str]:
-    """Symbols of all genes that an interpretation calls causative, by variant or by gene."""
     genes = set()
     for interpretation in packet.get("interpretations") or []:
         for finding in interpretation.get("diagnosis", {}).get("genomicInterpretations") or []:
@@ -135,8 +120,7 @@ def causative_genes(packet: dict[str, Any]) -> set[str]:
 
 
 def describe_time(element: dict[str, Any], hpo: Hpo) -> str | None:
-    """A TimeElement in words: an age such as "1 year 3 months" (hours and below are left out), a
-    gestational age, or the label of an onset term."""
+    """An age such as "1 year 3 months", a gestational age, or the label of an onset term."""
     if "age" in element:
         match = DURATION.fullmatch(element["age"]["iso8601duration"])
         counts = zip(match.groups(default="0"), UNITS) if match else ()
@@ -149,7 +133,7 @@ def describe_time(element: dict[str, Any], hpo: Hpo) -> str | None:
 
 
 def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield (place, record); place reads "cases.jsonl.gz:17" or "store.zip/GENE/case.json"."""
+    """(place, record); place reads "cases.jsonl.gz:17" or "store.zip/GENE/case.json"."""
     place = str(source)
     try:
         for place, text in _texts(Path(source)):
