@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rftkit.contract import Fault, Row, read_lines, readable_messages, value_text, walk
-from rftkit.rows import ID_KEYS, answer_fields, group_of, messages_digest, messages_text, own_id
+from rftkit.rows import ID_KEYS, answer_fields, group_of, messages_key, messages_text, own_id
 
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
 
@@ -40,7 +40,7 @@ class CheckReport:
     """What `check_file` found."""
 
     faults: list[Fault] = field(default_factory=list)
-    notes: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)  # side -> how many lines are rows
     files: dict[str, str] = field(default_factory=dict)
     answer_keys: list[str] = field(default_factory=list)  # looked for in the prompts
@@ -55,9 +55,8 @@ class CheckReport:
         return dict(Counter(fault.kind for fault in self.faults).most_common())
 
     def to_json(self) -> dict[str, Any]:
-        faults, notes = ([f.to_json() for f in found] for found in (self.faults, self.notes))
-        record = {"ok": self.ok, "counts": self.counts}
-        return record | vars(self) | {"faults": faults, "notes": notes}
+        record = {"ok": self.ok, "counts": self.counts} | vars(self)
+        return record | {"faults": [fault.to_json() for fault in self.faults]}
 
 
 def check_file(
@@ -72,12 +71,11 @@ def check_file(
     Values of the answer field `group_by` must not stand on both sides. `answer_keys` are taken for
     the answer beside those named like one. `answer_in_prompt_ok`: the task is to find it there.
     """
-    report, found = CheckReport(files={"train": str(path)}), []
-    if validation is None:
-        found.append(Fault("no validation file", "the split was not checked", file=str(path)))
-    else:
+    report, found, lines = CheckReport(files={"train": str(path)}), [], []
+    if validation:
         report.files["validation"] = str(validation)
-    lines: list[Line] = []
+    else:
+        report.notes.append("the split was not checked: name the other file with --validation")
     for side, file in report.files.items():
         own = []
         for number, row, faults in read_lines(file):
@@ -98,9 +96,7 @@ def check_file(
     found += group_faults(lines, group_by) if group_by else ()
     found += near_duplicates(lines, str(validation)) if validation else ()
     order = list(report.files.values())
-    found.sort(key=lambda fault: (order.index(fault.file), fault.line or 0))
-    for fault in found:
-        (report.notes if fault.severity == "note" else report.faults).append(fault)
+    report.faults = sorted(found, key=lambda fault: (order.index(fault.file), fault.line or 0))
     return report
 
 
@@ -207,9 +203,9 @@ def repeated_ids(lines: Sequence[Line]) -> Iterator[Fault]:
 
 
 def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[Fault]:
-    first: dict[bytes, Line] = {}
+    first: dict[str, Line] = {}
     for line in lines:
-        other = first.setdefault(messages_digest(line.row), line)
+        other = first.setdefault(messages_key(line.row), line)
         if other is line or not readable_messages(line.row):
             continue
         same = all(line.row.get(key) == other.row.get(key) for key in keys)
@@ -233,10 +229,10 @@ def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
 
 def near_duplicates(lines: Sequence[Line], validation: str) -> Iterator[Fault]:
     """Validation prompts that are nearly a training prompt. Exact copies are named elsewhere."""
-    prompts: dict[bytes, Line] = {}
+    prompts: dict[str, Line] = {}
     for line in lines:
         if readable_messages(line.row):
-            prompts.setdefault(messages_digest(line.row), line)
+            prompts.setdefault(messages_key(line.row), line)
     trained = [line for line in prompts.values() if line.file != validation]
     held_out = [line for line in prompts.values() if line.file == validation]
     texts = ([messages_text(line.row) for line in side] for side in (trained, held_out))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +26,7 @@ from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings, read_grader
 from rftkit.policy import Policy, check_weights, load_policy, model_folder
 from rftkit.records import Sample, SamplingConfig
-from rftkit.rows import digest_of, messages_digest, read_rows, row_ids, sha256_of
+from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
 from rftkit.task import Task, load_task, task_from_json
 from rftkit.training.store import append_lines, is_begun, read_config
 
@@ -169,9 +171,7 @@ class Comparison:
     grader: Annotated[str | None, option("G", "Grader JSON, or a preset; else the task's.")] = None
     samples: Annotated[int, option("N", "Answers a row at T = 1.", min=1)] = 2
     seed: Annotated[int, option("S", "Of the sampling.", min=0)] = 0
-    metrics: Annotated[
-        list[str] | None, option("MODULE:FUNCTION", "Your own metric (repeatable).", "--metric")
-    ] = None
+    metrics: Annotated[list[str] | None, option("MODULE:FUNCTION", "Your own.", "--metric")] = None
     task: Annotated[str | None, option("T", "A task; default: the one beside ROWS.")] = None
     group_by: Annotated[str | None, option("KEY", "Rows of one value are drawn together.")] = None
     max_tokens: Annotated[int | None, option("N", "Default: 64 embedded, else 1024.", min=1)] = None
@@ -200,7 +200,7 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
     report = make_report(bench, trained) | {"rows": str(place)}
     report["sha256"] = {
         place.name: sha256_of(place),
-        "grader": digest_of(bench.task.grader_spec).hex(),
+        "grader": sha256(json.dumps(bench.task.grader_spec, sort_keys=True).encode()).hexdigest(),
     }
     for name, folder in weights.items():
         for file in folder.glob("*model.safetensors"):
@@ -276,11 +276,9 @@ def load_metric(name: str) -> MetricFunction:
 
     def value(row: dict[str, Any], sample: Sample) -> float:
         more = {key: getattr(sample, key) for key in SAMPLE_FIELDS}
-        try:
-            number = float(own(Context(row, sample).as_dict() | more, row))
-            assert math.isfinite(number), f"{number} is no number"
-        except Exception as error:
-            raise UserError(f"--metric {name}: row {sample.row_id}: {error!r}: fix it") from error
+        number = own(Context(row, sample).as_dict() | more, row)
+        if not math.isfinite(number):
+            raise UserError(f"--metric {name}: {number} for row {sample.row_id}: return a number")
         return number
 
     return value
@@ -302,7 +300,7 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
         seen, _ = config_rows(config, config_task(config))
         shared = shared_groups(seen, bench.rows, bench.task)
         if shared is None:  # no group: prompts
-            shared = set(map(messages_digest, seen)) & set(map(messages_digest, bench.rows))
+            shared = set(map(messages_key, seen)) & set(map(messages_key, bench.rows))
         kept["answer_groups_shared_with_eval"] = len(shared)
     return kept
 

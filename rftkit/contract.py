@@ -45,7 +45,6 @@ KINDS = {
     "lone surrogate": ("whole characters", "write the text anew"),
     "damaged text": ("whole characters", 'read the source anew: open(path, encoding="utf-8")'),
     # of answers, and between rows: check.py
-    "no validation file": ("a validation file", "name it with --validation: a job needs both"),
     "too many rows": ("50,000 for training, 1,000 for validation", "remove the others"),
     "answer missing": ("it as in the other rows", "add it: a grader's template fails on the row"),
     "answer empty": ("an answer", "fill it in, or remove the row: no output could be right"),
@@ -82,8 +81,6 @@ STARTS = {
 
 @dataclass
 class Fault:
-    """A fault, or a note: something worth knowing that needs no change."""
-
     kind: str
     found: str
     key: str = ""  # a path such as messages[1].role
@@ -92,7 +89,6 @@ class Fault:
     line: int | None = None  # from 1; None: the whole file
 
     def __post_init__(self) -> None:
-        self.severity = "note" if self.kind == "no validation file" else "fault"
         self.expectation, self.next_step = KINDS[self.kind]
 
     @property

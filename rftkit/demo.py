@@ -57,9 +57,7 @@ class Demo:
 
     profile: Annotated[str, option("NAME", "full, or smoke: the same steps, smaller.")] = "full"
     samples: Annotated[int, option("N", "Answers a case at T = 1.", min=1)] = 2
-    cases: Annotated[
-        Path | None, option("PATH", "Real cases too: phenopackets, or rows of `rftkit cases`.")
-    ] = None
+    cases: Annotated[Path | None, option("PATH", "Real cases: phenopackets, or their rows.")] = None
     seed: Annotated[int, option("N", "Of training and sampling.", min=0)] = 0
     out: Annotated[Path, option("DIR", "Folder for the run.")] = Path("runs/demo")
 

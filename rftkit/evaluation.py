@@ -89,13 +89,11 @@ def sample_metric(metric: str, task: Task, row: dict[str, Any], sample: Sample) 
 
 
 def row_values(
-    metric: str | MetricFunction, task: Task, rows: list[dict], samples: Groups
+    metric: str | MetricFunction, task: Task, rows: list[dict], samples: Groups, over: Any = np.mean
 ) -> np.ndarray:
     """(rows,): the mean over each row's samples; metric is a name or a function of your own."""
     value = metric if callable(metric) else partial(sample_metric, metric, task)
-    return np.array(
-        [np.mean([value(row, sample) for sample in group]) for row, group in zip(rows, samples)]
-    )
+    return np.array([over([value(row, s) for s in group]) for row, group in zip(rows, samples)])
 
 
 def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
@@ -108,12 +106,6 @@ def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray
         tied = [answer for answer, count in votes.items() if count == top]
         values.append(tied.count(str(task.reference(row))) / len(tied) if tied else 0.0)
     return np.array(values)
-
-
-def pass_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
-    """pass@k, (rows,): did any of the k samples put the right answer first?"""
-    hits = [any(task.place(row, s) == 1 for s in group) for row, group in zip(rows, samples)]
-    return np.array(hits, float)
 
 
 @dataclass
@@ -204,7 +196,7 @@ def measure(
     k = max(len(group) for group in drawn)
     if samples is not None and k > samples:
         result.values[f"maj@{k}"] = majority_values(task, rows, drawn)
-        result.values[f"pass@{k}"] = pass_values(task, rows, drawn)
+        result.values[f"pass@{k}"] = row_values("top1", task, rows, drawn, np.max)
     if greedy:
         task.grade(rows, greedy)
         result.greedy_samples = greedy

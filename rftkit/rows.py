@@ -71,14 +71,9 @@ def messages_text(row: Row) -> str:
     return "\n".join(text for text in contents if isinstance(text, str))
 
 
-def messages_digest(row: Row) -> bytes:
-    """16 bytes that are equal where two rows have the same messages, roles included."""
-    return digest_of(row.get("messages"))
-
-
-def digest_of(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.blake2b(text.encode("ascii"), digest_size=16).digest()
+def messages_key(row: Row) -> str:
+    """Equal where two rows have the same messages, roles included."""
+    return json.dumps(row.get("messages"), sort_keys=True)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -141,7 +136,7 @@ def _bundles(rows: Sequence[Row], group_by: str) -> list[list[int]]:
             keys = ", ".join(answer_fields(row))
             raise UserError(f"row {number} has no {group_by!r}: group by another key ({keys})")
         groups.append(group)
-        parent[root(messages_digest(row))] = root(group)
+        parent[root(messages_key(row))] = root(group)
     members: dict[Any, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         members[root(group)].append(index)

@@ -5,11 +5,9 @@ import json
 import pytest
 from test_genes_cases import packet, write_packets
 
-from rftkit.compare import Bench
 from rftkit.console import Reporter
 from rftkit.demo import SYSTEMS, Demo
 from rftkit.real_cases import load_world
-from rftkit.records import SamplingConfig
 from rftkit.task import load_task
 
 
@@ -45,6 +43,7 @@ def test_the_folder_holds_the_report_and_its_fields(demo):
         assert "top1" in system["greedy"] and system["n"] == report["n_cases"] == 60
     for base in ("mini base", "large base"):
         assert systems[base]["pass@8"]["mean"] >= systems[base]["top1"]["mean"]
+    assert systems["mini base, prompted"]["patterns"]["diagnose first"] == 1
     assert report["training"]["answer_groups_shared_with_eval"] == 0
     assert report["training"]["examples"] == 128 and report["seed"] == 0
     assert report["sha256"]["embedded:mini"] and report["versions"]["torch"]
@@ -71,13 +70,3 @@ def test_real_cases_are_counted_by_reason_and_put_to_every_system(demo):
     assert real["read"] == 8 and real["kept"] == 6 and sum(real["lost"].values()) == 2
     assert [system["name"] for system in real["systems"]] == list(SYSTEMS)
     assert sum(real["splits"].values()) == 6 and len(real["paired"]) == 3
-
-
-def test_a_prefill_and_votes_hold_for_one_system_of_a_bench(mini):
-    task = load_task("gene_ranking")
-    bench = Bench(task, task.rows("test")[:20], SamplingConfig(), 1, Reporter(quiet=True))
-    bench.add("base", mini, votes=3)
-    bench.add("prompted", mini, prefill="<think>Diagnose first.")
-    assert bench.results["prompted"].patterns["diagnose first"] == 1
-    assert bench.results["base"].patterns["diagnose first"] < 0.6
-    assert "pass@3" in bench.results["base"].values.keys() - bench.results["prompted"].values.keys()

@@ -8,7 +8,6 @@ from rftkit.evaluation import (
     majority_values,
     measure,
     paired_difference,
-    pass_values,
     row_values,
 )
 from rftkit.records import Sample
@@ -49,7 +48,6 @@ def test_unreadable_answers_score_zero_do_not_vote_and_ties_count_by_their_share
     samples = [[broken, answer("X"), broken], [answer("X"), answer("Y"), broken]]
     assert row_values("top1", task, ROWS, samples).tolist() == [pytest.approx(1 / 3)] * 2
     assert majority_values(task, ROWS, samples).tolist() == [1.0, 0.5]
-    assert pass_values(task, ROWS, [[broken], [answer("Y")]]).tolist() == [0.0, 1.0]
 
 
 def test_extra_samples_do_not_enter_the_headline(task):

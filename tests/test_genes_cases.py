@@ -253,14 +253,11 @@ def test_the_files_are_written_and_the_report_adds_up(tmp_path):
 
 
 def test_without_copies_the_printed_next_step_passes(tmp_path):
-    output, report, out = run(tmp_path, "--drop-copies", "--candidates", "5")
+    output, report, _ = run(tmp_path, "--drop-copies", "--candidates", "5")
     assert report["dropped"] == {REPEATED: 2, CONTRADICTED: 2, NEAR: 0} and "copies" not in report
     assert sum(side["rows"] for side in report["files"].values()) == report["kept"] - 4
     command = " ".join(output.split()).partition("Next: rftkit ")[2].split()
     assert command[0] == "check" and CliRunner().invoke(app, command).exit_code == 0
-    (tmp_path / "again").mkdir()
-    again = run(tmp_path / "again", "--drop-copies", "--candidates", "5")[2]
-    assert all(path.read_bytes() == (again / path.name).read_bytes() for path in out.iterdir())
 
 
 PUBLISHED = os.environ.get("RFTKIT_PHENOPACKETS")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rftkit.files import UserError
-from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, expected_credit, measure
+from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure, tie_credits
 from rftkit.genes.hpo import load_hpo, read_frequency
 from rftkit.genes.phenopackets import Case
 from rftkit.real_cases import nearest_term
@@ -146,9 +147,9 @@ def test_every_row_that_cites_the_own_paper_is_taken_from_the_true_gene_alone(ti
 
 
 def test_ties_share_their_credit():
-    assert expected_credit(0, 1, 1) == expected_credit(4, 1, 5) == 1
-    assert (expected_credit(0, 4, 1), expected_credit(3, 4, 5)) == (0.25, 0.5)
-    assert expected_credit(5, 1, 5) == expected_credit(9, 7, 5) == 0
+    scores = np.array([[9, 1, 1, 1, 1, 1, 1], [3, 3, 3, 3, 0, 0, 0], [1, 9, 9, 9, 9, 9, 9]])
+    assert tie_credits(scores, 0).tolist() == [[1, 1, 1], [0.25, 1, 1], [0, 0, 1]]
+    assert tie_credits(scores, 6)[0].tolist() == [0, pytest.approx(4 / 6), 1]
 
 
 def test_a_term_becomes_its_nearest_ancestor_in_a_smaller_vocabulary(tiny):

@@ -27,15 +27,14 @@ def test_an_unknown_profile_and_an_unknown_dataset_are_refused(monkeypatch):
         dataset("gene_rankin")
 
 
-@pytest.mark.parametrize(
-    ("content", "place"),
-    [(b'{"a": 1,\n "b" 2}', "x.json:2:6: "), (b'{"\xe4"}', "x.json: .*byte 2"), (None, "x.json: ")],
-)
-def test_an_unreadable_json_file_is_refused_with_its_place(tmp_path, content, place):
-    if content is not None:
-        (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(UserError, match=place):
-        read_json(tmp_path / "x.json")
+def test_an_unreadable_json_file_is_refused_with_its_place(tmp_path):
+    file = tmp_path / "x.json"
+    for content, place in ((b'{"a": 1,\n "b" 2}', "x.json:2:6: "), (b'"\xe4"', "x.json: .*byte 1")):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=place):
+            read_json(file)
+    with pytest.raises(UserError, match="y.json: "):
+        read_json(tmp_path / "y.json")
 
 
 def test_a_shown_value_is_one_short_printable_line():
@@ -111,14 +110,13 @@ def test_large_groups_reach_the_smaller_sides_and_no_side_stays_empty():
     assert all(split_by_group(few, "gene", SHARES, seed)["test"] for seed in range(5))
 
 
-@pytest.mark.parametrize(
-    ("rows", "shares", "words"),
-    [
-        (many_rows(), {"a": 0.5, "b": 0.4}, "add up to 1"),
-        (many_rows()[:1], {"a": 0.5, "b": 0.5}, "1 group"),
-        ([case("a", "A"), case("b", "")], {"a": 1.0}, "row 2"),
-    ],
-)
-def test_a_split_that_makes_no_sense_is_refused(rows, shares, words):
-    with pytest.raises(UserError, match=words):
-        split_by_group(rows, "gene", shares, 0)
+def test_a_split_that_makes_no_sense_is_refused():
+    rows, odd = many_rows(), [case("a", "A"), case("b", "")]
+    halves = {"a": 0.5, "b": 0.5}
+    for given, shares, words in (
+        (rows, {"a": 0.5, "b": 0.4}, "add up to 1"),
+        (rows[:1], halves, "1 group"),
+        (odd, halves, "row 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            split_by_group(given, "gene", shares, 0)

@@ -137,27 +137,23 @@ def measure(ranker: Ranker, cases: Sequence[Case]) -> list[dict[str, Any]]:
     for (gene, paper), same in groupby(known, key=lambda case: (case.gene, case.pmid)):
         present = [case.present for case in same]
         scores = ranker.scores(present)
-        as_is += tie_credits(scores, column[gene])
+        as_is.append(tie_credits(scores, column[gene]))
         scores[:, column[gene]] = ranker.score_without(gene, paper, present)
-        without += tie_credits(scores, column[gene])
-    return [
-        {"method": ranker.method, "how": how, "n": n}
-        | {f"top{k}": round(100 * sum(c) / n, 2) for k, c in zip(CUTOFFS, zip(*credits))}
-        for how, n, credits in (
-            ("as is", len(cases), as_is),
-            ("without own paper", len(known), without),
-        )
-    ]
+        without.append(tie_credits(scores, column[gene]))
+    records = []
+    for how, n, credit in (
+        ("as is", len(cases), as_is),
+        ("without own paper", len(known), without),
+    ):
+        shares = 100 * np.concatenate(credit).sum(axis=0) / n
+        records.append({"method": ranker.method, "how": how, "n": n})
+        records[-1] |= {f"top{k}": round(float(share), 2) for k, share in zip(CUTOFFS, shares)}
+    return records
 
 
-def tie_credits(scores, column: int) -> list[list[float]]:
-    """Per case its expected top-1, top-5 and top-10, for the gene of one column."""
+def tie_credits(scores, column: int) -> np.ndarray:
+    """(C, 3): per case the chance of the first 1, 5 and 10 places, for the gene of one column."""
     own = scores[:, [column]]
-    better = (scores > own + SAME_SCORE).sum(axis=1)
-    tied = (scores >= own - SAME_SCORE).sum(axis=1) - better
-    return [[expected_credit(b, t, k) for k in CUTOFFS] for b, t in zip(better, tied)]
-
-
-def expected_credit(better: int, tied: int, k: int) -> float:
-    """Chance of the first k places with `better` genes ahead and `tied` (itself too) in a tie."""
-    return min(max((k - better) / tied, 0.0), 1.0)
+    better = (scores > own + SAME_SCORE).sum(axis=1, keepdims=True)
+    tied = (scores >= own - SAME_SCORE).sum(axis=1, keepdims=True) - better  # itself too
+    return np.clip((np.array(CUTOFFS) - better) / tied, 0.0, 1.0)
