@@ -2,10 +2,8 @@
 
 A template is a text with `{{ namespace.path }}` in it. The namespaces are `item` (a row of the
 JSONL) and `sample` (what the model said); paths look like `a.b[0]["a key with blanks"]`. What is
-filled in is never searched for templates again, so a model cannot smuggle one in.
-
-OpenAI does not document how values become text. Our choice: texts as they are, other scalars by
-`str` (`True`, `None`, `1.0`), lists and objects as JSON.
+filled in is never searched for templates again, so a model cannot smuggle one in. Values become
+text as we chose: texts as they are, other scalars by `str`, lists and objects as JSON.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
     grader = Grader.load("grader.json")              # OpenAI's grader JSON: dict, file or text
     report = grader.run(item, sample)                # a dict, all fields of graders/run
     reward, sub_rewards = grader.grade(item, sample)
-    trainer = GRPOTrainer(reward_funcs=reward_function(grader), …)
 
-`item` is a row of the JSONL (a dict); `sample` a Sample, a text (thinking tags are cut off) or a
-dict as OpenAI shows it to python graders. A grader may be called from several threads.
+`item` is a row of the JSONL; `sample` a Sample, a text or a dict (see Context). A grader may be
+called from several threads.
 """
 
 from __future__ import annotations
@@ -259,12 +258,7 @@ def grader(
     (1.0, {})
     """
     if function is None:
-        return lambda later: grader(later, name=name, maximum=maximum)
-    own_name = function.__name__
-    try:
-        inspect.signature(function).bind("sample", "item")
-    except TypeError as error:
-        raise UserError(f"@grader: {own_name}(sample, item): {error}") from None
+        return partial(grader, name=name, maximum=maximum)
 
     def score(context: Context) -> float:
         try:
@@ -275,8 +269,8 @@ def grader(
             raise sample_fault(PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
         return scorers.as_score(value)
 
-    export = partial(_export, function)
-    return Grader(name or own_name, "function", {"": Scorer(score)}, export, maximum=maximum)
+    export, name = partial(_export, function), name or function.__name__
+    return Grader(name, "function", {"": Scorer(score)}, export, maximum=maximum)
 
 
 def _export(function: Callable[..., Any]) -> dict[str, Any]:

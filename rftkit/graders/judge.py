@@ -4,10 +4,8 @@ The judge is asked through chat completions and made to answer in JSON: {"steps"
 number} or {"steps": […], "label": one of the labels}. A number is cut to `range`. No number, no
 JSON or an unknown label is 0 and model_grader_parse_error ("default to 0 for all non-numeric
 outputs": an answer that breaks the judge must not pay). Where the judge refuses, or the endpoint
-fails after all retries, there is no grade.
-
-Each good reply is a file of the cache, named by the request's content, so a resumed run does not
-pay twice.
+fails after all retries, there is no grade. Each good reply is a file of the cache, named by the
+request's content, so a resumed run does not pay twice.
 """
 
 from __future__ import annotations
@@ -99,11 +97,10 @@ def _send(client: Any, request: dict[str, Any]) -> Any:
     try:
         answer = client.chat.completions.with_raw_response.create(**request)
         return json.loads(answer.content)
-    except openai.APIStatusError as error:
-        raise _server_fault(str(error.status_code), shorten(error.message, 200)) from None
     except (openai.OpenAIError, httpx.HTTPError) as error:
+        kind = str(getattr(error, "status_code", type(error).__name__))
         cause = type(error.__cause__ or error).__name__
-        raise _server_fault(type(error).__name__, f"{shorten(str(error))} ({cause})") from None
+        raise _server_fault(kind, f"{shorten(str(error), 200)} ({cause})") from None
     except ValueError:
         raise _server_fault("reply", f"not JSON: {shorten(answer.text)}") from None
 

@@ -64,13 +64,12 @@ def python_runner(*, allow_weak_isolation: bool = False, limits: Limits = LIMITS
     1.0
     """
     if not report().strong:
-        missing = " and ".join(report().missing)
         if not allow_weak_isolation:
             raise UserError(
-                f"sandbox: this machine cannot keep a program from {missing} ({report().reason}): "
-                f"use Linux, or pass allow_weak_isolation=True for a text that you have read"
+                f"sandbox: files and network of this machine are open ({report().reason}): use "
+                "Linux, or pass allow_weak_isolation=True for a text that you have read"
             )
-        warnings.warn(f"sandbox: weak isolation, no protection of {missing}", stacklevel=2)
+        warnings.warn("sandbox: weak isolation, files or network are open", stacklevel=2)
     return _shared_runner(limits, os.getpid())
 
 
@@ -268,12 +267,8 @@ class Report:
     reason: str = ""  # why files or network are not protected
 
     @property
-    def missing(self) -> list[str]:
-        return [name for name in ("files", "network") if not self.protections.get(name)]
-
-    @property
     def strong(self) -> bool:
-        return not self.missing
+        return bool(self.protections["files"] and self.protections["network"])
 
     def to_json(self) -> dict[str, Any]:
         return {"isolation": "strong" if self.strong else "weak", **asdict(self)}
