@@ -300,21 +300,6 @@ def test_what_a_python_grader_did_becomes_the_right_kind_of_fault(outcome, rewar
     assert set(sample) == {"output_text", "output_json", "output_tools", "choices"}
 
 
-def test_a_python_grader_is_refused_without_isolation_unless_its_user_waives_it(monkeypatch):
-    def runner(*, allow_weak_isolation):
-        if not allow_weak_isolation:
-            raise UserError("this machine cannot isolate")
-        return run_unprotected
-
-    monkeypatch.setattr("rftkit.sandbox.runner.python_runner", runner)
-    strict = Grader.load(python("return 1"))  # loading and checking works
-    for use in (lambda: strict.run({}, "x"), strict.check_ready):
-        with pytest.raises(UserError, match="this machine"):
-            use()
-    waived = GraderSettings(allow_weak_isolation=True)
-    assert Grader.load(python("return 1"), waived).grade({}, "x")[0] == 1.0
-
-
 FACTOR = 2
 
 

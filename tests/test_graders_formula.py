@@ -80,15 +80,13 @@ def test_a_path_that_leads_nowhere_blames_its_own_side(path):
     assert (fault.value.field, fault.value.score) == expected
 
 
-@given(st.text(), st.text())
-def test_a_filled_in_answer_stays_json_whatever_the_row_holds(before, value):
+@given(st.text())
+def test_a_filled_in_answer_stays_json_whatever_the_row_holds(value):
     row = {"x": value, "n": 2.5, "list": ["y", value], "none": None}
     assert json.loads(fill_template({"a": ["{{item.x}}"]}, row)) == {"a": [value]}
-    text = json.dumps({"b": before.replace("{{", "")}, ensure_ascii=False)[:-1]
-    text += ', "c": "x {{item.x}} y", "n": {{item.n}}, "l": {{ item.list }}, "o": {{item.none}}}'
-    filled = json.loads(fill_template(text, row))
-    del filled["b"]
-    assert filled == {"c": f"x {value} y", "n": 2.5, "l": ["y", value], "o": None}
+    text = '{"b\\"": "x {{item.x}} y", "n": {{item.n}}, "l": {{ item.list }}, "o": {{item.none}}}'
+    expected = {'b"': f"x {value} y", "n": 2.5, "l": ["y", value], "o": None}
+    assert json.loads(fill_template(text, row)) == expected
     assert fill_template("It is {{item.x}}.", row) == f"It is {value}."  # no JSON: as it is
 
 

@@ -205,19 +205,11 @@ def test_an_attack_is_contained_and_reported(runners, secrets, listener, protect
     assert grade(runner, grader_of("pass", "0.25")) == (0.25, "")
 
 
-FILLS = [  # the last three show no folder what they take
+FILLS = [  # the last two show no folder what they take
     "for n in range(100): open(str(n), 'wb').write(block)",
-    "kept = []\n"
-    "for n in range(20):\n"
-    "    kept.append(open('f', 'wb', buffering=0))\n"
+    "kept = []\nfor n in range(20):\n    kept.append(open('f', 'wb', buffering=0))\n"
     "    os.unlink('f')\n"
     "    assert kept[-1].write(block) == 10**6, os.write(kept[-1].fileno(), block)",
-    "maps = []\n"
-    "for n in range(20):\n"
-    "    with open('f', 'wb+', buffering=0) as file:\n"
-    "        assert file.write(block) == 10**6, os.write(file.fileno(), block)\n"
-    "        maps.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE))\n"
-    "    os.unlink('f')",
     "for n in range(10_050): open(str(n), 'w').close()",
 ]
 
@@ -276,9 +268,7 @@ def test_one_grade_does_not_change_the_next(runners, way, attack, check, expecte
 LIAR = """
 class Liar({base}):
     def __float__(self): return 1.0
-    def __repr__(self): return "1.0"
     def __eq__(self, other): return True
-    def __hash__(self): return 0
     def __index__(self): return 1
     def __add__(self, other): return 1.0
 """
@@ -294,9 +284,8 @@ class Odd(metaclass=Meta): pass
 """
 PATCHES = """
 import builtins, struct, os
-builtins.float = builtins.issubclass = builtins.type = lambda *a: 1.0
+builtins.float = builtins.issubclass = builtins.type = os._exit = os.write = lambda *a: 1.0
 struct.pack = lambda *a: b'x' * 8
-os._exit = os.write = lambda *a: 1.0
 """
 NUMBERS = [
     (LIAR.format(base="float"), "Liar(0.25)", 0.25), (LIAR.format(base="int"), "Liar(0)", 0.0),
