@@ -25,8 +25,8 @@ from rftkit.files import UserError
 from rftkit.graders.answer import ITEM_FIELD, answer_place, fill_template, render_value
 from rftkit.graders.grader import Grader, is_best, row_id
 from rftkit.records import Sample
+from rftkit.rows import Row, messages_text
 
-Row = dict[str, Any]
 Rewards = list[float | None]  # None: the grader itself failed
 EPSILON = 1e-9  # rounding in a formula is no difference
 MANY = 20  # how often "many times" is
@@ -74,12 +74,6 @@ class Material:
         return None if changed == self.right else self.output([changed])
 
 
-def prompt_of(row: Row) -> str:
-    """The texts of a row's messages."""
-    contents = [message.get("content") for message in row.get("messages", [])]
-    return "\n".join(content for content in contents if isinstance(content, str))
-
-
 class Strategy(NamedTuple):
     """One way to cheat: from a row's material to the output, or to None where it does not apply."""
 
@@ -97,7 +91,7 @@ def middle_filled_up(m: Material) -> str | None:
 
 
 def echo_in_form(m: Material) -> str:
-    prompt = prompt_of(m.row)
+    prompt = messages_text(m.row)
     return m.output(re.findall(r"\w[\w-]*", prompt) or [prompt])
 
 
@@ -123,7 +117,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy("popular, many times", lambda m: m.output([m.popular] * MANY)),
     Strategy("right, many times", lambda m: m.output([m.right] * MANY, m.honest[0]), limit="best"),
     Strategy("middle, filled up", middle_filled_up),  # with the right answer
-    Strategy("echo", lambda m: prompt_of(m.row)),
+    Strategy("echo", lambda m: messages_text(m.row)),
     Strategy("echo in form", echo_in_form),  # the prompt's words as answers
     Strategy("in the reasoning only", in_reasoning_only),  # the worst answer in the output
     Strategy("empty", lambda m: ""),

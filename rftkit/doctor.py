@@ -75,7 +75,7 @@ def examine(source: str | Path | Log) -> Examination:
     notes, losses = list(log.notes), [loss for _, loss in log.points("loss")]
     if log.graded and not log.validations() and "nothing_held_out" not in found:
         notes.append("no validation in this log: a rising reward alone proves no learning")
-    if losses and not any(losses) and "loss_zero" not in found:
+    if losses and max(map(abs, losses)) < 1e-6 and "loss_zero" not in found:
         notes.append("a loss of zero beside a gradient is normal for GRPO: advantages sum to zero")
     return Examination(log.source, len(log.records), list(found.values()), notes)
 

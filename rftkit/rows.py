@@ -67,7 +67,7 @@ def answer_fields(row: Row) -> Row:
 
 def messages_text(row: Row) -> str:
     """The text of all messages, one after the other, without their roles."""
-    contents = [message.get("content") for message in row["messages"]]
+    contents = [message.get("content") for message in row.get("messages", [])]
     return "\n".join(text for text in contents if isinstance(text, str))
 
 

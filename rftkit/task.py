@@ -21,10 +21,9 @@ from rftkit.files import UserError, dataset, read_json
 from rftkit.graders.answer import answer_place
 from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.records import Sample
-from rftkit.rows import read_rows, row_ids
+from rftkit.rows import Row, read_rows, row_ids
 
 SPLITS = ("train", "validation", "test")
-Row = dict[str, Any]
 
 
 @dataclass

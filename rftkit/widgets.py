@@ -14,12 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rftkit.attacks import prompt_of
 from rftkit.files import UserError, shorten
 from rftkit.graders.answer import fill_template
 from rftkit.graders.grader import Grader
 from rftkit.records import Sample
-from rftkit.rows import row_ids
+from rftkit.rows import messages_text, row_ids
 from rftkit.task import Task
 
 WEIGHT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)\s*\*\s*([A-Za-z_]\w*)")  # 0.7 * second
@@ -166,7 +165,7 @@ def _build_lab(
 
     def take_row(_: Any = None) -> None:
         fields = {k: v for k, v in rows[row.value].items() if k != "messages"}
-        question, known = prompt_of(rows[row.value]), shorten(fields, 300)
+        question, known = messages_text(rows[row.value]), shorten(fields, 300)
         prompt.value = f"<p>{html.escape(question)}</p><small>{html.escape(known)}</small>"
         choice.options = list(offered())
         choice.value = next(iter(offered()), None)

@@ -231,7 +231,7 @@ def test_answers_that_cannot_be_read_say_why():
     assert signal.stages == pytest.approx({name: stages.count(name) / 6 for name in stages})
 
 
-def test_cut_answers_are_drawn_again_with_more_room(tmp_path):
+def test_cut_answers_are_drawn_again_with_more_room():
     signal = gate(Scripted(nearly), sums(), max_completion_tokens=64)
     assert signal.cut.low > 0.8 and signal.lengths["most"] == 64 and signal.samples <= 256
     assert signal.lengths["probe"]["room"] == 256 and signal.lengths["probe"]["ended"] == 16
@@ -241,8 +241,6 @@ def test_cut_answers_are_drawn_again_with_more_room(tmp_path):
     assert longer.verdict == "go" and "probe" not in longer.lengths
     grades = [sample["grade"] for sample in signal.shown]
     assert grades == sorted(grades) and len(grades) == 6
-    text = signal.text(width=80)
-    assert text.startswith("fix: ") and max(map(len, text.splitlines())) <= 80
 
 
 def test_what_cannot_run_is_refused_before_a_draw():

@@ -17,9 +17,9 @@ from rftkit.decoding import end_tokens
 from rftkit.graders.answer import fill_template
 from rftkit.policy import Policy
 from rftkit.records import Sample
+from rftkit.rows import Row
 from rftkit.task import Task
 
-Row = dict[str, Any]
 MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>")
 QUESTION, ANSWER = "Rftkit asks.", "Rftkit answers."  # what the template is tried on
 

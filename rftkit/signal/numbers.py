@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from rftkit.evaluation import Groups, Interval, bootstrap, clusters_of
-from rftkit.files import shorten, write_json, write_text
+from rftkit.files import shorten, write_json
 from rftkit.graders.grader import is_best
 from rftkit.records import Sample
+from rftkit.rows import Row, write_rows
 from rftkit.signal.checks import Reference
 from rftkit.task import Task
 
-# What text() lists.
-NUMBERS = (
+NUMBERS = (  # that text() lists
     "samples", "rows", "pass_at", "reward", "spread", "dead_groups", "dead_ability",
     "format_share", "stages", "cut", "lengths", "sub_graders", "patterns",
 )  # fmt: skip
@@ -131,9 +131,8 @@ class Signal:
     def save(self, folder: str | Path) -> None:
         """Write signal.json and signal_samples.jsonl (one Sample a line) into a folder."""
         write_json(Path(folder) / "signal.json", self.to_json())
-        records = [sample.to_json() for sample in sum(self.drawn, [])]
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        write_text(Path(folder) / "signal_samples.jsonl", "".join(lines))
+        samples = [sample.to_json() for sample in sum(self.drawn, [])]
+        write_rows(Path(folder) / "signal_samples.jsonl", samples)
 
     def text(self, width: int = 92) -> str:
         """Verdict, findings, questions, notes, numbers and some answers, as lines."""
@@ -218,7 +217,7 @@ def repeat_chance(group: list[Sample]) -> float:
     return sum(count * (count - 1) for count in counts) / (len(group) * (len(group) - 1))
 
 
-def take_numbers(signal: Signal, task: Task, rows: list[dict], groups: Groups) -> None:
+def take_numbers(signal: Signal, task: Task, rows: list[Row], groups: Groups) -> None:
     """Fill the signal's numbers from graded answers, groups[row][index]."""
     flat = sum(groups, [])
     stages = [[stage_of(task, sample) for sample in group] for group in groups]
@@ -247,7 +246,7 @@ def take_numbers(signal: Signal, task: Task, rows: list[dict], groups: Groups) -
         take_reward_numbers(signal, task, [rows[i] for i in kept], [graded[i] for i in kept])
 
 
-def take_reward_numbers(signal: Signal, task: Task, rows: list[dict], groups: Groups) -> None:
+def take_reward_numbers(signal: Signal, task: Task, rows: list[Row], groups: Groups) -> None:
     """pass@k, rewards, their std and dead groups, of rows whose answers have grades."""
     k, least, clusters = signal.group, min(map(len, groups)), clusters_of(rows, task)
     right = [[is_best(s.grade, task.grader.maximum) for s in group] for group in groups]

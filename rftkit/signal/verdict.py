@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from rftkit.evaluation import Groups, Interval
 from rftkit.files import UserError
 from rftkit.policy import Policy
 from rftkit.records import SamplingConfig
-from rftkit.rows import row_ids
+from rftkit.rows import Row, row_ids
 from rftkit.signal import checks
 from rftkit.signal.numbers import (
     Finding,
@@ -35,7 +34,6 @@ from rftkit.signal.numbers import (
 )
 from rftkit.task import Task
 
-Row = dict[str, Any]
 FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows
 MANY_LABELS = 1_000  # ours: with more rows than this, SFT on the answers is the first thing to try
 SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the lengths is unknown
