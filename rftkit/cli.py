@@ -30,8 +30,6 @@ def about(version: Annotated[bool, flag("--version", "Print and exit.")] = False
 
         rftkit demo
         rftkit check train.jsonl --validation validation.jsonl
-        rftkit graders gene_rank > grader.json
-        rftkit grade --grader grader.json --sample '{"genes": ["SCN1A"]}' --item row.json
         rftkit train config.json --out runs/first
         rftkit evaluate test.jsonl --model embedded:mini --model runs/first --out runs/table
 

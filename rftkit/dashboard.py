@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from rftkit import plots
 from rftkit.console import Reporter, validation_text
@@ -24,15 +26,7 @@ from rftkit.files import shorten
 from rftkit.plots import BLUE, GREY, ORANGE, RED, Log, best_of, points_of, validations_of
 from rftkit.records import Sample
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 DRAWING_SHARE = 0.1  # of the run's time, at most
-SHOWN = {  # in the headline
-    "reward_mean": "; reward {:.2f}",
-    "group_spread": " (std in a group {:.2f})",
-    "dead_groups": "; dead groups {:.0%}",
-}
 
 
 def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int = 0) -> Figure:
@@ -169,8 +163,10 @@ class TrainingDashboard:
         elif self.log:  # as long a step as the mean of the last 20, validations and all
             mean = (last["seconds"] - before["seconds"]) / (last["step"] - before["step"])
             line += f", {timedelta(seconds=round(mean * (self.steps - last['step'])))} left"
-        for field, text in SHOWN.items():
-            line += "" if last.get(field) is None else text.format(last[field])
+        if last.get("reward_mean") is not None:
+            std, dead = last.get("group_spread") or 0, last.get("dead_groups") or 0
+            line += f"; reward {last['reward_mean']:.2f} (std in a group {std:.2f})"
+            line += f"; dead groups {dead:.0%}"
         if validations := validations_of(self.log, self.start):
             best = best_of(validations)
             line += f"; {validation_text(validations[-1])}"

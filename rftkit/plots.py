@@ -7,12 +7,11 @@ where graders are attacked, blue is an honest answer and red a cheat that pays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
-    from rftkit.attacks import AttackReport
+from rftkit.attacks import AttackReport
 
 GREY, BLUE, ORANGE, GREEN, RED = "#8c8c8c", "#3b6fb6", "#d9722e", "#4c9a5b", "#c0392b"
 DPI = 80
@@ -32,8 +31,6 @@ def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
 ) -> tuple[Figure, list[Any]]:
     """A figure and its panels, row by row."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
     for axes in panels:
@@ -132,32 +129,6 @@ def draw_patterns(axes: Any, log: Log, validations: Log) -> str:
         axes.plot(steps, shares, lw=1.3, marker=marker(steps), label=name, clip_on=False)
     axes.set_ylim(0, 1.02)
     return source
-
-
-def cost_figure(cost: dict[str, Any]) -> Figure:
-    """What a GRPO step costs, by completions a prompt, their length and the model's size: the part
-    "cost" that benchmarks/step_time.py records. Orange is rftkit, grey TRL with its settings."""
-    from pandas import DataFrame
-
-    figure, panels = new_figure(8, 3.6, columns=3, sharey=True)
-    points = DataFrame(cost["points"])
-    points["millions"] = points["model"].map(cost["parameters"]) / 1e6
-    sides = {"answers_per_prompt": "completions a prompt", "completion_tokens": "tokens each"}
-    labels = sides | {"millions": "parameters, millions"}
-    for axes, (field, label) in zip(panels, labels.items()):
-        fixed = {side: cost["middle"][side] for side in sides if side != field}
-        here = points[(points[list(fixed)] == list(fixed.values())).all(axis=1)].sort_values(field)
-        lines = ["way"] if field == "millions" else ["way", "model"]
-        for (way, *model), line in here.groupby(lines):
-            name = ", ".join([way, *model]).replace("embedded:", "") if axes is panels[0] else ""
-            style = {"color": ORANGE if way == "rftkit" else GREY, "marker": "o", "ms": 4}
-            dashes = "--" if model == ["embedded:large"] else "-"
-            axes.plot(line[field], line["seconds_a_step"], dashes, label=name, **style)
-        axes.set_title(", ".join(f"{n} {sides[side]}" for side, n in fixed.items()), fontsize=8)
-        axes.set(xlabel=label, xlim=(0, None), ylim=(0, None))
-    panels[0].set_ylabel("seconds a step")
-    figure.legend(loc="outside upper center", ncols=4, fontsize=8, handlelength=3, frameon=False)
-    return figure
 
 
 def attack_figure(report: AttackReport) -> Figure:

@@ -238,10 +238,7 @@ def model_folder(model: str) -> tuple[str, str | None]:
         return model_folder(base)[0], str(path)
     # An unfinished run's folder has a config.json too: its RunConfig.
     if path.exists() and "model_type" not in read_json(path / "config.json"):
-        raise UserError(
-            f"{path / 'config.json'}: not a model's, expected a folder with a model, an adapter or "
-            "a finished run: name one of these"
-        )
+        raise UserError(f"{path}: not a model, an adapter or a finished run: name one of these")
     return model, None
 
 
@@ -287,15 +284,10 @@ def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
             model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
             model = model.to(device)
     except (OSError, ValueError) as error:  # ValueError: no such architecture, a broken tokenizer
-        raise UserError(
-            f'model: "{base}" could not be loaded ({str(error).splitlines()[0]}), expected '
-            '"embedded:mini", a folder or a hub name: check it, and HF_HUB_OFFLINE'
-        ) from None
+        cause = f'model: "{base}" could not be loaded ({str(error).splitlines()[0]})'
+        raise UserError(f"{cause}: check its name, and HF_HUB_OFFLINE") from None
     tokenizer.padding_side = "left"
-    if tokenizer.eos_token is None:
-        raise UserError("tokenizer: no end token, expected eos_token: set it in its config")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return model, tokenizer, engine, f"{why}; {reason}"
 
 
@@ -311,10 +303,8 @@ def choose_engine(engine: str, device: str) -> tuple[str, str]:
             return "unsloth", "a CUDA GPU is here and Unsloth is installed"
         return "transformers", "Unsloth is not installed, or came too late: transformers + PEFT"
     if engine == "unsloth" and early:
-        raise UserError(
-            f"engine: unsloth after {' and '.join(early)}, which it patches as they are imported: "
-            "start a new process (restart the kernel) and load it first"
-        )
+        cause = f"engine: unsloth after {' and '.join(early)}, which it patches"
+        raise UserError(f"{cause}: start a new process (restart the kernel) and load it first")
     return engine, "asked for"
 
 
@@ -326,8 +316,5 @@ def load_adapter(model: Any, adapter: str) -> Any:
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"{adapter}: the adapter could not be loaded ({reason}), expected one made for this "
-            "base: check adapter_config.json, or take another checkpoint"
-        ) from None
+        cause = f"{adapter}: could not be loaded ({type(error).__name__}: {str(error)[:200]})"
+        raise UserError(f"{cause}, expected an adapter of this base: name another") from None
