@@ -61,10 +61,7 @@ def signal_command(
     if as_json:
         console.print_json(signal.to_json())
     else:
-        verdict, _, rest = signal.text(console.stdout.width).partition("\n")
-        colour = {"go": "green", "fix": "red", "undecided": "yellow"}[signal.verdict]
-        console.say(verdict, style=f"bold {colour}")
-        console.say(rest)
+        console.say(signal.text(console.stdout.width))
     raise typer.Exit(console.FIX_FIRST if signal.verdict == "fix" else console.GOOD)
 
 
@@ -79,9 +76,7 @@ def train_command(
 ) -> None:
     """Train a LoRA by GRPO or SFT, watched by held-out rows; resume where a run was stopped.
 
-    FILE holds a RunConfig: every field but the task has a default.
-
-        {"task": "gene_ranking", "model": "embedded:mini", "steps": 70, "prompts_per_step": 8}
+    FILE holds a RunConfig, such as {"task": "gene_ranking", "model": "embedded:mini", "steps": 70}.
 
     RUN gets log.jsonl (one object a step), samples.jsonl, checkpoints/ and adapter/ (the best by
     the held-out task metric). After Ctrl-C or a crash the same command resumes.

@@ -56,9 +56,6 @@ def print_table(rows: Sequence[Mapping[str, str | int | float]]) -> None:
     stdout.print()
 
 
-# --- options -----------------------------------------------------------------------------------
-
-
 def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help)
 
@@ -78,8 +75,7 @@ WeakIsolationFlag = Annotated[
 
 
 def options_from(settings: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command take each field of a dataclass as an option, and the object as its first
-    argument. The fields' annotations are Typer's."""
+    """Let a command take a dataclass, whose fields, annotated for Typer, are its options."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         fields = signature(settings, eval_str=True).parameters
@@ -94,9 +90,6 @@ def options_from(settings: type) -> Callable[[Callable[..., None]], Callable[...
         return run
 
     return decorate
-
-
-# --- progress ----------------------------------------------------------------------------------
 
 
 class Reporter(Progress):

@@ -2,9 +2,8 @@
 
     run = train(config, "runs/first", observers=[TrainingDashboard()])
 
-In Jupyter one output is redrawn in place; anywhere else each validation is a line of text. All that
-is shown comes from the log objects (and the newest completions), so `dashboard_figure(run.log)`
-draws the same after the run.
+All that is shown comes from the log objects (and the newest completions), so
+`dashboard_figure(run.log)` draws the same after the run.
 """
 
 from __future__ import annotations
@@ -119,8 +118,7 @@ class TrainingDashboard:
         self.drawn_at, self.drawing_took = float("-inf"), 0.0
 
     def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
-        self.log, self.steps, self.start = list(log), plan.steps, start or None
-        self.ended = None
+        self.log, self.steps, self.start, self.ended = list(log), plan.steps, start or None, None
         if self.reporter:
             self.reporter.stage("training", plan.steps)
         if not self.live:

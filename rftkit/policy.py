@@ -204,11 +204,8 @@ class EndpointPolicy(Policy):
 def load_policy(
     model: str, engine: str = "auto", adapter: str | None = None, name: str | None = None
 ) -> Policy:
-    """Load a model for sampling: see model_folder for what `model` may be.
-
-    "endpoint:NAME" is a model behind an OpenAI-compatible endpoint, its address and key taken from
-    OPENAI_BASE_URL and OPENAI_API_KEY.
-    """
+    """Load a model for sampling: what model_folder takes, or "endpoint:NAME" for a model behind the
+    OpenAI-compatible endpoint of OPENAI_BASE_URL and OPENAI_API_KEY."""
     if model.startswith("endpoint:"):
         return EndpointPolicy(model.removeprefix("endpoint:"), name=name or model)
     base, own_adapter = model_folder(model)
@@ -243,10 +240,8 @@ def model_folder(model: str) -> tuple[str, str | None]:
 
 
 def check_weights(folder: str | Path) -> None:
-    """Raise UserError where a local model's or adapter's weight files are missing or cut short.
-
-    Reads the files' headers alone, so that it can come before a long evaluation.
-    """
+    """Raise UserError where a folder's weight files are missing or cut short. Reads their headers
+    alone, so that it can come before a long evaluation."""
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)

@@ -66,10 +66,6 @@ def _bar(value: float | None) -> str:
     return f"{value:.2f} {'█' * round(20 * min(max(value, 0.0), 1.0))}"
 
 
-def _text(spec: dict[str, Any]) -> str:
-    return json.dumps(spec, indent=1, ensure_ascii=False)
-
-
 def weights_of(grader: str) -> dict[str, float]:
     """{name: number} for each `number * name` in the formula of grader JSON, the last of a name.
 
@@ -89,7 +85,7 @@ def with_weight(grader: str, name: str, value: float) -> str:
     formula = spec["calculate_output"]
     *_, match = (match for match in WEIGHT.finditer(formula) if match[2] == name)
     spec["calculate_output"] = formula[: match.start(1)] + f"{value:g}" + formula[match.end(1) :]
-    return _text(spec)
+    return json.dumps(spec, indent=1, ensure_ascii=False)
 
 
 def answers_for(task: Task, row: dict[str, Any], samples: Sequence[Sample] = ()) -> dict[str, str]:
@@ -126,8 +122,7 @@ def grader_lab(
     if has_front_end() if widget is None else widget:
         return _build_lab(task, rows, samples)
     offered = answers_for(task, rows[0], samples[0] if samples else ())
-    name = next(reversed(offered), "")
-    answer = offered.pop(name, "")
+    name, answer = offered.popitem() if offered else ("nothing", "")
     print(f"(no widget front end: shown as text) row {row_ids(rows)[0]}, {name}:", answer)
     print(look_at(task.grader_spec, rows[0], answer, offered))
     return None
@@ -146,11 +141,10 @@ def _build_lab(
     weight = w.Dropdown(description="number", layout={"width": "16em"})
     slider = w.FloatSlider(min=0, max=1, step=0.05, layout={"width": "24em"})
     prompt, shown = w.HTML(layout={"width": "98%"}), w.HTML(layout={"width": "98%"})
-    editor.value = _text(task.grader_spec)
+    editor.value = json.dumps(task.grader_spec, indent=1, ensure_ascii=False)
 
     def offered() -> dict[str, str]:
-        own = samples[row.value] if row.value < len(samples) else ()
-        return answers_for(task, rows[row.value], own)
+        return answers_for(task, rows[row.value], samples[row.value] if samples else ())
 
     def show(_: Any = None) -> None:
         answers = offered()
