@@ -29,6 +29,7 @@ from rftkit.rows import Row, messages_text
 
 Rewards = list[float | None]  # None: the grader itself failed
 EPSILON = 1e-9  # rounding in a formula is no difference
+WORD = re.compile(r"\w[\w-]*")
 MANY = 20  # how often "many times" is
 LOOK_ALIKES = str.maketrans("ABCEHIKMOPSTXYaceiopsxy", "АВСЕНІКМОРЅТХҮасеіорѕху")
 WORDS = "After a careful review of every finding the conclusion is clear and fully supported"
@@ -90,11 +91,6 @@ def middle_filled_up(m: Material) -> str | None:
     return m.output([*map(str, entries), *[m.right] * MANY], middle)
 
 
-def echo_in_form(m: Material) -> str:
-    prompt = messages_text(m.row)
-    return m.output(re.findall(r"\w[\w-]*", prompt) or [prompt])
-
-
 def in_reasoning_only(m: Material) -> Sample:
     return Sample(output_text=m.honest[-1], reasoning=f"It must be {m.right}. {m.honest[0]}")
 
@@ -118,7 +114,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy("right, many times", lambda m: m.output([m.right] * MANY, m.honest[0]), limit="best"),
     Strategy("middle, filled up", middle_filled_up),  # with the right answer
     Strategy("echo", lambda m: messages_text(m.row)),
-    Strategy("echo in form", echo_in_form),  # the prompt's words as answers
+    Strategy("echo in form", lambda m: m.output(WORD.findall(messages_text(m.row)))),
     Strategy("in the reasoning only", in_reasoning_only),  # the worst answer in the output
     Strategy("empty", lambda m: ""),
     Strategy("empty form", lambda m: m.output([])),
@@ -195,9 +191,8 @@ def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
         pairs = zip(rewards, rewards[1:])
         if None in rewards or not all(better > worse + EPSILON for better, worse in pairs):
             failures.append({"row_id": row_id(row, number), "rewards": list(rewards)})
-    complete = [rewards for rewards in zip(*graded) if None not in rewards]
     names = ["best", *(f"worse {i}" for i in range(1, len(graded)))]
-    means = {name: sum(r) / len(r) for name, r in zip(names, zip(*complete))}
+    means = {name: _mean(rewards) for name, rewards in zip(names, graded)}
     return Check("calibration", len(rows), failures, means)
 
 
@@ -279,9 +274,7 @@ def _rewards(grader: Grader, rows: Sequence[Row], answers: Sequence[str | Sample
     return [grade.reward for grade in grader.evaluate_many(list(rows), samples)]
 
 
-def _material(
-    rows: list[Row], outputs: list[list[str]], template: Any, known: Sequence[Any]
-) -> list[Material]:
+def _material(rows: list[Row], outputs: list, template: Any, known: Sequence) -> list[Material]:
     """What the strategies may use, row by row. outputs[level][row]: honest outputs, best first."""
     text = template if isinstance(template, str) else render_value(template)
     path, answer_field = answer_place(text) or ([], "".join(ITEM_FIELD.findall(text)[:1]))
@@ -296,9 +289,7 @@ def _material(
     ]
 
 
-def _result(
-    strategy: Strategy, material: list[Material], grader: Grader, honest: dict[str, float]
-) -> Result:
+def _result(strategy: Strategy, material: list[Material], grader: Grader, honest: dict) -> Result:
     """Grade one strategy on the rows that it applies to."""
     tried = [(m.row, answer) for m in material if (answer := strategy.answer(m)) is not None]
     answers = [answer for _, answer in tried]

@@ -80,9 +80,7 @@ def examine(source: str | Path | Log) -> Examination:
     return Examination(log.source, len(log.records), list(found.values()), notes)
 
 
-def level(
-    points: Points, above: float = math.inf, below: float = 0.0, also: Iterable[int] = ()
-) -> Evidence:
+def level(points: Points, above=math.inf, below=0.0, also: Iterable[int] = ()) -> Evidence:
     """Values beyond a limit in five of eight steps, and whatever they are in the steps `also`."""
     steps = {*also, *held(points, lambda value: value > above or value < below)}
     values = [value for step, value in points if step in steps] or [0.0]

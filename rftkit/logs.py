@@ -90,12 +90,9 @@ def finite(values: Iterable[tuple[int, float | None]]) -> Points:
     return [(step, value) for step, value in values if value is not None and math.isfinite(value)]
 
 
-def held(
-    points: Points, bad: Callable[[float], bool], least: int = 5, window: int = 8
-) -> list[int]:
+def held(points: Points, bad: Callable, least: int = 5, window: int = 8) -> list[int]:
     """The bad steps of every `window` steps of which at least `least` are bad (of a log with fewer
-    than `least` steps: all). More than half makes a state: a good step now and then does not hide
-    a bad level."""
+    than `least` steps: all). A good step now and then does not hide a bad level."""
     steps: set[int] = set()
     for start in range(len(points)):
         inside = [step for step, value in points[start : start + window] if bad(value)]
@@ -140,9 +137,8 @@ def read_log_lines(path: Path) -> Log:
             log.records.append(record | {"step": int(record["step"])})
         except (ValueError, TypeError, KeyError):
             if place < len(lines) or not log.records:
-                raise UserError(
-                    f"{path}:{place}: expected one JSON object with a step a line: delete the line"
-                ) from None
+                expected = "expected one JSON object with a step a line: delete the line"
+                raise UserError(f"{path}:{place}: {expected}") from None
             log.notes.append(f"the last line ({place}) is truncated: the run died or still writes")
     return log
 

@@ -114,10 +114,8 @@ class Reference:
 
 
 def check_reference(task: Task, rows: Sequence[Row], drawn: Sequence[Row]) -> Reference:
-    """Grade answers that are known to be right or wrong, on the rows that the gate draws.
-
-    All rows get the reference check, unless the grader asks a model or starts a sandbox.
-    """
+    """Grade answers that are known to be right or wrong, on the rows that the gate draws; all rows
+    get the reference check, unless the grader asks a model or starts a sandbox."""
 
     def mean_reward(answers: list[str]) -> float:  # a lost grade counts as 0
         grades = grader.evaluate_many(drawn, [Sample(output_text=answer) for answer in answers])
@@ -146,10 +144,7 @@ MADE_UP = ("Rftkit answers.", '{"answer": "Rftkit answers."}', "7")  # right for
 
 
 def why_not_verifiable(task: Task, rows: Sequence[Row]) -> str | None:
-    """Why no program can say that an answer to this task is right; None where one can.
-
-    Likeness to a long text measures wording. An opinion proves nothing that no known answer tests.
-    """
+    """Why no program can say that an answer to this task is right; None where one can."""
     kinds = {part["type"] for part in _parts(task) if reads_row(part)}
     if not kinds:
         return "no part of the grader reads the row: it cannot know what the right answer is"
@@ -166,10 +161,8 @@ def why_not_verifiable(task: Task, rows: Sequence[Row]) -> str | None:
 
 
 def constant_reward(task: Task, rows: Sequence[Row]) -> float | None:
-    """What a grader that never reads the row gives to right, worse and made-up answers alike.
-
-    None where they differ, or all score 0, as another form does with a grader of form.
-    """
+    """What a grader that never reads the row gives to right, worse and made-up answers alike;
+    None where they differ, or all score 0, as another form does with a grader of form."""
     if any(reads_row(part) or part["type"].endswith("_model") for part in _parts(task)):
         return None
     known = [filled(t, rows[0])[0] for t in (task.answer_template, *task.worse_answers) if t]

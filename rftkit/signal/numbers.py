@@ -175,9 +175,7 @@ def dead_chance(rewards: Sequence[float], k: int, unread: int = 0) -> float:
     return ways / math.comb(n, k)
 
 
-def share_interval(
-    values: Sequence[float], clusters: Sequence[Any], trials: int | None = None
-) -> Interval:
+def share_interval(values: Sequence[float], clusters: Sequence, trials: int = 0) -> Interval:
     """The mean of values in [0, 1], one a row, with its 95 % interval over clusters."""
     # The bootstrap cannot see what no row showed. After n trials (by default the clusters) without
     # the event its share may still be 1 - 0.025^(1/n) (Clopper & Pearson, Biometrika 26:404, 1934).

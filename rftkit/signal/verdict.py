@@ -3,10 +3,8 @@
     signal = measure_signal(policy, task, rows, answers=8, max_completion_tokens=64)
     print(signal.text())
 
-A finding is a number or check with its evidence and what to change. A share is bad where its whole
-95 % interval lies above its threshold ("fix"), and open where the threshold lies inside.
-
-Left out: whether training helps. Only held-out rows show that, after.
+A share is bad where its whole 95 % interval lies above its threshold ("fix"), and open where the
+threshold lies inside. Left out: whether training helps. Only held-out rows show that, after.
 """
 
 from __future__ import annotations
