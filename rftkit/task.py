@@ -110,8 +110,8 @@ class Task:
         return {key: getattr(self, name) for key, name in KEYS.items()}
 
 
-# The keys of task.json; folder and settings are of this machine.
-KEYS = {f.name.removesuffix("_spec"): f.name for f in fields(Task)[:-2]}
+LOCAL = ("folder", "settings")  # of this machine, no keys of task.json
+KEYS = {f.name.removesuffix("_spec"): f.name for f in fields(Task) if f.name not in LOCAL}
 
 
 def load_task(name: str | Path) -> Task:

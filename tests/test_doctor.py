@@ -272,5 +272,5 @@ def test_the_command_prints_findings_and_exits_with_1(tmp_path):
     answer = run(app, ["doctor", str(path), "--json"])
     (found,) = json.loads(answer.stdout)["findings"]
     assert (answer.exit_code, found["name"], found["steps"]) == (1, "not_finite", [31])
-    assert {"evidence", "knob", "why"} <= found.keys()
+    assert found["evidence"] and found["knob"] and found["why"]
     assert "not finite" in run(app, ["doctor", str(path)]).stdout
