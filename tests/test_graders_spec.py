@@ -100,12 +100,6 @@ def test_a_plain_grader_loads_without_a_note_and_unchanged(spec):
     assert Grader.load(spec).notes == [] and Grader.load(spec).to_json() == spec
 
 
-def test_label_model_is_refused_at_the_top_of_a_job_only():
-    with pytest.raises(GraderSpecError, match="grader: type: .*label_model"):
-        Grader.load(LABEL, job=True)
-    assert Grader.load(of(a=LABEL), job=True).type == "multi"
-
-
 def test_a_grader_loads_from_a_dict_a_text_a_path_or_a_presets_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "grader.json").write_text("\ufeff" + json.dumps(CHECK), encoding="utf-8")

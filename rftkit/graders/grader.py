@@ -73,20 +73,15 @@ class Grader:
 
     @classmethod
     def load(
-        cls,
-        source: dict[str, Any] | str | Path,
-        settings: GraderSettings | None = None,
-        *,
-        job: bool = False,
+        cls, source: dict[str, Any] | str | Path, settings: GraderSettings | None = None
     ) -> Grader:
         """A grader from OpenAI's grader JSON (see `read_grader`) or the name of a preset.
 
-        In a training `job` the top grader may not be a label_model. Raises UserError naming every
-        fault with its path inside the JSON.
+        Raises UserError naming every fault with its path inside the JSON.
         """
         settings = settings or GraderSettings()
         value, place = read_grader(source)
-        spec, notes = validate_spec(value, place, job, settings.embedder is not None)
+        spec, notes = validate_spec(value, place, settings.embedder is not None)
         parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
         paths = [p for part in parts.values() for _, t in texts_of(part) for p in Template(t).paths]
         return cls(
@@ -188,10 +183,8 @@ class Grader:
                 except Fault as fault:
                     faults.append(f"\n  row {row_id(row, number)}: {fault.detail}")
         if faults:
-            raise UserError(
-                f"grader {self.name!r}: {plural(len(faults), 'field')} missing: give every row the "
-                f"field, or change the template{''.join(faults[:5])}"
-            )
+            what = f"{plural(len(faults), 'field')} missing: correct the rows or the template"
+            raise UserError(f"grader {self.name!r}: {what}{''.join(faults[:5])}")
 
 
 def _no_answer(context: Context) -> Fault:

@@ -35,17 +35,14 @@ Findings = list[tuple[str, str, str]]  # (FAULT or NOTE, place inside the JSON, 
 
 
 def validate_spec(
-    spec: Any, place: str = "grader", job: bool = False, has_embedder: bool = False
+    spec: Any, place: str = "grader", has_embedder: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """(the grader in its plain form, notes on what was tolerated); GraderSpecError has every fault.
 
-    In a `job` the top grader may not be a label_model. With an embedder "cosine" can be computed.
+    With an embedder the metric "cosine" can be computed.
     """
     findings: Findings = []
     plain = _check(spec, "", has_embedder, findings)
-    if job and plain.get("type") == "label_model":
-        text = "label_model cannot stand at the top of a job: put it in a multi"
-        findings.append((FAULT, "type", text))
     lines = [(kind, f"{at}: {text}" if at else text) for kind, at, text in findings]
     if problems := [line for kind, line in lines if kind is FAULT]:
         raise GraderSpecError(place, problems)
