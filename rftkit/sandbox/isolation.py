@@ -173,9 +173,9 @@ _APART, _NEW_USER, _NEW_MOUNTS = 0x6800_0000, 0x1000_0000, 0x0002_0000
 def enter_namespaces() -> bool:
     """Enter new namespaces: of the network, and, with the next fork, of processes. Without
     privilege a user namespace comes first and gives the right to the rest."""
-    user, group = os.geteuid(), os.getegid()
     if _succeeds(_libc.unshare, _APART):
         return True
+    user, group = os.geteuid(), os.getegid()
     if not _succeeds(_libc.unshare, _NEW_USER | _APART):
         return False
     maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}

@@ -121,7 +121,7 @@ class Runner:
         try:
             with self._places:
                 answer = self._send(source, request)
-        except Lost as error:
+        except OSError as error:
             return Outcome(server_error=f"lost: the sandbox was lost: {error}")
         return _read_answer(answer, nonce, self.limits)
 
@@ -151,12 +151,11 @@ def _libraries_of(source: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.partition(".")[0] in SHARED_LIBRARIES))
 
 
-class Lost(Exception):
-    """The sandbox itself failed: it could not start, or ended without an answer."""
-
-
 class Sandbox:
-    """One server, asked by one thread at a time. given: {what is protected: by which means}."""
+    """One server, asked by one thread at a time; OSError where it is lost.
+
+    given: {what is protected: by which means}
+    """
 
     def __init__(self, limits: Limits, libraries: tuple[str, ...]):
         self.libraries, self.folder = libraries, tempfile.mkdtemp(prefix=PREFIX)
@@ -168,22 +167,20 @@ class Sandbox:
             self.given: dict[str, list[str]] = json.loads(answer)
         except ValueError:
             self.close()
-            raise Lost(f"it did not start: {answer.decode()}") from None
+            raise OSError(f"it did not start: {answer.decode()}") from None
 
     def ask(self, request: bytes = b"") -> bytes:
-        """The answer to a request, or the first message. Lost ends this sandbox, and so does
+        """The answer to a request, or the first message. OSError ends this sandbox, and so does
         KeyboardInterrupt: nobody may ask it again and get the late answer."""
         try:
             if request:
                 server.write_message(self.process.stdin, request)
             answer = server.read_message(self.process.stdout)
-            if answer is not None:
-                return answer
-            raise OSError("no answer")
-        except BaseException as error:
+            if answer is None:
+                raise OSError("it ended without an answer")
+            return answer
+        except BaseException:
             self.close()
-            if isinstance(error, OSError):
-                raise Lost(f"it ended: {error}") from None
             raise
 
     def close(self) -> None:
@@ -292,7 +289,7 @@ def report() -> Report:
     way = "a fork of a server for each grade"
     try:
         sandbox = Sandbox(LIMITS, ())
-    except (Lost, OSError) as error:
+    except OSError as error:
         return Report(protections, way, str(error))
     sandbox.close()
     found = Report(protections | sandbox.given, way, reason)
