@@ -63,7 +63,7 @@ def test_a_thought_that_never_closes_earns_nothing(prompt, open, closed, log):
     columns = {"completions": [open, closed], "prompts": [prompt] * 2, "answer": ["4", "4"]}
     assert reward(**columns, **log.arguments) == [0.0, 1.0]
     assert log.metrics["grader_errors/truncated_observation_error"] == 0.5
-    assert "never closed" in grades[0].explanations[0]
+    assert "never closed" in grades[0].explanations[1]
 
 
 def test_every_sub_grade_and_fault_is_logged_as_its_own_series(log):

@@ -75,7 +75,7 @@ class Grade:
     @property
     def explanations(self) -> list[str]:
         sentences = [fault.sentence for fault in self.faults]
-        if self.unclosed and "truncated_observation_error" not in self.errors:
+        if self.unclosed:
             sentences.append("<think> was opened and never closed: the output is empty")
         return sentences
 

@@ -45,11 +45,8 @@ from rftkit.graders.spec import texts_of, validate_spec
 
 @dataclass(frozen=True)
 class GraderSettings:
-    """What graders use beside their JSON.
-
-    Weak isolation lets python graders run on a machine that cannot keep them from files and
-    network: for texts you wrote or have read yourself.
-    """
+    """What graders use beside their JSON. Weak isolation is for python graders that you wrote or
+    have read yourself, on a machine that cannot keep them from files and network."""
 
     judge: JudgeSettings | None = None  # else the environment's OPENAI_BASE_URL, OPENAI_API_KEY
     embedder: scorers.Embedder | None = None  # texts -> vectors, for the metric "cosine"
@@ -64,7 +61,7 @@ class Grader:
     name: str
     type: str
     parts: dict[str, Scorer]  # {variable: scorer} with a formula over them, or {"": the only one}
-    export: Callable[[], dict[str, Any]]
+    to_json: Callable[[], dict[str, Any]]  # OpenAI's grader JSON; UserError where there is none
     formula: scorers.Formula | None = None
     item_paths: list[TemplatePath] = field(default_factory=list)  # the row's fields that it reads
     notes: list[str] = field(default_factory=list)  # what was tolerated while loading
@@ -105,10 +102,6 @@ class Grader:
         """How many grades may usefully be computed at once."""
         return max(scorer.workers for scorer in self.parts.values())
 
-    def to_json(self) -> dict[str, Any]:
-        """The grader as OpenAI's grader JSON; UserError where it cannot be written as such."""
-        return self.export()
-
     def run(self, item: dict[str, Any] | None, sample: Answer) -> dict[str, Any]:
         """One grade as the object that OpenAI's graders/run answers with, all errors in it."""
         return self.evaluate(item, sample).to_json()
@@ -126,10 +119,14 @@ class Grader:
         start, context = time.perf_counter(), Context(item, sample)
         values: dict[str, float | None] = {}
         faults: list[Fault] = []
-        if context.finish_reason in ("length", "error"):
-            faults.append(_no_answer(context))
-            values = dict.fromkeys(self.parts, faults[0].score)
+        if context.finish_reason == "length":
+            cut = "the answer was cut at its limit"
+            faults.append(sample_fault("truncated_observation_error", cut))
+        elif context.finish_reason == "error":
+            faults.append(grader_fault("other_error", "there is no answer: its endpoint failed"))
+        if faults:
             reward = faults[0].score
+            values = dict.fromkeys(self.parts, reward)
         else:
             for variable, scorer in self.parts.items():
                 try:
@@ -185,13 +182,6 @@ class Grader:
         if faults:
             what = f"{plural(len(faults), 'field')} missing: correct the rows or the template"
             raise UserError(f"grader {self.name!r}: {what}{''.join(faults[:5])}")
-
-
-def _no_answer(context: Context) -> Fault:
-    if context.finish_reason == "error":
-        return grader_fault("other_error", "there is no answer: its endpoint failed")
-    why = ": its thought was never closed" if context.unclosed else ""
-    return sample_fault("truncated_observation_error", f"the answer was cut at its limit{why}")
 
 
 def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
