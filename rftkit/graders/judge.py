@@ -22,14 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, shorten, write_json
-from rftkit.graders.answer import (
-    Context,
-    Fault,
-    Scorer,
-    Template,
-    grader_fault,
-    sample_fault,
-)
+from rftkit.graders.answer import Context, Fault, Scorer, Template, grader_fault, sample_fault
 from rftkit.records import split_completion
 
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")

@@ -96,12 +96,7 @@ def start() -> tuple[str, Limits, list[str], IO[bytes], IO[bytes]]:
 
 
 def serve(
-    folder: str,
-    limits: Limits,
-    libraries: list[str],
-    is_apart: bool,
-    requests: IO,
-    replies: IO,
+    folder: str, limits: Limits, libraries: list[str], is_apart: bool, requests: IO, replies: IO
 ) -> None:
     """Serve requests until our side closes the pipe, each in a child of its own."""
     try:
