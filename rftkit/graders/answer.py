@@ -192,12 +192,12 @@ class TemplatePath:
             int(index) if index else key or double or single
             for key, index, double, single in _STEP.findall(match[2])
         )
-        first, is_longer = self.steps[0], len(self.steps) > 1
-        bad = first not in SAMPLE_FIELDS or (first in TEXT_FIELDS and is_longer)
+        first, is_text = self.steps[0], self.steps[0] in TEXT_FIELDS
+        bad = first not in SAMPLE_FIELDS or (is_text and len(self.steps) > 1)
         if self.namespace == "sample" and bad:
-            known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
+            known = ", ".join(SAMPLE_FIELDS)
             raise TemplateError(
-                f"{self.text}: a sample has {known}, output_json.KEY is a JSON field"
+                f"{self.text}: a sample has {known}; a JSON field is output_json.KEY"
             )
 
     def resolve(self, context: Context) -> Any:

@@ -164,14 +164,10 @@ MAX_LENGTH = 4_000  # characters; keeps Python's own parser and compiler within 
 # All give floats, since a power of whole numbers could fill the memory. math.fabs refuses complex
 # numbers, which a negative number to a fraction becomes: abs() alone would let them through.
 FUNCTIONS: dict[str, Callable[..., float]] = {
-    "min": lambda *numbers: min(numbers),
-    "max": lambda *numbers: max(numbers),
-    "abs": math.fabs,
+    **{"min": lambda *numbers: min(numbers), "max": lambda *numbers: max(numbers)},
+    **{"abs": math.fabs, "exp": math.exp, "sqrt": math.sqrt, "log": math.log},
     "floor": lambda number: float(math.floor(number)),
     "ceil": lambda number: float(math.ceil(number)),
-    "exp": math.exp,
-    "sqrt": math.sqrt,
-    "log": math.log,
 }
 # A call is renamed to "max()", so that a variable may be called max.
 _SCOPE = {"__builtins__": {}} | {f"{name}()": function for name, function in FUNCTIONS.items()}

@@ -1,9 +1,9 @@
 """Check a grader's JSON: all faults at once, each with its place.
 
-The `openai` package's types judge the shape, and their findings are shown in pydantic's words. What
-they cannot see is checked here: templates, the formula, ranges, labels, a python grader's text.
-Tolerated, with a note, as OpenAI's guide itself writes them: `name` missing in python and multi,
-`"operation": "neq"`, a list in multi, `pass_threshold` (it belongs to evals and changes no grade).
+The `openai` package's types judge the shape, in pydantic's words. What they cannot see is checked
+here: templates, the formula, ranges, labels, a python grader's text. Tolerated, with a note, as
+OpenAI's guide itself writes them: `name` missing in python and multi, `"operation": "neq"`, a list
+in multi, `pass_threshold` (it belongs to evals and changes no grade).
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@
                foreign text and never looks into what a child says
     child      puts on the lock, compiles the grader's text, runs it, replies and ends
 
-So a grade costs a fork and no start of an interpreter, and what it does dies with it. A request is
-NONCE_BYTES random bytes, and JSON. A reply is LOADED once the text has been run, then the random
-bytes, then NUMBER and eight bytes, or ERROR and a text: nothing in it is ever parsed. The server's
-answer is a HEADER and the reply.
+A request is NONCE_BYTES random bytes, and JSON. A reply is LOADED once the text has been run, then
+the random bytes, then NUMBER and eight bytes, or ERROR and a text: nothing in it is ever parsed.
+The server's answer is a HEADER and the reply.
 """
 
 from __future__ import annotations
