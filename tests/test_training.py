@@ -180,15 +180,14 @@ def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp
 
     class Reports(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **rest):
-            series.append((state.global_step, dict(logs)))
+            series.extend((state.global_step, name) for name in logs)
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
     monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
-    done = train(RunConfig(**VALIDATED, report_to="tensorboard"), tmp_path)
-    logged = {r["step"]: r["validation"]["mean"] for r in done.log}
-    assert {s: v["held_out/top1"] for s, v in series if "held_out/top1" in v} == logged
-    assert [step for step, logs in series if "reward" in logs] == [1, 2]
+    train(RunConfig(**VALIDATED, report_to="tensorboard"), tmp_path)
+    for name in ("reward", "held_out/top1"):
+        assert [step for step, logged in series if logged == name] == [1, 2]
 
 
 # The same folder again.
@@ -204,17 +203,15 @@ def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
     assert observed == [] and files() == before
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"learning_rate": 0.5, "steps": 3}, r"steps: 2 there, 3 here; learning_rate: None there"),
-        ({"answer_template": '{"genes": ["NOT", "{{item.reference_gene}}"]}'}, "answer_template"),
+def test_another_config_is_refused_by_its_fields(tiny):
+    template = '{"genes": ["NOT", "{{item.reference_gene}}"]}'
+    for change, named in [
+        ({"learning_rate": 0.5, "steps": 3}, "steps: 2 there, 3 here; learning_rate: None there"),
+        ({"answer_template": template}, "answer_template"),
         ({"grader": CONSTANT}, "grader"),
-    ],
-)
-def test_another_config_is_refused_by_its_fields(tiny, change, named):
-    with pytest.raises(UserError, match=f"another run.*{named}"):
-        train(RunConfig(**VALIDATED | change), tiny.out)
+    ]:
+        with pytest.raises(UserError, match=f"another run.*{named}"):
+            train(RunConfig(**VALIDATED | change), tiny.out)
 
 
 def test_rows_are_compared_by_content(tmp_path):

@@ -26,50 +26,28 @@ def write(place, **record):
     return place
 
 
-def refusal(**values):
-    with pytest.raises(UserError) as refused:
-        RunConfig(**values)
-    return str(refused.value).splitlines()
-
-
-def test_all_faults_of_a_config_are_named_at_once():
-    lines = refusal(
-        method="ppo", answers_per_prompt=1, learning_rate=-1, seed=True, task="no such task",
-        lerning_rate=3, grader="nofile.json",
-    )  # fmt: skip
-    named = [line.removeprefix("RunConfig: ").split(": ")[0] for line in lines]
-    assert sorted(named) == ["answers_per_prompt", "grader", "learning_rate", "lerning_rate",
-                             "method", "seed", "task"]  # fmt: skip
-    (unknown,) = [line for line in lines if "lerning_rate" in line]
-    assert unknown.endswith("expected learning_rate")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"steps": 0}, {"steps": 10**12}, {"steps": "5"}, {"steps": 2.5}, {"seed": 2**32},
-        {"learning_rate": 10**400}, {"beta": float("nan")}, {"keep_start": 1}, {"micro_batch": 7},
-        {"report_to": "trackio"}, {"model": ""}, {"train_file": "nowhere.jsonl"},
-        {"engine": "vllm"},
-    ],
-)  # fmt: skip
-def test_an_impossible_value_is_refused_by_name(change, tmp_path, monkeypatch):
+def test_all_faults_of_a_config_are_named_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("rftkit.training.config.find_spec", lambda package: None)
-    (name,) = change
-    (line,) = refusal(**TASK | change)
-    assert line.startswith(f"RunConfig: {name}: ") and "expected" in line
-    with pytest.raises(UserError, match=f"^RunConfig: {name}: "):  # read from a file, too
-        read_run_config(write(tmp_path / "c.json", **TASK | change))
+    wrong = {
+        "method": "ppo", "answers_per_prompt": 1, "learning_rate": 10**400, "seed": 2**32,
+        "task": "no such task", "lerning_rate": 3, "grader": "nofile.json", "steps": "5",
+        "prompts_per_step": 2.5, "beta": float("nan"), "keep_start": 1, "report_to": "trackio",
+        "model": "", "train_file": "nowhere.jsonl", "engine": "vllm", "temperature": 0,
+    }  # fmt: skip
+    with pytest.raises(UserError) as refused:
+        read_run_config(write(tmp_path / "c.json", **wrong))
+    faults = [line.removeprefix("RunConfig: ") for line in str(refused.value).splitlines()]
+    assert sorted(fault.split(": ")[0] for fault in faults) == sorted(wrong)
+    assert "lerning_rate: unknown field, expected learning_rate" in faults
+    with pytest.raises(UserError, match="RunConfig: micro_batch: 7"):
+        RunConfig(**TASK).replace(micro_batch=7)
 
 
-def test_a_copy_is_checked_and_json_gives_the_same_config():
+def test_a_config_survives_json():
     template = {"genes": ["{{item.reference_gene}}"]}
     config = RunConfig(**TASK, train_file=Path("."), answer_template=template)
     assert config.answer_template == json.dumps(template)
     assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
-    assert config.replace(steps=3).steps == 3
-    with pytest.raises(UserError, match="steps"):
-        config.replace(steps=0)
 
 
 def test_a_path_is_looked_for_beside_the_config_first(tmp_path, monkeypatch):
@@ -162,16 +140,8 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(tmp_path):
     assert "set max_completion_tokens to" in reasons[-1]  # 3000 is more than it was made for
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"init_adapter": "."}, "adapter_config.json"),
-        ({"answer_template": "{{item."}, "item"),
-        ({"answer_template": '["{{item.nothing}}"]'}, "nothing"),
-        ({"grader": {}}, "type"),
-    ],
-)
-def test_a_dry_run_finds_what_would_stop_the_run(tmp_path, monkeypatch, change, named):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=named):
-        plan_of(RunConfig(**TASK | change))
+def test_a_dry_run_finds_what_would_stop_the_run(tmp_path):
+    wrong = [("init_adapter", str(tmp_path)), ("answer_template", "{{item."), ("grader", {})]
+    for name, value in [*wrong, ("answer_template", '["{{item.nothing}}"]')]:
+        with pytest.raises(UserError):
+            plan_of(RunConfig(**TASK | {name: value}))

@@ -104,8 +104,7 @@ def test_only_steps_in_a_row_are_an_alarm(field, bad, good, name):
     ],
 )
 def test_a_broken_chat_template_stops_before_a_weight_changes(tmp_path, change, named):
-    """One ends the assistant's turn itself, one loses the question. The tiny model answers all the
-    same, and its answers can be read: it would train on."""
+    """The tiny model answers all the same, and its answers can be read: it would train on."""
     model = tmp_path / "model"
     shutil.copytree(embedded_model("mini"), model)
     template = model / "chat_template.jinja"
@@ -142,24 +141,22 @@ def test_garbage_is_told_from_odd_answers(mini):
 
 def test_a_failing_grader_costs_its_batch_alone(tmp_path):
     """From step 3 on it fails; fixed, the run resumes from step 2 and grades step 3 again."""
-    task, calls, broken = load_task("gene_ranking"), [], [True]
+    task, calls = load_task("gene_ranking"), []
     sound = task.grader.evaluate
 
     def flaky(item, sample):
         calls.append(1)
-        if broken[0] and len(calls) > 16:
+        if 16 < len(calls) <= 24:
             fault = grader_fault("model_grader_server_error", "the judge is down")
             return Grade(None, dict.fromkeys(task.grader.variables), [fault])
         return sound(item, sample)
 
     task.grader.evaluate = flaky
     with pytest.raises(TrainingStopped, match="step 3: .*judge is down"):
-        train(RunConfig(**TINY), tmp_path, task=task, rows=task.rows("train"))
+        train(RunConfig(**TINY), tmp_path, task=task)
     assert len(read_lines(tmp_path / "log.jsonl")) == 2
-    assert (tmp_path / "alarms" / "step-000003-grader-failed.jsonl").exists()
-    broken[0] = False
-    done = train(RunConfig(**TINY), tmp_path, task=task, rows=task.rows("train"))
-    assert steps_of(done) == [1, 2, 3, 4]
+    assert len(read_lines(tmp_path / "alarms" / "step-000003-grader-failed.jsonl")) == 8
+    assert steps_of(train(RunConfig(**TINY), tmp_path, task=task)) == [1, 2, 3, 4]
 
 
 def test_a_grader_whose_program_always_fails_stops_the_run(tmp_path):
@@ -167,7 +164,6 @@ def test_a_grader_whose_program_always_fails_stops_the_run(tmp_path):
     config = RunConfig(**TINY, grader={"type": "python", "name": "own", "source": source})
     with pytest.raises(TrainingStopped, match="8 of 8(.|\\n)*ValueError: boo"):
         train(config, tmp_path)
-    assert (tmp_path / "alarms" / "step-000001-grader-failed.jsonl").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -191,7 +187,6 @@ def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 def test_a_full_disk_is_told_from_other_failures(tmp_path, number):
     assert is_full_disk(OSError(number, "no"), tmp_path) == (number != errno.EACCES)
-    assert is_full_disk(RuntimeError("I/O error (os error 28)"), tmp_path)  # of safetensors
 
 
 # Validation.
@@ -263,13 +258,10 @@ def test_the_best_three_adapters_are_kept_and_the_best_is_loaded(tmp_path):
     done = train(RunConfig(**TINY | changes), tmp_path)
     means = [(0, done.start["mean"])] + [(r["step"], r["validation"]["mean"]) for r in done.log]
     expected = sorted(means, key=lambda found: (-found[1], found[0]))[:3]
-    record = json.loads((tmp_path / "training.json").read_text())
-    assert [(k["step"], k["mean"]) for k in record["best_checkpoints"]] == expected
     best = tmp_path / "checkpoints" / "best"
     assert {p.name for p in best.iterdir()} == {f"step-{step:06d}" for step, _ in expected}
     kept = best / f"step-{expected[0][0]:06d}" / "adapter_model.safetensors"
     assert kept.read_bytes() == (tmp_path / "adapter" / kept.name).read_bytes()
-    assert not (tmp_path / "adapter" / "ref").exists()
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path):

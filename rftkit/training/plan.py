@@ -126,8 +126,7 @@ def choose_micro_batch(batch: int, model: Measured | None) -> tuple[int, str]:
 
 
 def measure_model(config: RunConfig, rows: Sequence[dict[str, Any]]) -> Measured | None:
-    """From the model's config and tokenizer; no weights are loaded. None where they cannot be read:
-    loading the model will say why."""
+    """From config and tokenizer, without weights; None where loading the model will say why."""
     from transformers import AutoConfig, AutoTokenizer
 
     base = config_base(config)
@@ -139,43 +138,36 @@ def measure_model(config: RunConfig, rows: Sequence[dict[str, Any]]) -> Measured
     some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]
     prompts = LocalPolicy(None, tokenizer, config.model).encode([row["messages"] for row in some])
     longest = max(map(len, prompts))
-    context = getattr(model, "max_position_embeddings", None)
     memory = memory_of(model, longest, config.max_completion_tokens)
+    context = getattr(model, "max_position_embeddings", None)
     return Measured(model.hidden_size, context, longest, *memory)
 
 
 def memory_of(model: Any, prompt_tokens: int, completion_tokens: int) -> tuple[float, float]:
     """(bytes of one more answer in a pass, bytes free beside the weights), both on the safe side.
 
-    Activations: Korthikanti et al., Reducing Activation Recomputation (2022), equation 1, which
-    counts 16-bit numbers: s·h·(34 + 5·a·s/h) bytes a layer. Logits: in fp32 over the completion,
-    with their gradient and one copy for the log-probabilities.
+    Activations in 16 bits: s·h·(34 + 5·a·s/h) bytes a layer (Korthikanti et al. 2022, equation 1).
+    Logits: in fp32 over the completion, with their gradient and one copy for log-probabilities.
     """
+    import psutil  # comes with accelerate
+    import torch
+
     device, dtype, _ = choose_device()
-    if device == "cuda":
-        import torch
-
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        import psutil  # comes with accelerate
-
-        free = psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     number = 4 if dtype == "float32" else 2  # bytes
     tokens, hidden = prompt_tokens + completion_tokens, model.hidden_size
     heads = getattr(model, "num_attention_heads", 1)
     inner = getattr(model, "intermediate_size", None) or 4 * hidden
     activations = tokens * hidden * (34 + 5 * heads * tokens / hidden) * number / 2
     logits = completion_tokens * model.vocab_size * 4 * 3
-    weights = model.num_hidden_layers * (4 * hidden**2 + 3 * hidden * inner)
-    weights += 2 * model.vocab_size * hidden
-    answer = model.num_hidden_layers * activations + logits
-    return answer, max(float(free) - weights * number, 1.0)
+    layers = model.num_hidden_layers
+    weights = layers * (4 * hidden**2 + 3 * hidden * inner) + 2 * model.vocab_size * hidden
+    return layers * activations + logits, max(float(free) - weights * number, 1.0)
 
 
 def run_order(rows: int, steps: int, prompts_per_step: int, seed: int) -> list[int]:
-    """The row of every prompt of the whole run: one shuffled pass over the rows after the other,
-    fixed by the seed alone. (TRL's own sampler starts anew when a run is resumed in a later pass.)
-    """
+    """The row of every prompt of the whole run, in shuffled passes that the seed fixes. (TRL's own
+    sampler starts anew when a run is resumed in a later pass.)"""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

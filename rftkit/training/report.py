@@ -98,8 +98,8 @@ def report_text(report: dict[str, Any]) -> str:
 
 
 def list_runs(folder: Path) -> dict[str, Any]:
-    """Every run under `folder`: {"runs": [...], "differing": [field names of their configs],
-    "unreadable": [what is wrong with the files of those left out]}."""
+    """{"runs": every run under `folder`, "differing": fields of their configs, "unreadable": what
+    is wrong with those left out}"""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected one that holds run folders")
     runs, unreadable = [], []
@@ -145,18 +145,15 @@ def runs_table(runs: dict[str, Any]) -> list[dict[str, str]]:
         config = dict(run["config"])
         if isinstance(config.get("grader"), dict):
             config["grader"] = config["grader"].get("name")
-        rows.append(
-            {
-                "run": run["name"],
-                "held out": f"{best['metric']} {interval}" if best else "none",
-                "at step": str(best.get("step", "")),
-                "steps": str(run["steps"]),
-                "ended by": str(run["stopped"] or run["state"]),
-                "alarms": ", ".join(run["alarms"]) or "none",
-            }
-            | {
-                k: shorten("none" if v is None else v, 28).replace("|", "/")
-                for k, v in config.items()
-            }
-        )
+        row = {
+            "run": run["name"],
+            "held out": f"{best['metric']} {interval}" if best else "none",
+            "at step": str(best.get("step", "")),
+            "steps": str(run["steps"]),
+            "ended by": str(run["stopped"] or run["state"]),
+            "alarms": ", ".join(run["alarms"]) or "none",
+        }
+        for name, value in config.items():
+            row[name] = shorten("none" if value is None else value, 28).replace("|", "/")
+        rows.append(row)
     return rows

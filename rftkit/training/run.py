@@ -18,7 +18,7 @@ from rftkit.training.config import RunConfig, config_base, config_rows, config_t
 from rftkit.training.plan import Plan, make_plan, measure_model
 from rftkit.training.report import shared_groups, write_report
 from rftkit.training.session import Session, interrupts_heard, load_trainable, starting_adapter
-from rftkit.training.trainer import run_grpo, run_sft
+from rftkit.training.trainer import run_steps
 from rftkit.training.watchdogs import TrainingStopped, is_full_disk
 
 
@@ -103,7 +103,7 @@ def train(
                     session.held_out.validate(session.policy, 0)
             # Stage 4: the steps.
             if not session.is_over:
-                (run_grpo if config.method == "grpo" else run_sft)(session)
+                run_steps(session)
             # Stage 5: the best adapter and the reports.
             return finish(session)
     except Exception as error:
@@ -137,13 +137,12 @@ def pass_gate(session: Session, force: bool) -> None:
 
 
 def finish(session: Session) -> Run:
-    """Load the best adapter; write the reports, and training.json last."""
-    config, policy, out, progress = session.config, session.policy, session.out, session.progress
+    """Install the best adapter; write the reports, and training.json last."""
+    config, out, progress = session.config, session.out, session.progress
     if progress.best:
         session.held_out.install_best()
-        store.load_adapter_weights(policy.model, out / "adapter")
     else:
-        store.save_adapter(policy.model, out / "adapter")
+        store.save_adapter(session.policy.model, out / "adapter")
     ended = "patience" if session.no_longer_improves else "steps"
     training = {
         "examples": len(session.rows),
@@ -158,8 +157,7 @@ def finish(session: Session) -> Run:
     record = {"config": config.to_json(), "training": training, "start": progress.start}
     record |= {"best": progress.best, "best_checkpoints": progress.kept, "versions": versions()}
     write_json(out / "training.json", record | {"seed": config.seed})
-    policy.model.eval()
-    run = Run(policy, session.recorder.log, progress.start, progress.best, training, out)
+    run = read_run(out, session.policy)
     session.recorder.notify("end", run)
     return run
 
@@ -169,12 +167,14 @@ def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
     out = Path(out)
     if not (out / "training.json").exists():
         raise UserError(f"{out}: no training.json, expected a finished run: `rftkit train` ends it")
-    record = read_json(out / "training.json")
-    policy = load_trainable(config or store.read_config(out))
+    return read_run(out, load_trainable(config or store.read_config(out)))
+
+
+def read_run(out: Path, policy: LocalPolicy) -> Run:
     store.load_adapter_weights(policy.model, out / "adapter")
     policy.model.eval()
-    parts = (record[name] for name in ("start", "best", "training"))
-    return Run(policy, store.read_lines(out / "log.jsonl"), *parts, out)
+    record, log = read_json(out / "training.json"), store.read_lines(out / "log.jsonl")
+    return Run(policy, log, record["start"], record["best"], record["training"], out)
 
 
 def plan(config: RunConfig) -> Plan:

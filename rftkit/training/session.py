@@ -74,8 +74,7 @@ class Session:
     ):
         set_seed(config.seed)
         self.config, self.out, self.task, self.rows = config, out, task, rows
-        self.interrupted = interrupted
-        self.policy = load_trainable(config)
+        self.interrupted, self.policy = interrupted, load_trainable(config)
         if resume:  # another batch size would add its sums in another order
             self.plan = Plan(**read_json(out / "plan.json"))
         else:
@@ -112,8 +111,7 @@ class Session:
 
     @property
     def is_over(self) -> bool:
-        done = self.step >= self.plan.steps or self.no_longer_improves
-        return done or self.stopped is not None
+        return self.step >= self.plan.steps or self.no_longer_improves or bool(self.stopped)
 
     def save(self, trainer: Any) -> None:
         """A checkpoint of the last whole step; what only older ones needed goes."""
@@ -261,11 +259,10 @@ class StepReward:
         prompt_ids = self.prompt_ids or session.policy.encode(prompts)  # TRL draws for Unsloth
         seconds = session.clock["sampling"] / len(self.samples)  # 0 where TRL draws
         for number, sample in enumerate(self.samples):
-            sample.row_id, sample.index = row_id[number], number % group
+            sample.row_id, sample.index, sample.seed = row_id[number], number % group, session.seed
             sample.prompt_tokens = len(prompt_ids[number])
             sample.completion_tokens = len(completion_ids[number])
             sample.seconds = round(seconds, 6)
-            sample.seed = session.seed
 
     def check_first_batch(self, prompts: list, completion_ids: list) -> None:
         policy = self.session.policy

@@ -9,8 +9,7 @@ RUN/  config.json  data.json         the RunConfig, and checksums of the rows an
       alarms/                        batches of steps that went wrong
       report.json  report.md  training.json     training.json comes last: the run is finished
 
-What is read again is written under another name and renamed when it is whole. A kill at any moment
-leaves the old file or folder, or the new one.
+What is read again is written under another name and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -27,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, read_json, write_json
+from rftkit.logs import TRL_NAMES
 from rftkit.policy import check_weights
 from rftkit.records import Sample
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
 
-# A run may be resumed with another value of these: they do not change what is learned.
+# Fields that do not change what is learned: a run is resumed with another value, too.
 FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation")
 # These name rows and grader; data.json compares what they name, for a file has many paths.
 COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answer_template",
@@ -50,35 +50,21 @@ LINES = ("log.jsonl", "samples.jsonl")
 OWN = ("config.json", "data.json", *LINES, "plan.json", "gate.json", "training.json",
        "report.json", "report.md", "checkpoints", "adapter", "alarms")  # fmt: skip
 
-# Fields of a step's log object, and where TRL has another name for what it measures.
+# Fields of a step's log object.
 FIELDS = ("reward_mean", "reward_std", "sub_rewards", "dead_groups", "completion_tokens",
           "truncated", "entropy", "kl", "grad_norm", "loss", "patterns")  # fmt: skip
-TRL_NAMES = {
-    "reward_mean": "reward",
-    "dead_groups": "frac_reward_zero_std",
-    "completion_tokens": "completions/mean_length",
-    "truncated": "completions/clipped_ratio",
-}
-
-
-# The record.
 
 
 def record_of(step: int, logs: dict[str, Any]) -> dict[str, Any]:
     """TRL's log of a step as our log object. None: not finite, or the method has no such number."""
-    record = {"step": step, "seconds": 0.0}
-    for name in FIELDS:
-        value = logs.get(TRL_NAMES.get(name, name), math.nan)
-        record[name] = round(float(value), 6) if math.isfinite(value) else None
-    return record
+    measured = {ours: float(logs[trl]) for trl, ours in TRL_NAMES.items() if trl in logs}
+    finite = {name: round(value, 6) for name, value in measured.items() if math.isfinite(value)}
+    return {"step": step, "seconds": 0.0} | {name: finite.get(name) for name in FIELDS}
 
 
 class Recorder:
-    """One object a step: to log.jsonl and to the observers; the completions to samples.jsonl.
-
-    A checkpoint notes how long both files are. A resumed run cuts them back to there, so that no
-    line is lost and none stands twice.
-    """
+    """One object a step: to log.jsonl and to the observers; the completions to samples.jsonl. A
+    checkpoint notes how long both files are; a resumed run cuts them back to there."""
 
     def __init__(self, out: Path, observers: Sequence[Observer], state: dict[str, Any]):
         self.out, self.observers = out, observers
@@ -154,12 +140,8 @@ def data_identity(
 
 
 def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> bool:
-    """Does a run stand there to be resumed or loaded? Otherwise a new one gets its config.json and
-    data.json, and with `existing` "replace" the old one goes.
-
-    Raises UserError where a run with another config or other data stands there, naming the fields,
-    and where files of a run's names stand there that no run wrote.
-    """
+    """Does a run stand there to be resumed or loaded? Otherwise the folder is made ready for a new
+    one. UserError, naming what differs, for another run, and for files that no run wrote."""
     names = [name for name in OWN if (out / name).exists()]
     if names and not {"config.json", "data.json"} <= {*names}:
         raise UserError(f"{out}: holds {', '.join(names)} that no run wrote: name another folder")
@@ -190,10 +172,7 @@ def read_config(out: Path) -> RunConfig:
 
 
 def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]:
-    """In what the run in `out` would train differently: "steps: 70 there, 40 here".
-
-    Rows and grader are compared by their checksums: the fields that name them may differ.
-    """
+    """In what the run in `out` would train differently: "steps: 70 there, 40 here"."""
     before, known = dict(read_config(out)), read_json(out / "data.json")
     fields = {
         name: f"{name}: {before[name]!r} there, {value!r} here"

@@ -22,23 +22,50 @@ from rftkit.training.store import record_of
 from rftkit.training.watchdogs import SKIPS_IN_A_ROW, TrainingStopped, save_batch
 
 
-def run_grpo(session: Session) -> None:
-    """GRPO through TRL's trainer. The prompt is all that the model reads; the row's other fields
-    travel beside it, to the grader."""
+def run_steps(session: Session) -> None:
+    """The steps, through TRL's trainer, from the session's checkpoint where it has one."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    config, plan, policy, rows = session.config, session.plan, session.policy, session.rows
+    reward = StepReward(session.task, session) if config.method == "grpo" else None
+    if reward:  # the prompt is all that the model reads; the row travels beside it, to the grader
+        session.task.grader.check_rows(rows)
+        examples = [
+            {"prompt": r["messages"], "item": json.dumps(r, ensure_ascii=False), "row_id": row_id}
+            for r, row_id in zip(rows, row_ids(rows))
+        ]
+    else:
+        examples = [sft_example(policy, session.task, row, config) for row in rows]
+    order = run_order(len(rows), plan.steps, config.prompts_per_step, config.seed)
+    table = Dataset.from_list(examples).select(order)
+    given = dict(model=policy.model, processing_class=policy.tokenizer, train_dataset=table)
+    trainer = grpo_trainer(session, reward, given) if reward else sft_trainer(session, given)
+    trainer.add_callback(step_callback(session, trainer, reward))
+    trainer.remove_callback(PrinterCallback)
+    recorder = session.recorder
+    recorder.notify("begin", plan, list(recorder.log), session.progress.start)
+    try:
+        trainer.train(resume_from_checkpoint=session.resume_from and str(session.resume_from))
+    except GraderFailure as failure:
+        number = session.step + 1
+        batch = save_batch(session.out, number, "grader failed", reward.samples)
+        message = f"step {number}: {failure}; its batch stands in {batch}: fix it and start again"
+        raise TrainingStopped("grader failed", message) from failure
+    if session.interrupted.is_set():
+        raise Interrupted(f"interrupted after step {session.step}: the same command resumes")
+
+
+def grpo_trainer(session: Session, reward: StepReward, given: dict[str, Any]) -> Any:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl import GRPOConfig, GRPOTrainer
 
-    policy, config, plan = session.policy, session.config, session.plan
-    session.task.grader.check_ready()  # a formula or field that is not there stops here, not later
-    session.task.grader.check_rows(session.rows)
-    reward = StepReward(session.task, session)
+    model, config, plan = session.policy.model, session.config, session.plan
     trainer = (shared_prompts_trainer() if plan.shared_prompts else GRPOTrainer)(
-        model=policy.model,
-        processing_class=policy.tokenizer,
+        **given,
         reward_funcs=reward,
         # Unsloth samples through kernels of its own.
-        rollout_func=reward.draw if policy.engine != "unsloth" else None,
-        train_dataset=prompt_table(session.rows, plan.steps, config),
+        rollout_func=reward.draw if session.policy.engine != "unsloth" else None,
         args=GRPOConfig(
             **trainer_settings(config, plan, session.out),
             num_generations=config.answers_per_prompt,
@@ -48,32 +75,20 @@ def run_grpo(session: Session) -> None:
             shuffle_dataset=False,  # run_order has drawn the order of the whole run
         ),
     )
-    if not config.init_adapter and "ref" in policy.model.peft_config:
+    if not config.init_adapter and "ref" in model.peft_config:
         # TRL keeps a copy of the adapter as the reference. Of one that has learned nothing it adds
         # zeros to the base; without the copy TRL takes the base alone: the same numbers, sooner.
-        policy.model.delete_adapter("ref")
-    run_trainer(session, trainer, reward)
+        model.delete_adapter("ref")
+    return trainer
 
 
-def run_sft(session: Session) -> None:
-    """SFT through TRL's trainer: completions are given, and the loss is on them alone."""
-    from datasets import Dataset
+def sft_trainer(session: Session, given: dict[str, Any]) -> Any:
+    """Completions are given, and the loss is on them alone."""
     from trl import SFTConfig, SFTTrainer
 
-    policy, task, config, plan = session.policy, session.task, session.config, session.plan
-    table = Dataset.from_list([sft_example(policy, task, row, config) for row in session.rows])
-    order = run_order(len(session.rows), plan.steps, config.prompts_per_step, config.seed)
-    trainer = SFTTrainer(
-        model=policy.model,
-        processing_class=policy.tokenizer,
-        train_dataset=table.select(order),
-        args=SFTConfig(
-            **trainer_settings(config, plan, session.out),
-            max_length=None,
-            train_sampling_strategy="sequential",  # run_order has drawn the order of the whole run
-        ),
-    )
-    run_trainer(session, trainer)
+    settings = trainer_settings(session.config, session.plan, session.out)
+    order = {"train_sampling_strategy": "sequential"}  # run_order has drawn it
+    return SFTTrainer(**given, args=SFTConfig(**settings, **order, max_length=None))
 
 
 def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]:
@@ -105,18 +120,6 @@ def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]
     )
 
 
-def prompt_table(rows: list[dict[str, Any]], steps: int, config: RunConfig) -> Any:
-    """Every prompt of the run in its order, and beside it the whole row, for the grader alone."""
-    from datasets import Dataset
-
-    examples = [
-        {"prompt": r["messages"], "item": json.dumps(r, ensure_ascii=False), "row_id": row_id}
-        for r, row_id in zip(rows, row_ids(rows))
-    ]
-    order = run_order(len(rows), steps, config.prompts_per_step, config.seed)
-    return Dataset.from_list(examples).select(order)
-
-
 def sft_example(policy, task: Task, row: dict, config: RunConfig) -> dict[str, list[int]]:
     """Token ids, and labels that are -100 (not learned) on the prompt."""
     completion = row.get("completion")
@@ -130,25 +133,6 @@ def sft_example(policy, task: Task, row: dict, config: RunConfig) -> dict[str, l
     (prompt,) = policy.encode([row["messages"]])
     answer = tokenizer(completion, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
-
-
-def run_trainer(session: Session, trainer: Any, reward: StepReward | None = None) -> None:
-    """trainer.train() with our callback in it, from the session's checkpoint where it has one."""
-    from transformers import PrinterCallback
-
-    trainer.add_callback(step_callback(session, trainer, reward))
-    trainer.remove_callback(PrinterCallback)
-    recorder = session.recorder
-    recorder.notify("begin", session.plan, list(recorder.log), session.progress.start)
-    try:
-        trainer.train(resume_from_checkpoint=session.resume_from and str(session.resume_from))
-    except GraderFailure as failure:
-        number = session.step + 1
-        batch = save_batch(session.out, number, "grader failed", reward.samples)
-        message = f"step {number}: {failure}; its batch stands in {batch}: fix it and start again"
-        raise TrainingStopped("grader failed", message) from failure
-    if session.interrupted.is_set():
-        raise Interrupted(f"interrupted after step {session.step}: the same command resumes")
 
 
 def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> Any:

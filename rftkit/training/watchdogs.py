@@ -87,10 +87,7 @@ class Watchdogs:
 def garbage_in_first_batch(
     tokenizer: Any, prompts: Sequence[str], completions: Sequence[Sequence[int]], ends: set[int]
 ) -> list[str]:
-    """What is wrong with the first batch beside its template, one sentence each.
-
-    prompts      texts, template included; completions: token ids; ends: ids that end an answer
-    """
+    """What is wrong with rendered prompts and completions (token ids, `ends` end an answer)."""
 
     def names(ids: set[int | None]) -> str:
         return ", ".join(tokenizer.convert_ids_to_tokens(sorted(ids - {None})))
