@@ -24,6 +24,8 @@ from rftkit.records import Sample
 if TYPE_CHECKING:
     import torch
 
+Rows = Sequence[dict[str, Any]]
+Groups = Sequence[Sequence[Sample]]  # samples[row][index]
 RIDGE = 1e-2  # weight of the penalty on the head's squared weights
 BATCH = 64
 LEAST = 20  # graded answers under which nothing is fitted
@@ -36,7 +38,7 @@ class RewardModel:
     center: torch.Tensor  # (hidden,), of the features
     scale: torch.Tensor
 
-    def score(self, rows: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[float]:
+    def score(self, rows: Rows, outputs: Sequence[str]) -> list[float]:
         """The guessed grade, 0 to 1, of each output as the answer to its row's messages."""
         if not outputs:
             return []
@@ -71,9 +73,7 @@ class RewardModel:
         return cls(load_policy(base), **load_file(Path(folder) / "head.safetensors"))
 
 
-def fit_reward_model(
-    policy: LocalPolicy, rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]]
-) -> RewardModel:
+def fit_reward_model(policy: LocalPolicy, rows: Rows, samples: Groups) -> RewardModel:
     """Fit the head to samples[row][index].grade (0 to 1): logistic regression with a small ridge,
     to its optimum. The policy must not change afterwards: load a base for this alone."""
     import torch
@@ -104,9 +104,7 @@ def fit_reward_model(
     return RewardModel(policy, head.detach(), center, scale)
 
 
-def read_answers(
-    policy: LocalPolicy, rows: Sequence[dict[str, Any]], outputs: Sequence[str]
-) -> torch.Tensor:
+def read_answers(policy: LocalPolicy, rows: Rows, outputs: Sequence[str]) -> torch.Tensor:
     """The last layer's states, averaged over each answer's tokens: (answers, hidden), in fp32. The
     last token's alone is mostly about what comes next."""
     import torch
@@ -120,22 +118,15 @@ def read_answers(
         for start in range(0, len(whole), BATCH):
             chosen = {"input_ids": whole[start : start + BATCH]}
             batch = tokenizer.pad(chosen, return_tensors="pt").to(device)  # padded on the left
-            mask = batch["attention_mask"]
-            states = model(
-                input_ids=batch["input_ids"],
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                output_hidden_states=True,
-                logits_to_keep=1,
-            ).hidden_states[-1]
+            places = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            asked = {"output_hidden_states": True, "logits_to_keep": 1}
+            states = model(**batch, position_ids=places, **asked).hidden_states[-1]
             for row, length in zip(states, lengths[start : start + BATCH]):
                 features.append(row[-length:].float().mean(0).cpu())
     return torch.stack(features).clone()
 
 
-def agreement(
-    model: RewardModel, rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]]
-) -> float:
+def agreement(model: RewardModel, rows: Rows, samples: Groups) -> float:
     """How often the model ranks two answers to the same row as their grades do (ties left out)."""
     right = total = 0
     for row, group in zip(rows, samples):

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from rftkit import RunConfig, UserError, console, load_policy, load_task, plan, train
+from rftkit import RunConfig, UserError, load_policy, load_task, plan, train
 from rftkit.cli import app
+from rftkit.dashboard import TrainingDashboard
 from rftkit.graders.rewards import GraderFailure
 from rftkit.records import SamplingConfig
 from rftkit.task import task_from_json
@@ -302,7 +303,7 @@ def test_an_interrupt_saves_the_step_and_ends_with_130(tmp_path, monkeypatch, nu
     def press(self, record):
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(console.TrainingProgress, "__call__", press)
+    monkeypatch.setattr(TrainingDashboard, "__call__", press)
     fields, handler, observed = TINY | {"save_every": 50}, signal.getsignal(number), []
     (tmp_path / "run.json").write_text(json.dumps(fields))
     command = ["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "r"), "--json"]

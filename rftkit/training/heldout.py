@@ -47,20 +47,17 @@ class HeldOut:
         self.rows = rows[: config.eval_rows] if config.eval_every else []  # empty: no validation
         self.clusters = evaluation.clusters_of(self.rows, task)
 
-    def validate(
-        self, policy: LocalPolicy, step: int
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def validate(self, policy: LocalPolicy, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(its record, its alarms); the adapter is saved where it is among the best."""
         began, progress = time.perf_counter(), self.progress
         result = self.evaluate(policy)
         values = {k: result.values[k].tolist() for k in ("grade", self.task.headline)}
-        errors = [sample.errors for group in result.samples for sample in group]
-        faulty = sum("sample_parse_error" in e for e in errors)
+        faulty = ["sample_parse_error" in s.errors for group in result.samples for s in group]
         record = {
             "metric": self.task.headline,
             **evaluation.bootstrap(values[self.task.headline], self.clusters).to_json(),
             "grade": round(float(result.values["grade"].mean()), 4),
-            "parse_error": round(faulty / len(errors), 4),
+            "parse_error": round(sum(faulty) / len(faulty), 4),
             "patterns": evaluation.rounded(result.patterns),
             "n": len(self.rows),
         }
@@ -77,13 +74,12 @@ class HeldOut:
         """As evaluation.evaluate() does; the run goes on as if nothing had been drawn."""
         import torch
 
-        settings = SamplingConfig(
-            temperature=1.0, max_new_tokens=self.config.max_completion_tokens, seed=VALIDATION_SEED
-        )
+        limit, samples = self.config.max_completion_tokens, self.config.eval_samples
+        settings = SamplingConfig(temperature=1.0, max_new_tokens=limit, seed=VALIDATION_SEED)
         training = policy.model.training
         policy.model.eval()
         with torch.random.fork_rng():
-            given = (policy, self.task, self.rows, settings, self.config.eval_samples)
+            given = (policy, self.task, self.rows, settings, samples)
             result = evaluation.evaluate(*given, greedy=False)
         policy.model.train(training)
         return result
@@ -126,9 +122,7 @@ class HeldOut:
         )
         if metric.high >= 0 or grade.low <= 0:
             return []
-        cause = (
-            f"since step {since} held-out {self.task.headline} changed by {metric} and the grade "
-            f"by {grade}: the grader pays for something else; read the best-paid answers and fix it"
-        )
+        changes = f"held-out {self.task.headline} changed by {metric}, the grade by {grade}"
+        cause = f"since step {since} {changes}: read the best-paid answers and fix the grader"
         alarm = {"name": "reward and task part", "cause": cause, "step": step, "since": since}
         return [alarm | {"metric": metric.to_json(), "grade": grade.to_json()}]

@@ -7,7 +7,6 @@ not hold it, passes of `micro_batch` completions add up their gradients: the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -56,10 +55,7 @@ class Measured:
 
 
 def make_plan(
-    config: RunConfig,
-    rows: Sequence[dict[str, Any]],
-    held_out: Sequence[dict[str, Any]],
-    model: Measured | None = None,
+    config: RunConfig, rows: list[dict], held_out: list[dict], model: Measured | None = None
 ) -> Plan:
     """Without `model` the batch goes through at once."""
     grpo, batch, steps, reasons = config.method == "grpo", config.batch, config.steps, []
@@ -104,8 +100,7 @@ def make_plan(
 
 
 def choose_learning_rate(config: RunConfig, model: Measured | None) -> tuple[float, str]:
-    """The wider a model, the smaller the step that changes what it says. Of unknown width, only the
-    embedded models count as tiny: too large a step destroys what the model could do."""
+    """The wider a model, the smaller the step. Of unknown width only embedded models are tiny."""
     tiny = model.hidden < TINY_WIDTH if model else config.model.startswith("embedded:")
     rate = (TINY_RATES if tiny else USUAL_RATES)[config.method]
     kind = "tiny width, measured on the mini" if tiny else "usual width, from Unsloth's guide"
@@ -125,7 +120,7 @@ def choose_micro_batch(batch: int, model: Measured | None) -> tuple[int, str]:
     )
 
 
-def measure_model(config: RunConfig, rows: Sequence[dict[str, Any]]) -> Measured | None:
+def measure_model(config: RunConfig, rows: list[dict]) -> Measured | None:
     """From config and tokenizer, without weights; None where loading the model will say why."""
     from transformers import AutoConfig, AutoTokenizer
 

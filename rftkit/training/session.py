@@ -212,16 +212,12 @@ class StepReward:
         session, policy, config = self.session, self.session.policy, self.session.config
         group = config.answers_per_prompt
         ids = policy.encode(prompts[::group])
-        settings = SamplingConfig(
-            temperature=config.temperature,
-            max_new_tokens=config.max_completion_tokens,
-            seed=session.seed,
-        )
-        training = policy.model.training
+        limit = config.max_completion_tokens
+        settings = SamplingConfig(config.temperature, max_new_tokens=limit, seed=session.seed)
         policy.model.eval()
         with session.timed("sampling"), merged_adapter(policy.model) as model:
             drawn = decode(model, policy.tokenizer, ids, group, settings, list(range(len(ids))))
-        policy.model.train(training)
+        policy.model.train()
         self.prompt_ids = [i for i in ids for _ in range(group)]
         completion_ids = [tokens for tokens, _ in drawn]
         return {"prompt_ids": self.prompt_ids, "completion_ids": completion_ids, "logprobs": None}
@@ -278,15 +274,13 @@ class StepReward:
     def summary(self) -> dict[str, Any]:
         """What the log says of the samples; group_spread is the mean std of a group's grades."""
         samples, count = self.samples, len(self.samples)
-        group = self.session.config.answers_per_prompt if self.session else count
-        grades = [
-            [s.grade for s in samples[i : i + group] if s.grade is not None]
-            for i in range(0, count, group)
-        ]
+        size = self.session.config.answers_per_prompt if self.session else count
+        groups = (samples[i : i + size] for i in range(0, count, size))
+        grades = ([s.grade for s in group if s.grade is not None] for group in groups)
         stds = [statistics.pstdev(group) for group in grades if group]
         names = sorted({name for s in samples for name in s.sub_grades})
         means = {n: sum(s.sub_grades.get(n) or 0.0 for s in samples) / count for n in names}
-        errors = Counter(error for sample in samples for error in sample.errors)
+        errors = Counter(error for s in samples for error in s.errors)
         return {
             "sub_rewards": rounded(means),
             "patterns": rounded(pattern_shares(self.task, [samples])),

@@ -113,18 +113,13 @@ def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a last line that a kill truncated is left out."""
     lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{path}: a line is not JSON ({error}): remove it") from None
+    return [json.loads(line) for line in lines]
 
 
 # The folder.
 
 
-def data_identity(
-    rows: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], task: Task
-) -> dict[str, Any]:
+def data_identity(rows: list[dict], held_out: list[dict], task: Task) -> dict[str, Any]:
     """What a run is trained on, as sizes and checksums: data.json."""
     try:
         grader = task.grader.to_json()
@@ -132,11 +127,12 @@ def data_identity(
         grader = task.grader.name  # a function of this process
     reading = [task.answer_template, task.group_by, task.patterns, task.metrics, task.headline]
     parts = {"training rows": rows, "held-out rows": held_out, "grader": [grader]}
-    identity = {}
-    for name, records in (parts | {"task": [reading]}).items():
-        lines = [json.dumps(record, sort_keys=True, default=str) + "\n" for record in records]
-        identity[name] = [len(lines), hashlib.sha256("".join(lines).encode()).hexdigest()]
-    return identity
+
+    def identity(records: list) -> list[int | str]:
+        text = "".join(json.dumps(r, sort_keys=True, default=str) + "\n" for r in records)
+        return [len(records), hashlib.sha256(text.encode()).hexdigest()]
+
+    return {name: identity(part) for name, part in (parts | {"task": [reading]}).items()}
 
 
 def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: str) -> bool:

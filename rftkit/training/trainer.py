@@ -149,8 +149,7 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
             self.began = time.perf_counter()
 
         def on_pre_optimizer_step(self, args, state, control, model=None, **rest):
-            learned = [p for p in model.parameters() if p.requires_grad]
-            self.skipped = watchdogs.not_finite(learned)
+            self.skipped = watchdogs.not_finite(model.parameters())
 
         def on_log(self, args, state, control, logs=None, **rest):
             if not logs or "loss" not in logs:
@@ -168,13 +167,11 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
                 with session.timed("evaluation"):
                     record["validation"], drift = held_out.validate(session.policy, step)
                 alarms += drift
-            if alarms:
-                record["alarms"] = alarms
+            record |= {"alarms": alarms} if alarms else {}
             record["timings"] = {part: round(s, 3) for part, s in session.clock.items()}
             session.recorder.step(record, samples)
-            if config.report_to != "none" and "validation" in record:
-                metric, mean, grade = map(record["validation"].get, ("metric", "mean", "grade"))
-                series = {metric: mean, "grade": grade, **record["validation"]["patterns"]}
+            if config.report_to != "none" and (seen := record.get("validation")):
+                series = {seen["metric"]: seen["mean"], "grade": seen["grade"], **seen["patterns"]}
                 # Not the trainer's own `log`, which would send the step's means a second time.
                 Trainer.log(trainer, {f"held_out/{name}": v for name, v in series.items()})
             self.finish(control, next((a for a in alarms if a.get("stops")), None))
@@ -246,8 +243,7 @@ def shared_prompts_trainer() -> type:
 
 def sharing_pays(prompts: list[list[int]], completions: list[list[int]], hidden: int) -> bool:
     """Does it take fewer operations? A token passes about 12·h² weights a layer, and attention over
-    a row of T tokens adds 2·T·h: long completions side by side cost more than copies of a prompt.
-    """
+    T tokens adds 2·T·h: long completions side by side cost more than copies of a prompt."""
     beside = Counter()  # tokens of all completions of a prompt
     for prompt, completion in zip(prompts, completions):
         beside[tuple(prompt)] += len(completion)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Watchdogs:
     flat: int = 0  # steps in a row under the entropy floor
     skipped: int = 0  # steps in a row with a gradient that is not finite
 
-    def not_finite(self, parameters: Sequence[Any]) -> bool:
+    def not_finite(self, parameters: Iterable[Any]) -> bool:
         """Called before the optimiser's step: True where a gradient is NaN or infinite. Then no
         parameter keeps its gradient, and the optimiser has nothing to do."""
         import torch
