@@ -23,8 +23,4 @@ def test_the_examples_run_in_their_order(tmp_path, monkeypatch):
     names: dict = {}
     for example in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S):
         exec(compile(example, "api.md", "exec"), names)
-    assert names["run"].out.name == "first" and names["signal"].verdict in (
-        "go",
-        "undecided",
-        "fix",
-    )
+    assert names["run"].out.name == "first" and names["signal"].samples > 0

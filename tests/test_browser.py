@@ -1,8 +1,7 @@
-"""Notebooks in a real JupyterLab and a real Chromium (`make test-browser`, part of `make prove`).
+"""Notebooks in a real JupyterLab and the system's Chromium (`make test-browser`, `make prove`).
 
-Chromium is the system's own; Playwright is handed its path and downloads no browser. Every wait is
-for a condition, with a limit that a busy machine keeps. Screenshots stay in runs/browser/: look at
-them.
+Every wait is for a condition, with a limit that a busy machine keeps. Screenshots stay in
+runs/browser/: look at them.
 """
 
 from __future__ import annotations
@@ -69,9 +68,7 @@ WATCH = """() => {
 @contextlib.contextmanager
 def jupyterlab(folder: Path) -> Iterator[str]:
     """JupyterLab on `folder`, with settings of its own and this checkout's rftkit; -> its address.
-
-    It listens on this machine alone, therefore without a token.
-    """
+    It listens on this machine alone, therefore without a token."""
     own = folder.parent / "jupyter"
     quiet = own / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     quiet.mkdir(parents=True)
@@ -90,7 +87,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     with open(own / "server.log", "w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
-            while not is_up(f"{address}/api/status"):
+            while not answers(f"{address}/api/status"):
                 assert server.poll() is None, (own / "server.log").read_text()[-3000:]
                 assert time.monotonic() < end, "JupyterLab did not start"
                 time.sleep(0.2)
@@ -102,12 +99,10 @@ def jupyterlab(folder: Path) -> Iterator[str]:
             server.kill()
 
 
-def is_up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            return reply.status == 200
-    except OSError:
-        return False
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
+        return reply.status == 200
+    return False
 
 
 class NotebookPage:
@@ -183,8 +178,7 @@ def open_notebook(tmp_path_factory):
 def test_typed_answer_slider_and_row_change_the_grade_in_the_grader_lab(open_notebook):
     page = open_notebook("02")
     page.run_all()
-    cell = page.page.locator(".jp-CodeCell", has_text="grader_lab(task")
-    lab = cell.locator(".jp-OutputArea")
+    lab = page.page.locator(".jp-CodeCell", has_text="grader_lab(task").locator(".jp-OutputArea")
     shown, typed, editor = lab.locator("pre"), *lab.locator("textarea").all()
     expect(shown).to_contain_text("reward      1.00")
     page.picture("1-lab", lab)

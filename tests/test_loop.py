@@ -83,13 +83,6 @@ def test_kl_pulls_back_to_the_reference():
     assert logprobs.grad.tolist()[0] == pytest.approx([0.05, -0.05], abs=1e-6)
 
 
-def test_the_padding_after_a_completion_counts_nothing():
-    import torch
-
-    values, mask = torch.tensor([[1.0, 9.0], [2.0, 3.0]]), torch.tensor([[True, False]] * 2)
-    assert mean_token(values, mask) == 1.5
-
-
 def test_the_command_ends_in_one_object_and_loads_no_trl():
     code = (
         "import runpy, sys; sys.argv = ['loop', '--steps', '1', '--seed', '3', '--json']\n"

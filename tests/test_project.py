@@ -26,9 +26,6 @@ def requirements() -> list[Requirement]:
     return [Requirement(line) for line in PROJECT["project"]["dependencies"] + sum(extras, [])]
 
 
-# --- dependencies ------------------------------------------------------------------------------
-
-
 def test_every_requirement_has_a_pin_inside_its_range():
     pinned = pins()
     for needed in requirements():
@@ -72,9 +69,6 @@ def test_what_is_written_twice_agrees():
     assert environment["dependencies"][0] == "python" + PROJECT["project"]["requires-python"]
 
 
-# --- imports and sizes -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
@@ -116,9 +110,6 @@ def test_the_package_stays_thin():
     names = set(re.findall(r"(\w+\.py|signal/)", " ".join(marked)))
     read = [n for p, n in lengths.items() if p.name in names or f"{p.parent.name}/" in names]
     assert len(read) >= 15 and sum(read) <= 4_000
-
-
-# --- what is published -------------------------------------------------------------------------
 
 
 PRIVATE = [
