@@ -170,7 +170,7 @@ SAMPLE_FIELDS = (*TEXT_FIELDS, "output_json", "output_tools", "choices")
 ITEM_FIELD = re.compile(r"\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}")
 # Innermost braces: in '{"a": {{item.n}}}' the last brace belongs to the JSON, not to the template.
 _PLACEHOLDER = re.compile(r"\{\{([^{}]*)\}\}")
-_STEP = re.compile(r"""\.([^\s.\[\]{}"']+)|\[(\d{1,9})\]|\["([^"]*)"\]|\['([^']*)'\]""")
+_STEP = re.compile(r"""\.([^\s.\[\]{}"']+)|\[(\d{1,9})\]|\["([^"]*)"\]""")
 _PATH = re.compile(rf"\s*(item|sample)((?:{_STEP.pattern})+)\s*")
 
 
@@ -188,17 +188,12 @@ class TemplatePath:
         if match is None:
             raise TemplateError(f'{self.text}: expected item or sample, then .key, [0] or ["key"]')
         self.namespace = match[1]
-        self.steps: tuple[str | int, ...] = tuple(
-            int(index) if index else key or double or single
-            for key, index, double, single in _STEP.findall(match[2])
-        )
+        steps = _STEP.findall(match[2])
+        self.steps = tuple(int(index) if index else key or quoted for key, index, quoted in steps)
         first, is_text = self.steps[0], self.steps[0] in TEXT_FIELDS
         bad = first not in SAMPLE_FIELDS or (is_text and len(self.steps) > 1)
         if self.namespace == "sample" and bad:
-            known = ", ".join(SAMPLE_FIELDS)
-            raise TemplateError(
-                f"{self.text}: a sample has {known}; a JSON field is output_json.KEY"
-            )
+            raise TemplateError(f"{self.text}: a sample has {', '.join(SAMPLE_FIELDS)}")
 
     def resolve(self, context: Context) -> Any:
         """The value in this context; raises a Fault where the path leads nowhere."""

@@ -53,15 +53,14 @@ class JudgeSettings:
         api_key = self.api_key or os.environ.get("OPENAI_API_KEY")
         if not base_url and not api_key:
             raise UserError(
-                "judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: set the first to "
-                "http://localhost:8000/v1 for an endpoint of your own, or the second for OpenAI's"
+                "judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: set the first, http://…/v1, for "
+                "an endpoint of your own, or the second for OpenAI's"
             )
         from openai import OpenAI
 
-        api_key = api_key or "none"  # local endpoints ask for no key, the client for any
-        return OpenAI(
-            base_url=base_url, api_key=api_key, timeout=self.timeout, max_retries=self.retries
-        )
+        limits = {"timeout": self.timeout, "max_retries": self.retries}
+        # local endpoints ask for no key, the client for any
+        return OpenAI(base_url=base_url, api_key=api_key or "none", **limits)
 
     def ask(self, request: dict[str, Any], read: Callable[[Any], float]) -> float:
         """What `read` makes of the reply to a chat completion request.

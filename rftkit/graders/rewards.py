@@ -21,10 +21,8 @@ class GraderFailure(Exception):
     """Too many grades of one step were lost to the grader's own faults."""
 
     def __init__(self, name: str, lost: int, total: int, reasons: list[str]):
-        super().__init__(
-            f"grader {name!r} failed on {lost} of {total} answers of one step, and the answers are "
-            f"not to blame: {'; '.join(reasons)}"
-        )
+        what = f"grader {name!r} failed on {lost} of {total} answers of one step"
+        super().__init__(f"{what}, and they are not to blame: {'; '.join(reasons)}")
 
 
 def reward_function(

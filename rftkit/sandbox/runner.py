@@ -152,10 +152,7 @@ def _libraries_of(source: str) -> tuple[str, ...]:
 
 
 class Sandbox:
-    """One server, asked by one thread at a time; OSError where it is lost.
-
-    given: {what is protected: by which means}
-    """
+    """One server, asked by one thread at a time; OSError where it is lost."""
 
     def __init__(self, limits: Limits, libraries: tuple[str, ...]):
         self.libraries, self.folder = libraries, tempfile.mkdtemp(prefix=PREFIX)
@@ -164,7 +161,7 @@ class Sandbox:
         )
         answer = self.ask()
         try:
-            self.given: dict[str, list[str]] = json.loads(answer)
+            self.given: dict[str, list[str]] = json.loads(answer)  # what is protected: how
         except ValueError:
             self.close()
             raise OSError(f"it did not start: {answer.decode()}") from None
