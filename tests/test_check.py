@@ -1,7 +1,5 @@
 """The data contract: each fault is found at its place, clean data is left alone, exit codes."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -154,27 +152,21 @@ def test_what_counts_as_the_answer_and_where_it_is_found():
     assert not stands_in("SCN1A", "SCN1AB") and not stands_in("REST", "at rest")
 
 
-def rows_of(count: int, words: str, **fields) -> list[dict]:
-    return [make_row(n, words, **fields) for n in range(count)]
-
-
 LEAK = "answer in the prompt"
 TOLD = make_row(11, f"The lab says {GENES[11]}.")
 ONE_OTHER = [*GOOD[:8], make_row(8, f"Not {GENES[1]} but {GENES[8]}.")]
-JOY = [
-    make_row(n, "joy or anger?", reference_gene=label) for n, label in enumerate(["joy", "anger"])
-]
+JOY = [make_row(len(mood), "joy or anger?", reference_gene=mood) for mood in ("joy", "anger")]
 NO_ANSWER = [{"messages": row["messages"]} for row in GOOD]
 # what is looked at -> (training rows, options, its faults)
 ANSWERS = {
     "none told": (GOOD, {}, []),
     "told": ([*GOOD[:4], TOLD], {}, [(5, LEAK)]),
     "one in a list told": ([TOLD | {"reference_gene": ["GAL", {"a": GENES[11]}]}], {}, [(1, LEAK)]),
-    "a short number": (rows_of(5, "aged 42", reference_gene=42), {}, []),
-    "yes": (rows_of(5, "yes or no?", reference_gene="yes"), {}, []),
-    "other field": (rows_of(1, "old", onset="old"), {}, []),
-    "named field": (rows_of(1, "old", onset="old"), {"answer_keys": ["onset"]}, [(1, LEAK)]),
-    "candidates": (rows_of(8, "Candidates: " + ", ".join(GENES[:8])), {}, []),
+    "a short number": ([make_row(1, "aged 42", reference_gene=42)], {}, []),
+    "yes": ([make_row(1, "yes or no?", reference_gene="yes")], {}, []),
+    "other field": ([make_row(1, "old", onset="old")], {}, []),
+    "named field": ([make_row(1, "old", onset="old")], {"answer_keys": ["onset"]}, [(1, LEAK)]),
+    "candidates": ([make_row(n, f"Candidates: {GENES}") for n in range(8)], {}, []),
     "labels": (JOY, {}, []),
     "one other": (ONE_OTHER, {}, [(9, LEAK)]),
     "to be found in the text": (ONE_OTHER, {"answer_in_prompt_ok": True}, []),
@@ -200,14 +192,9 @@ def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tm
     near["messages"][0]["content"] = GOOD[11]["messages"][0]["content"].replace("Which", "which")
     validation = [make_row(50, case_id="case-2"), GOOD[7] | {"case_id": "y"}, make_row(50), near]
     report = check_split(tmp_path, train, validation)
-    assert places(report) == [
-        (31, "duplicate"),
-        (32, "contradiction"),
-        (1, "duplicate id"),
-        (2, "duplicate across the split"),
-        (3, "duplicate"),
-        (4, "near-duplicate across the split"),
-    ]
+    across = [(2, "duplicate across the split"), (3, "duplicate")]
+    across = [(1, "duplicate id"), *across, (4, "near-duplicate across the split")]
+    assert places(report) == [(31, "duplicate"), (32, "contradiction"), *across]
     seen = ("line 4", "line 5", "train.jsonl:3", "train.jsonl:8", "line 1", "train.jsonl:12")
     assert all(place in fault.found for fault, place in zip(report.faults, seen))
 

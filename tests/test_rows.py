@@ -1,13 +1,11 @@
 """Rows, small files and the machine: what is read, written, named and split."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
 
 from rftkit.environment import choose_device, profile
-from rftkit.files import UserError, dataset, printable, read_json, shorten
+from rftkit.files import UserError, dataset, read_json
 from rftkit.rows import messages_text, read_rows, row_ids, split_by_group, write_rows
 
 
@@ -35,11 +33,6 @@ def test_an_unreadable_json_file_is_refused_with_its_place(tmp_path):
             read_json(file)
     with pytest.raises(UserError, match="y.json: "):
         read_json(tmp_path / "y.json")
-
-
-def test_a_shown_value_is_one_short_printable_line():
-    assert printable("a\x1b[31m\ud800") == r"a\x1b[31m\ud800"
-    assert len(shorten(["a\nb"] * 100, 40)) == 40 and shorten("\x1b" * 100, 40).isprintable()
 
 
 # Written, and named.
