@@ -37,8 +37,6 @@ class Line(NamedTuple):
 
 @dataclass
 class CheckReport:
-    """What `check_file` found."""
-
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)  # side -> how many lines are rows
@@ -66,11 +64,8 @@ def check_file(
     answer_keys: Sequence[str] = (),
     answer_in_prompt_ok: bool = False,
 ) -> CheckReport:
-    """Check a training file, and the split to its validation file.
-
-    Values of the answer field `group_by` must not stand on both sides. `answer_keys` are taken for
-    the answer beside those named like one. `answer_in_prompt_ok`: the task is to find it there.
-    """
+    """Check a training file, and the split to its validation file by the field `group_by`.
+    `answer_keys`: beside those named like an answer; `answer_in_prompt_ok`: to be found there."""
     report, found, lines = CheckReport(files={"train": str(path)}), [], []
     if validation:
         report.files["validation"] = str(validation)
@@ -190,9 +185,6 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text))
 
 
-# Between rows.
-
-
 def repeated_ids(lines: Sequence[Line]) -> Iterator[Fault]:
     first: dict[str, Line] = {}
     for line in lines:
@@ -242,13 +234,11 @@ def near_duplicates(lines: Sequence[Line], validation: str) -> Iterator[Fault]:
         yield line.fault("near-duplicate across the split", found, "messages", shown)
 
 
-# Prompts that are nearly the same. Compared are runs of three words that do not cross punctuation
-# (Broder 1997), so that a shuffled list of symptoms stays the same, by the weighted Jaccard index.
-# A run weighs log(rows / rows that have it), and nothing where more than half of the rows have it:
-# prompts share their instructions. An instruction that a tenth of the rows share can still outweigh
-# the case itself: a prompt is then close to MANY rows at once, and must also share half of the RARE
-# runs.
-
+# Compared are runs of three words that do not cross punctuation (Broder 1997), so that a shuffled
+# list of symptoms stays the same, by the weighted Jaccard index. A run weighs log(rows / rows that
+# have it), and nothing where more than half of the rows have it: prompts share their instructions.
+# An instruction that a tenth of the rows share can still outweigh the case itself: a prompt is then
+# close to MANY rows at once, and must also share half of the RARE runs.
 THRESHOLD = 0.8
 MANY = 10, 0.01  # as a number, and as a share of the training rows: the larger counts
 RARE = 10, 0.001

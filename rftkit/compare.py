@@ -1,5 +1,4 @@
-"""Systems side by side on the same rows, prompts and seeds: the bench, its report, and what
-`rftkit evaluate` makes of them. Whatever can be wrong is checked before a model is loaded."""
+"""Systems side by side on the same rows, prompts and seeds: a bench, and `rftkit evaluate`."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from rftkit.task import Task, load_task, task_from_json
 from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
-SAMPLE_FIELDS = ("reasoning", "finish_reason", "completion_tokens")  # for a metric of your own
+SAMPLE_FIELDS = ("reasoning", "finish_reason", "completion_tokens")
 EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # the default limit of an answer
 
 
@@ -211,15 +210,14 @@ def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[
 
 
 def local_weights(model: str) -> dict[str, Path]:
-    """{name in the report: folder} of its adapter and its base; UserError where one is missing."""
+    """{name in the report: folder} of its adapter and its base; {} for an endpoint."""
     if model.startswith("endpoint:"):
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set its address there")
         return {}
-    base, adapter = map(lambda folder: folder and Path(folder), model_folder(model))
-    folders = {model: adapter or base}
-    if adapter:
-        folders[f"embedded:{base.name}" if base.parent == MODELS else str(base)] = base
+    base, adapter = (folder and Path(folder) for folder in model_folder(model))
+    own_base = f"embedded:{base.name}" if base.parent == MODELS else str(base)
+    folders = {own_base: base, model: adapter} if adapter else {model: base}
     for folder in folders.values():
         check_weights(folder)
     return folders
@@ -261,8 +259,7 @@ def load_metric(name: str) -> MetricFunction:
     """A metric of your own from "module:function", the module found as if `python` were run here.
 
     The function takes (sample, item), as a python grader does, and returns one number; sample also
-    has "reasoning", "finish_reason" and "completion_tokens". It runs IN THIS PROCESS with all your
-    rights: for your own code only.
+    has SAMPLE_FIELDS. It runs IN THIS PROCESS with all your rights: for your own code only.
     """
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())

@@ -1,8 +1,5 @@
-"""The contract of one row of RFT JSONL, and the way from a file's bytes to its rows.
-
-Source: OpenAI's reinforcement fine-tuning guide and API specification (2026), and where they are
-silent, the stricter choice.
-"""
+"""The contract of one row of RFT JSONL, and the way from a file's bytes to its rows: OpenAI's RFT
+guide and API specification (2026), and where they are silent, the stricter choice."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ WRITE_IT = "write each row with rftkit.write_rows, or json.dumps(row) and a line
 OBJECT = "one JSON object a line, in UTF-8"
 # kind -> (what was expected, the next step)
 KINDS = {
-    # of a line by itself
     "unreadable file": ("a JSONL file", "check the path and its permissions"),
     "not JSONL": (OBJECT, WRITE_IT),
     "byte order mark": ("plain UTF-8", 'save it with encoding="utf-8", not "utf-8-sig"'),
@@ -44,7 +40,6 @@ KINDS = {
     "template in a prompt": ("the row's own text", "move the template into the grader"),
     "lone surrogate": ("whole characters", "write the text anew"),
     "damaged text": ("whole characters", 'read the source anew: open(path, encoding="utf-8")'),
-    # of answers, and between rows: check.py
     "too many rows": ("50,000 for training, 1,000 for validation", "remove the others"),
     "answer missing": ("it as in the other rows", "add it: a grader's template fails on the row"),
     "answer empty": ("an answer", "fill it in, or remove the row: no output could be right"),
@@ -109,9 +104,6 @@ def value_text(value: Any) -> str:
     return shorten(json.dumps(value, ensure_ascii=False), 60)
 
 
-# One row.
-
-
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
@@ -121,9 +113,7 @@ class Tool(BaseModel):
     function: dict[str, Any]
 
 
-class RowShape(BaseModel):
-    """Other keys may hold anything."""
-
+class RowShape(BaseModel):  # other keys may hold anything
     messages: list[Message] = Field(min_length=1)
     tools: list[Tool] = []
 
@@ -175,9 +165,6 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from walk(inner, f"{path}[{place}]")
     else:
         yield path, value
-
-
-# From bytes to rows.
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[Fault]]]:

@@ -1,7 +1,4 @@
-"""`rftkit demo`: the whole of RFT on the embedded models, from base to report.
-
-The test genes are read at the very end and choose nothing.
-"""
+"""`rftkit demo`: the whole of RFT on the embedded models. The test genes choose nothing."""
 
 from __future__ import annotations
 
@@ -119,17 +116,11 @@ class Demo:
         sft |= dict(patience=0, keep_start=False)
         answers = sft | {"completion_template": "<think></think>" + self.task.answer_template}
         self.train("SFT mini", answers, self.out / "sft", self.train_rows)
-        kept, drawn = self.right_completions(self.runs["RFT mini"].training["samples"])
-        name = "rejection-sampling SFT mini"
-        self.train(name, sft, self.out / "rejection_sampling", kept)
-        self.runs[name].training |= {"samples": drawn, "kept": len(kept)}
-
-    def right_completions(self, budget: int) -> tuple[Rows, int]:
-        """As many completions of the base as RFT drew; those with the right gene first are kept."""
-        each = -(-budget // len(self.train_rows))  # rounded up: the rival never has fewer
-        self.reporter.stage("sampling the base", len(self.train_rows) * each)
+        # As many completions of the base as RFT drew, rounded up: the rival never has fewer.
+        each = -(-self.runs["RFT mini"].training["samples"] // len(self.train_rows))
+        count, prompts = each * len(self.train_rows), [row["messages"] for row in self.train_rows]
+        self.reporter.stage("sampling the base", count)
         sampling = SamplingConfig(max_new_tokens=64, seed=2_000 + self.seed)
-        prompts = [row["messages"] for row in self.train_rows]
         drawn = self.mini.sample(prompts, each, sampling, self.reporter.work)
         kept = [
             row | {"completion": f"<think>{sample.reasoning}</think>{sample.output_text}"}
@@ -137,9 +128,9 @@ class Demo:
             for sample in group
             if self.task.place(row, sample) == 1 and sample.finish_reason == "stop"
         ]
-        return kept, each * len(self.train_rows)
-
-    # What the steps share.
+        name = "rejection-sampling SFT mini"
+        self.train(name, sft, self.out / "rejection_sampling", kept)
+        self.runs[name].training |= {"samples": count, "kept": len(kept)}
 
     def bench_of(self, rows: Rows) -> Bench:
         sampling = SamplingConfig(max_new_tokens=64, seed=1_000 + self.seed)
@@ -178,8 +169,6 @@ class Demo:
         if validation := record.get("validation"):
             share = f"{validation['patterns'][PLAN_PATTERN]:.0%} {PLAN_PATTERN}"
             self.reporter.say(f"  step {record['step']}, {validation_text(validation)}, {share}")
-
-    # The report.
 
     def report(self) -> dict[str, Any]:
         """report.json's object, but for the real cases."""
@@ -240,8 +229,7 @@ def random_ranking(seed: int, rows: Rows) -> list[list[str]]:
 
 
 def overlap_ranking(rows: Rows) -> list[list[str]]:
-    """The five genes of the world whose annotation shares most with the case: it reads the
-    annotation itself, which no model here can. An upper mark, not a rival."""
+    """The five genes whose annotation shares most with the case: no model here can read that."""
     from rftkit.genes.baselines import OverlapRanker
     from rftkit.genes.hpo import load_hpo
 
@@ -250,7 +238,6 @@ def overlap_ranking(rows: Rows) -> list[list[str]]:
 
 
 def checksums(task: Task) -> dict[str, str]:
-    """sha256 of the data and the weights that a report rests on."""
     places = {f"{task.name}/{s}.jsonl": task.folder / f"{s}.jsonl" for s in SPLITS}
     for name in ("mini", "large"):
         places[f"embedded:{name}"] = files.embedded_model(name) / "model.safetensors"

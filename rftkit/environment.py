@@ -14,8 +14,6 @@ from typing import Any
 
 from rftkit.files import UserError
 
-PROFILES = ("smoke", "full")
-
 
 def choose_device() -> tuple[str, str, str]:
     """(device, dtype name, reason). The CPU computes in fp32: most are slower in bf16."""
@@ -32,7 +30,7 @@ def choose_device() -> tuple[str, str, str]:
 def profile() -> str:
     """smoke or full, from RFTKIT_PROFILE: the same cells and steps, smaller or whole."""
     chosen = os.environ.get("RFTKIT_PROFILE", "full")
-    if chosen not in PROFILES:
+    if chosen not in ("smoke", "full"):
         raise UserError(f'RFTKIT_PROFILE: "{chosen}", expected smoke or full: unset it for full')
     return chosen
 
@@ -57,7 +55,6 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> str:
-    """One line that names this machine, for the label of a measured number."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     processor = platform.processor() or "unknown processor"
     with suppress(OSError):  # Linux alone has this file

@@ -48,11 +48,9 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def bootstrap(values: Sequence[float], clusters: Sequence[Any], seed: int = 0) -> Interval:
-    """Mean of one value a row, with the 95 % percentile interval over 2,000 resamples of clusters.
-
+    """Mean of one value a row, with the 95 % percentile interval over 2,000 resamples of clusters:
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13; clusters: Field & Welsh,
-    J. R. Stat. Soc. B 69:369 (2007).
-    """
+    J. R. Stat. Soc. B 69:369 (2007)."""
     values = np.asarray(values, float)
     _, number = np.unique(np.asarray(clusters), return_inverse=True)
     total, size = np.bincount(number, values), np.bincount(number)
@@ -153,11 +151,8 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
-    """Sample every row, grade, and measure the task's metrics.
-
-    samples: answers a row for the headline; extra_samples: k answers a row for maj@k and pass@k,
-    the headline's first among them. functions: metrics of your own, by name.
-    """
+    """Sample every row, grade, and measure the task's metrics. samples: answers a row for the
+    headline; extra_samples: k of maj@k and pass@k, the headline's first among them."""
     prompts = [row["messages"] for row in rows]
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
     cold = replace(config, temperature=0.0)

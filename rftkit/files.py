@@ -13,10 +13,8 @@ MODELS = PACKAGE / "models"
 
 
 class UserError(ValueError):
-    """Something the user can fix, printed without a traceback.
-
-    Write it as `place: what is there, expected what: what to do next`.
-    """
+    """Something the user can fix, printed without a traceback. Write it as
+    `place: what is there, expected what: what to do next`."""
 
     exit_code = 1
 

@@ -39,8 +39,6 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class World:
-    """The closed world that the embedded models know: 200 HPO terms, 240 genes."""
-
     terms: dict[str, str]  # HPO id -> label
     splits: dict[str, str]  # gene -> train, validation or test
     annotation: dict[str, set[str]]  # gene -> the HPO ids of its disease
@@ -60,7 +58,6 @@ def load_world() -> World:
 
 
 def question_text(present: list[str], absent: list[str], onset: str, sex: str) -> str:
-    """The one form in which this world asks; no task name, no plan."""
     return (
         f"Symptoms present: {', '.join(present)}. Symptoms absent: {', '.join(absent) or 'none'}. "
         f"History: {onset} onset, {sex}. {QUESTION}"

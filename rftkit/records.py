@@ -1,7 +1,4 @@
-"""How to sample, and what came back: `<think>reasoning</think>output`.
-
-`Sample` keeps the two apart, because a grader sees the output alone.
-"""
+"""How to sample, and what came back: `<think>reasoning</think>output`; a grader sees the output."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from typing import Any
 from rftkit.contract import Row, read_lines, value_text
 from rftkit.files import UserError, plural, write_text
 
-RESERVED_KEYS = ("messages", "tools")
 ID_KEYS = ("case_id", "row_id")
 
 
@@ -36,9 +35,6 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     value is not JSON: NaN raises ValueError, a set TypeError."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     write_text(path, "".join(lines))
-
-
-# What a row is called, and what it holds.
 
 
 def own_id(row: Row) -> str | None:
@@ -62,7 +58,7 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
 
 def answer_fields(row: Row) -> Row:
     """What a grader reads as `{{item.KEY}}`: every key but `messages` and `tools`."""
-    return {key: value for key, value in row.items() if key not in RESERVED_KEYS}
+    return {key: value for key, value in row.items() if key not in ("messages", "tools")}
 
 
 def messages_text(row: Row) -> str:
@@ -81,18 +77,13 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Split.
-
-
 def split_by_group(
     rows: Sequence[Row], group_by: str, shares: Mapping[str, float], seed: int
 ) -> dict[str, list[Row]]:
     """Split rows so that no group, and no copy of a prompt, stands on two sides.
 
-    All rows of a group (one value of the answer field `group_by`) go to one side, and groups that
-    share a row's messages go together. `shares`, {"train": 0.8, "validation": 0.2}, add up to 1.
-    The same rows, whatever their order, and the same seed give the same sides.
-
+    A group is one value of the answer field `group_by`. `shares`, {"train": 0.8, "test": 0.2}, add
+    up to 1. The same rows, whatever their order, and the same seed give the same sides.
     Groups are dealt out from the largest to the smallest; each goes to a side drawn at random, in
     proportion to the room left there, among those with room for it. Rows keep their order.
     """

@@ -236,7 +236,7 @@ class Simulator:
     def _history(self, disease: Disease, rng: random.Random) -> tuple[str | None, str | None]:
         """(onset, age at last encounter) in words; either may be unknown, as in published cases."""
         onsets = [term for term in disease.onsets if ONSET in self.hpo.closure(term)]
-        onset = self.hpo.label(rng.choice(onsets)) if onsets else None
+        onset = self.hpo.terms[rng.choice(onsets)] if onsets else None
         years = ONSET_YEARS.get(onset, 0) + log_normal(rng, 6, 1, 40)
         age = f"{years} year{'' if years == 1 else 's'}"
         return (

@@ -7,9 +7,8 @@ likelihood  naive Bayes over the gene's diseases. f(t) is the highest frequency 
             term adds log(.95 max f/bg + .05), the maximum over the term and its ancestors; a gene
             takes its best disease.
 
-Both are measured as is and without the case's own paper, because half of the published cases are
-what the annotation was made from: every row that cites the paper is taken from the true gene.
-Absent terms are not used. Ties share their credit.
+Both are measured as is and without the case's own paper (every row that cites it is taken from the
+true gene): half of the published cases are what the annotation was made from.
 """
 
 from __future__ import annotations
@@ -123,10 +122,7 @@ def sparse_rows(tables: Iterable[Mapping[str, float]], hpo: Hpo):
     return csr_matrix((np.array(values, dtype=np.float32), columns, ends), shape=shape)
 
 
-Ranker = OverlapRanker | LikelihoodRanker
-
-
-def measure(ranker: Ranker, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def measure(ranker: OverlapRanker | LikelihoodRanker, cases: Sequence[Case]) -> list[dict]:
     """Two records of report.json: how the genes rank for every case, as is and without its paper.
 
     A gene that HPO does not know is a miss as is, and left out without the own paper.

@@ -1,10 +1,8 @@
 """Published cases -> train, validation and test rows, split by gene: `rftkit cases`.
 
-Why by gene: under a random split the nearest training case alone names 83 % of the answers,
-under a split by paper 27 %. Why copies are counted: a paper that reports a family gives several
-cases in the very same words. As rows they count double in training and shrink no interval in
-evaluation; the same words for two genes contradict each other; and a case that nearly repeats a
-training case tests memory. They are kept by default, because they are what was published.
+Why by gene: under a random split the nearest training case alone names 83 % of the answers, under
+a split by paper 27 %. Copies are counted, because a paper that reports a family gives several cases
+in the very same words; they are kept by default, because they are what was published.
 """
 
 from __future__ import annotations
@@ -44,11 +42,8 @@ def make_cases(
     seed: int = 0,
     without_copies: bool = False,
 ) -> dict[str, Any]:
-    """Read phenopackets, split them by gene, write train, validation, test.jsonl and report.json.
-
-    With N candidates each prompt names N genes, the true one among them. The baselines rank all
-    genes for all cases (about 10 s). Copies are what `rftkit check` calls so.
-    """
+    """Write train, validation, test.jsonl and report.json. With N candidates each prompt names N
+    genes, the true one among them. The baselines rank all genes for all cases (about 10 s)."""
     hpo = load_hpo()
     cases, reading = read_cases(source, hpo)
     rows = {}
@@ -127,11 +122,8 @@ def candidate_lists(cases: Sequence[Case], hpo: Hpo, size: int, seed: int = 0) -
 
 
 def copies_of(rows: Sequence[Row]) -> dict[int, str]:
-    """{number of the row in the list: why it is a copy}; the first of several alike is none.
-
-    Rows are alike where their prompts say the same of the patient, whatever the candidates. Where
-    several genes have the same prompt, all its rows are copies: it has no right answer.
-    """
+    """{number of the row in the list: why it is a copy}; the first of several alike is none. Where
+    several genes have the same patient, all its rows are copies: there is no right answer."""
     alike: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         alike[json.dumps([row[key] for key in SHOWN])].append(number)

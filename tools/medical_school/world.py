@@ -85,7 +85,7 @@ def usable_diseases(hpo: Hpo) -> list[dict[str, Any]]:
     """
     best: dict[str, dict[str, Any]] = {}
     for disease in hpo.diseases.values():
-        onsets = Counter(ONSET_OF[hpo.label(t)] for t in disease.onsets if hpo.label(t) in ONSET_OF)
+        onsets = Counter(ONSET_OF[hpo.terms[t]] for t in disease.onsets if hpo.terms[t] in ONSET_OF)
         if not disease.id.startswith("OMIM:") or len(disease.genes) != 1 or not onsets:
             continue
         (gene,) = disease.genes
@@ -102,7 +102,7 @@ def usable_diseases(hpo: Hpo) -> list[dict[str, Any]]:
             gene=gene,
             frequency=frequency,
             onset=max(sorted(onsets), key=onsets.get),
-            x_linked=any("X-linked" in hpo.label(term) for term in disease.inheritance),
+            x_linked=any("X-linked" in hpo.terms[term] for term in disease.inheritance),
         )
         if gene not in best or len(frequency) > len(best[gene]["frequency"]):
             best[gene] = usable
@@ -113,7 +113,7 @@ def choose_terms(hpo: Hpo, pool: list[dict[str, Any]], number: int) -> list[str]
     """The most annotated terms, without the ten that a third of all diseases have."""
     count = Counter(term for disease in pool for term in sorted(disease["frequency"]))
     ordered = sorted(count, key=lambda term: (-count[term], term))
-    plain = [t for t in ordered if "," not in hpo.label(t) and "." not in hpo.label(t)]
+    plain = [t for t in ordered if "," not in hpo.terms[t] and "." not in hpo.terms[t]]
     return plain[10 : 10 + number]
 
 
@@ -172,7 +172,7 @@ def build_world(seed: int = WORLD_SEED, n_terms: int = 200, n_genes: int = 240) 
     return World(
         seed=seed,
         term_ids=term_ids,
-        terms=[hpo.label(t) for t in term_ids],
+        terms=[hpo.terms[t] for t in term_ids],
         diseases=diseases,
         recalled=recalled_genes(diseases, n_terms, rng),
         carriers=Counter(t for d in diseases for t in d.frequency),
