@@ -57,10 +57,16 @@ def tiny(tmp_path_factory):
 # What is learned.
 
 
-def test_rft_raises_the_held_out_score(run):
+def test_rft_raises_the_held_out_score_and_logs_each_step(run):
     assert run.best["mean"] >= run.start["mean"] + 0.15
     before, after = run.start["patterns"], run.best["patterns"]
     assert after["diagnose first"] > 2 * before["diagnose first"]
+    assert [line["step"] for line in run.log] == list(range(1, 25))
+    assert all(LOG_FIELDS <= line.keys() for line in run.log)
+    assert [line["step"] for line in run.log if "validation" in line] == [6, 12, 18, 24]
+    assert read_lines(run.out / "log.jsonl") == run.log
+    assert all(0 <= line["dead_groups"] <= 1 and line["truncated"] < 0.2 for line in run.log)
+    assert set(run.log[0]["sub_rewards"]) == set(load_task("gene_ranking").grader.variables)
 
 
 def test_answers_depend_on_prompt_and_step_and_never_on_the_reference(run):
@@ -124,15 +130,6 @@ def test_a_second_round_starts_from_the_first_ones_adapter(tmp_path, tiny):
 
 
 # What is stored.
-
-
-def test_the_log_has_one_whole_object_a_step(run):
-    assert [line["step"] for line in run.log] == list(range(1, 25))
-    assert all(LOG_FIELDS <= line.keys() for line in run.log)
-    assert [line["step"] for line in run.log if "validation" in line] == [6, 12, 18, 24]
-    assert read_lines(run.out / "log.jsonl") == run.log
-    assert all(0 <= line["dead_groups"] <= 1 and line["truncated"] < 0.2 for line in run.log)
-    assert set(run.log[0]["sub_rewards"]) == set(load_task("gene_ranking").grader.variables)
 
 
 def test_samples_say_where_they_come_from(tiny):
