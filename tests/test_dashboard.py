@@ -96,7 +96,7 @@ def test_html_shows_alarms_and_completions_escaped():
     assert page.index("grade 0.90") < page.index("Weigh.") < page.index("grade 0.10")
 
 
-def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn(monkeypatch):
+def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn(monkeypatch, capsys):
     shown, dashboard = [], TrainingDashboard()
     monkeypatch.setattr(dashboard, "live", True)
     monkeypatch.setattr(dashboard, "show", lambda page, line: shown.append((page, line)))
@@ -106,6 +106,7 @@ def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn(monkeypatch)
         dashboard.answers(record, SAMPLES)
         dashboard.drawing_took = 1e9
     dashboard.end(ENDED)
+    assert capsys.readouterr().out == ""
     (first, _), (last, line) = shown
     assert f'alt="{line}"' in last and 'alt="step 1/20' in first
     assert line.startswith("step 5/20, ended by patience") and " left" not in line
