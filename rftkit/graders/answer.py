@@ -193,7 +193,8 @@ class TemplatePath:
         first, is_text = self.steps[0], self.steps[0] in TEXT_FIELDS
         bad = first not in SAMPLE_FIELDS or (is_text and len(self.steps) > 1)
         if self.namespace == "sample" and bad:
-            raise TemplateError(f"{self.text}: a sample has {', '.join(SAMPLE_FIELDS)}")
+            known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
+            raise TemplateError(f"{self.text}: a sample has {known}")
 
     def resolve(self, context: Context) -> Any:
         """The value in this context; raises a Fault where the path leads nowhere."""
