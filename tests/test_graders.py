@@ -86,6 +86,7 @@ EXAMPLES = [
     (check("{{sample.choices[0].message.content}}", "hello"), {}, "hello", 1),
     (check("{{sample.reasoning}}", "2+2"), {}, "<think>2+2</think>4", 1),
     (check("{{sample.output_json.a}}", "", "ne"), {}, "{}", 0),  # an absent field is not "ne"
+    (check("{{sample.output_json}}", "", "ne"), {}, "NaN", 0),  # which JSON lacks
     (similar(OUTPUT, LABEL), {"label": "fuzzy bear"}, "Fuzzy bear!", 1),
     (CONTACT, JANE, json.dumps(JANE), 1),
     (CONTACT, JANE, '{"name": "Jane Roe"}', 0.5),
