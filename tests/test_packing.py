@@ -6,12 +6,6 @@ import pytest
 
 from rftkit.packing import pack, reason_to_copy, rows_apart, token_logprobs
 
-LOSSES = {
-    "grpo": lambda each, mask: ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).mean(),
-    "dapo": lambda each, mask: (each * mask).sum() / mask.sum(),
-    "dr_grpo": lambda each, mask: (each * mask).sum() / (len(mask) * 64),
-}
-
 
 @pytest.fixture(scope="module")
 def batch():
@@ -39,22 +33,6 @@ def one_by_one(model, prompts, completions, temperature):
     return tables
 
 
-def loss_and_gradients(model, logprobs, kind, beta, reference):
-    import torch
-
-    torch.manual_seed(2)
-    mask = (logprobs != 0).float()
-    advantages = torch.randn(len(mask), 1)
-    old = logprobs.detach() + 0.3 * torch.randn(mask.shape) * mask
-    ratio = (logprobs - old).exp()
-    each = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
-    each = each + beta * ((reference - logprobs).exp() - (reference - logprobs) - 1)
-    loss = LOSSES[kind](each, mask)
-    learned = [p for p in model.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, learned, retain_graph=True)
-    return loss.detach(), torch.cat([g.flatten() for g in gradients])
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_shared_prompts_equal_copied_prompts(adapted, batch, attention, temperature):
@@ -70,14 +48,12 @@ def test_shared_prompts_equal_copied_prompts(adapted, batch, attention, temperat
     assert (entropies - expected_entropies).abs().max() < 1e-4
     assert (reference - expected_reference).abs().max() < 1e-4
     assert (logprobs - reference).abs().max() > 0.01  # the adapter says something of its own
-    for kind in LOSSES:
-        for beta in (0.0, 0.04):
-            loss, gradient = loss_and_gradients(adapted, logprobs, kind, beta, reference)
-            same, same_gradient = loss_and_gradients(
-                adapted, expected, kind, beta, expected_reference
-            )
-            assert abs(loss - same) < 1e-5
-            assert (gradient - same_gradient).norm() < 1e-5 * same_gradient.norm()
+    weights, gradients = torch.randn(expected.shape), []
+    for numbers in (logprobs, expected):
+        learned = [p for p in adapted.parameters() if p.requires_grad]
+        parts = torch.autograd.grad((weights * numbers).sum(), learned)
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
 
 
 def test_each_prompt_stands_in_one_row():
@@ -107,9 +83,8 @@ def test_a_padded_batch_comes_apart():
     ],
 )
 def test_only_attention_that_takes_a_mask_shares(mini, changes, reason):
-    config = SimpleNamespace(
-        **(vars(mini.model.config) | {"_attn_implementation": "sdpa"} | changes)
-    )
+    values = vars(mini.model.config) | {"_attn_implementation": "sdpa"} | changes
+    config = SimpleNamespace(**values)
     config.get_text_config = lambda: config
     model = type(mini.model).__new__(type(mini.model))
     vars(model).update(vars(mini.model) | {"config": config})

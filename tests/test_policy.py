@@ -4,10 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
 from importlib.util import find_spec
 
+import httpx
+import openai
 import pytest
 
 from rftkit import decoding
@@ -51,9 +52,6 @@ def adapter(tmp_path, whole):
 
 def texts(groups):
     return [[s.reasoning + "|" + s.output_text for s in group] for group in groups]
-
-
-# --- sampling ------------------------------------------------------------------------------------
 
 
 def test_neither_batch_size_nor_number_of_samples_changes_a_completion(mini, prompts, monkeypatch):
@@ -169,37 +167,23 @@ def test_merging_for_sampling_leaves_the_weights_as_they_were(adapter):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-class Server(BaseHTTPRequestHandler):
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(400 if "fail" in asked["messages"][-1]["content"] else 200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
+def test_an_endpoint_gives_the_same_samples_and_a_failed_call_loses_no_other(monkeypatch):
+    def handle(request):
+        asked = json.loads(request.content)
         message = {"role": "assistant", "content": f"<think>hm</think>{asked['seed']}"}
         choice = {"index": 0, "finish_reason": "length", "message": message}
-        body = {"id": "x", "object": "chat.completion", "created": 0, "model": asked["model"]}
-        self.wfile.write(json.dumps(body | {"choices": [choice]}).encode())
+        status = 400 if "fail" in asked["messages"][-1]["content"] else 200
+        return httpx.Response(status, json={"model": asked["model"], "choices": [choice]})
 
-    def log_message(self, *_):
-        pass
-
-
-def test_an_endpoint_gives_the_same_samples_and_a_failed_call_loses_no_other():
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        policy = EndpointPolicy("m", "endpoint", f"http://127.0.0.1:{server.server_port}/v1")
-        asks = [[{"role": "user", "content": t}] for t in ("one", "fail", "three")]
-        first, failed, third = policy.sample(asks, 2, SamplingConfig(seed=10))
-    finally:
-        server.shutdown()
+    client = httpx.Client(transport=httpx.MockTransport(handle))
+    monkeypatch.setattr("openai.OpenAI", partial(openai.OpenAI, http_client=client))
+    asks = [[{"role": "user", "content": t}] for t in ("one", "fail", "three")]
+    policy = EndpointPolicy("m", "endpoint", "http://policy/v1")
+    first, failed, third = policy.sample(asks, 2, SamplingConfig(seed=10))
     assert [s.output_text for s in first] == [s.output_text for s in third] == ["10", "11"]
     assert (first[0].reasoning, first[0].finish_reason) == ("hm", "length")
     assert [s.finish_reason for s in failed] == ["error", "error"]
     assert "BadRequestError" in failed[0].errors[0]
-
-
-# --- loading -------------------------------------------------------------------------------------
 
 
 def test_an_unknown_model_or_engine_is_refused_by_name(tmp_path):

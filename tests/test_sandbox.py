@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil  # comes with accelerate
 import pytest
 
 from rftkit.files import UserError
@@ -105,13 +106,7 @@ def test_a_server_killed_in_a_grade_is_no_zero(small, tmp_path, monkeypatch):
 
 def processes_named(part: str) -> list[int]:
     """Processes whose working folder has `part` in its path."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            found += [int(pid)] if part in os.readlink(f"/proc/{pid}/cwd") else []
-        except OSError:
-            continue
-    return found
+    return [p.pid for p in psutil.process_iter(["cwd"]) if part in (p.info["cwd"] or "")]
 
 
 @linux

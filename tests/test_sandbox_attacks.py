@@ -46,27 +46,6 @@ def runners():
         runner.close()
 
 
-@pytest.fixture
-def runner(runners):
-    return runners["usual"]
-
-
-@pytest.fixture(scope="module")
-def listener():
-    """A server of ours that no attack may reach."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0)
-        yield server
-
-
-@pytest.fixture
-def secrets(tmp_path, monkeypatch):
-    """What an attacker would like to have: a training file, a key in our environment."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-you")
-    (tmp_path / "train.jsonl").write_text('{"answer": "SCN1A"}\n')
-    return tmp_path
-
-
 def grade(runner, source: str, item: dict | None = None) -> tuple[float | None, str]:
     """(reward, error) of one grade, from a report in the shape of graders/run."""
     spec = {"type": "python", "name": "attack", "source": source}
@@ -78,7 +57,7 @@ def grade(runner, source: str, item: dict | None = None) -> tuple[float | None, 
 
 def grader_of(body: str, result: str = "1.0", before: str = "") -> str:
     """A text whose grade() runs `body` and returns `result`, for which the attack must not live."""
-    body = textwrap.indent(textwrap.dedent(body).strip(), "    ")
+    body = textwrap.indent(body, "    ")
     return f"{before}\ndef grade(sample, item):\n{body}\n    return {result}\n"
 
 
@@ -99,20 +78,11 @@ def send(data):
 """
 ATTACKS = {
     "files": dict.fromkeys(
-        [
-            "open('/etc/passwd').read()",
-            "open(item['folder'] + '/train.jsonl').read()",
-            "open(item['own']).read()",
-            "os.listdir(item['folder'])",
-            "open(item['folder'] + '/new', 'w')",
-            "os.unlink(item['folder'] + '/train.jsonl')",
-            "os.symlink(item['folder'], 'link')",
-            "os.listdir('..')",
-            "open('/proc/self/maps').read()",
-            "open(f\"/proc/{item['pid']}/environ\")",
-            "open(os.__file__, 'a')",
-            "os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)",
-        ],
+        ["open('/etc/passwd').read()", "open(item['folder'] + '/train.jsonl').read()",
+         "open(item['own']).read()", "open(f\"/proc/{item['pid']}/environ\")", "os.listdir('..')",
+         "open(item['folder'] + '/new', 'w')", "os.unlink(item['folder'] + '/train.jsonl')",
+         "os.symlink(item['folder'], 'link')", "open(os.__file__, 'a')",
+         "os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)"],
         REFUSED,
     ),
     "environment": {"os.environ['OPENAI_API_KEY']": "KeyError"},
@@ -122,57 +92,40 @@ ATTACKS = {
         "call('fallocate', f, 1, ctypes.c_long(0), ctypes.c_long(100_000_000))": REFUSED,
     },
     "network": dict.fromkeys(
-        [
-            "socket.create_connection(('127.0.0.1', item['port']), 1)",
-            "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
-            "socket.socket(socket.AF_UNIX).connect('x')",
-            "pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
-            "pair[0].sendto(b'x', '\\0name')",
-        ],
+        ["socket.create_connection(('127.0.0.1', item['port']), 1)",
+         "socket.socket(socket.AF_UNIX).connect('x')",
+         "pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+         "pair[0].sendto(b'x', '\\0name')"],
         REFUSED,
     ),
     "processes": dict.fromkeys(
-        [
-            "while True: os.fork()",
-            "subprocess.run(['/bin/ls'], check=True)",
-            "os.execv(sys.executable, ['python'])",
-            "os.kill(os.getppid(), signal.SIGKILL)",
-            "os.kill(item['pid'], signal.SIGKILL)",
-            "call('ptrace', 16, os.getppid(), 0, 0)",
-            "call('unshare', 0x10000000)",
-            "call('prctl', 1, 0)  # outlives the server",
-            "call('ioctl', 0, 0x5412, b'x')  # types into a terminal",
-            "resource.prlimit(item['pid'], resource.RLIMIT_CPU)",
-            "mmap.mmap(-1, 4096)  # memory shared with the next grade",
-            "os.write(os.memfd_create('x'), b'x')",  # memory that no limit counts
-        ],
+        ["while True: os.fork()", "subprocess.run(['/bin/ls'], check=True)",
+         "os.execv(sys.executable, ['python'])", "os.kill(item['pid'], signal.SIGKILL)",
+         "call('ptrace', 16, os.getppid(), 0, 0)", "call('unshare', 0x10000000)",
+         "call('prctl', 1, 0)  # outlives the server",
+         "call('ioctl', 0, 0x5412, b'x')  # types into a terminal",
+         "resource.prlimit(item['pid'], resource.RLIMIT_CPU)",
+         "mmap.mmap(-1, 4096)  # memory shared with the next grade",
+         "os.write(os.memfd_create('x'), b'x')  # memory that no limit counts"],
         REFUSED,
     ),
     "threads": {
         "threading.stack_size(32768)  # so that memory is not what stops it\n"
-        "for _ in range(1000):\n"
-        "    threading.Thread(target=threading.Event().wait, daemon=True).start()": (
-            "can't start new thread"
-        )
+        "while True: threading.Thread(target=threading.Event().wait, daemon=True).start()":
+        "can't start new thread",
     },
     "memory": {
         "kept = [open(os.devnull) for _ in range(10_000)]": "Too many open files",
         "kept = []\nwhile True: kept.append(bytearray(10**7))": "MemoryError",
-        "kept = 'x' * 10**11": "MemoryError",
     },
     "time": {
-        "while True: pass": TOO_LONG,
-        "os.closerange(0, 64)\nwhile True: pass": "Killed",
-        "sys.exit(0)": "SystemExit",
-        "raise KeyboardInterrupt": "KeyboardInterrupt",
-        "os._exit(0)": "exit code 0",
+        "while True: pass": TOO_LONG, "os.closerange(0, 64)\nwhile True: pass": "Killed",
+        "sys.exit(0)": "SystemExit", "os._exit(0)": "exit code 0",
         "class Last:\n    def __del__(self): os._exit(7)\nlast = Last()": "exit code 7",
-        "def f(n): return f(n + 1)\nf(0)": "RecursionError",
+        "def f(n): return f(n + 1)\nf(0)": "RecursionError", "ctypes.string_at(0)": "Segmentation",
         "sys.setrecursionlimit(10**9)\n"
-        "class A:\n    def __getattr__(self, name): return getattr(self, name)\nA().x": (
-            ("Segmentation", "RecursionError", "MemoryError")
-        ),
-        "ctypes.string_at(0)": "Segmentation",
+        "class A:\n    def __getattr__(self, name): return getattr(self, name)\nA().x":
+        ("Segmentation", "RecursionError", "MemoryError"),
     },
     "reply": {
         "send(bytes(16) + b'F' + struct.pack('<d', 1.0))\nos._exit(0)": CHANNEL,
@@ -183,25 +136,29 @@ ATTACKS = {
         "raise ValueError('x' * 10**7)": "xxx",
         "class Mute(Exception):\n    def __str__(self): os._exit(9)\nraise Mute": "exit code 9",
     },
-}
+}  # fmt: skip
 CASES = [(kind, program) for kind in ATTACKS for program in ATTACKS[kind]]
 
 
 @pytest.mark.parametrize(("protection", "program"), CASES)
-def test_an_attack_is_contained_and_reported(runners, secrets, listener, protection, program):
+def test_an_attack_is_contained_and_reported(runners, tmp_path, monkeypatch, protection, program):
     needs(*{protection} & report().protections.keys())
-    item = {"folder": str(secrets), "own": rftkit.__file__}
-    item |= {"pid": os.getpid(), "port": listener.getsockname()[1]}
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-you")
+    (tmp_path / "train.jsonl").write_text('{"answer": "SCN1A"}\n')
     expected = ATTACKS[protection][program]
     runner = runners["short" if expected == TOO_LONG else "usual"]
-    reward, error = grade(runner, grader_of(program, before=BEFORE), item)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        item = {"folder": str(tmp_path), "own": rftkit.__file__}
+        item |= {"pid": os.getpid(), "port": listener.getsockname()[1]}
+        reward, error = grade(runner, grader_of(program, before=BEFORE), item)
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):  # nobody was harmed: the listener
+            listener.accept()
     assert reward == 0.0, "no grade, or the attack worked"
     assert any(text in error for text in ([expected] if isinstance(expected, str) else expected))
     assert len(error) < 30_000 and "sk-not-for-you" not in error and "SCN1A" not in error
-    # nobody was harmed: the file, the listener, and the next grade
-    assert [path.read_text() for path in secrets.iterdir()] == ['{"answer": "SCN1A"}\n']
-    with pytest.raises(BlockingIOError):
-        listener.accept()
+    # the file, and the next grade
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"answer": "SCN1A"}\n']
     assert grade(runner, grader_of("pass", "0.25")) == (0.25, "")
 
 
@@ -215,54 +172,46 @@ FILLS = [  # the last two show no folder what they take
 
 
 @pytest.mark.parametrize("program", FILLS)
-def test_the_disk_holds_no_more_than_its_limit(runner, program):
+def test_the_disk_holds_no_more_than_its_limit(runners, program):
     if not any("tmpfs" in means for means in report().protections["disk"]):
         pytest.skip("sandbox: this machine lacks a file system of the scratch folder's own")
     before = "import mmap, os\nblock = bytes(10**6)"
-    reward, error = grade(runner, grader_of(program, before=before))
+    reward, error = grade(runners["usual"], grader_of(program, before=before))
     assert reward == 0.0 and "No space left" in error
     # nothing of it is left for the next one, which may fill the disk to its limit
     fill = "found = os.listdir('.')\nopen('f', 'wb', buffering=0).write(8 * block)"
-    assert grade(runner, grader_of(fill, "len(found)", before)) == (0.0, "")
+    assert grade(runners["usual"], grader_of(fill, "len(found)", before)) == (0.0, "")
 
 
 COUNTER = """
-import builtins, math, os, threading, time
+import builtins, os, threading, time
 calls = [0]
-def helper():
-    return 0.5
 def grade(sample, item):
     exec(item.get("attack", ""), globals())
     return {check}
 """
 LISTED = "float(len(os.listdir('.')))"
-STATES = [  # what a grade does, what the next one returns, and the value of that
-    ("calls[0] += 1", "float(calls[0])", 0.0),
-    ("global helper\nhelper = lambda: 1.0", "helper()", 0.5),
-    ("builtins.len = lambda x: 1", "float(len([]))", 0.0),
-    ("math.sqrt = lambda x: 1", "math.sqrt(.25)", 0.5),
-    ("os.makedirs('a/b')\nopen('a/b/left', 'w')", LISTED, 0.0),
-    ("os.makedirs('closed', 0)", LISTED, 0.0),
-    ("for _ in range(300): os.mkdir('d'); os.chdir('d')", LISTED, 0.0),
-    ("os.mkdir('x'); os.chdir('x')", "float(os.getcwd().endswith('/x'))", 0.0),
-    ("os.environ['LEFT'] = '1'", "float('LEFT' in os.environ)", 0.0),
-    ("os.umask(0o777)", "float(os.umask(0) == 0o777)", 0.0),
-    (
-        "late = lambda: [time.sleep(.01), setattr(builtins, 'left', 1)]\n"
-        "threading.Thread(target=late).start()",
-        "float(hasattr(builtins, 'left'))",
-        0.0,
-    ),
-]
+STATES = [  # what a grade does, and what the next one returns: 0, unless something was left
+    ("calls[0] += 1", "float(calls[0])"),
+    ("builtins.len = lambda x: 1", "float(len([]))"),
+    ("os.makedirs('a/b')\nopen('a/b/left', 'w')", LISTED),
+    ("os.makedirs('closed', 0)", LISTED),
+    ("for _ in range(300): os.mkdir('d'); os.chdir('d')", LISTED),
+    ("os.mkdir('x'); os.chdir('x')", "float(os.getcwd().endswith('/x'))"),
+    ("os.environ['LEFT'] = '1'", "float('LEFT' in os.environ)"),
+    ("os.umask(0o777)", "float(os.umask(0) == 0o777)"),
+    ("late = lambda: [time.sleep(.01), setattr(builtins, 'left', 1)]\n"
+     "threading.Thread(target=late).start()", "float(hasattr(builtins, 'left'))"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("attack", "check", "expected"), STATES)
+@pytest.mark.parametrize(("attack", "check"), STATES)
 @pytest.mark.parametrize("way", ["usual", "bare"])
-def test_one_grade_does_not_change_the_next(runners, way, attack, check, expected):
+def test_one_grade_does_not_change_the_next(runners, way, attack, check):
     source = COUNTER.format(check=check)
-    assert grade(runners[way], source) == (expected, "")
-    grade(runners[way], source, {"attack": attack})
-    assert grade(runners[way], source) == (expected, "")
+    for did in ("", attack, ""):
+        found = grade(runners[way], source, {"attack": did})
+        assert did or found == (0.0, "")
 
 
 LIAR = """
@@ -297,18 +246,16 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize(("before", "value", "expected"), NUMBERS)
-def test_a_number_is_what_its_bytes_are(runner, before, value, expected):
-    reward, error = grade(runner, grader_of("pass", value, before))
-    if isinstance(expected, float):
-        assert (reward, error) == (expected, "")
-    else:
-        assert reward == 0.0 and expected in error and len(error) < 500
+def test_a_number_is_what_its_bytes_are(runners, before, value, expected):
+    reward, error = grade(runners["usual"], grader_of("pass", value, before))
+    fault = expected if isinstance(expected, str) else ""
+    assert reward == (0.0 if fault else expected)
+    assert fault in error and bool(fault) == bool(error) and len(error) < 500
 
 
 AT_LOADING = {
     "while True: pass": TOO_LONG,
     "import os\nos._exit(0)": "ended its process",
-    "import not_installed_here": "ModuleNotFoundError",
     "open('/etc/passwd')": REFUSED,
 }
 
