@@ -42,6 +42,8 @@ def reason_to_copy(model: Any) -> str:
         return "some layers do not attend to all that stands before a token"
     if not {"attention_mask", "position_ids", "logits_to_keep"} <= set(parameters):
         return f"{type(base).__name__}.forward takes no position_ids or no logits_to_keep"
+    if getattr(config, "output_router_logits", False):
+        return "its load-balance loss needs the copied form"
     return ""
 
 

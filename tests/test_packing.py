@@ -80,6 +80,7 @@ def test_a_padded_batch_comes_apart():
         ({"_attn_implementation": "flash_attention_2"}, "flash_attention_2"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "attend"),
         ({"layer_types": None, "sliding_window": 4096}, "attend"),
+        ({"output_router_logits": True}, "load-balance"),
     ],
 )
 def test_only_attention_that_takes_a_mask_shares(mini, changes, reason):

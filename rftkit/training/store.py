@@ -22,6 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,17 @@ def write_checkpoint(out: Path, trainer: Any, state: dict[str, Any]) -> None:
 
 
 def write_adapter(model: Any, folder: Path) -> None:
-    """Without TRL's frozen copy ("ref"), whose folder transformers' loader would prefer."""
+    """As PEFT's save_pretrained, but without a model card, and without TRL's frozen copy ("ref"),
+    whose folder transformers' loader would prefer."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
     # Linear layers alone are adapted: no embeddings to save, no need to look at the base's config.
-    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    weights = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    config = copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def save_adapter(model: Any, folder: Path) -> None:
