@@ -14,6 +14,7 @@ from rftkit.files import UserError
 from rftkit.records import Sample
 from rftkit.rows import write_rows
 from rftkit.task import load_task
+from rftkit.training.store import save_adapter
 
 TASK = load_task("gene_ranking")
 ROWS = TASK.rows("validation")[:12]
@@ -33,22 +34,13 @@ def rows(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """What training leaves, with an adapter that does change the answers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from rftkit.policy import load_policy
-
+def run_folder(adapted, tmp_path_factory):
+    """What training leaves."""
     folder = tmp_path_factory.mktemp("runs") / "tuned"
-    policy = load_policy("embedded:mini")
-    model = get_peft_model(policy.model, LoraConfig(r=2, target_modules="all-linear"))
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.15)
-    model.peft_config["default"].base_model_name_or_path = "embedded:mini"
-    model.save_pretrained(folder / "adapter")
+    for name, parameter in adapted.named_parameters():
+        parameter.data *= 8 if "lora_B" in name else 1
+    adapted.peft_config["default"].base_model_name_or_path = "embedded:mini"
+    save_adapter(adapted, folder / "adapter")
     seen = [row | {"case_id": f"seen-{n}"} for n, row in enumerate(ROWS[:2])]
     write_rows(folder / "trained_on.jsonl", [*TASK.rows("train")[:3], *seen])
     config = {"train_file": str(folder / "trained_on.jsonl"), "grader": TASK.grader_spec}
@@ -125,7 +117,6 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
     ("words", "named"),
     [
         (MINI, "--grader: missing"),
-        ((*MINI, "--grader", "nowhere.json"), "nowhere.json"),
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
         ((*RANK, "--model", "endpoint:m"), "OPENAI_BASE_URL"),
         ((*RANK, "--model", "NOTHING"), "config.json"),

@@ -3,34 +3,28 @@
 import json
 
 import pytest
-from test_genes_cases import packet, write_packets
+from test_genes_cases import packet
 
 from rftkit.console import Reporter
 from rftkit.demo import SYSTEMS, Demo
 from rftkit.real_cases import load_world
-from rftkit.task import load_task
+from rftkit.rows import write_rows
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """(folder, report, lines, bars) of a run with eight made-up cases: two cannot be told."""
+    """(folder, report) of a run with eight made-up cases: two cannot be told."""
     folder = tmp_path_factory.mktemp("demo")
     known = [(gene, sorted(terms)[:5]) for gene, terms in load_world().annotation.items()][:6]
     packets = [packet(f"c{n}", gene, terms) for n, (gene, terms) in enumerate(known)]
     packets += [packet("n", "NOTAGENE", known[0][1]), packet("few", known[0][0], ())]
-    cases = write_packets(folder / "real.jsonl", packets)
-    reporter, lines = Reporter(quiet=True), []
-    reporter.say = lines.append
-    demo = Demo("smoke", cases=cases, out=folder / "r")
-    return demo.out, demo.run(reporter), lines, reporter.tasks
+    write_rows(folder / "real.jsonl", packets)
+    demo = Demo("smoke", cases=folder / "real.jsonl", out=folder / "r")
+    return demo.out, demo.run(Reporter(quiet=True))
 
 
 def test_the_folder_holds_the_report_and_its_fields(demo):
-    folder, report, said, [bar] = demo
-    row = load_task("gene_ranking").rows("train")[0]
-    (shown,) = [x for line in said for x in line.split("\n") if "user:" in x]
-    assert row["messages"][0]["content"] in shown and row["reference_gene"] not in shown
-    assert bar.completed == bar.total > 0
+    folder, report = demo
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
     for name in ("report.md", "table.png", "curve.png", "log.jsonl", "samples.jsonl",
                  "config.json", "adapter/adapter_model.safetensors"):  # fmt: skip
@@ -41,8 +35,6 @@ def test_the_folder_holds_the_report_and_its_fields(demo):
         assert system["top1"]["low"] <= system["top1"]["mean"] <= system["top1"]["high"]
         assert system["top5"]["mean"] >= system["top1"]["mean"]
         assert "top1" in system["greedy"] and system["n"] == report["n_cases"] == 60
-    for base in ("mini base", "large base"):
-        assert systems[base]["pass@8"]["mean"] >= systems[base]["top1"]["mean"]
     assert systems["mini base, prompted"]["patterns"]["diagnose first"] == 1
     assert report["training"]["answer_groups_shared_with_eval"] == 0
     assert report["training"]["examples"] == 128 and report["seed"] == 0
@@ -56,7 +48,7 @@ def test_the_folder_holds_the_report_and_its_fields(demo):
 
 
 def test_samples_carry_their_system_and_their_grade(demo):
-    folder, report, *_ = demo
+    folder, report = demo
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     tested = [line for line in lines if "step" not in line]
     assert {line["model"] for line in tested} == set(SYSTEMS)

@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from rftkit.evaluation import (
-    bootstrap,
-    majority_values,
-    measure,
-    paired_difference,
-    row_values,
-)
+from rftkit.evaluation import bootstrap, majority_values, measure, paired_difference, row_values
 from rftkit.records import Sample
 from rftkit.task import task_from_json
 
@@ -17,7 +11,7 @@ GRADER = {"type": "string_check", "name": "first", "input": "{{sample.output_jso
 GRADER |= {"reference": "{{item.gene}}", "operation": "eq"}
 RECORD = {"name": "t", "question": "?", "grader": GRADER, "metrics": ["top1", "top5", "mrr"]}
 RECORD |= {"answer_template": '{"genes": ["{{item.gene}}"]}', "patterns": {"a": "^A"}}
-RECORD |= {"group_by": "gene"}
+TASK = task_from_json(RECORD | {"group_by": "gene"})
 ROWS = [{"messages": [], "gene": "X"}, {"messages": [], "gene": "Y"}]
 
 
@@ -26,33 +20,28 @@ def answer(*genes, think=""):
     return Sample.from_text(f'<think>{think}</think>{{"genes": [{names}]}}')
 
 
-@pytest.fixture
-def task():
-    return task_from_json(RECORD)
-
-
-def test_metrics_are_those_counted_by_hand(task):
+def test_metrics_are_those_counted_by_hand():
     samples = [[answer("X", "Y"), answer("Z", "X", think="A")], [answer("Q"), answer("Y")]]
-    assert row_values("top1", task, ROWS, samples).tolist() == [0.5, 0.5]
-    assert row_values("top5", task, ROWS, samples).tolist() == [1.0, 0.5]
-    assert row_values("mrr", task, ROWS, samples).tolist() == [0.75, 0.5]
-    result = measure("s", task, ROWS, samples)
+    assert row_values("top1", TASK, ROWS, samples).tolist() == [0.5, 0.5]
+    assert row_values("top5", TASK, ROWS, samples).tolist() == [1.0, 0.5]
+    assert row_values("mrr", TASK, ROWS, samples).tolist() == [0.75, 0.5]
+    result = measure("s", TASK, ROWS, samples)
     assert result.patterns == {"a": 0.25}
     assert result.places == {"1": 0.5, "2": 0.25, "not listed": 0.25}
     assert result.values["grade"].tolist() == [0.5, 0.5]
     assert {sample.model for group in samples for sample in group} == {"s"}
 
 
-def test_unreadable_answers_score_zero_do_not_vote_and_ties_count_by_their_share(task):
+def test_unreadable_answers_score_zero_do_not_vote_and_ties_count_by_their_share():
     broken = Sample.from_text("no json")
     samples = [[broken, answer("X"), broken], [answer("X"), answer("Y"), broken]]
-    assert row_values("top1", task, ROWS, samples).tolist() == [pytest.approx(1 / 3)] * 2
-    assert majority_values(task, ROWS, samples).tolist() == [1.0, 0.5]
+    assert row_values("top1", TASK, ROWS, samples).tolist() == [pytest.approx(1 / 3)] * 2
+    assert majority_values(TASK, ROWS, samples).tolist() == [1.0, 0.5]
 
 
-def test_extra_samples_do_not_enter_the_headline(task):
+def test_extra_samples_do_not_enter_the_headline():
     samples = [[answer("Z"), answer("X"), answer("X")], [answer("Y"), answer("Z"), answer("Z")]]
-    result = measure("s", task, ROWS, samples, samples=1)
+    result = measure("s", TASK, ROWS, samples, samples=1)
     assert f"{bootstrap(result.values['top1'], [0, 1]):+}" == "+0.500 [+0.000, +1.000]"
     assert result.values["top1"].tolist() == [0.0, 1.0]
     assert result.values["maj@3"].tolist() == [1.0, 0.0]

@@ -31,8 +31,6 @@ def test_an_unreadable_json_file_is_refused_with_its_place(tmp_path):
         file.write_bytes(content)
         with pytest.raises(UserError, match=place):
             read_json(file)
-    with pytest.raises(UserError, match="y.json: "):
-        read_json(tmp_path / "y.json")
 
 
 # Written, and named.
@@ -51,12 +49,11 @@ def test_a_row_is_read_as_it_was_written_and_gives_the_same_bytes(tmp_path):
     assert read_rows(two) == rows and one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}])
-def test_a_failed_write_leaves_the_old_file_whole(tmp_path, value):
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
     path, row = tmp_path / "rows.jsonl", case("Which gene?", "A")
     write_rows(path, [row])
-    with pytest.raises((ValueError, TypeError)):
-        write_rows(path, [row | {"gene": "B"}, row | {"bad": value}])
+    with pytest.raises(ValueError):
+        write_rows(path, [row | {"gene": "B"}, row | {"bad": float("nan")}])
     assert read_rows(path) == [row] and list(tmp_path.iterdir()) == [path]
 
 
