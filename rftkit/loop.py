@@ -3,11 +3,11 @@
     python -m rftkit.loop                     # the embedded mini on gene ranking, about a minute
     python -m rftkit.loop --steps 20 --seed 1 --json
 
-Plain torch with PEFT's LoRA adapter. Names end in their shape: P prompts, G completions of a prompt
-(a group), N = P * G completions, L tokens of the longest one.
+Plain torch with PEFT's LoRA adapter. Tensor names end in their shape: P prompts, G completions per
+prompt (a group), N = P * G completions, L tokens in the longest completion.
 
-Left out, and in `rftkit.train`: config files; checkpoints and resuming; early stopping and the best
-adapter; the gate; watchdogs; a grader that fails; batches beyond the memory; mixed precision.
+`rftkit.train` adds config files, checkpoints and resuming, early stopping, the best adapter, the
+gate, watchdogs, failed grades, batches larger than memory, and mixed precision.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ VALIDATION_SEED = 12_345  # the same random numbers at every validation
 
 @dataclass(frozen=True)
 class Settings:
-    """Those of the demo; the learning rate is a tiny model's."""
+    """The demo's settings. The learning rate suits a model of a million parameters."""
 
     model: str = "embedded:mini"
     task: str = "gene_ranking"
     steps: int = 40
     prompts: int = 8  # P
     group: int = 8  # G
-    updates: int = 1  # optimizer steps on one batch: the clip acts from the second on
+    updates: int = 1  # optimizer steps per batch; clipping has no effect on the first
     learning_rate: float = 2e-3
     warmup: int = 3
     clip: float = 0.2
@@ -52,7 +52,7 @@ class Settings:
 
 
 def grpo(settings: Settings) -> Iterator[tuple[dict[str, Any], list[list[Sample]]]]:
-    """Train, and yield each step's log record and graded samples[P][G]; step 0 validates alone."""
+    """Train; yield each step's log record and graded samples[P][G]. Step 0 only validates."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -65,15 +65,15 @@ def grpo(settings: Settings) -> Iterator[tuple[dict[str, Any], list[list[Sample]
     lora = LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
     policy = LocalPolicy(model, tokenizer, settings.model)
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, weight_decay=0.0)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, weight_decay=0.0)
     order = row_order(len(rows), settings)
     if settings.validate_every:
         yield {"step": 0, "validation": validate(policy, task, settings)}, []
 
     for step in range(1, settings.steps + 1):
-        began = time.perf_counter()
-        # 1. Sample a group of completions for each prompt, from the policy as it is now.
+        start = time.perf_counter()
+        # 1. Sample a group of completions for each prompt from the current policy.
         batch_P = [rows[next(order)] for _ in range(P)]
         prompts_P = policy.encode([row["messages"] for row in batch_P])
         sampling = SamplingConfig(
@@ -82,31 +82,31 @@ def grpo(settings: Settings) -> Iterator[tuple[dict[str, Any], list[list[Sample]
             seed=settings.seed * 100_003 + step,
         )
         with merged_adapter(model) as merged:
-            drawn_N = decode(merged, tokenizer, prompts_P, G, sampling, range(P))
-        completions_N = [tokens for tokens, _ in drawn_N]
+            decoded_N = decode(merged, tokenizer, prompts_P, G, sampling, range(P))
+        completions_N = [tokens for tokens, _ in decoded_N]
         prompts_N = [prompt for prompt in prompts_P for _ in range(G)]
 
-        # 2. Grade each completion: one number for the whole of it.
+        # 2. Grade: one reward for each whole completion.
         samples_N = [
             Sample.from_text(tokenizer.decode(tokens, skip_special_tokens=True), finish_reason=end)
-            for tokens, end in drawn_N
+            for tokens, end in decoded_N
         ]
         samples_P_G = [samples_N[p * G : (p + 1) * G] for p in range(P)]
         task.grade(batch_P, samples_P_G)
         rewards_P_G = torch.tensor([[s.grade for s in group] for group in samples_P_G])
 
-        # 3. Advantage: better or worse than the others of the group, in its standard deviations.
+        # 3. Advantage: reward minus the group's mean, divided by the group's standard deviation.
         centred_P_G = rewards_P_G - rewards_P_G.mean(1, keepdim=True)
         advantages_P_G = centred_P_G / (rewards_P_G.std(1, keepdim=True) + 1e-4)
         advantages_N_1 = advantages_P_G.view(-1, 1).to(model.device)
 
-        # 4. The reference: how likely each token is for the base, without the adapter.
+        # 4. Reference log-probabilities: the base model, with the adapter disabled.
         with torch.no_grad(), model.disable_adapter():
             reference_N_L, _ = token_logprobs(model, prompts_N, completions_N, settings.temperature)
         lengths_N = torch.tensor([len(tokens) for tokens in completions_N], device=model.device)
         mask_N_L = torch.arange(max(lengths_N), device=model.device) < lengths_N[:, None]
 
-        # 5. Ratio, clip, KL and loss; then the step.
+        # 5. Ratio, clip, KL, loss and optimizer step.
         old_N_L = None
         for _ in range(settings.updates):
             logprobs_N_L, entropy_N_L = token_logprobs(
@@ -118,25 +118,25 @@ def grpo(settings: Settings) -> Iterator[tuple[dict[str, Any], list[list[Sample]
             )
             loss = mean_token(losses_N_L, mask_N_L)
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
-            warm = min(1.0, (step - 1) / settings.warmup)
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * warm
+            norm = torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+            warmup = min(1.0, (step - 1) / settings.warmup)
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * warmup
             optimizer.step()
             optimizer.zero_grad()
 
-        # 6. Log, and validate on rows that are never trained on.
+        # 6. Log, and validate on held-out rows.
         record = {
             "step": step,
             "reward_mean": rewards_P_G.mean().item(),
             "reward_std": rewards_P_G.std().item(),
             "dead_groups": (rewards_P_G.std(1) < 1e-6).float().mean().item(),
             "completion_tokens": lengths_N.float().mean().item(),
-            "truncated": sum(reason == "length" for _, reason in drawn_N) / len(drawn_N),
+            "truncated": sum(reason == "length" for _, reason in decoded_N) / len(decoded_N),
             "entropy": mean_token(entropy_N_L, mask_N_L).item(),
             "kl": mean_token(kl_N_L, mask_N_L).item(),
             "grad_norm": norm.item(),
             "loss": loss.item(),
-            "seconds": time.perf_counter() - began,
+            "seconds": time.perf_counter() - start,
         }
         every = settings.validate_every
         if every and (step % every == 0 or step == settings.steps):
@@ -145,25 +145,25 @@ def grpo(settings: Settings) -> Iterator[tuple[dict[str, Any], list[list[Sample]
 
 
 def token_losses(logprobs_N_L, old_N_L, reference_N_L, advantages_N_1, settings: Settings):
-    """(loss, KL to the reference) of each token, both (N, L)."""
+    """Return (loss, KL to the reference) per token, both (N, L)."""
     import torch
 
-    ratio = (logprobs_N_L - old_N_L).exp()  # 1 at the first update, but its gradient is not 0
+    ratio = (logprobs_N_L - old_N_L).exp()  # 1 at the first update, but with a gradient
     clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
-    gain = torch.min(ratio * advantages_N_1, clipped * advantages_N_1)
-    away = reference_N_L - logprobs_N_L
-    kl = away.exp() - away - 1  # Schulman's estimator: never below 0, right on average
-    # The old policy drew the tokens: the ratio makes the KL term that of the present policy.
-    return settings.beta * ratio * kl - gain, kl
+    surrogate = torch.min(ratio * advantages_N_1, clipped * advantages_N_1)
+    log_ratio = reference_N_L - logprobs_N_L
+    kl = log_ratio.exp() - log_ratio - 1  # Schulman's k3 estimator: unbiased, never negative
+    # The old policy sampled the tokens: the ratio reweights the KL term to the current policy.
+    return settings.beta * ratio * kl - surrogate, kl
 
 
 def mean_token(values_N_L, mask_N_L):
-    """Each token of the batch counts alike, as in DAPO; `rftkit` and TRL do the same."""
+    """Mean over all tokens of the batch, as in DAPO; `rftkit.train` and TRL do the same."""
     return (values_N_L * mask_N_L).sum() / mask_N_L.sum()
 
 
 def row_order(count: int, settings: Settings) -> Iterator[int]:
-    """Row numbers without end: one shuffled pass over all rows after the other."""
+    """Yield row indices forever; each pass over the rows is shuffled anew."""
     import torch
 
     generator = torch.Generator().manual_seed(settings.seed)
@@ -172,7 +172,7 @@ def row_order(count: int, settings: Settings) -> Iterator[int]:
 
 
 def validate(policy: LocalPolicy, task: Task, settings: Settings) -> float:
-    """The task's headline metric over two samples of each validation row, drawn at T = 1."""
+    """The task's headline metric: mean over two samples per validation row at temperature 1."""
     rows = task.rows("validation")
     sampling = SamplingConfig(max_new_tokens=settings.max_tokens, seed=VALIDATION_SEED)
     samples = policy.sample([row["messages"] for row in rows], 2, sampling)
@@ -184,15 +184,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rftkit.loop")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--seed", type=int, default=Settings.seed)
-    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    given = parser.parse_args()
-    began, scores = time.perf_counter(), []
-    for record, _ in grpo(Settings(steps=given.steps, seed=given.seed)):
+    parser.add_argument("--json", action="store_true", help="end with a JSON summary line")
+    arguments = parser.parse_args()
+    start, scores = time.perf_counter(), []
+    for record, _ in grpo(Settings(steps=arguments.steps, seed=arguments.seed)):
         print("  ".join(f"{k} {v:.3f}" if k != "step" else f"{k} {v}" for k, v in record.items()))
         if "validation" in record:
             scores.append(record["validation"])
-    if given.json:
-        seconds = round(time.perf_counter() - began, 1)
+    if arguments.json:
+        seconds = round(time.perf_counter() - start, 1)
         print(json.dumps({"start": scores[0], "end": scores[-1], "seconds": seconds}))
 
 
