@@ -1,9 +1,9 @@
-"""What a grade is made from and what it becomes: the answer, faults, templates.
+"""What all graders share: the answer they read, the grade they return, its faults, and templates.
 
-A template is a text with `{{ namespace.path }}` in it. The namespaces are `item` (a row of the
-JSONL) and `sample` (what the model said); paths look like `a.b[0]["a key with blanks"]`. What is
-filled in is never searched for templates again, so a model cannot smuggle one in. Values become
-text as we chose: texts as they are, other scalars by `str`, lists and objects as JSON.
+A template is text with `{{ namespace.path }}` placeholders. The namespaces are `item` (a row of the
+JSONL) and `sample` (the model's answer); paths look like `a.b[0]["a key with spaces"]`. Filled-in
+text is never searched for placeholders again, so a model cannot inject one. Strings are inserted
+unchanged, other scalars by `str`, lists and objects as JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from rftkit.files import UserError, shorten
 from rftkit.records import UNCLOSED, Sample, is_unclosed, split_completion
 
-PROGRAM_FAILED = "python_grader_runtime_error"  # which scores 0
-# An error field of graders/run -> the field that carries the text, where the API has one.
+PROGRAM_FAILED = "python_grader_runtime_error"  # the reward is then 0
+# Error flag of graders/run -> the field for its message; None if the API has no such field.
 ERROR_FIELDS: dict[str, str | None] = {
     **dict.fromkeys(("formula_parse_error", "sample_parse_error", "truncated_observation_error")),
     **dict.fromkeys(("unresponsive_reward_error", "invalid_variable_error", "other_error")),
@@ -32,11 +32,11 @@ ERROR_FIELDS: dict[str, str | None] = {
 
 
 class Fault(Exception):
-    """Why one grade went wrong. `field` is one of ERROR_FIELDS, `variable` the sub-grader's.
+    """Why one grade failed. `field` is a key of ERROR_FIELDS, `variable` the sub-grader's name.
 
-    `score` is what the grade becomes: 0.0 where the SAMPLE is to blame (not JSON, truncated), None
-    where the GRADER itself is (endpoint down, division by zero). TRL leaves a None out of its
-    group; a 0 would teach the model from a broken scale.
+    `score` is the resulting reward: 0.0 if the SAMPLE is at fault (not JSON, truncated), None if
+    the GRADER is (endpoint down, division by zero). TRL leaves a None out of its group; a 0 would
+    penalize the model for an error of the grader.
     """
 
     def __init__(self, score: float | None, field: str, detail: str):
@@ -53,10 +53,10 @@ sample_fault, grader_fault = partial(Fault, 0.0), partial(Fault, None)  # (field
 
 @dataclass
 class Grade:
-    """One grade; `to_json()` writes it as OpenAI's graders/run answers.
+    """One grade; `to_json()` returns it in the format of OpenAI's graders/run.
 
-    The reward is None where the grader itself failed. `token_usage` is {model: {"total_tokens": …}}
-    of judges.
+    `reward` is None if the grader itself failed. `token_usage` counts the tokens of model graders:
+    {model: {"total_tokens": …}}.
     """
 
     reward: float | None
@@ -76,7 +76,7 @@ class Grade:
     def explanations(self) -> list[str]:
         sentences = [fault.sentence for fault in self.faults]
         if self.unclosed:
-            sentences.append("<think> was opened and never closed: the output is empty")
+            sentences.append("<think> was never closed: the output is empty")
         return sentences
 
     def to_json(self) -> dict[str, Any]:
@@ -101,85 +101,85 @@ class Grade:
 
 
 class Scorer(NamedTuple):
-    """What each kind of grader JSON is compiled to."""
+    """The compiled form of one grader or sub-grader."""
 
-    score: Callable[[Context], float]  # raises a Fault where there is no regular score
-    check_ready: Callable[[], Any] = lambda: None  # UserError where it cannot run here
-    workers: int = 1  # how many scores may usefully be computed at once
+    score: Callable[[Context], float]  # raises Fault if there is no score
+    check_ready: Callable[[], Any] = lambda: None  # raises UserError if it cannot run here
+    workers: int = 1  # how many scores to compute in parallel
 
 
 Answer = Sample | str | dict[str, Any]  # see Context
 
 
 class Context:
-    """What one grade can see: a row and an answer, its JSON parsed once and only if asked for.
+    """The row and the answer that a grader reads. The answer's JSON is parsed once, on first use.
 
-    The answer is a Sample, a model's whole text (thinking tags are cut off) or a dict with
-    `output_text` and, optionally, the other fields of SAMPLE_FIELDS. `usage` collects the tokens
-    that model graders spend.
+    `sample` is a Sample, a whole completion as text (its reasoning is split off) or a dict with
+    `output_text` and optionally the other SAMPLE_FIELDS. `usage` counts the tokens that model
+    graders spend.
     """
 
     def __init__(self, item: dict[str, Any] | None, sample: Answer):
         if isinstance(sample, str):
             reasoning, output = split_completion(sample)
             stage = UNCLOSED if is_unclosed(sample) else ""
-            known = {"reasoning": reasoning, "output_text": output, "parse_stage": stage}
+            fields = {"reasoning": reasoning, "output_text": output, "parse_stage": stage}
         else:
-            known = sample if isinstance(sample, dict) else vars(sample)
+            fields = sample if isinstance(sample, dict) else vars(sample)
         self.item: dict[str, Any] = item or {}
         self.usage: dict[str, dict[str, int]] = {}
-        self.output_text: str = known.get("output_text") or ""
-        self.reasoning: str = known.get("reasoning") or ""
-        self.finish_reason: str = known.get("finish_reason") or "stop"
-        self.unclosed = known.get("parse_stage") == UNCLOSED
-        self.output_tools: list[Any] = known.get("output_tools") or []
-        for key in ("output_json", "choices"):  # what is given need not be made when asked for
-            if known.get(key) is not None:
-                vars(self)[key] = known[key]
+        self.output_text: str = fields.get("output_text") or ""
+        self.reasoning: str = fields.get("reasoning") or ""
+        self.finish_reason: str = fields.get("finish_reason") or "stop"
+        self.unclosed = fields.get("parse_stage") == UNCLOSED
+        self.output_tools: list[Any] = fields.get("output_tools") or []
+        for key in ("output_json", "choices"):  # a given value replaces the cached property
+            if fields.get(key) is not None:
+                vars(self)[key] = fields[key]
 
     @cached_property
     def output_json(self) -> Any:
-        """The output parsed as JSON. Raises the sample's fault where it is not JSON."""
+        """The output parsed as JSON; raises a sample fault if it is not JSON."""
         try:
             return json.loads(self.output_text, parse_constant=int)  # refuses NaN
         except (ValueError, RecursionError):
-            shown = shorten(self.output_text)
-            detail = f"the output is not JSON: {shown}" if shown else "the output is empty"
+            excerpt = shorten(self.output_text)
+            detail = f"the output is not JSON: {excerpt}" if excerpt else "the output is empty"
             raise sample_fault("sample_parse_error", detail) from None
 
     @cached_property
     def choices(self) -> list[dict[str, Any]]:
-        """As the chat API would show this answer: one choice with one assistant message."""
+        """The answer in the chat API's format: one choice with one assistant message."""
         tools = {"tool_calls": self.output_tools} if self.output_tools else {}
         message = {"role": "assistant", "content": self.output_text, **tools}
         return [{"index": 0, "finish_reason": self.finish_reason, "message": message}]
 
     def as_dict(self) -> dict[str, Any]:
-        """The `sample` argument of a python grader. `output_json` is None where it is not JSON."""
+        """The `sample` argument of a python grader. `output_json` is None if it is not JSON."""
         try:
             output_json = self.output_json
         except Fault:
             output_json = None
-        known = {"output_text": self.output_text, "output_json": output_json}
-        return {**known, "output_tools": self.output_tools, "choices": self.choices}
+        output = {"output_text": self.output_text, "output_json": output_json}
+        return {**output, "output_tools": self.output_tools, "choices": self.choices}
 
 
-# OpenAI's guide names all fields of a sample but `reasoning`, which is ours.
+# The fields of a sample in OpenAI's guide, and `reasoning`, which rftkit adds.
 TEXT_FIELDS = ("output_text", "reasoning")
 SAMPLE_FIELDS = (*TEXT_FIELDS, "output_json", "output_tools", "choices")
 ITEM_FIELD = re.compile(r"\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}")
-# Innermost braces: in '{"a": {{item.n}}}' the last brace belongs to the JSON, not to the template.
+# Matches the innermost braces: in '{"a": {{item.n}}}' the last brace belongs to the JSON.
 _PLACEHOLDER = re.compile(r"\{\{([^{}]*)\}\}")
 _STEP = re.compile(r"""\.([^\s.\[\]{}"']+)|\[(\d{1,9})\]|\["([^"]*)"\]""")
 _PATH = re.compile(rf"\s*(item|sample)((?:{_STEP.pattern})+)\s*")
 
 
 class TemplateError(ValueError):
-    """A template that cannot be read."""
+    """Invalid template syntax."""
 
 
 class TemplatePath:
-    """A placeholder: `sample.output_json.genes[0]` has the namespace "sample" and the steps
+    """A parsed placeholder: `sample.output_json.genes[0]` has the namespace "sample" and the steps
     ("output_json", "genes", 0). `text` is the placeholder as its author wrote it."""
 
     def __init__(self, text: str):
@@ -191,47 +191,47 @@ class TemplatePath:
         steps = _STEP.findall(match[2])
         self.steps = tuple(int(index) if index else key or quoted for key, index, quoted in steps)
         first, is_text = self.steps[0], self.steps[0] in TEXT_FIELDS
-        bad = first not in SAMPLE_FIELDS or (is_text and len(self.steps) > 1)
-        if self.namespace == "sample" and bad:
-            known = f"{', '.join(SAMPLE_FIELDS)}; the first two are texts"
-            raise TemplateError(f"{self.text}: a sample has {known}")
+        invalid = first not in SAMPLE_FIELDS or (is_text and len(self.steps) > 1)
+        if self.namespace == "sample" and invalid:
+            known = f"{', '.join(SAMPLE_FIELDS)} (no path after the first two)"
+            raise TemplateError(f"{self.text}: expected {known}")
 
     def resolve(self, context: Context) -> Any:
-        """The value in this context; raises a Fault where the path leads nowhere."""
+        """The value in this context; raises Fault if the path does not exist."""
         value, steps = context.item, self.steps
         if self.namespace == "sample":
             value, steps = getattr(context, steps[0]), steps[1:]
         try:
             for step in steps:
                 if isinstance(value, str):
-                    raise KeyError  # "abc"[0] is no entry of a list
+                    raise KeyError  # a path does not index into a string
                 value = value[step]
             return value
         except (KeyError, IndexError, TypeError):
-            there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            what = f"{self.text} is not there: no {step!r} in {shorten(there)}"
-            if self.namespace == "sample":  # the answer is to blame; else the row or the grader
-                raise sample_fault("sample_parse_error", what) from None
-            raise grader_fault("invalid_variable_error", what) from None
+            keys = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            detail = f"{self.text} does not exist: no {step!r} in {shorten(keys)}"
+            if self.namespace == "sample":  # the answer is at fault; else the row or the grader
+                raise sample_fault("sample_parse_error", detail) from None
+            raise grader_fault("invalid_variable_error", detail) from None
 
 
 class Template:
-    """A text with placeholders, read once: literal pieces and paths in turn."""
+    """A parsed template: `pieces` alternates between literal text and placeholders."""
 
     def __init__(self, text: str):
-        """Raises TemplateError with what to write instead."""
+        """Raises TemplateError, which says what to write instead."""
         self.pieces: list[str | TemplatePath] = []
         for number, piece in enumerate(_PLACEHOLDER.split(text)):
-            if number % 2:  # split() alternates between literal text and what stood in the braces
+            if number % 2:  # split() alternates between literal text and placeholders
                 self.pieces.append(TemplatePath(piece))
             elif "{{" in piece:
-                raise TemplateError(f"{shorten(piece, 60)!r}: two braces open and do not close")
+                raise TemplateError(f"{shorten(piece, 60)!r}: braces are not closed, expected }}}}")
             elif piece:
                 self.pieces.append(piece)
         self.paths = [piece for piece in self.pieces if isinstance(piece, TemplatePath)]
 
     def render(self, context: Context) -> str:
-        """The text with every path filled in; raises a Fault where a path leads nowhere."""
+        """The text with every placeholder filled in; raises Fault if a path does not exist."""
         texts = [p if type(p) is str else render_value(p.resolve(context)) for p in self.pieces]
         return "".join(texts)
 
@@ -243,50 +243,50 @@ def render_value(value: Any) -> str:
 
 
 def fill_template(template: Any, item: dict[str, Any]) -> str:
-    """A model's output made from a row: `{"genes": ["{{item.reference_gene}}"]}` and the like.
+    """Fill an answer template from a row, for example `{"genes": ["{{item.reference_gene}}"]}`.
 
-    The template is a text, or a JSON value whose texts hold `{{item.*}}`. Where it is JSON the
-    result stays JSON whatever the row holds. UserError where it cannot be read or filled.
+    The template is text, or a JSON value whose strings contain `{{item.*}}`. A JSON template gives
+    valid JSON for any row. Raises UserError if the template cannot be parsed or filled.
 
     >>> fill_template('{"genes": ["{{item.gene}}"], "n": {{item.n}}}', {"gene": 'a "b"', "n": 2})
     '{"genes": ["a \\\\"b\\\\""], "n": 2}'
     """
     text = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
-    context, written, is_json, in_quotes = Context(item, ""), [], False, False
+    context, filled, is_json, in_quotes = Context(item, ""), [], False, False
     try:
         pieces = Template(text).pieces
         with suppress(ValueError):
-            form = "".join(p if isinstance(p, str) else "0" for p in pieces)
-            is_json = isinstance(json.loads(form), (dict, list))
+            skeleton = "".join(p if isinstance(p, str) else "0" for p in pieces)
+            is_json = isinstance(json.loads(skeleton), (dict, list))
         for piece in pieces:
             if isinstance(piece, str):
                 unescaped_quotes = re.sub(r"\\.", "", piece).count('"')
                 in_quotes ^= unescaped_quotes % 2 == 1
             elif piece.namespace != "item":
-                raise TemplateError(f"{piece.text} is not of the row, expected {{{{item.KEY}}}}")
+                raise TemplateError(f"{piece.text} is no row field, expected {{{{item.KEY}}}}")
             else:
                 value = piece.resolve(context)
                 if in_quotes or not is_json:
                     value = render_value(value)
                 piece = json.dumps(value, ensure_ascii=False) if is_json else value
                 piece = piece[1:-1] if is_json and in_quotes else piece
-            written.append(piece)
+            filled.append(piece)
     except (Fault, TemplateError) as error:
-        raise UserError(f"answer template: {error}: correct it, or the row") from None
-    return "".join(written)
+        raise UserError(f"answer template: {error}: correct the template or the row") from None
+    return "".join(filled)
 
 
 def answer_place(template: str) -> tuple[list[str | int], str] | None:
-    """(where the right answer stands in the output, the row's field it comes from), or None.
+    """Return (path of the right answer in the output, row field that holds it), or None.
 
-    The path's last entry is a number where the answer is an entry of a list. A template that is
-    not JSON has the empty path. Of several fields the first counts.
+    The path ends in an index if the answer is in a list; it is empty if the template is not JSON.
+    If the template has several fields, the first one counts.
 
     >>> answer_place('{"genes": ["{{item.gene}}"]}'), answer_place('{"n": {{item.n}}}')
     ((['genes', 0], 'gene'), (['n'], 'n'))
     """
     marked = ITEM_FIELD.sub("\x00\\1\x00", template)
-    for text in (marked, re.sub("\x00\\w+\x00", r'"\g<0>"', marked)):  # inside quotes, or not
+    for text in (marked, re.sub("\x00\\w+\x00", r'"\g<0>"', marked)):  # with or without quotes
         with suppress(ValueError):
             return _find_mark(json.loads(text, strict=False), [])
     first = ITEM_FIELD.search(template)
@@ -294,7 +294,7 @@ def answer_place(template: str) -> tuple[list[str | int], str] | None:
 
 
 def _find_mark(value: Any, path: list[str | int]) -> tuple[list[str | int], str] | None:
-    """Depth first: the first text that is one mark and nothing else."""
+    """Depth-first search for the first string that is one marked field and nothing else."""
     if isinstance(value, str):
         mark = re.fullmatch(" *\x00(\\w+)\x00 *", value)
         return (path, mark[1]) if mark else None

@@ -1,11 +1,11 @@
-"""A grader: from what a model said about a row to a number, most often 0 to 1.
+"""A grader turns a row and a model's answer into a number, usually between 0 and 1.
 
     grader = Grader.load("grader.json")              # OpenAI's grader JSON: dict, file or text
-    report = grader.run(item, sample)                # a dict, all fields of graders/run
+    report = grader.run(item, sample)                # a dict in the format of graders/run
     reward, sub_rewards = grader.grade(item, sample)
 
-`item` is a row of the JSONL; `sample` a Sample, a text or a dict (see Context). A grader may be
-called from several threads.
+`item` is a row of the JSONL; `sample` is a Sample, text or a dict (see Context). Several threads
+may call one grader.
 """
 
 from __future__ import annotations
@@ -45,36 +45,36 @@ from rftkit.graders.spec import texts_of, validate_spec
 
 @dataclass(frozen=True)
 class GraderSettings:
-    """What graders use beside their JSON. Weak isolation is for python graders that you wrote or
-    have read yourself, on a machine that cannot keep them from files and network."""
+    """Settings outside the grader JSON. Allow weak isolation only for python graders that you have
+    read: they then run even on a machine that cannot block their access to files and network."""
 
-    judge: JudgeSettings | None = None  # else the environment's OPENAI_BASE_URL, OPENAI_API_KEY
+    judge: JudgeSettings | None = None  # default: from OPENAI_BASE_URL, OPENAI_API_KEY
     embedder: scorers.Embedder | None = None  # texts -> vectors, for the metric "cosine"
-    python_runner: scorers.Runner | None = None  # else rftkit.sandbox's
+    python_runner: scorers.Runner | None = None  # default: rftkit.sandbox's
     allow_weak_isolation: bool = False
 
 
 @dataclass(eq=False, repr=False)
 class Grader:
-    """One grader, of any kind. Made by `Grader.load` or by `@grader`."""
+    """A grader of any type. Create it with `Grader.load` or `@grader`."""
 
     name: str
     type: str
-    parts: dict[str, Scorer]  # {variable: scorer} with a formula over them, or {"": the only one}
-    to_json: Callable[[], dict[str, Any]]  # OpenAI's grader JSON; UserError where there is none
+    parts: dict[str, Scorer]  # {variable: scorer} of a multi grader, else {"": scorer}
+    to_json: Callable[[], dict[str, Any]]  # OpenAI's grader JSON; UserError if there is none
     formula: scorers.Formula | None = None
-    item_paths: list[TemplatePath] = field(default_factory=list)  # the row's fields that it reads
-    notes: list[str] = field(default_factory=list)  # what was tolerated while loading
-    maximum: float = 1.0  # the best grade that there is
-    warned: bool = False  # of a reward outside 0 to 1
+    item_paths: list[TemplatePath] = field(default_factory=list)  # row fields that it reads
+    notes: list[str] = field(default_factory=list)  # warnings from loading
+    maximum: float = 1.0  # the highest possible reward
+    warned: bool = False  # about a reward outside 0 to 1
 
     @classmethod
     def load(
         cls, source: dict[str, Any] | str | Path, settings: GraderSettings | None = None
     ) -> Grader:
-        """A grader from OpenAI's grader JSON (see `read_grader`) or the name of a preset.
+        """Load a grader from OpenAI's grader JSON (see `read_grader`) or the name of a preset.
 
-        Raises UserError naming every fault with its path inside the JSON.
+        Raises UserError that lists every fault with its path in the JSON.
         """
         settings = settings or GraderSettings()
         value, place = read_grader(source)
@@ -99,31 +99,31 @@ class Grader:
 
     @property
     def workers(self) -> int:
-        """How many grades may usefully be computed at once."""
+        """How many grades to compute in parallel."""
         return max(scorer.workers for scorer in self.parts.values())
 
     def run(self, item: dict[str, Any] | None, sample: Answer) -> dict[str, Any]:
-        """One grade as the object that OpenAI's graders/run answers with, all errors in it."""
+        """Grade one answer; return a dict in the format of OpenAI's graders/run."""
         return self.evaluate(item, sample).to_json()
 
     def grade(
         self, item: dict[str, Any] | None, sample: Answer
     ) -> tuple[float | None, dict[str, float | None]]:
-        """One grade as (reward, sub_rewards). The reward is None where the grader failed."""
+        """Grade one answer; return (reward, sub_rewards). reward is None if the grader failed."""
         grade = self.evaluate(item, sample)
         return grade.reward, grade.sub_rewards
 
     def evaluate(self, item: dict[str, Any] | None, sample: Answer) -> Grade:
-        """A sub-grader with the sample's fault enters the formula as 0. One without any score (its
-        own fault) leaves the whole without a score, unless the formula does not use it."""
+        """Grade one answer. If the sample is at fault, the sub-grader counts as 0 in the formula.
+        If a sub-grader itself fails, the reward is None, unless the formula does not use it."""
         start, context = time.perf_counter(), Context(item, sample)
         values: dict[str, float | None] = {}
         faults: list[Fault] = []
         if context.finish_reason == "length":
-            cut = "the answer was cut at its limit"
-            faults.append(sample_fault("truncated_observation_error", cut))
+            detail = "the answer was truncated at its token limit"
+            faults.append(sample_fault("truncated_observation_error", detail))
         elif context.finish_reason == "error":
-            faults.append(grader_fault("other_error", "there is no answer: its endpoint failed"))
+            faults.append(grader_fault("other_error", "there is no answer: the endpoint failed"))
         if faults:
             reward = faults[0].score
             values = dict.fromkeys(self.parts, reward)
@@ -131,9 +131,9 @@ class Grader:
             for variable, scorer in self.parts.items():
                 try:
                     values[variable] = scorer.score(context)
-                except UserError:  # the set-up is wrong, not this grade
+                except UserError:  # the setup is wrong, not this grade
                     raise
-                except Exception as error:  # a library that cannot take one text ends no run
+                except Exception as error:  # one failed grade must not end the run
                     if not isinstance(error, Fault):
                         error = grader_fault("other_error", f"{type(error).__name__}: {error}")
                     error.variable, values[variable] = variable, error.score
@@ -141,11 +141,11 @@ class Grader:
             reward = self._combine(values, faults) if self.formula else values[""]
         if reward is not None and not 0.0 <= reward <= 1.0 and not self.warned:
             self.warned = True
-            text = f"grader {self.name!r} gave {reward:g}, outside 0 to 1: used as it is"
-            warnings.warn(text, stacklevel=3)
+            warning = f"grader {self.name!r} returned {reward:g}, outside 0 to 1: used unchanged"
+            warnings.warn(warning, stacklevel=3)
         sub_rewards, seconds = values if self.formula else {}, time.perf_counter() - start
-        about = (self.name, self.type, seconds, context.usage, context.unclosed)
-        return Grade(reward, sub_rewards, faults, *about)
+        metadata = (self.name, self.type, seconds, context.usage, context.unclosed)
+        return Grade(reward, sub_rewards, faults, *metadata)
 
     def _combine(self, values: dict[str, float | None], faults: list[Fault]) -> float | None:
         if all(values[variable] is not None for variable in self.formula.variables):
@@ -158,7 +158,7 @@ class Grader:
     def evaluate_many(
         self, items: Sequence[dict[str, Any]], samples: Sequence[Answer]
     ) -> list[Grade]:
-        """One Grade for each pair, in order; judges and sandboxes are asked side by side."""
+        """Grade every pair and keep the order; judges and sandboxes run in parallel."""
         pairs = list(zip(items, samples, strict=True))
         if self.workers == 1 or len(pairs) < 2:
             return [self.evaluate(*pair) for pair in pairs]
@@ -171,7 +171,7 @@ class Grader:
             scorer.check_ready()
 
     def check_rows(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Raise UserError naming rows that lack a field which the grader's templates ask for."""
+        """Raise UserError that lists rows without a field that the grader's templates use."""
         faults = []
         for number, row in enumerate(rows, start=1):
             for path in self.item_paths:
@@ -180,8 +180,8 @@ class Grader:
                 except Fault as fault:
                     faults.append(f"\n  row {row_id(row, number)}: {fault.detail}")
         if faults:
-            what = f"{plural(len(faults), 'field')} missing: correct the rows or the template"
-            raise UserError(f"grader {self.name!r}: {what}{''.join(faults[:5])}")
+            error = f"{plural(len(faults), 'field')} missing: correct the rows or the template"
+            raise UserError(f"grader {self.name!r}: {error}{''.join(faults[:5])}")
 
 
 def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
@@ -195,20 +195,20 @@ def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
 
 
 def row_id(row: dict[str, Any], number: int) -> str:
-    """A row's own id (`case_id` or `row_id`), or its number counted from 1."""
+    """The row's `case_id` or `row_id`, else its number counted from 1."""
     return str(row.get("case_id") or row.get("row_id") or number)
 
 
 def is_best(reward: float | None, maximum: float) -> bool:
-    """Is this the best grade there is, but for rounding in a formula?"""
+    """True if the reward equals the maximum, up to rounding in a formula."""
     return reward is not None and math.isclose(reward, maximum, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def read_grader(source: dict[str, Any] | str | Path) -> tuple[Any, str]:
-    """(the JSON value of a grader, the place it came from, for messages).
+    """Return (the grader's JSON value, where it came from, for error messages).
 
-    The source is a dict, JSON text (it begins with a brace or bracket), a path, or the name of a
-    preset. Raises UserError where it cannot be read; the value is not checked.
+    The source is a dict, JSON text (it starts with a brace or bracket), a path, or the name of a
+    preset. Raises UserError if it cannot be read; the value itself is not validated.
     """
     if isinstance(source, dict):
         return source, "grader"
@@ -230,9 +230,9 @@ def grader(
 ) -> Any:
     """Turn your own function (sample, item) -> number into a Grader.
 
-    It runs IN THIS PROCESS with all your rights, without isolation: for your own code only. The
-    sample has the keys output_text, output_json (None where it is not JSON), output_tools, choices.
-    As for python graders, an exception or anything but a finite number scores 0.
+    It runs IN THIS PROCESS with all your rights, without isolation: use it only for your own code.
+    `sample` has the keys output_text, output_json (None if it is not JSON), output_tools, choices.
+    As with python graders, an exception or a value other than a finite number scores 0.
 
     >>> @grader
     ... def short(sample, item):
@@ -246,9 +246,9 @@ def grader(
     def score(context: Context) -> float:
         try:
             value = function(context.as_dict(), context.item)
-        except UserError:  # the set-up is wrong, not this answer
+        except UserError:  # the setup is wrong, not this answer
             raise
-        except Exception as error:  # as the contract has it for python graders
+        except Exception as error:  # scored as OpenAI scores a failed python grader
             raise sample_fault(PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
         return scorers.as_score(value)
 
@@ -257,17 +257,17 @@ def grader(
 
 
 def _export(function: Callable[..., Any]) -> dict[str, Any]:
-    """A user's function as a python grader; UserError if its text alone would not run."""
+    """Export a function as a python grader; UserError if its source cannot run on its own."""
     name = function.__name__
     try:
-        outside = inspect.getclosurevars(function)
+        closure = inspect.getclosurevars(function)
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as error:
-        raise UserError(f"@grader: {name!r} has no source ({error})") from None
-    borrowed = sorted({*outside.globals, *outside.nonlocals, *outside.unbound})
-    if borrowed or not source.startswith(("def ", "@")):
-        what = f"uses {', '.join(borrowed)} from outside" if borrowed else "is not a def"
-        raise UserError(f"@grader: {name!r} {what}: import and define within it what it needs")
+        raise UserError(f"@grader: {name!r} has no source ({error}): define it in a file") from None
+    outer_names = sorted({*closure.globals, *closure.nonlocals, *closure.unbound})
+    if outer_names or not source.startswith(("def ", "@")):
+        cause = f"uses outer {', '.join(outer_names)}" if outer_names else "is not a def"
+        raise UserError(f"@grader: {name!r} {cause}: write a def with its own imports and helpers")
     source = source[source.index("def ") :]
     if name != "grade":
         source += f"\n\ndef grade(sample, item):\n    return {name}(sample, item)\n"
