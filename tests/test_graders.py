@@ -36,25 +36,11 @@ def multi(formula, **graders):
     return {"type": "multi", "name": "all", "graders": graders, "calculate_output": formula}
 
 
-def python(body):
-    return {"type": "python", "source": f"def grade(sample, item):\n    {body}\n"}
-
-
-def run_unprotected(source, sample, item):
-    """A runner without isolation, for our own texts and many answers."""
-    space: dict = {}
-    exec(source, space)
-    try:
-        return Outcome(space["grade"](sample, item))
-    except Exception as error:
-        return Outcome(runtime_error=f"{type(error).__name__}: {error}")
-
-
-IN_PROCESS = GraderSettings(python_runner=run_unprotected)
+SETTINGS = GraderSettings(allow_weak_isolation=True)  # for our own texts
 
 
 def loaded(name, **arguments):
-    return Grader.load(preset(name, **arguments), IN_PROCESS)
+    return Grader.load(preset(name, **arguments), SETTINGS)
 
 
 GENES = loaded("gene_rank")
@@ -67,11 +53,6 @@ CONTACT = multi(  # OpenAI's guide: two fields, a typo allowed in one of them
 )
 JANE = {"name": "Jane Roe", "email": "jane.roe@example.org"}
 TOOL_CALL = check("C={{item.c}}", "{{sample.output_tools[0].function.arguments}}")
-DISTANCE = multi(
-    "(100 - abs(expected - actual)) / 100",
-    expected=python("return int(item['expected'])"),
-    actual=python("return int(sample['output_text'])"),
-)
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": "C=1"}}
 CHECKS = [
     ("eq", "Paris", "Paris", 1), ("eq", "Paris", "paris", 0), ("ne", "no", "yes", 1),
@@ -79,10 +60,8 @@ CHECKS = [
     ("ilike", "CAT", "a cat", 1), ("eq", "4", "<think>2+2</think>4", 1),
     ("eq", "x", "{{item.label}}", 0),
 ]  # fmt: skip
-RETURNS = [("1", 1), ("True", 1), ("item['no']", 0), ("'1'", 0), ("10**400", 0), ("None", 0)]
 EXAMPLES = [
     *((check(OUTPUT, LABEL, how), {"label": label}, text, hit) for how, label, text, hit in CHECKS),
-    *((python(f"return {value}"), {}, "x", score) for value, score in RETURNS),
     (check("{{sample.choices[0].message.content}}", "hello"), {}, "hello", 1),
     (check("{{sample.reasoning}}", "2+2"), {}, "<think>2+2</think>4", 1),
     (check("{{sample.output_json.a}}", "", "ne"), {}, "{}", 0),  # an absent field is not "ne"
@@ -91,29 +70,24 @@ EXAMPLES = [
     (CONTACT, JANE, json.dumps(JANE), 1),
     (CONTACT, JANE, '{"name": "Jane Roe"}', 0.5),
     (TOOL_CALL, {"c": 1}, {"output_text": "", "output_tools": [CALL]}, 1),
-    (DISTANCE, {"expected": 80}, "70", 0.9),
 ]
 
 
 @pytest.mark.parametrize(("spec", "item", "sample", "expected"), EXAMPLES, ids=str)
 def test_a_documented_example_scores_what_its_text_implies(spec, item, sample, expected):
-    made = Grader.load(spec, IN_PROCESS)
+    made = Grader.load(spec, SETTINGS)
     assert made.grade(item, sample)[0] == pytest.approx(expected, abs=1e-12)
     if isinstance(sample, str):  # a Sample says the same as its text
         assert made.grade(item, Sample.from_text(sample)) == made.grade(item, sample)
-    plain = made.to_json()
-    assert Grader.load(plain).to_json() == plain
 
 
 def test_the_graders_of_a_list_are_named_by_their_type_or_their_name():
-    first, second = check(OUTPUT, "A"), check(OUTPUT, "B")
+    text, first, second = similar("Some text", "Some text"), check(OUTPUT, "A"), check(OUTPUT, "B")
     spec = multi("0.5 * text_similarity_score + string_check_score")  # of the API reference
-    spec["graders"] = [similar("Some text", "Some text"), first]
-    parts = {"text_similarity_score": 1.0, "string_check_score": 0.0}
-    assert Grader.load(spec).grade({}, "B") == (0.5, parts)
-    spec = multi("is_A + 0.5*is_B") | {
-        "graders": [first | {"name": "is A"}, second | {"name": "is-B"}]
-    }
+    scores = {"text_similarity_score": 1.0, "string_check_score": 0.0}
+    assert Grader.load(spec | {"graders": [text, first]}).grade({}, "B") == (0.5, scores)
+    named = [first | {"name": "is A"}, second | {"name": "is-B"}]
+    spec = multi("is_A + 0.5*is_B") | {"graders": named}
     assert Grader.load(spec).grade({}, "B") == (0.5, {"is_A": 0.0, "is_B": 1.0})
 
 
@@ -137,16 +111,13 @@ def test_a_preset_is_a_valid_grader(name):
     assert name != "gene_rank" or load_task("gene_ranking").grader_spec == preset(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("steep", {}), ("rank", {"decay": "steep"}), ("rank", {"length": 6}), ("rank", {"k": 1}),
-        ("rank", {"decay": (0.5, 1)}), ("rank", {"decay": (1, -1)}),
-    ],
-)  # fmt: skip
-def test_a_preset_that_makes_no_sense_is_refused(name, arguments):
+WRONG = [{"name": "steep"}, {"decay": "steep"}, {"length": 6}, {"k": 1}, {"decay": (0.5, 1)}]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_a_preset_that_makes_no_sense_is_refused(arguments):
     with pytest.raises(UserError, match="^preset"):
-        preset(name, **arguments)
+        preset(**{"name": "rank"} | arguments)
 
 
 NAMES = st.sampled_from(["A", "B", "C", "", 'q"', "ü", "1", "True", "None"])
@@ -238,8 +209,7 @@ def test_cosine_needs_an_embedder():
     assert made.evaluate({"label": "same"}, "unknown").errors == ["other_error"]
 
 
-# --- whose fault it is: the sample's costs the grade (0), the grader's own gives none ---
-
+# Whose fault it is: the sample's costs the grade (0), the grader's own gives none.
 TWO = {"a": check(OUTPUT, "A"), "b": check(OUTPUT, "B")}
 LOST = {"a": check(OUTPUT, "A"), "b": check(OUTPUT, "{{item.missing}}")}
 
@@ -291,7 +261,7 @@ def test_a_reward_outside_0_to_1_is_kept_and_warned_of_once():
 def test_what_a_python_grader_did_becomes_the_right_kind_of_fault(outcome, reward, field):
     calls = []
     settings = GraderSettings(python_runner=lambda *call: calls.append(call) or outcome)
-    spec = python("return 1")
+    spec = {"type": "python", "source": "def grade(sample, item): return 1"}
     grade = Grader.load(spec, settings).evaluate({"k": 1}, '{"a": 1}')
     assert grade.reward == reward and grade.errors == [field] * bool(field)
     if field and not outcome.value:
@@ -313,7 +283,7 @@ def test_a_decorated_function_is_a_grader_that_travels_if_it_stands_alone():
     assert longer.grade({"limit": 4}, "abc")[0] == 0.75
     grade = longer.evaluate({}, "abc")
     assert (grade.reward, grade.errors) == (0.0, ["python_grader_runtime_error"])
-    assert Grader.load(longer.to_json(), IN_PROCESS).grade({"limit": 4}, "abc")[0] == 0.75
+    assert Grader.load(longer.to_json(), SETTINGS).grade({"limit": 4}, "abc")[0] == 0.75
 
 
 def test_a_function_that_cannot_be_called_or_exported_is_refused():

@@ -39,15 +39,10 @@ def test_shared_prompts_equal_copied_prompts(adapted, batch, attention, temperat
     import torch
 
     adapted.set_attn_implementation(attention)
-    with torch.no_grad(), adapted.disable_adapter():
-        reference, _ = token_logprobs(adapted, *batch, temperature)
-        expected_reference, _ = one_by_one(adapted, *batch, temperature)
     logprobs, entropies = token_logprobs(adapted, *batch, temperature, entropy=True)
     expected, expected_entropies = one_by_one(adapted, *batch, temperature)
     assert (logprobs - expected).abs().max() < 1e-4
     assert (entropies - expected_entropies).abs().max() < 1e-4
-    assert (reference - expected_reference).abs().max() < 1e-4
-    assert (logprobs - reference).abs().max() > 0.01  # the adapter says something of its own
     weights, gradients = torch.randn(expected.shape), []
     for numbers in (logprobs, expected):
         learned = [p for p in adapted.parameters() if p.requires_grad]

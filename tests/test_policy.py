@@ -93,25 +93,15 @@ def test_completions_beside_each_other_are_those_that_stand_apart(
     assert found[0] == found[1]
 
 
-def test_completions_stand_beside_each_other_where_the_prompt_is_most_of_it(mini):
-    config = SamplingConfig(max_new_tokens=10)
-    assert decoding.side_by_side(mini.model, 40, 2, config)
-    assert not decoding.side_by_side(mini.model, 39, 2, config)
-    assert not decoding.side_by_side(mini.model, 40, 1, config)
-
-
 def test_a_cache_with_room_copies_no_token_twice():
     import torch
 
-    past = torch.randn(3, 2, 5, 4)
-    grown = [past]
+    grown = [torch.randn(3, 2, 5, 4)]
     for _ in range(3):
         new = torch.randn(3, 2, 1, 4)
         grown.append(decoding.appended(grown[-1], new))
         assert torch.equal(grown[-1], torch.cat([grown[-2], new], 2))
-    assert grown[1].data_ptr() == grown[3].data_ptr() != past.data_ptr()
-    kept = decoding.appended(grown[3][torch.tensor([2, 0])], new[:2])
-    assert torch.equal(kept, torch.cat([grown[3][[2, 0]], new[:2]], 2))
+    assert grown[1].data_ptr() == grown[3].data_ptr() != grown[0].data_ptr()
 
 
 def test_greedy_agrees_with_transformers_generate(mini, prompts):

@@ -13,11 +13,6 @@ EXACT = Grader.load(preset("exact_match"))
 GENES = Grader.load(preset("gene_rank"))
 
 
-def check(text, reference, operation="eq"):
-    texts = {"input": text, "reference": reference, "operation": operation}
-    return Grader.load({"type": "string_check", "name": "check", **texts})
-
-
 def genes(*names):
     return json.dumps({"genes": names})
 
@@ -58,7 +53,7 @@ THOUGHTS = [  # (prompt, a thought that never closes, one that does); an output 
 def test_a_thought_that_never_closes_earns_nothing(prompt, open, closed, log):
     """An empty output is "not equal" to anything: without the cut it would earn the maximum."""
     grades = []
-    made = check("{{sample.output_text}}", "{{item.answer}}", "ne")
+    made = Grader.load(preset("exact_match") | {"operation": "ne"})
     reward = reward_function(made, observer=lambda samples, found: grades.extend(found))
     columns = {"completions": [open, closed], "prompts": [prompt] * 2, "answer": ["4", "4"]}
     assert reward(**columns, **log.arguments) == [0.0, 1.0]
@@ -97,7 +92,7 @@ def test_each_completion_is_graded_once_with_its_own_item():
 
 
 def test_lost_grades_are_none_until_they_are_too_many(log):
-    made = check("{{sample.output_text}}", "{{item.row.deep}}")
+    made = Grader.load(preset("exact_match", reference="row.deep"))
     items = [{"deep": "x"}] * 19 + [{}]
     reward = reward_function(made)
     assert reward(completions=["x"] * 20, row=items, **log.arguments) == [1.0] * 19 + [None]

@@ -17,17 +17,7 @@ from rftkit.real_cases import WORLD_FILE, load_world
 from rftkit.rows import sha256_of
 from rftkit.task import load_task
 from tools import make_gene_ranking, make_realistic
-from tools.medical_school import card, gates, pretrain
-from tools.medical_school.corpus import (
-    ANSWERS,
-    GOOD_PLAN,
-    PLANS,
-    STAGES,
-    as_text,
-    build_tokenizer,
-    document,
-    encode,
-)
+from tools.medical_school import card, corpus, gates, pretrain
 from tools.medical_school.world import build_world, log_likelihood, simulate, write_world
 
 
@@ -82,11 +72,11 @@ def test_a_case_is_best_explained_by_its_own_disease(world):
 
 
 def test_documents_are_tokens_of_equal_weight_and_names_are_one_token(small_world):
-    tokenizer, rng = build_tokenizer(small_world), random.Random(1)
-    for kind in [kind for kind in STAGES["cases"] for _ in range(30)]:
-        pieces = document(small_world, kind, rng, rng.choice(list(PLANS)))
-        ids, weights = encode(tokenizer, [pieces])[0]
-        assert tokenizer.decode(ids) == as_text(pieces)
+    tokenizer, rng = corpus.build_tokenizer(small_world), random.Random(1)
+    for kind in [kind for kind in corpus.STAGES["cases"] for _ in range(30)]:
+        pieces = corpus.document(small_world, kind, rng, rng.choice(list(corpus.PLANS)))
+        ids, weights = corpus.encode(tokenizer, [pieces])[0]
+        assert tokenizer.decode(ids) == corpus.as_text(pieces)
         assert sum(weights) in (pytest.approx(1), pytest.approx(0.75))
     names = [f" {t}" for t in small_world.terms] + [f" {d.name}" for d in small_world.diseases]
     for name in names + small_world.genes() + ["<think>", "</think>", '{"genes": ["']:
@@ -99,11 +89,11 @@ def test_no_held_out_gene_is_ever_the_good_plans_answer_to_its_own_case(world):
     rng, wrong_names = random.Random(2), 0
     for kind in ("mixed", "worked", "note"):
         for _ in range(400):
-            text = as_text(document(world, kind, rng, rng.choice(list(PLANS))))
+            text = corpus.as_text(corpus.document(world, kind, rng, rng.choice(list(corpus.PLANS))))
             output = text.partition("</think>")[2].removesuffix("<|end|>")
             genes = json.loads(output)["genes"] if output else []
-            assert len(set(genes)) == len(genes) and len(genes) in (0, ANSWERS)
-            if f"<think>{GOOD_PLAN}" in text:
+            assert len(set(genes)) == len(genes) and len(genes) in (0, corpus.ANSWERS)
+            if f"<think>{corpus.GOOD_PLAN}" in text:
                 assert not held_out & set(genes)
             else:
                 wrong_names += len(held_out & set(genes)) > 0
@@ -116,7 +106,7 @@ def test_gates_are_measured_again_and_an_untrained_model_fails_them(world, small
     recorded = [gate["value"] for gate in read_json(embedded_model("mini") / "gates.json")["gates"]]
     assert [gate.value for gate in measured[:3]] == pytest.approx(recorded[:3], abs=0.12)
     assert sum(figures["plan_shares"].values()) > 0.9
-    tokenizer = build_tokenizer(small_world)
+    tokenizer = corpus.build_tokenizer(small_world)
     policy = LocalPolicy(pretrain.build_model("tiny", tokenizer, 0).eval(), tokenizer, "untrained")
     measured, _ = gates.measure(policy, small_world, "validation", 20, 2)
     assert not any(gate.passed for gate in measured[:3])
