@@ -32,8 +32,8 @@ def signal_command(
     Example, run.json holding {"task": "gene_ranking"}: `rftkit signal run.json --out runs/signal`
     """
     from rftkit.policy import load_policy
-    from rftkit.signal.verdict import measure_signal
     from rftkit.training.config import config_base, config_rows, config_task, read_run_config
+    from rftkit.training.run import run_signal
 
     run = read_run_config(config)
     if run.method != "grpo":
@@ -44,18 +44,8 @@ def signal_command(
     task.grader.check_ready()  # before the model is loaded
     with Reporter() as reporter:
         reporter.stage("drawing answers")
-        signal = measure_signal(
-            load_policy(run.model, run.engine, run.init_adapter),
-            task,
-            rows,
-            answers=run.answers_per_prompt,
-            max_completion_tokens=run.max_completion_tokens,
-            temperature=run.temperature,
-            completions=run.steps * run.batch,
-            most=samples,
-            seed=run.seed,
-            progress=reporter.work,
-        )
+        policy = load_policy(run.model, run.engine, run.init_adapter)
+        signal = run_signal(run, policy, task, rows, most=samples, progress=reporter.work)
     if out is not None:
         signal.save(out)
     if as_json:

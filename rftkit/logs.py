@@ -1,7 +1,5 @@
-"""The log of a run, whoever wrote it: ours (log.jsonl), TRL's or Unsloth's (trainer_state.json).
-
-One record a step, under the field names of our log.jsonl.
-"""
+"""The log of a run, one record a step under the field names of our log.jsonl, whoever wrote it:
+we ourselves, or TRL and Unsloth (trainer_state.json)."""
 
 from __future__ import annotations
 

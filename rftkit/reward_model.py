@@ -82,10 +82,8 @@ def fit_reward_model(policy: LocalPolicy, rows: Rows, samples: Groups) -> Reward
     pairs = [(row, sample) for row, sample in pairs if sample.grade is not None]
     grades = torch.tensor([s.grade for _, s in pairs]).clamp(0.0, 1.0)
     if len(pairs) < LEAST or len(set(grades.tolist())) == 1:
-        raise UserError(
-            f"reward model: {len(pairs)} graded answers, expected {LEAST} or more answers of "
-            "different grades: grade more of them"
-        )
+        expected = f"expected {LEAST} or more answers of different grades: grade more of them"
+        raise UserError(f"reward model: {len(pairs)} graded answers, {expected}")
     features = read_answers(policy, [r for r, _ in pairs], [s.output_text for _, s in pairs])
     center, scale = features.mean(0), features.std(0).clamp(min=1e-6)
     inputs = (features - center) / scale

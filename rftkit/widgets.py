@@ -1,8 +1,4 @@
-"""The grader lab of the notebooks: a thin shell over functions without widgets.
-
-grader_lab(task, rows, samples)     choose a row and an answer, edit the grader, see the grade
-look_at(grader, row, answer, …)     the same as text, without any widget
-"""
+"""The grader lab of the notebooks: a thin shell over functions without widgets."""
 
 from __future__ import annotations
 
@@ -30,11 +26,8 @@ def look_at(
     answer: str,
     others: Mapping[str, str] | None = None,
 ) -> str:
-    """What the lab shows of one answer, thinking tags included, among others, {name: answer}.
-
-    The grader may be its JSON as text, as somebody is just editing it: whatever is wrong with it
-    is what is shown, and nothing is raised.
-    """
+    """What the lab shows of one answer, thinking tags included, among others, {name: answer}. The
+    grader may be JSON that is just being edited: what is wrong with it is shown, not raised."""
     others, sample = others or {}, Sample.from_text(answer)
     try:
         made = Grader.load(grader)
@@ -67,11 +60,8 @@ def _bar(value: float | None) -> str:
 
 
 def weights_of(grader: str) -> dict[str, float]:
-    """{name: number} for each `number * name` in the formula of grader JSON, the last of a name.
-
-    `0.9 * max(first, 0.7 * second)` has {"max": 0.9, "second": 0.7}. Empty where the text is no
-    grader JSON, as while somebody is editing it, or has no formula.
-    """
+    """{name: number} of a formula in grader JSON: `0.9 * max(first, 0.7 * second)` has
+    {"max": 0.9, "second": 0.7}. Empty where the text is (not yet) JSON with a formula."""
     try:
         formula = json.loads(grader)["calculate_output"]
     except (ValueError, LookupError, TypeError):
@@ -113,24 +103,18 @@ def grader_lab(
     *,
     widget: bool | None = None,
 ) -> Any:
-    """The grader lab: choose a row and an answer (or type one), edit the grader, see the grade.
-    A slider moves one number of the grader's formula. `samples` are answers of a model to each row.
+    """Choose a row and an answer (or type one), edit the grader, or move one number of its formula
+    by a slider, and see the grade. `samples` are answers of a model to each row.
 
     Returns the widget (ipywidgets.VBox), or prints the first row's view and returns None where
     there is no front end. The edited grader lives in the widget alone: copy its JSON to keep it.
     """
-    if has_front_end() if widget is None else widget:
-        return _build_lab(task, rows, samples)
-    offered = answers_for(task, rows[0], samples[0] if samples else ())
-    name, answer = offered.popitem() if offered else ("nothing", "")
-    print(f"(no widget front end: shown as text) row {row_ids(rows)[0]}, {name}:", answer)
-    print(look_at(task.grader_spec, rows[0], answer, offered))
-    return None
-
-
-def _build_lab(
-    task: Task, rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[Sample]]
-) -> Any:
+    if not (has_front_end() if widget is None else widget):
+        answers = answers_for(task, rows[0], samples[0] if samples else ())
+        name, typed = answers.popitem() if answers else ("nothing", "")
+        print(f"(no widget front end: shown as text) row {row_ids(rows)[0]}, {name}:", typed)
+        print(look_at(task.grader_spec, rows[0], typed, answers))
+        return None
     import ipywidgets as w
 
     names = [(str(name), place) for place, name in enumerate(row_ids(rows))]

@@ -137,10 +137,8 @@ def measure(ranker: OverlapRanker | LikelihoodRanker, cases: Sequence[Case]) -> 
         scores[:, column[gene]] = ranker.score_without(gene, paper, present)
         without.append(tie_credits(scores, column[gene]))
     records = []
-    for how, n, credit in (
-        ("as is", len(cases), as_is),
-        ("without own paper", len(known), without),
-    ):
+    ways = ("as is", len(cases), as_is), ("without own paper", len(known), without)
+    for how, n, credit in ways:
         shares = 100 * np.concatenate(credit).sum(axis=0) / n
         records.append({"method": ranker.method, "how": how, "n": n})
         records[-1] |= {f"top{k}": round(float(share), 2) for k, share in zip(CUTOFFS, shares)}

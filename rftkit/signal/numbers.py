@@ -107,6 +107,15 @@ class Signal:
         """About how many more rows would settle what is open."""
         return max((finding.missing_rows for finding in self.findings), default=0)
 
+    def of_share(self, share: Interval, most: float, finding: Finding) -> list[Finding]:
+        """The finding where the share's interval lies above `most`; open where that is inside."""
+        if share.high <= most:
+            return []
+        if share.low <= most:
+            finding.missing_rows = more_rows(share, most, self.rows)
+            finding.evidence += f"; {most:.0%} lies inside the interval, so it is not certain yet"
+        return [finding]
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, numbers to four places."""
         record = {name: value for name, value in vars(self).items() if name != "drawn"}

@@ -15,21 +15,13 @@ from functools import partial
 
 import numpy as np
 
-from rftkit.evaluation import Groups, Interval
+from rftkit.evaluation import Groups
 from rftkit.files import UserError
 from rftkit.policy import Policy
 from rftkit.records import SamplingConfig
 from rftkit.rows import Row, row_ids
 from rftkit.signal import checks
-from rftkit.signal.numbers import (
-    Finding,
-    Question,
-    Signal,
-    more_rows,
-    quantiles,
-    shown,
-    take_numbers,
-)
+from rftkit.signal.numbers import Finding, Question, Signal, quantiles, shown, take_numbers
 from rftkit.task import Task
 
 FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows
@@ -114,8 +106,7 @@ def measure_signal(
     # Stage 1: what no answer of the model has to be drawn for.
     rows = [{"row_id": row_id} | row for row, row_id in zip(rows, row_ids(rows))]
     budget = max(int(BUDGET_SHARE * completions), LEAST_BUDGET)
-    if most is not None:
-        budget = min(budget, max(most, 2 * PROBES))
+    budget = min(budget, max(most or budget, 2 * PROBES))
     signal = Signal(policy.name, seed, budget, answers, temperature)
     signal.lengths = {"limit": max_completion_tokens}
     if refusal := checks.why_not_verifiable(task, rows):
@@ -201,16 +192,6 @@ def find_causes(signal: Signal) -> list[Finding]:
     return sorted(findings, key=lambda finding: finding.level != "fix")
 
 
-def of_share(signal: Signal, share: Interval, most: float, finding: Finding) -> list[Finding]:
-    """The finding where the share's whole interval lies above `most`; open where that is inside."""
-    if share.high <= most:
-        return []
-    if share.low <= most:
-        finding.missing_rows = more_rows(share, most, signal.rows)
-        finding.evidence += f"; {most:.0%} lies inside the interval, so it is not certain yet"
-    return [finding]
-
-
 def grader_findings(signal: Signal) -> list[Finding]:
     """What does the grader give to answers known to be right and wrong, and to the samples?"""
     reference, check, findings = signal.reference, signal.reference.check, []
@@ -255,8 +236,8 @@ def answer_findings(signal: Signal) -> list[Finding]:
     evidence = f"{signal.unreadable} ended, but cannot be read: {shown(signal.stages)}"
     setting = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
     unreadable = Finding("unreadable answers", evidence, setting)
-    found += of_share(signal, signal.cut, MOST_CUT, cut)
-    return found + of_share(signal, signal.unreadable, MOST_UNREADABLE, unreadable)
+    found += signal.of_share(signal.cut, MOST_CUT, cut)
+    return found + signal.of_share(signal.unreadable, MOST_UNREADABLE, unreadable)
 
 
 def spread_findings(signal: Signal) -> list[Finding]:
@@ -278,4 +259,4 @@ def spread_findings(signal: Signal) -> list[Finding]:
         name = "task impossible"
         setting = "easier rows, partial credit, a warm start by SFT (init_adapter)"
     finding = Finding(name, evidence, setting)
-    return of_share(signal, signal.dead_ability, MOST_DEAD, finding)
+    return signal.of_share(signal.dead_ability, MOST_DEAD, finding)

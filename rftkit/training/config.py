@@ -179,9 +179,8 @@ def config_task(config: RunConfig) -> Task:
 
 def config_rows(config: RunConfig, task: Task) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows): from the config's files, else from the task's folder."""
-    files = {"train": config.train_file, "validation": config.validation_file}
-    train, validation = (
-        read_rows(file) if file else task.rows(split) if config.task else []
-        for split, file in files.items()
-    )
-    return train, validation
+
+    def rows(split: str, file: str | None) -> list[dict]:
+        return read_rows(file) if file else task.rows(split) if config.task else []
+
+    return rows("train", config.train_file), rows("validation", config.validation_file)

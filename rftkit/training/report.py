@@ -86,7 +86,7 @@ def report_text(report: dict[str, Any]) -> str:
     parts = [f"# {report['task']}: {training['method']}, seed {report['seed']}"]
     parts.append(markdown_table(table))
     for pair in report["paired"]:
-        difference = Interval(*(pair[key] for key in ("difference", "low", "high")))
+        difference = Interval(pair["difference"], pair["low"], pair["high"])
         parts.append(f"{pair['a']} - {pair['b']}: {difference:+} in {pair['metric']}, row by row.")
     parts += report["notes"]
     parts.append(
@@ -105,9 +105,7 @@ def list_runs(folder: Path) -> dict[str, Any]:
     runs, unreadable = [], []
     for place in sorted(path.parent for path in folder.rglob("data.json")):
         try:
-            config = dict(read_config(place))
-            name = str(place.relative_to(folder))
-            runs.append({"name": name, **run_summary(place), "config": config})
+            runs.append({"name": str(place.relative_to(folder)), **run_summary(place)})
         except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
             unreadable.append(f"{place}: {error}")
     differing = [
@@ -121,7 +119,7 @@ def list_runs(folder: Path) -> dict[str, Any]:
 
 
 def run_summary(place: Path) -> dict[str, Any]:
-    """A run's entry without its name and config, from log.jsonl and training.json."""
+    """A run's entry without its name, from log.jsonl, training.json and config.json."""
     log, finished = read_lines(place / "log.jsonl"), (place / "training.json").exists()
     summary = read_json(place / "training.json") if finished else {}
     validations = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
@@ -133,6 +131,7 @@ def run_summary(place: Path) -> dict[str, Any]:
         "best": summary.get("best") or max(validations, key=lambda v: v["mean"], default={}),
         "stopped": summary.get("training", {}).get("stopped"),
         "alarms": sorted({a["name"] for r in log for a in r.get("alarms", [])}),
+        "config": dict(read_config(place)),
     }
 
 
@@ -142,9 +141,6 @@ def runs_table(runs: dict[str, Any]) -> list[dict[str, str]]:
     for run in runs["runs"]:
         best = run["best"]
         interval = Interval(*(best[key] for key in ("mean", "low", "high"))) if best else ""
-        config = dict(run["config"])
-        if isinstance(config.get("grader"), dict):
-            config["grader"] = config["grader"].get("name")
         row = {
             "run": run["name"],
             "held out": f"{best['metric']} {interval}" if best else "none",
@@ -153,7 +149,8 @@ def runs_table(runs: dict[str, Any]) -> list[dict[str, str]]:
             "ended by": str(run["stopped"] or run["state"]),
             "alarms": ", ".join(run["alarms"]) or "none",
         }
-        for name, value in config.items():
-            row[name] = shorten("none" if value is None else value, 28).replace("|", "/")
+        for name, value in run["config"].items():
+            text = value.get("name") if name == "grader" and isinstance(value, dict) else value
+            row[name] = shorten("none" if text is None else text, 28).replace("|", "/")
         rows.append(row)
     return rows

@@ -10,7 +10,8 @@ from typing import Any
 from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
-from rftkit.policy import LocalPolicy
+from rftkit.policy import LocalPolicy, Policy
+from rftkit.signal.numbers import Signal
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
 from rftkit.training import store
@@ -121,11 +122,7 @@ def pass_gate(session: Session, force: bool) -> None:
         verdict = read_json(place)
     else:
         session.policy.model.eval()
-        signal = measure_signal(
-            session.policy, session.task, session.rows, answers=config.answers_per_prompt,
-            max_completion_tokens=config.max_completion_tokens, temperature=config.temperature,
-            completions=config.steps * config.batch, seed=config.seed,
-        )  # fmt: skip
+        signal = run_signal(config, session.policy, session.task, session.rows)
         session.recorder.notify("gate", signal)
         verdict = signal.to_json()
     stop = verdict["verdict"] == "fix"
@@ -134,6 +131,15 @@ def pass_gate(session: Session, force: bool) -> None:
         names = ", ".join(finding["name"] for finding in verdict["findings"])
         told = f"the signal gate says fix ({names}): see {place}; --force trains all the same"
         raise GateSaysFix(told, verdict)
+
+
+def run_signal(config: RunConfig, policy: Policy, task: Task, rows: list, **options: Any) -> Signal:
+    """measure_signal() with the run's own numbers."""
+    return measure_signal(
+        policy, task, rows, answers=config.answers_per_prompt, temperature=config.temperature,
+        max_completion_tokens=config.max_completion_tokens, seed=config.seed,
+        completions=config.steps * config.batch, **options,
+    )  # fmt: skip
 
 
 def finish(session: Session) -> Run:
@@ -157,20 +163,19 @@ def finish(session: Session) -> Run:
     record = {"config": config.to_json(), "training": training, "start": progress.start}
     record |= {"best": progress.best, "best_checkpoints": progress.kept, "versions": versions()}
     write_json(out / "training.json", record | {"seed": config.seed})
-    run = read_run(out, session.policy)
+    run = load_run(out, policy=session.policy)
     session.recorder.notify("end", run)
     return run
 
 
-def load_run(out: str | Path, config: RunConfig | None = None) -> Run:
+def load_run(
+    out: str | Path, config: RunConfig | None = None, policy: LocalPolicy | None = None
+) -> Run:
     """A finished run from its folder, its best adapter loaded."""
     out = Path(out)
     if not (out / "training.json").exists():
         raise UserError(f"{out}: no training.json, expected a finished run: `rftkit train` ends it")
-    return read_run(out, load_trainable(config or store.read_config(out)))
-
-
-def read_run(out: Path, policy: LocalPolicy) -> Run:
+    policy = policy or load_trainable(config or store.read_config(out))
     store.load_adapter_weights(policy.model, out / "adapter")
     policy.model.eval()
     record, log = read_json(out / "training.json"), store.read_lines(out / "log.jsonl")

@@ -136,9 +136,6 @@ class Session:
             self.clock[name] += time.perf_counter() - began
 
 
-# The model.
-
-
 def load_trainable(config: RunConfig) -> LocalPolicy:
     """The config's base with an adapter to train."""
     model, tokenizer, engine, reason = load_model(config_base(config), config.engine)
@@ -187,9 +184,6 @@ def starting_adapter(config: RunConfig) -> str:
     return adapter
 
 
-# A step.
-
-
 class StepReward:
     """The reward function that TRL calls once a step; it keeps the step's graded samples. In a run
     it draws the completions, checks the first batch, and a truncated answer scores 0."""
@@ -236,14 +230,10 @@ class StepReward:
 
     def keep(self, samples: list, grades: list) -> None:
         """Called by the grader's reward function with the batch it graded."""
-        self.samples = []
+        self.samples = samples
         for sample, grade in zip(samples, grades):
-            if isinstance(sample, dict):  # an answer with tool calls
-                sample = Sample(reasoning=sample["reasoning"], output_text=sample["output_text"])
-            sample.model = "policy"
+            sample.model, sample.errors = "policy", grade.errors
             sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
-            sample.errors = grade.errors
-            self.samples.append(sample)
         failed = [f for grade in grades for f in grade.faults if f.field == PROGRAM_FAILED]
         if self.session and failed and all(PROGRAM_FAILED in grade.errors for grade in grades):
             # A batch of zeros teaches nothing and costs a step.
