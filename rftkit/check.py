@@ -1,7 +1,7 @@
-"""`rftkit check`: every fault of a file, each with its line, in one pass.
+"""`rftkit check`: find every fault of a file, with its line, in one pass.
 
-`contract.py` finds what is wrong with a line by itself. Here: the answers, and what shows only
-between rows.
+`contract.py` checks each line on its own. This module checks the answer fields and compares rows
+with each other.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Line(NamedTuple):
     def fault(self, kind: str, found: str, key: str = "", value: str = "") -> Fault:
         return Fault(kind, found, key, value, self.file, self.number)
 
-    def seen_from(self, other: Line) -> str:
-        """`line 3`, or `train.jsonl:3` from another file."""
+    def place_from(self, other: Line) -> str:
+        """`line 3`, or `train.jsonl:3` if `other` is in another file."""
         return f"line {self.number}" if other.file == self.file else f"{self.file}:{self.number}"
 
 
@@ -39,9 +39,9 @@ class Line(NamedTuple):
 class CheckReport:
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)  # side -> how many lines are rows
+    rows: dict[str, int] = field(default_factory=dict)  # side -> number of lines with a row
     files: dict[str, str] = field(default_factory=dict)
-    answer_keys: list[str] = field(default_factory=list)  # looked for in the prompts
+    answer_keys: list[str] = field(default_factory=list)  # prompts are searched for their values
 
     @property
     def ok(self) -> bool:
@@ -49,7 +49,7 @@ class CheckReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many faults there are of each kind, the most frequent first."""
+        """Number of faults of each kind, the most frequent first."""
         return dict(Counter(fault.kind for fault in self.faults).most_common())
 
     def to_json(self) -> dict[str, Any]:
@@ -64,41 +64,41 @@ def check_file(
     answer_keys: Sequence[str] = (),
     answer_in_prompt_ok: bool = False,
 ) -> CheckReport:
-    """Check a training file, and the split to its validation file by the field `group_by`.
-    `answer_keys`: beside those named like an answer; `answer_in_prompt_ok`: to be found there."""
-    report, found, lines = CheckReport(files={"train": str(path)}), [], []
+    """Check a training file, and its split from the validation file by the key `group_by`.
+    `answer_keys`: more keys that hold answers; `answer_in_prompt_ok`: prompts may contain them."""
+    report, faults, lines = CheckReport(files={"train": str(path)}), [], []
     if validation:
         report.files["validation"] = str(validation)
     else:
-        report.notes.append("the split was not checked: name the other file with --validation")
+        report.notes.append("the split was not checked: pass the validation file with --validation")
     for side, file in report.files.items():
-        own = []
-        for number, row, faults in read_lines(file):
-            found += faults
-            own += [] if row is None else [Line(file, number, row)]
-        report.rows[side] = len(own)
-        for line in own[MAX_ROWS[side] :][:1]:
-            found.append(line.fault("too many rows", f"{len(own):,} rows"))
-        lines += own
-    names = {name for line in lines for name in answer_fields(line.row)}
-    named = {name for name in names if looks_like_answer(name)}
-    keys = report.answer_keys = sorted(named | {*answer_keys, group_by} & names)
+        file_lines = []
+        for number, row, line_faults in read_lines(file):
+            faults += line_faults
+            file_lines += [] if row is None else [Line(file, number, row)]
+        report.rows[side] = len(file_lines)
+        for line in file_lines[MAX_ROWS[side] :][:1]:
+            faults.append(line.fault("too many rows", f"{len(file_lines):,} rows"))
+        lines += file_lines
+    fields = {name for line in lines for name in answer_fields(line.row)}
+    likely = {name for name in fields if looks_like_answer(name)}
+    keys = report.answer_keys = sorted(likely | {*answer_keys, group_by} & fields)
     for key in keys:
-        found += answer_faults(lines, key)
-        found += [] if answer_in_prompt_ok else answers_in_prompts(lines, key)
-    found += repeated_ids(lines)
-    found += repeated_prompts(lines, keys)
-    found += group_faults(lines, group_by) if group_by else ()
-    found += near_duplicates(lines, str(validation)) if validation else ()
+        faults += answer_faults(lines, key)
+        faults += [] if answer_in_prompt_ok else answers_in_prompts(lines, key)
+    faults += repeated_ids(lines)
+    faults += repeated_prompts(lines, keys)
+    faults += group_faults(lines, group_by) if group_by else ()
+    faults += near_duplicates(lines, str(validation)) if validation else ()
     order = list(report.files.values())
-    report.faults = sorted(found, key=lambda fault: (order.index(fault.file), fault.line or 0))
+    report.faults = sorted(faults, key=lambda fault: (order.index(fault.file), fault.line or 0))
     return report
 
 
-# Keys that count as the answer are those named like one, the key to group by, and those that the
-# caller names. Other fields, say `sex` or the list of symptoms, may well stand in the prompt.
+# Answer keys are those whose name suggests an answer, the group key, and those that the caller
+# passes. Other fields, such as `sex` or the list of symptoms, may appear in the prompt.
 ANSWER_WORDS = "reference answer label target correct expected solution gold truth".split()
-# answer_type, label_options, reference_url: about the answer, not the answer.
+# answer_type, label_options, reference_url describe the answer; they do not hold it.
 NOT_THE_ANSWER = set(
     "type format kind unit units options choices candidates id ids url source schema length date "
     "names count set by language".split()
@@ -108,7 +108,7 @@ INVISIBLE = " \t\r\n\u00a0\u200b\u200c\u200d\u2060\ufeff"
 
 
 def looks_like_answer(key: str) -> bool:
-    """True of `reference_gene` and `trueLabel`, not of `answer_type` and `sex`."""
+    """True for `reference_gene` and `trueLabel`, False for `answer_type` and `sex`."""
     words = [w.lower() for w in re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=[A-Z])", key) if w]
     if key in ID_KEYS or NOT_THE_ANSWER.intersection(words):
         return False
@@ -116,21 +116,21 @@ def looks_like_answer(key: str) -> bool:
 
 
 def answer_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
-    """A key that most rows lack is optional; where a quarter is of another type, it is meant."""
+    """Keys in under half of the rows are optional; types that a quarter deviates from are mixed."""
     types = Counter(json_type(line.row[key]) for line in lines if key in line.row)
-    [(usual, count)] = types.most_common(1)
+    [(common_type, count)] = types.most_common(1)
     for line in lines:
         value = line.row.get(key)
-        bare = value.strip(INVISIBLE) if isinstance(value, str) else value
+        stripped = value.strip(INVISIBLE) if isinstance(value, str) else value
         if key not in line.row:
             if 2 * types.total() >= len(lines):
                 yield line.fault("answer missing", f'"{key}" is missing', key)
             continue
-        if bare in (None, "", [], {}):
+        if stripped in (None, "", [], {}):
             kind = "answer empty"
-        elif bare != value:
+        elif stripped != value:
             kind = "answer with blanks"
-        elif json_type(value) != usual and 4 * count > 3 * types.total():
+        elif json_type(value) != common_type and 4 * count > 3 * types.total():
             kind = "answer type"
         else:
             continue
@@ -142,28 +142,28 @@ def json_type(value: Any) -> str:
 
 
 def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
-    """Rows whose prompt tells the answer word for word. Where it also holds two other rows' answers
-    (or all there are), it offers a choice: candidates, the labels to pick from."""
-    known = {words_of(value) for line in lines for value in searchable(line.row.get(key))}
-    longest = min(6, max(map(len, known), default=0))
+    """Rows whose prompt contains the answer. A prompt that also contains two other rows' answers
+    (or all of them) lists candidates or labels to choose from, which is no fault."""
+    answers = {words_of(value) for line in lines for value in searchable(line.row.get(key))}
+    longest = min(6, max(map(len, answers), default=0))
     for line in lines:
         messages = readable_messages(line.row)
         if messages and messages[-1].get("role") == "assistant":
-            messages = messages[:-1]  # an answer, no part of the prompt
+            messages = messages[:-1]  # an answer, not part of the prompt
         prompt = messages_text({"messages": messages})
-        told = [value for value in searchable(line.row.get(key)) if stands_in(value, prompt)]
-        words = words_of(prompt) if told else ()
+        leaked = [value for value in searchable(line.row.get(key)) if occurs_in(value, prompt)]
+        words = words_of(prompt) if leaked else ()
         phrases = {words[i : i + n] for n in range(1, longest + 1) for i in range(len(words))}
-        others = phrases & known - {words_of(value) for value in told[:1]}
-        if told and len(others) < max(1, min(2, len(known) - 1)):
-            shown = value_text(told[0])
-            found = f'the value of "{key}" ({shown}) stands in "messages"'
-            yield line.fault("answer in the prompt", found, key, shown)
+        others = phrases & answers - {words_of(value) for value in leaked[:1]}
+        if leaked and len(others) < max(1, min(2, len(answers) - 1)):
+            answer = value_text(leaked[0])
+            found = f'"messages" contains the value of "{key}" ({answer})'
+            yield line.fault("answer in the prompt", found, key, answer)
 
 
 def searchable(answer: Any) -> list[str]:
-    """The texts of an answer (alone, in a list or in an object) that are worth looking for. Chance
-    finds others: under 3 characters, numbers under 5, yes and no."""
+    """The values in an answer that are worth searching for. Short ones also match by chance: under
+    3 characters (numbers: under 5), yes and no."""
     texts = []
     for _, leaf in walk(answer):
         text = str(leaf).strip(INVISIBLE) if type(leaf) in (str, int, float) else ""
@@ -173,9 +173,9 @@ def searchable(answer: Any) -> list[str]:
     return texts
 
 
-def stands_in(value: str, text: str) -> bool:
-    """True where the value stands in the text as a word of its own: "SCN1A" in "SCN1A-related",
-    not in "SCN1AB". Case counts, except in values of several words or 8 characters and more."""
+def occurs_in(value: str, text: str) -> bool:
+    """True if the value occurs in the text as a whole word: "SCN1A" in "SCN1A-related", not in
+    "SCN1AB". Case matters, except for values of several words or at least 8 characters."""
     if len(value) >= 8 or len(words_of(value)) > 1:
         value, text = value.casefold(), text.casefold()
     return value in text and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text) is not None
@@ -190,7 +190,7 @@ def repeated_ids(lines: Sequence[Line]) -> Iterator[Fault]:
     for line in lines:
         identity = own_id(line.row)
         if identity and (other := first.setdefault(identity, line)) is not line:
-            found = f"the id {value_text(identity)} stands in {other.seen_from(line)} too"
+            found = f"the id {value_text(identity)} is also in {other.place_from(line)}"
             yield line.fault("duplicate id", found, "case_id", identity)
 
 
@@ -203,8 +203,8 @@ def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[F
         same = all(line.row.get(key) == other.row.get(key) for key in keys)
         kind = "duplicate" if same else "contradiction"
         kind = kind if other.file == line.file else "duplicate across the split"
-        found, shown = f"the messages are those of {other.seen_from(line)}", messages_text(line.row)
-        yield line.fault(kind, found, "messages", value_text(shown))
+        found = f"the messages equal those of {other.place_from(line)}"
+        yield line.fault(kind, found, "messages", value_text(messages_text(line.row)))
 
 
 def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
@@ -214,13 +214,13 @@ def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
         if group is None:
             yield line.fault("group missing", f'"{key}" is missing or empty', key)
         elif (other := first.setdefault(group, line)).file != line.file:
-            shown = value_text(group)
-            found = f"{key} {shown} stands in {other.seen_from(line)} too"
-            yield line.fault("group on both sides", found, key, shown)
+            value = value_text(group)
+            found = f"{key} {value} is also in {other.place_from(line)}"
+            yield line.fault("group on both sides", found, key, value)
 
 
 def near_duplicates(lines: Sequence[Line], validation: str) -> Iterator[Fault]:
-    """Validation prompts that are nearly a training prompt. Exact copies are named elsewhere."""
+    """Validation prompts that nearly equal a training prompt. Others report exact copies."""
     prompts: dict[str, Line] = {}
     for line in lines:
         if readable_messages(line.row):
@@ -229,18 +229,18 @@ def near_duplicates(lines: Sequence[Line], validation: str) -> Iterator[Fault]:
     held_out = [line for line in prompts.values() if line.file == validation]
     texts = ([messages_text(line.row) for line in side] for side in (trained, held_out))
     for number, other, similarity in similar_prompts(*texts):
-        line, shown = held_out[number], f"{similarity:.0%}"
-        found = f"the messages are {shown} those of {trained[other].seen_from(line)}"
-        yield line.fault("near-duplicate across the split", found, "messages", shown)
+        line, percent = held_out[number], f"{similarity:.0%}"
+        found = f"the messages are {percent} similar to {trained[other].place_from(line)}"
+        yield line.fault("near-duplicate across the split", found, "messages", percent)
 
 
-# Compared are runs of three words that do not cross punctuation (Broder 1997), so that a shuffled
-# list of symptoms stays the same, by the weighted Jaccard index. A run weighs log(rows / rows that
-# have it), and nothing where more than half of the rows have it: prompts share their instructions.
-# An instruction that a tenth of the rows share can still outweigh the case itself: a prompt is then
-# close to MANY rows at once, and must also share half of the RARE runs.
+# Similarity is the weighted Jaccard index over runs of three words (Broder 1997). Runs do not cross
+# punctuation, so a shuffled list of symptoms counts as equal. A run weighs log(rows / rows with it)
+# or 0, if more than half of the rows have it: prompts share their instructions. An instruction that
+# a tenth of the rows share can still outweigh the case itself. The prompt is then similar to MANY
+# rows at once, and must also share half of its RARE runs with a row to count as a near-copy of it.
 THRESHOLD = 0.8
-MANY = 10, 0.01  # as a number, and as a share of the training rows: the larger counts
+MANY = 10, 0.01  # a count, and a share of the training rows: the larger one applies
 RARE = 10, 0.001
 # A number, one Chinese or Japanese character, a word, a sign, or a line break.
 TOKEN = re.compile(r"\d+(?:[.,]\d+)+|[\u3040-\u9fff]|[^\W\u3040-\u9fff]+|[^\w\s]|\n")
@@ -248,7 +248,7 @@ SEPARATORS = set('.,;:!?()[]{}"|/\n。、，；：！？（）「」')
 
 
 def shingles(text: str) -> set[int]:
-    """The hashes (32 bits) of a text's runs of three words."""
+    """32-bit hashes of a text's runs of three words."""
     hashes = set()
     run: list[str] = []
     for token in [*TOKEN.findall(text.casefold()), "."]:
@@ -265,8 +265,8 @@ def shingles(text: str) -> set[int]:
 def similar_prompts(
     train: Sequence[str], validation: Sequence[str]
 ) -> list[tuple[int, int, float]]:
-    """(validation index, index of its closest training text, similarity) from THRESHOLD on: all
-    pairs are computed, as products of sparse matrices of 0 and 1 (rows x shingles)."""
+    """Return (validation index, index of its closest training text, similarity) from THRESHOLD up.
+    It compares all pairs, as products of sparse 0/1 matrices (rows x shingles)."""
     import numpy as np
     from scipy.sparse import csr_matrix
 
@@ -276,7 +276,7 @@ def similar_prompts(
     ends = np.cumsum([0, *map(len, rows)])
     _, columns, counts = np.unique(np.concatenate(rows), return_inverse=True, return_counts=True)
     matrix = csr_matrix((np.ones(len(columns)), columns, ends), (len(rows), len(counts)))
-    # In a handful of rows nothing can be known to be the task's wording.
+    # With fewer than ten rows, frequent runs need not be the task's instructions.
     weight = np.log(max(len(rows), 10) / counts)
     if len(rows) >= 10:
         weight[2 * counts > len(rows)] = 0.0
@@ -296,6 +296,6 @@ def similar_prompts(
             near &= 2 * both >= either
         if near.any():
             others, similarity = others[near], similarity[near]
-            best = np.lexsort((others, -similarity))[0]  # of several as close, the first
+            best = np.lexsort((others, -similarity))[0]  # on a tie, the first
             pairs.append((row - n_train, int(others[best]), float(similarity[best])))
     return pairs

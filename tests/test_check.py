@@ -8,7 +8,7 @@ import random
 import pytest
 from typer.testing import CliRunner
 
-from rftkit.check import check_file, looks_like_answer, similar_prompts, stands_in
+from rftkit.check import check_file, looks_like_answer, occurs_in, similar_prompts
 from rftkit.cli import app
 from rftkit.files import UserError, dataset
 from rftkit.rows import read_rows, write_rows
@@ -131,8 +131,8 @@ def test_what_counts_as_the_answer_and_where_it_is_found():
     others = "sex onset case_id answer_type label_options target_length reference_url marigold"
     assert all(map(looks_like_answer, answers.split()))
     assert not any(map(looks_like_answer, others.split()))
-    assert stands_in("SCN1A", "SCN1A-related") and stands_in("melancholy", "Melancholy")
-    assert not stands_in("SCN1A", "SCN1AB") and not stands_in("REST", "at rest")
+    assert occurs_in("SCN1A", "SCN1A-related") and occurs_in("melancholy", "Melancholy")
+    assert not occurs_in("SCN1A", "SCN1AB") and not occurs_in("REST", "at rest")
 
 
 LEAK = "answer in the prompt"
