@@ -1,5 +1,5 @@
-"""Our side of the sandbox: python_runner() runs graders, report() says what this machine protects.
-Nothing that comes back is trusted."""
+"""The parent side of the sandbox: python_runner() runs graders, report() lists the protections.
+The parent trusts nothing that comes back."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from rftkit.sandbox.isolation import Limits
 LIMITS = Limits()
 MOST_WORKERS = 8
 PREFIX = "rftkit-sandbox-"
-# Not ours: what a numerical library should know, and nothing else.
+# The child's whole environment: nothing of ours, and one thread for each numerical library.
 ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"} | dict.fromkeys(
     (f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")), "1"
 )
-# A server imports these once where a text imports them: OpenAI's grader image, and more.
+# A server imports these once if the source imports them: those of OpenAI's image, and more.
 SHARED_LIBRARIES = frozenset(
     "numpy pandas scipy sklearn rapidfuzz nltk rouge_score jsonschema pydantic yaml sympy sqlparse "
     "deepdiff asyncio dataclasses datetime decimal difflib fractions math random statistics "
@@ -44,20 +44,20 @@ SHARED_LIBRARIES = frozenset(
 
 @dataclass
 class Outcome:
-    """What became of one call of grade()."""
+    """The result of one call of grade()."""
 
-    value: float | None = None  # what grade() returned, perhaps NaN
-    runtime_error: str | None = None  # why the TEXT failed: its traceback, or the limit it reached
-    server_error: str | None = None  # why the MACHINERY failed, so that there is no grade
-    failed_to_load: bool = False  # it failed before grade() was called: no sample is to blame
+    value: float | None = None  # what grade() returned; may be NaN
+    runtime_error: str | None = None  # why the GRADER failed: its traceback or the limit it hit
+    server_error: str | None = None  # why the SANDBOX failed; there is no grade
+    failed_to_load: bool = False  # it failed before grade() ran: not the sample's fault
 
 
 def python_runner(*, allow_weak_isolation: bool = False, limits: Limits = LIMITS) -> Runner:
-    """What runs python graders in isolation: a function (source, sample, item) -> Outcome.
+    """Return a function (source, sample, item) -> Outcome that runs python graders in isolation.
 
-    UserError where this machine cannot keep a program from network and files, unless
-    allow_weak_isolation waives that: for texts that you have read yourself. Calls with the same
-    limits share one runner, with one worker a core.
+    Raises UserError if this machine cannot block access to network and files. Pass
+    allow_weak_isolation=True to run anyway, only for source code that you have read. Calls with
+    the same limits share one runner with one worker per core.
 
     >>> run = python_runner(allow_weak_isolation=True)
     >>> run("def grade(sample, item):\n    return len(item)", {}, {"a": 1}).value
@@ -66,8 +66,8 @@ def python_runner(*, allow_weak_isolation: bool = False, limits: Limits = LIMITS
     if not report().strong:
         if not allow_weak_isolation:
             raise UserError(
-                f"sandbox: files and network of this machine are open ({report().reason}): use "
-                "Linux, or pass allow_weak_isolation=True for a text that you have read"
+                f"sandbox: cannot block access to files and network ({report().reason}): use "
+                "Linux, or pass allow_weak_isolation=True for code that you have read"
             )
         warnings.warn("sandbox: weak isolation, files or network are open", stacklevel=2)
     return _shared_runner(limits, os.getpid())
@@ -75,7 +75,7 @@ def python_runner(*, allow_weak_isolation: bool = False, limits: Limits = LIMITS
 
 @functools.cache
 def _shared_runner(limits: Limits, process: int) -> Runner:
-    return Runner(limits, default_workers())  # a forked process starts its own
+    return Runner(limits, default_workers())  # a forked process creates its own
 
 
 def default_workers() -> int:
@@ -84,30 +84,30 @@ def default_workers() -> int:
 
 
 def has_server() -> bool:
-    """A server that forks needs Linux: macOS forks, but its libraries cannot bear it."""
+    """The forking server needs Linux: on macOS, libraries may crash after a fork."""
     return sys.platform == "linux"
 
 
 class Runner:
-    """Runs grades of any number of texts, `workers` at once; several threads may call it."""
+    """Runs any number of graders, `workers` calls at once; several threads may call it."""
 
     def __init__(self, limits: Limits, workers: int):
         self.limits, self.workers = limits, workers
-        self._places = threading.BoundedSemaphore(workers)
+        self._slots = threading.BoundedSemaphore(workers)
         self._idle: dict[tuple[str, ...], list[Sandbox]] = defaultdict(list)  # by their libraries
         atexit.register(self.close)
 
     def __call__(self, source: str, sample: dict[str, Any], item: dict[str, Any]) -> Outcome:
-        """One grade; never raises for anything that the text does."""
+        """Run one grade. Nothing that the grader does raises an exception here."""
         return self._ask(source, {"sample": sample, "item": item})
 
     def check(self, source: str) -> str:
-        """Load the text without grading: why it fails, or ""."""
+        """Load the source without grading; return its error, or ""."""
         outcome = self._ask(source, {})
         return outcome.runtime_error or outcome.server_error or ""
 
     def close(self) -> None:
-        """End all that is idle."""
+        """Close all idle sandboxes."""
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
@@ -119,10 +119,10 @@ class Runner:
         except (TypeError, ValueError, RecursionError) as error:
             return Outcome(server_error=f"request: the row or the sample is not JSON ({error})")
         try:
-            with self._places:
+            with self._slots:
                 answer = self._send(source, request)
         except OSError as error:
-            return Outcome(server_error=f"lost: the sandbox was lost: {error}")
+            return Outcome(server_error=f"lost: the sandbox ended: {error}")
         return _read_answer(answer, nonce, self.limits)
 
     def _send(self, source: str, request: bytes) -> bytes:
@@ -130,7 +130,7 @@ class Runner:
             return ask_alone(request, self.limits)
         sandbox = self._take(_libraries_of(source))
         answer = sandbox.ask(request)
-        if server.HEADER.unpack_from(answer)[2]:  # it has ended
+        if server.HEADER.unpack_from(answer)[2]:  # the server has ended
             sandbox.close()
         else:
             self._idle[sandbox.libraries].append(sandbox)
@@ -139,20 +139,20 @@ class Runner:
     def _take(self, libraries: tuple[str, ...]) -> Sandbox:
         with suppress(IndexError):
             while (sandbox := self._idle[libraries].pop()).process.poll() is not None:
-                sandbox.close()  # killed by somebody while it waited
+                sandbox.close()  # it was killed while idle
             return sandbox
         return Sandbox(self.limits, libraries)
 
 
 @functools.lru_cache(maxsize=64)
 def _libraries_of(source: str) -> tuple[str, ...]:
-    """The shared libraries that a text imports: `import a.b` and `from a.b import c`."""
+    """The shared libraries that a source imports: `import a.b` and `from a.b import c`."""
     names = set(re.findall(r"^\s*(?:import|from)\s+([\w.]+)", source, re.MULTILINE))
     return tuple(sorted(name for name in names if name.partition(".")[0] in SHARED_LIBRARIES))
 
 
 class Sandbox:
-    """One server, asked by one thread at a time; OSError where it is lost."""
+    """One server process, used by one thread at a time; raises OSError if the server ends."""
 
     def __init__(self, limits: Limits, libraries: tuple[str, ...]):
         self.libraries, self.folder = libraries, tempfile.mkdtemp(prefix=PREFIX)
@@ -161,14 +161,14 @@ class Sandbox:
         )
         answer = self.ask()
         try:
-            self.given: dict[str, list[str]] = json.loads(answer)  # what is protected: how
+            self.protections: dict[str, list[str]] = json.loads(answer)  # as in Report
         except ValueError:
             self.close()
             raise OSError(f"it did not start: {answer.decode()}") from None
 
     def ask(self, request: bytes = b"") -> bytes:
-        """The answer to a request, or the first message. OSError ends this sandbox, and so does
-        KeyboardInterrupt: nobody may ask it again and get the late answer."""
+        """Send the request, if any, and return the next message. Any exception closes this sandbox,
+        KeyboardInterrupt too: otherwise the next call would receive the late answer."""
         try:
             if request:
                 server.write_message(self.process.stdin, request)
@@ -181,24 +181,24 @@ class Sandbox:
             raise
 
     def close(self) -> None:
-        """End it: the server sees the closed pipe, ends, and takes its child with it."""
-        with suppress(OSError), self.process:  # which closes the pipes and waits
+        """Close the pipe; the server then ends its child and itself."""
+        with suppress(OSError), self.process:  # closes the pipes and waits
             pass
-        with suppress(RecursionError):  # nested deeper than Python recurses: it stays
+        with suppress(RecursionError):  # leave folders nested too deep for Python
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def ask_alone(request: bytes, limits: Limits) -> bytes:
-    """An answer from a new interpreter: the way of machines without a server.
+    """Run one request in a new interpreter, for machines without a server.
 
-    Weak isolation: an empty folder, nothing of our environment, a clock, and the limits that the
-    system has. Files, network and our memory are within reach.
+    Isolation is weak: an empty folder, an empty environment, a timeout, and the limits that the
+    system offers. The program can reach files, network and our memory.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         arguments = _interpreter("main_alone", folder, limits, ())
         try:
-            ended = subprocess.run(**arguments, input=request, timeout=limits.seconds)
-            cause, status, reply = server.DONE, ended.returncode, ended.stdout
+            completed = subprocess.run(**arguments, input=request, timeout=limits.seconds)
+            cause, status, reply = server.DONE, completed.returncode, completed.stdout
         except subprocess.TimeoutExpired as error:
             cause, status, reply = server.TOO_LONG, 0, error.output or b""
     if len(reply) > limits.reply + server.OVERHEAD:
@@ -209,7 +209,7 @@ def ask_alone(request: bytes, limits: Limits) -> bytes:
 def _interpreter(
     entry: str, folder: str, limits: Limits, libraries: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Arguments of Popen for an interpreter without our paths, settings and environment."""
+    """Popen arguments for an interpreter without our paths, settings and environment."""
     root = str(Path(__file__).parents[2])  # the folder that holds the package rftkit
     run = f"import sys; sys.path.append({root!r}); from rftkit.sandbox import server"
     installed = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
@@ -221,12 +221,12 @@ def _interpreter(
         "stderr": subprocess.DEVNULL,
         "env": ENVIRONMENT | {"HOME": folder, "TMPDIR": folder} | windows,
         "cwd": folder,
-        "start_new_session": os.name == "posix",  # Ctrl-C in a terminal is ours to answer
+        "start_new_session": os.name == "posix",  # only this process gets the terminal's Ctrl-C
     }
 
 
 def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
-    """An Outcome from what came back. The reply is a hostile program's until proven otherwise."""
+    """Parse a reply into an Outcome. Treat it as hostile until its nonce matches."""
     cause, status, _ = server.HEADER.unpack_from(answer)
     reply = answer[server.HEADER.size :]
     is_loaded = reply.startswith(server.LOADED)
@@ -244,9 +244,9 @@ def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
     elif reply:
         error = "the program wrote into the reply channel: result refused"
     elif status == server.BROKEN and not is_loaded:
-        return Outcome(server_error="lost: the sandbox's protections could not be put on")
+        return Outcome(server_error="lost: the sandbox could not apply its protections")
     elif status < 0:
-        error = f"the program ended by signal {-status} ({signal.strsignal(-status)})"
+        error = f"the program was killed by signal {-status} ({signal.strsignal(-status)})"
     else:
         error = f"the program ended its process (exit code {status}) before grade() returned"
     return Outcome(runtime_error=error, failed_to_load=not is_loaded)
@@ -254,9 +254,9 @@ def _read_answer(answer: bytes, nonce: bytes, limits: Limits) -> Outcome:
 
 @dataclass
 class Report:
-    """What stands between a sandboxed program and this machine."""
+    """What protects this machine from a sandboxed program."""
 
-    protections: dict[str, list[str]]  # {files, network, …: by which means, or not at all}
+    protections: dict[str, list[str]]  # {files, network, …: mechanisms; [] if unprotected}
     way: str  # how a grade runs: in a fork of a server, or in a new interpreter
     reason: str = ""  # why files or network are not protected
 
@@ -276,8 +276,8 @@ class Report:
 
 @functools.cache
 def report() -> Report:
-    """Which protections this machine gives: once a process, a sandbox is started (about 0.1 s) and
-    says what it could put on."""
+    """The protections on this machine. The first call in a process starts a sandbox (about 0.1 s)
+    and reads which protections it could apply."""
     protections = {name: [] for name in ("files", "network", "processes", "threads", "memory")}
     protections |= {"disk": [], "time": ["a clock outside"], "environment": ["an empty one"]}
     reason = f"{sys.platform} has no Landlock or no seccomp here"
@@ -289,5 +289,5 @@ def report() -> Report:
     except OSError as error:
         return Report(protections, way, str(error))
     sandbox.close()
-    found = Report(protections | sandbox.given, way, reason)
-    return replace(found, reason="") if found.strong else found
+    tested = Report(protections | sandbox.protections, way, reason)
+    return replace(tested, reason="") if tested.strong else tested
