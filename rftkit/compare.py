@@ -1,4 +1,4 @@
-"""Systems side by side on the same rows, prompts and seeds: a bench, and `rftkit evaluate`."""
+"""Compare systems on the same rows, prompts and seeds. `rftkit evaluate` runs compare_models."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
 SAMPLE_FIELDS = ("reasoning", "finish_reason", "completion_tokens")
-EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # the default limit of an answer
+EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # default token limits per answer
 
 
 @dataclass
 class Bench:
-    """Systems on the same rows, prompts and seeds. samples: answers a row for the headline."""
+    """Evaluates systems on the same rows and seeds. samples: answers per row for the headline."""
 
     task: Task
     rows: Rows
     sampling: SamplingConfig
     samples: int
     reporter: Reporter
-    functions: Mapping[str, MetricFunction] = field(default_factory=dict)  # metrics of your own
+    functions: Mapping[str, MetricFunction] = field(default_factory=dict)  # custom metrics
     results: dict[str, SystemResult] = field(default_factory=dict)
 
     @property
@@ -51,7 +51,7 @@ class Bench:
         return next(iter(self.functions), self.task.headline)
 
     def add(self, name: str, policy: Policy, votes: int = 0, prefill: str = "") -> SystemResult:
-        """Evaluate a system. votes: k of maj@k."""
+        """Evaluate a system. votes: the k of maj@k."""
         work = len(self.rows) * (max(self.samples, votes) + 1)
         self.reporter.stage(f"evaluating {name}", work)
         result = self.results[name] = evaluation.evaluate(
@@ -70,7 +70,7 @@ class Bench:
         return result
 
     def to_json(self, names: Iterable[str], pairs: Iterable[tuple]) -> dict[str, Any]:
-        """What every report.json has. pairs: (later system, earlier system, metric, greedy?)"""
+        """The common part of report.json. pairs: (later system, earlier system, metric, greedy)"""
         clusters, results = clusters_of(self.rows, self.task), self.results
         return {
             "task": self.task.name,
@@ -92,27 +92,27 @@ class Bench:
 
 
 def count_answers(result: SystemResult) -> dict[str, Any]:
-    drawn = [s for group in (*result.samples, *result.greedy_samples) for s in group]
-    failed = sum(sample.finish_reason == "error" for sample in drawn)
-    cut = sum(sample.finish_reason == "length" for sample in drawn)
+    samples = [s for group in (*result.samples, *result.greedy_samples) for s in group]
+    failed = sum(sample.finish_reason == "error" for sample in samples)
+    truncated = sum(sample.finish_reason == "length" for sample in samples)
     return {
-        "answers": len(drawn),
-        "truncated": round(cut / len(drawn), 4),
-        "failed": failed,  # never came
-        "ungraded": sum(sample.grade is None for sample in drawn) - failed,
-        "grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in drawn),
+        "answers": len(samples),
+        "truncated": round(truncated / len(samples), 4),
+        "failed": failed,  # the request failed
+        "ungraded": sum(sample.grade is None for sample in samples) - failed,
+        "grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in samples),
     }
 
 
 def append_samples(out: Path, result: SystemResult) -> None:
-    """Lines of samples.jsonl; `greedy` tells the two ways of drawing apart."""
+    """Append to samples.jsonl; the key `greedy` marks greedy completions."""
     for groups, greedy in ((result.samples, False), (result.greedy_samples, True)):
         lines = [sample.to_json() | {"greedy": greedy} for group in groups for sample in group]
         append_lines(out / "samples.jsonl", lines)
 
 
 def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Rows of a table: the headline with its interval and greedy, the other metrics' means."""
+    """Table rows: the headline, sampled with an interval and greedy; other metrics' means."""
     systems, headline = report["systems"], report["headline"]
     metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
     others = [metric for metric in metrics if metric != headline]
@@ -143,7 +143,7 @@ def paired_text(pair: Mapping[str, Any]) -> str:
 
 
 def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:
-    """report.json, table.png and report.md: the tables, what they say, where it was measured."""
+    """Write report.json, table.png, and report.md with the tables, the sentences and the setup."""
     from rftkit.plots import table_figure
 
     samples, by = report["sampling"]["samples"], report["clustered_by"] or "row"
@@ -152,7 +152,7 @@ def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) ->
         markdown_table(systems_table(report)),
         markdown_table(paired_table(report)),
         *sentences,
-        f"{samples} answers a row at T = 1; 95 % intervals clustered by {by}. Measured "
+        f"{samples} answers per row at T = 1; 95 % intervals clustered by {by}. Measured "
         f"{report['date']}, {report['machine']}, in {report['seconds']:.0f} s.",
     ]
     files.write_json(out / "report.json", report)
@@ -162,118 +162,118 @@ def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) ->
 
 @dataclass
 class Comparison:
-    """Each field is an option of `rftkit evaluate`: a new one is a new line."""
+    """The options of `rftkit evaluate`, one field each."""
 
-    rows: Annotated[Path, argument("ROWS", "The rows (JSONL), or a task: its test rows.")]
-    models: Annotated[list[str], option("M", "A model; give it again to compare.", "--model")]
-    out: Annotated[Path, option("DIR", "Where the report goes.")]
-    grader: Annotated[str | None, option("G", "Grader JSON, or a preset; else the task's.")] = None
-    samples: Annotated[int, option("N", "Answers a row at T = 1.", min=1)] = 2
-    seed: Annotated[int, option("S", "Of the sampling.", min=0)] = 0
-    metrics: Annotated[list[str] | None, option("MODULE:FUNCTION", "Your own.", "--metric")] = None
-    task: Annotated[str | None, option("T", "A task; default: the one beside ROWS.")] = None
-    group_by: Annotated[str | None, option("KEY", "Rows of one value are drawn together.")] = None
-    max_tokens: Annotated[int | None, option("N", "Default: 64 embedded, else 1024.", min=1)] = None
-    batch_size: Annotated[int | None, option("N", "Answers drawn side by side.", min=1)] = None
+    rows: Annotated[Path, argument("ROWS", "Rows (JSONL), or a task with test rows.")]
+    models: Annotated[list[str], option("M", "A model; repeat to compare several.", "--model")]
+    out: Annotated[Path, option("DIR", "Folder for the report.")]
+    grader: Annotated[str | None, option("G", "Grader JSON or preset; default: the task's.")] = None
+    samples: Annotated[int, option("N", "Answers per row at T = 1.", min=1)] = 2
+    seed: Annotated[int, option("S", "Sampling seed.", min=0)] = 0
+    metrics: Annotated[list[str] | None, option("MODULE:FUNCTION", "Custom.", "--metric")] = None
+    task: Annotated[str | None, option("T", "A task; default: the one of ROWS.")] = None
+    group_by: Annotated[str | None, option("KEY", "Cluster intervals by this key.")] = None
+    max_tokens: Annotated[int | None, option("N", "Default 64 (embedded) or 1024.", min=1)] = None
+    batch_size: Annotated[int | None, option("N", "Answers sampled at once.", min=1)] = None
     allow_weak_isolation: WeakIsolationFlag = False
 
 
-def compare_models(asked: Comparison, reporter: Reporter | None = None) -> dict[str, Any]:
+def compare_models(options: Comparison, reporter: Reporter | None = None) -> dict[str, Any]:
     """Evaluate every model, write the report to `out`, return report.json's object."""
-    began, out = time.perf_counter(), asked.out
-    weights = {k: v for model in asked.models for k, v in local_weights(model).items()}
-    place, bench = open_bench(asked, reporter or Reporter(quiet=True))
-    trained = {model: training_record(model, bench) for model in asked.models}
+    start, out = time.perf_counter(), options.out
+    weights = {k: v for model in options.models for k, v in local_weights(model).items()}
+    rows_file, bench = open_bench(options, reporter or Reporter(quiet=True))
+    training = {model: training_record(model, bench) for model in options.models}
     if is_begun(out):
-        raise UserError(f"--out {out}: holds a training run, expected another folder")
+        raise UserError(f"--out {out}: contains a training run: choose another folder")
     files.write_text(out / "samples.jsonl", "")
-    for model in asked.models:
+    for model in options.models:
         policy = load_policy(model)
-        if asked.batch_size:
-            policy.batch_size = asked.batch_size
+        if options.batch_size:
+            policy.batch_size = options.batch_size
         result = bench.add(model, policy)
         if all(sample.finish_reason == "error" for group in result.samples for sample in group):
             cause = ", ".join(result.samples[0][0].errors)
-            raise UserError(f"--model {model}: no answer came ({cause}): check address and key")
+            raise UserError(f"--model {model}: all answers failed ({cause}): check URL and key")
         append_samples(out, result)
-    report = make_report(bench, trained) | {"rows": str(place)}
+    report = make_report(bench, training) | {"rows": str(rows_file)}
     report["sha256"] = {
-        place.name: sha256_of(place),
+        rows_file.name: sha256_of(rows_file),
         "grader": sha256(json.dumps(bench.task.grader_spec, sort_keys=True).encode()).hexdigest(),
     }
     for name, folder in weights.items():
         for file in folder.glob("*model.safetensors"):
             report["sha256"][name] = sha256_of(file)
-    report["seconds"] = round(time.perf_counter() - began, 1)
+    report["seconds"] = round(time.perf_counter() - start, 1)
     write_report(report, report["notes"], out)
     return report
 
 
 def local_weights(model: str) -> dict[str, Path]:
-    """{name in the report: folder} of its adapter and its base; {} for an endpoint."""
+    """{name in the report: folder} for the base and the adapter; {} for an endpoint."""
     if model.startswith("endpoint:"):
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
-            raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set its address there")
+            raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set the server's URL")
         return {}
     base, adapter = (folder and Path(folder) for folder in model_folder(model))
-    own_base = f"embedded:{base.name}" if base.parent == MODELS else str(base)
-    folders = {own_base: base, model: adapter} if adapter else {model: base}
+    base_name = f"embedded:{base.name}" if base.parent == MODELS else str(base)
+    folders = {base_name: base, model: adapter} if adapter else {model: base}
     for folder in folders.values():
         check_weights(folder)
     return folders
 
 
-def open_bench(asked: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
-    """(the file of the rows, the bench): everything is read and checked, no model is loaded."""
-    place, name = asked.rows, asked.task
-    if not (place.is_file() or place.suffix == ".jsonl"):
-        name = name or place
-        place = load_task(place).folder / "test.jsonl"
-    elif name is None and (place.parent / "task.json").exists():
-        name = place.parent
-    if name is None and asked.grader is None:
-        raise UserError(f"--grader: missing, and no task.json stands beside {place}: name a grader")
-    nameless = {"name": place.stem, "question": "", "grader": {}}
-    task = task_from_json(nameless) if name is None else load_task(name)
-    spec = read_grader(asked.grader)[0] if asked.grader else task.grader_spec
-    settings = GraderSettings(allow_weak_isolation=asked.allow_weak_isolation)
-    group_by = asked.group_by or task.group_by
+def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
+    """Return (rows file, bench). Reads and checks every input; loads no model."""
+    path, name = options.rows, options.task
+    if not (path.is_file() or path.suffix == ".jsonl"):
+        name = name or path
+        path = load_task(path).folder / "test.jsonl"
+    elif name is None and (path.parent / "task.json").exists():
+        name = path.parent
+    if name is None and options.grader is None:
+        raise UserError(f"--grader: missing, and no task.json is next to {path}: pass a grader")
+    bare_task = {"name": path.stem, "question": "", "grader": {}}
+    task = task_from_json(bare_task) if name is None else load_task(name)
+    spec = read_grader(options.grader)[0] if options.grader else task.grader_spec
+    settings = GraderSettings(allow_weak_isolation=options.allow_weak_isolation)
+    group_by = options.group_by or task.group_by
     task = replace(task, grader_spec=spec, settings=settings, group_by=group_by)
-    rows = read_rows(place)
-    row_ids(rows)  # raises where two share an id
+    rows = read_rows(path)
+    row_ids(rows)  # raises on a duplicate id
     task.grader.check_ready()
     task.grader.check_rows(rows)
     needed = {group_by, task.answer_path[1] if task.answer_template else None} - {None}
     for number, row in enumerate(rows, 1):
         for key in needed - row.keys():
-            raise UserError(f'{place}:{number}: no "{key}", as task {task.name} has: name another')
-    functions = {name: load_metric(name) for name in asked.metrics or ()}
-    # One limit for all models: what differs between them must be the models alone.
-    embedded = all(Path(model_folder(model)[0]).parent == MODELS for model in asked.models)
-    limit = asked.max_tokens or (EMBEDDED_TOKENS if embedded else OTHER_TOKENS)
-    sampling = SamplingConfig(max_new_tokens=limit, seed=asked.seed)
-    return place, Bench(task, rows, sampling, asked.samples, reporter, functions)
+            raise UserError(f'{path}:{number}: no "{key}": correct the row, --group-by or --task')
+    functions = {name: load_metric(name) for name in options.metrics or ()}
+    # One limit for all models, so that only the models differ.
+    embedded = all(Path(model_folder(model)[0]).parent == MODELS for model in options.models)
+    limit = options.max_tokens or (EMBEDDED_TOKENS if embedded else OTHER_TOKENS)
+    sampling = SamplingConfig(max_new_tokens=limit, seed=options.seed)
+    return path, Bench(task, rows, sampling, options.samples, reporter, functions)
 
 
 def load_metric(name: str) -> MetricFunction:
-    """A metric of your own from "module:function", the module found as if `python` were run here.
+    """Load a custom metric from "module:function"; the current folder is on the import path.
 
-    The function takes (sample, item), as a python grader does, and returns one number; sample also
-    has SAMPLE_FIELDS. It runs IN THIS PROCESS with all your rights: for your own code only.
+    The function takes (sample, item), as a python grader does, and returns one number; `sample`
+    also has SAMPLE_FIELDS. It runs IN THIS PROCESS with all your rights: load only your own code.
     """
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        own = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a user's module raises when it is imported
+        metric = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a user's module may raise anything on import
         cause = f"cannot be loaded ({error!r})"
-        raise UserError(f"--metric {name}: {cause}, expected module:function found here") from None
+        raise UserError(f"--metric {name}: {cause}, expected importable module:function") from None
     finally:
         sys.path.pop(0)
 
     def value(row: dict[str, Any], sample: Sample) -> float:
-        more = {key: getattr(sample, key) for key in SAMPLE_FIELDS}
-        number = own(Context(row, sample).as_dict() | more, row)
+        extra = {key: getattr(sample, key) for key in SAMPLE_FIELDS}
+        number = metric(Context(row, sample).as_dict() | extra, row)
         if not math.isfinite(number):
             raise UserError(f"--metric {name}: {number} for row {sample.row_id}: return a number")
         return number
@@ -282,8 +282,8 @@ def load_metric(name: str) -> MetricFunction:
 
 
 def training_record(model: str, bench: Bench) -> dict[str, Any]:
-    """What the run folder of a tuned model says of its training; empty where there is none.
-    `answer_groups_shared_with_eval` is None where the run's rows cannot be found from here."""
+    """Training details from the run folder of a tuned model; empty if there is no run folder.
+    `answer_groups_shared_with_eval` is None if the run's rows are not found."""
     from rftkit.training.config import config_rows, config_task
     from rftkit.training.report import shared_groups
 
@@ -291,45 +291,45 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
     if not (run / "training.json").exists():
         return {}
     training, config = read_json(run / "training.json")["training"], read_config(run)
-    kept = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
-    kept |= {"method": config.method, "answer_groups_shared_with_eval": None}
-    with suppress(UserError):  # the files that the run was trained on are elsewhere
-        seen, _ = config_rows(config, config_task(config))
-        shared = shared_groups(seen, bench.rows, bench.task)
-        if shared is None:  # no group: prompts
-            shared = set(map(messages_key, seen)) & set(map(messages_key, bench.rows))
-        kept["answer_groups_shared_with_eval"] = len(shared)
-    return kept
+    record = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
+    record |= {"method": config.method, "answer_groups_shared_with_eval": None}
+    with suppress(UserError):  # the training files are not on this machine
+        train_rows, _ = config_rows(config, config_task(config))
+        shared = shared_groups(train_rows, bench.rows, bench.task)
+        if shared is None:  # no group key: compare prompts
+            shared = set(map(messages_key, train_rows)) & set(map(messages_key, bench.rows))
+        record["answer_groups_shared_with_eval"] = len(shared)
+    return record
 
 
-def make_report(bench: Bench, trained: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """report.json's record; `trained` holds the training record of each model that has one."""
-    own = [(name, False) for name in bench.functions if name != bench.headline]
-    compared = [(bench.headline, False), (bench.headline, True), *own]
-    couples = combinations(bench.results, 2)
-    pairs = [(later, earlier, *how) for earlier, later in couples for how in compared]
+def make_report(bench: Bench, training: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The content of report.json. training: {model: its training record, maybe empty}"""
+    custom = [(name, False) for name in bench.functions if name != bench.headline]
+    compared = [(bench.headline, False), (bench.headline, True), *custom]
+    systems = combinations(bench.results, 2)
+    pairs = [(b, a, metric, greedy) for a, b in systems for metric, greedy in compared]
     report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": []}
     for system in report["systems"]:
-        if training := trained.get(system["name"]):
-            system["training"] = training
-            report["training"] = {"model": system["name"], **training}  # the last model's stays
+        if record := training.get(system["name"]):
+            system["training"] = record
+            report["training"] = {"model": system["name"], **record}  # keeps the last model's
         report["notes"] += warnings(system, bench.sampling.max_new_tokens)
     embedded = [n.removeprefix("embedded:") for n in bench.results if n.startswith("embedded:")]
     return report | {"gates": files.model_gates(embedded)}
 
 
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
-    """What a reader of the table must know, a sentence each."""
+    """Caveats about one system's numbers, one sentence each."""
     of = f"of {system['answers']} answers"
     missing = system["failed"] + system["ungraded"]
     shared = system.get("training", {}).get("answer_groups_shared_with_eval")
     notes = {
-        f"{missing} {of} never came or got no grade, and count as 0: run it again": missing,
-        f"on {system['grader_errors']} {of} the grader's own program failed, which counts as 0: "
-        "`rftkit grade` on one of them shows its traceback": system["grader_errors"],
-        f"{system['truncated']:.0%} of its answers were cut at {limit} tokens: --max-tokens raises "
-        "the limit": system["truncated"] > 0.01,
-        f"{shared} answer groups of these rows stand in its training rows, so its numbers are no "
-        "held-out numbers: evaluate on other rows": shared,
+        f"{missing} {of} failed or got no grade and count as 0: run it again": missing,
+        f"the python grader failed on {system['grader_errors']} {of}, which count as 0: run "
+        "`rftkit grade` on one of them to see the traceback": system["grader_errors"],
+        f"{system['truncated']:.0%} of its answers were truncated at {limit} tokens: raise "
+        "--max-tokens": system["truncated"] > 0.01,
+        f"{shared} answer groups of these rows were in its training rows, so its results are not "
+        "held-out: evaluate on other rows": shared,
     }
     return [f"{system['name']}: {note}" for note, applies in notes.items() if applies]

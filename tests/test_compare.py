@@ -100,7 +100,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
     cut = ("--max-tokens", 3, "--samples", 1, "--batch-size", 2)
     result = evaluate(rows, *RANK, *cut, "--out", "o", "--metric", names[0], "--metric", names[1])
     assert result.exit_code == 0, result.output
-    assert "100% of its answers were cut at 3 tokens" in " ".join(result.stderr.split())
+    assert "100% of its answers were truncated at 3 tokens" in " ".join(result.stderr.split())
     report = json.loads((tmp_path / "o" / "report.json").read_text())
     (system,) = report["systems"]
     genes = [len(row["reference_gene"]) for row in ROWS]
@@ -120,7 +120,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
         ((*RANK, "--model", "endpoint:m"), "OPENAI_BASE_URL"),
         ((*RANK, "--model", "NOTHING"), "config.json"),
-        ((*RANK, "--out", "RUN"), "holds a training run"),
+        ((*RANK, "--out", "RUN"), "contains a training run"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_sampled(
@@ -162,7 +162,7 @@ def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, m
     result = evaluate(rows, *words, "--out", tmp_path / "o")
     assert result.exit_code == (1 if lost else 0)
     if lost == len(ROWS):
-        assert "no answer came" in str(result.exception)
+        assert "all answers failed" in str(result.exception)
         return
     (system,) = json.loads((tmp_path / "o" / "report.json").read_text())["systems"]
     assert system["failed"] == 2 * lost
