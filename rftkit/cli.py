@@ -23,18 +23,18 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def about(version: Annotated[bool, flag("--version", "Print and exit.")] = False) -> None:
+def about(version: Annotated[bool, flag("--version", "Print version and exit.")] = False) -> None:
     """Learn and run Reinforcement Fine-Tuning (RFT): data, graders, training, evaluation.
 
-    The whole of RFT on this machine, in minutes, and then with your own data:
+    Run the whole of RFT on this machine in minutes, then use your own data:
 
         rftkit demo
         rftkit check train.jsonl --validation validation.jsonl
         rftkit train config.json --out runs/first
         rftkit evaluate test.jsonl --model embedded:mini --model runs/first --out runs/table
 
-    `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 good, 1 findings or
-    invalid input, 2 wrong usage, 3 the gate says fix, 130 interrupted: the same command resumes.
+    `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 success, 1 findings
+    or invalid input, 2 wrong usage, 3 gate verdict fix, 130 interrupted (rerun it to resume).
     """
     if version:
         console.say(f"rftkit {__version__}")
@@ -42,19 +42,19 @@ def about(version: Annotated[bool, flag("--version", "Print and exit.")] = False
 
 @app.command("check")
 def check_command(
-    file: Annotated[Path, argument("FILE", "The training rows (JSONL).")],
-    validation: Annotated[Path | None, option("FILE", "Validation rows, for the split.")] = None,
-    group_by: Annotated[str | None, option("KEY", "Each value on one side of the split.")] = None,
-    answer_key: Annotated[list[str] | None, option("KEY", "Holds the answer (repeatable).")] = None,
+    file: Annotated[Path, argument("FILE", "Training rows (JSONL).")],
+    validation: Annotated[Path | None, option("FILE", "Validation rows (JSONL).")] = None,
+    group_by: Annotated[str | None, option("KEY", "No value may be on both sides.")] = None,
+    answer_key: Annotated[list[str] | None, option("KEY", "An answer key (repeatable).")] = None,
     answer_in_prompt_ok: Annotated[
-        bool, flag("--answer-in-prompt-ok", "The task is to find it in the text.")
+        bool, flag("--answer-in-prompt-ok", "Allow it: the task is to extract it.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check RFT data: every fault with its line, what was expected and what to do next.
+    """Check RFT data. Each fault comes with its line, the expected value and the next step.
 
-    Prompts are searched for the values of answer keys: those named like one (reference...,
-    answer..., label..., gold...), the key to group by and each --answer-key.
+    It searches prompts for the values of answer keys: keys named reference..., answer...,
+    label..., gold... or similar, the --group-by key and each --answer-key.
 
     Example: `rftkit check train.jsonl --validation validation.jsonl --group-by reference_gene`
     """
@@ -70,7 +70,7 @@ def check_command(
         console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
         for note in report.notes:
             console.say(f"note: {note}", style="yellow")
-        console.say(f"searched for in prompts: {', '.join(report.answer_keys) or 'nothing'}")
+        console.say(f"answer keys checked in prompts: {', '.join(report.answer_keys) or 'none'}")
         rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
         verdict = "clean" if report.ok else plural(len(report.faults), "fault")
         console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
@@ -79,15 +79,15 @@ def check_command(
 
 @app.command("grade")
 def grade_command(
-    grader: Annotated[str, option("FILE", "A grader's JSON.")],
-    sample: Annotated[str, option("TEXT", "What the model said, or @FILE.")],
-    item: Annotated[str, option("ROW", "The row: one JSON object, or its file.")] = "{}",
+    grader: Annotated[str, option("FILE", "Grader JSON.")],
+    sample: Annotated[str, option("TEXT", "The model's answer, or @FILE.")],
+    item: Annotated[str, option("ROW", "The row: JSON object or file.")] = "{}",
     allow_weak_isolation: WeakIsolationFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Grade one answer: the score, each part of it and what went wrong, as OpenAI's graders/run.
+    """Grade one answer. Prints score, sub-scores and errors in the format of OpenAI's graders/run.
 
-    The item is the row with the right answer, which the model never saw. Exit code 1: no grade.
+    The item is the row with the right answer, which the model never sees. Exit code 1: no grade.
 
     Example: `rftkit grade --grader grader.json --sample '{"genes": ["A"]}' --item row.json`
     """
@@ -98,7 +98,7 @@ def grade_command(
     try:
         row = json.loads(item) if item.lstrip().startswith("{") else read_json(item)
     except json.JSONDecodeError as error:
-        raise UserError(f"--item: not JSON ({error}), expected a row of the JSONL") from None
+        raise UserError(f"--item: not JSON ({error}): pass one row as a JSON object") from None
     report = Grader.load(Path(grader), settings).evaluate(row, text)
     console.print_json(report.to_json())
     for line in [] if as_json else report.explanations:
@@ -108,9 +108,9 @@ def grade_command(
 
 @app.command("validate-grader")
 def validate_grader_command(
-    file: Annotated[Path, argument("FILE", "File with a grader's JSON.")], as_json: JsonFlag = False
+    file: Annotated[Path, argument("FILE", "Grader JSON file.")], as_json: JsonFlag = False
 ) -> None:
-    """Check a grader's JSON: every fault with its place, what stands there, what is allowed.
+    """Check grader JSON. Each fault comes with its path, its value and what is allowed.
 
     Example: `rftkit graders gene_rank > grader.json`, then `rftkit validate-grader grader.json`
     """
@@ -134,15 +134,15 @@ def validate_grader_command(
 
 @app.command("graders")
 def graders_command(
-    name: Annotated[str | None, argument("NAME", "Print this one's JSON.")] = None,
-    key: Annotated[str | None, option("K", "The answer's place in the output.")] = None,
-    reference: Annotated[str | None, option("R", "The row's field with the answer.")] = None,
-    length: Annotated[int | None, option("N", "How many places count.", min=1)] = None,
+    name: Annotated[str | None, argument("NAME", "Print its grader JSON.")] = None,
+    key: Annotated[str | None, option("K", "Output key with the answer.")] = None,
+    reference: Annotated[str | None, option("R", "Row field with the right answer.")] = None,
+    length: Annotated[int | None, option("N", "Number of ranks that count.", min=1)] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """The preset graders; with a NAME, that grader's JSON, a start for your own.
+    """List the preset graders. With NAME, print its JSON as a start for your own.
 
-    Example: `rftkit graders` lists them, `rftkit graders gene_rank > grader.json` takes one.
+    Example: `rftkit graders` lists them, `rftkit graders gene_rank > grader.json` saves one.
     """
     from rftkit.graders.presets import PRESETS, preset
 
@@ -160,16 +160,16 @@ def graders_command(
 @app.command("cases")
 def cases_command(
     source: Annotated[Path, argument("SOURCE", "A .jsonl.gz, .jsonl, folder of .json, or .zip.")],
-    out: Annotated[Path, option("DIR", "Where the files go.")],
-    candidates: Annotated[int | None, option("N", "Name N genes in the prompt.", min=5)] = None,
-    baselines: Annotated[bool, flag("--baselines", "Rank genes without a model too.")] = False,
-    drop_copies: Annotated[bool, flag("--drop-copies", "Keep one of each copied case.")] = False,
-    seed: Annotated[int, option("N", "Of the split and of the candidates' order.")] = 0,
+    out: Annotated[Path, option("DIR", "Output folder.")],
+    candidates: Annotated[int | None, option("N", "List N genes in the prompt.", min=5)] = None,
+    baselines: Annotated[bool, flag("--baselines", "Also rank without a model.")] = False,
+    drop_copies: Annotated[bool, flag("--drop-copies", "Keep one copy of each case.")] = False,
+    seed: Annotated[int, option("N", "Seed of split and candidate order.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Published cases (GA4GH phenopackets) -> train, validation and test rows, split by gene.
+    """Turn published cases (GA4GH phenopackets) into rows, split by gene into three files.
 
-    Writes train.jsonl, validation.jsonl, test.jsonl and report.json, which counts what was lost.
+    Writes train.jsonl, validation.jsonl, test.jsonl and report.json, which counts dropped cases.
     The archive of github.com/monarch-initiative/phenopacket-store (BSD-3) has 10,000 cases.
 
     Example: `rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines`
@@ -199,9 +199,9 @@ def cases_command(
 
 @app.command("environment")
 def environment_command(as_json: JsonFlag = False) -> None:
-    """What this machine is: device, precision, profile, versions, and what its sandbox protects.
+    """Describe this machine: device, precision, profile, versions and sandbox protections.
 
-    Example: `rftkit environment`; RFTKIT_PROFILE=smoke runs notebooks in small.
+    Example: `rftkit environment`; RFTKIT_PROFILE=smoke makes the notebooks run small.
     """
     from rftkit import environment
     from rftkit.sandbox import runner
@@ -219,14 +219,14 @@ app.add_typer(cli_runs.app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and an exit code, never a traceback."""
+    """Entry point: a user's mistake ends in one message and an exit code, not in a traceback."""
     for stream in (sys.stdout, sys.stderr):  # a terminal without é prints \xe9, not a traceback
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:  # no place that the user named
+        if isinstance(error, OSError) and error.filename is None:  # not a user's mistake
             raise
         console.complain(f"error {error}", style="red")
         sys.exit(getattr(error, "exit_code", console.FINDINGS))
