@@ -62,7 +62,6 @@ GUESSES = {"popular answer", "popular, many times", "every answer"}
 @pytest.mark.parametrize(
     ("made", "red", "exactly"),
     [
-        (RANK, set(), True),
         (EXACT, GUESSES, True),  # right or wrong: a lucky guess beats an honest near miss
         (hole("string_check", "output_json.genes[0]", operation="ilike"),
          {*GUESSES, "other case"}, True),
@@ -75,7 +74,7 @@ GUESSES = {"popular answer", "popular, many times", "every answer"}
         (LIKES_WORDS, {"echo", "echo in form", "longest answer", "padding"}, False),
         (LIKES_CYRILLIC_AND_SILENCE, {"look-alikes", "empty", "empty form"}, False),
     ],
-    ids=["rank", "exact", "any case", "reasoning", "anywhere", "fuzzy", "sum", "words", "cyrillic"],
+    ids=["exact", "any case", "reasoning", "anywhere", "fuzzy", "sum", "words", "cyrillic"],
 )  # fmt: skip
 def test_a_hole_is_red(made, red, exactly):
     found = set(check(made).red)
@@ -83,10 +82,9 @@ def test_a_hole_is_red(made, red, exactly):
 
 
 def test_the_report_gives_the_graders_own_rewards():
-    means = [result.mean for result in check(RANK).results]
-    assert means == sorted(means, reverse=True)
-    popular, everything = (by_name(check(RANK))[n] for n in ("popular answer", "every answer"))
-    assert popular.example == '{"genes": ["CFTR"]}'
+    results = by_name(check(RANK))
+    everything = results["every answer"]
+    assert results["popular answer"].example == '{"genes": ["CFTR"]}'
     assert sorted(json.loads(everything.example)["genes"]) == sorted(set(GENES))
     rewards = [RANK.grade(row, everything.example)[0] for row in ROWS]
     assert everything.mean == pytest.approx(sum(rewards) / len(rewards))
@@ -113,10 +111,8 @@ def test_a_blind_strategy_does_not_see_the_rows_answer():
 
 
 @pytest.mark.parametrize(
-    "template",
-    ['{"n": {{item.n}}}', '{"n": "{{item.n}}", "why": "sums"}', '[{{item.n}}, "b"]',
-     "The answer is {{item.n}}.", '{"text": "It is {{item.n}}"}'],
-)  # fmt: skip
+    "template", ['{"n": "{{item.n}}", "why": "sums"}', '[{{item.n}}, "b"]', "It is {{item.n}}."]
+)
 def test_a_task_of_another_shape_is_attacked(template):
     texts = {"input": "{{sample.output_text}}", "reference": "{{item.n}}"}
     number = Grader.load({"type": "string_check", "name": "n", "operation": "like", **texts})
@@ -126,7 +122,7 @@ def test_a_task_of_another_shape_is_attacked(template):
         assert results[name].mean is None and not results[name].red  # a number has no other case
     assert report.calibration.status == "not checked"
     assert results["every answer"].example.startswith(template.partition("{{")[0].rstrip('"'))
-    assert "text" in template or "every answer" in report.red
+    assert "every answer" in report.red
 
 
 def test_calibration_fails_where_ordered_answers_do_not_score_in_order():

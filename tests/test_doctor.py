@@ -8,7 +8,7 @@ import random
 import pytest
 from typer.testing import CliRunner
 
-from rftkit import UserError, dataset, examine
+from rftkit import UserError, examine
 from rftkit.cli import app
 from rftkit.logs import TRL_NAMES, Log, held, read_log
 
@@ -74,20 +74,16 @@ FAULTS = [
     ("grader_failures", planted(31, reward_mean=None)),
     ("grader_failures", planted(31, lost=0.06)),
     ("grader_failures", planted(sub_rewards={"judge": None, "format": 0.9})),
-    ("grader_errors", planted(errors={"python_grader_runtime_error": 0.9})),
     ("grader_errors", planted(  # of 64 answers 26 to 38: half of the batch, as chance has it
         errors=lambda r, done: {"python_grader_runtime_error": (26 + r["step"] * 5 % 13) / 64})),
     ("no_reward_spread", planted(reward_mean=0.1, reward_std=0.0, dead_groups=1.0)),
-    ("no_reward_spread", planted(*LATER, reward_std=0.0)),
     ("dead_groups", planted(dead_groups=lambda record, done: float(record["step"] % 2))),
     # Unsloth's notebook "Qwen3 (4B) GRPO": 1 prompt a step, 47 % of the steps without any spread.
     ("dead_groups", [{"step": s, "reward_mean": 0.4, "reward_std": 1.5 * (s * 47 % 100 >= 47)}
                      for s in range(1, 101)]),
     ("loss_zero", planted(loss=0.0, grad_norm=0.0, kl=0.0)),
-    ("reward_up_task_down", planted(  # past a peak at step 20, and from the start
+    ("reward_up_task_down", planted(  # past a peak at step 20
         *VALIDATED, validation=lambda r, done: validation(0.35 - 0.3 * abs(done - 1 / 3), 0.04))),
-    ("reward_up_task_down", planted(
-        *VALIDATED, validation=lambda r, done: validation(0.35 - 0.2 * done, 0.04))),
     ("reward_falls", planted(reward_mean=lambda record, done: 0.6 - 0.3 * done)),
     ("reward_stays_low", planted(reward_mean=lambda r, done: 0.04 + 0.02 * (r["step"] % 3))),
     ("format_alone", planted(sub_rewards=lambda r, done: {"exact": 0.0, "format": done})),
@@ -125,12 +121,11 @@ def write_state(path, records):
     names = {ours: theirs for theirs, ours in reversed(TRL_NAMES.items())}
     history = []
     for record in records:
+        rewards, errors = record.get("sub_rewards", {}), record.get("errors", {})
         entry = {"step": record["step"], "epoch": 0.1, "learning_rate": 1e-6}
         entry |= {names[ours]: value for ours, value in record.items() if ours in names}
-        for name, value in record.get("sub_rewards", {}).items():
-            entry |= {f"rewards/{name}/mean": value, f"rewards/{name}/std": 0.1}
-        for name, share in record.get("errors", {}).items():
-            entry[f"grader_errors/{name}"] = share
+        entry |= {f"rewards/{name}/mean": value for name, value in rewards.items()}
+        entry |= {f"grader_errors/{name}": share for name, share in errors.items()}
         history.append(entry)
         if record.get("validation"):
             held_out = {"eval_loss": 0.1, "eval_runtime": 3.0, "eval_reward": 0.9}
@@ -160,9 +155,8 @@ def test_a_planted_fault_is_found_at_its_steps(tmp_path, expected, records, name
     found = examine(WRITERS[name](tmp_path / name, records)).findings
     (finding,) = (finding for finding in found if finding.name == expected)
     assert finding.steps == sorted(finding.steps) and finding.evidence and finding.setting
-    if expected in ("truncation", "kl_blow_up", "gradient_spike", "clip_binds", "not_finite"):
-        changed = {r["step"] for r, before in zip(records, sound()) if r != before}
-        assert set(finding.steps) <= changed
+    if expected in ("truncation", "kl_blow_up", "gradient_spike", "not_finite"):
+        assert {records[step - 1] != sound()[step - 1] for step in finding.steps} == {True}
 
 
 def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
@@ -203,15 +197,6 @@ def test_noise_is_no_trend():
         assert (seed, findings(records)) == (seed, {})
 
 
-def test_recorded_sound_runs_get_no_finding_about_a_level():
-    """Why entropy has no upper limit: these runs start above the guide's red flag of 1.0."""
-    levels = {"truncation", "entropy_collapse", "kl_blow_up", "clip_binds", "gradient_vanishes",
-              "grader_errors", "not_finite", "reward_not_a_number", "overfitting"}  # fmt: skip
-    runs = json.loads((dataset("recorded_runs") / "demo.json").read_text())["runs"]
-    assert max(record["entropy"] for run in runs for record in run["log"]) > 1.0
-    assert not [run for run in runs if findings(run["log"]).keys() & levels]
-
-
 @pytest.mark.parametrize(
     ("name", "records"),
     [  # and not gradient_vanishes, grader_failures, or what a crashing grader explains
@@ -230,18 +215,12 @@ def test_a_late_decline_does_no_harm_where_the_best_is_kept(name):
     assert name not in {finding.name for finding in kept}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "place"),
-    [
-        ("log.jsonl", '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n', "log.jsonl:2: "),
-        ("log.jsonl", '{"loss": 1}\n', "log.jsonl:1: "),
-        ("trainer_state.json", '{"log_history": [{"st', "trainer_state.json:1:"),
-        ("trainer_state.json", '{"log_history": []}', "trainer_state.json: "),
-    ],
-)
-def test_a_broken_log_is_refused_with_its_place(tmp_path, name, content, place):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=place):
+def test_a_broken_log_is_refused_with_its_place(tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"log_history": []}')
+    with pytest.raises(UserError, match="trainer_state.json: "):
+        examine(tmp_path)
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(UserError, match="log.jsonl:2: "):
         examine(tmp_path)
 
 
@@ -273,4 +252,3 @@ def test_the_command_prints_findings_and_exits_with_1(tmp_path):
     (found,) = json.loads(answer.stdout)["findings"]
     assert (answer.exit_code, found["name"], found["steps"]) == (1, "not_finite", [31])
     assert found["evidence"] and found["knob"] and found["why"]
-    assert "not finite" in run(app, ["doctor", str(path)]).stdout

@@ -29,7 +29,6 @@ def formula(text, **parts):
 
 GOOD, FORM = check(), check("", operation="ne")
 PARTIAL = formula("0.9 * right + 0.1 * form", right=GOOD, form=FORM)
-HALF = {"type": "python", "name": "h", "source": "def grade(sample, item):\n    return 0.5"}
 LIKE = {"type": "text_similarity", "name": "like", "evaluation_metric": "fuzzy_match",
         "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}  # fmt: skip
 OPINION = {"type": "score_model", "name": "n", "model": "m", "input": [
@@ -83,18 +82,9 @@ def guesses(share=0.3, tokens=10):
     ))  # fmt: skip
 
 
-def nearly(right, index, rng):
-    """Mostly right, and rather long."""
-    return written(right + rng.randint(0, 3)), rng.randint(60, 100)
-
-
 def nearly_dead(right, index, rng):
     """Three rows in ten are live: just beside the threshold."""
     return written(right + (0 if right % 10 < 3 and index % 2 else rng.randint(1, 9)))
-
-
-def garbled(right, index, rng):
-    return "".join(rng.choice("abc {}") for _ in range(20))
 
 
 def form_only(right, index, rng):
@@ -118,7 +108,8 @@ FAULTS = {
     "reference cannot score, weights": (guesses(), [formula("0.8 * right", right=GOOD)], []),
     "limit too short": (guesses(tokens=90), [], []),
     "end token missing": (guesses(tokens=100_000), [], ["limit too short"]),
-    "unreadable answers": (Scripted(garbled), [], []),
+    "unreadable answers": (
+        Scripted(lambda right, index, rng: "".join(rng.choices("abc {}", k=20))), [], []),
     "task too easy": (guesses(share=0.99), [], []),
     "task impossible": (guesses(share=0), [], []),
     "task impossible, form moves": (Scripted(form_only), [PARTIAL], []),
@@ -127,7 +118,6 @@ FAULTS = {
     "no verifiable answer, form": (guesses(), [FORM], []),
     "no verifiable answer, any text": (
         guesses(), [check("", "{{sample.output_text}}", "ne"), 40, None], ["constant reward"]),
-    "no verifiable answer, half a point": (guesses(), [HALF], ["constant reward"]),
     "no verifiable answer, wording": (
         guesses(), [LIKE | {"reference": "{{item.answer}}" + " word" * 30}, 40, None], []),
 }  # fmt: skip
@@ -231,6 +221,9 @@ def test_answers_that_cannot_be_read_say_why():
 
 
 def test_cut_answers_are_drawn_again_with_more_room():
+    def nearly(right, index, rng):
+        return written(right + rng.randint(0, 3)), rng.randint(60, 100)
+
     signal = gate(Scripted(nearly), sums(), max_completion_tokens=64)
     assert signal.cut.low > 0.8 and signal.lengths["most"] == 64 and signal.samples <= 256
     assert signal.lengths["probe"]["room"] == 256 and signal.lengths["probe"]["ended"] == 16
@@ -315,10 +308,7 @@ def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch,
     assert (signal["pass_at"]["1"]["mean"], signal["reward"]["mean"]) == (0.075, 0.2146)
     samples = list(map(json.loads, open(tmp_path / "signal_samples.jsonl")))
     assert len(samples) == 240 and all(s["grade"] is not None and s["row_id"] for s in samples)
-    wrong = {"too little exploration": {"temperature": 0.01},
-             "limit too short": {"max_completion_tokens": 12}}  # fmt: skip
-    for name, setting in wrong.items():
-        bad = run(setting, "--json")
-        (finding,) = json.loads(bad.stdout)["findings"]
-        assert (bad.exit_code, finding["name"]) == (3, name) and finding.keys() >= {"knob"}
+    bad = run({"max_completion_tokens": 12}, "--json")
+    (finding,) = json.loads(bad.stdout)["findings"]
+    assert (bad.exit_code, finding["name"]) == (3, "limit too short") and finding["knob"]
     assert run({"method": "sft"}).exit_code == 1

@@ -33,7 +33,6 @@ def test_a_grader_may_be_a_file_beside_task_json_and_templates_may_be_json(tmp_p
 @pytest.mark.parametrize(
     "use",
     [
-        lambda: task_from_json({"name": "n"}),
         lambda: task_from_json(RECORD | {"settings": {}}),
         lambda: task_from_json(RECORD | {"grader": "nowhere.json"}),
         lambda: task_from_json(RECORD).rows("train"),
@@ -52,7 +51,6 @@ def test_what_a_task_lacks_or_does_not_know_is_refused(use):
     [
         (RANKED, '{"genes": ["B", "A"]}', ["B", "A"], 2),
         (RANKED, '{"genes": "A"}', [], None),
-        (RANKED, "A", [], None),
         (ONE, '{"gene": "A"}', ["A"], 1),
         (ONE, '{"gene": null}', [], None),
         (TEXT, " A \n", ["A"], 1),
