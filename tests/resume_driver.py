@@ -40,18 +40,16 @@ POINTS = {
 
 
 def kill_at(place: str, call: int) -> None:
-    """Kill this process before the `call`-th call of a function; of a log line, half is written."""
+    """Kill this process before the `call`-th call of a function; of a line, half is written."""
     module, name = POINTS[place]
     function, calls = getattr(module, name), []
 
     def wrapped(*arguments, **named):
-        is_log = name == "append_lines" and arguments[0].name == "log.jsonl"
-        if name != "append_lines" or is_log:
-            calls.append(1)
+        calls.append(1)
         if len(calls) == call:
-            if is_log:
+            if name == "append_lines":
                 with open(arguments[0], "a") as file:
-                    file.write(json.dumps(arguments[1][0])[:60])
+                    file.write(json.dumps(arguments[1])[1:60])
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **named)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_training import TINY
 
 from rftkit import RunConfig, Sample, UserError, load_task, reward_model, train
 from rftkit.reward_model import RewardModel, agreement, fit_reward_model
@@ -63,10 +64,7 @@ def test_too_few_or_equal_grades_are_refused(mini, samples):
 def test_a_policy_is_trained_against_it(fitted, tmp_path):
     task = load_task("gene_ranking")
     task.grader = fitted.as_grader()
-    config = RunConfig(
-        task="gene_ranking", steps=1, prompts_per_step=2, answers_per_prompt=4, eval_every=1,
-        eval_rows=4, max_completion_tokens=40, gate="off",
-    )  # fmt: skip
+    config = RunConfig(**TINY | {"steps": 1, "eval_every": 1})
     (record,) = train(config, tmp_path, task=task).log
     assert 0 < record["reward_mean"] < 1 and record["group_spread"] > 0
     assert record["errors"] == {} and record["validation"]["metric"] == "top1"
@@ -74,13 +72,13 @@ def test_a_policy_is_trained_against_it(fitted, tmp_path):
 
 def test_the_features_are_of_the_answers_own_tokens(mini):
     """By hand, each text alone: no padding, the states from the end of the question on."""
-    policy, rows = mini, load_task("gene_ranking").rows("validation")[:3]
+    rows = load_task("gene_ranking").rows("validation")[:3]
     outputs = [GOOD, BAD * 5, '{"genes": ["SCN1A", "INSR", "PTEN", "TBP", "FXN"]}']
-    features = reward_model.read_answers(policy, rows, outputs)
+    features = reward_model.read_answers(mini, rows, outputs)
     for row, text, feature in zip(rows, outputs, features):
-        question = policy.render(row["messages"])
-        asked, whole = policy.encode([question, question + text + policy.tokenizer.eos_token])
+        question = mini.render(row["messages"])
+        asked, whole = mini.encode([question, question + text + mini.tokenizer.eos_token])
         with torch.inference_mode():
-            out = policy.model(torch.tensor([whole]), output_hidden_states=True)
+            out = mini.model(torch.tensor([whole]), output_hidden_states=True)
         expected = out.hidden_states[-1][0, len(asked) :].mean(0)
         torch.testing.assert_close(feature, expected, atol=1e-4, rtol=1e-3)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -12,13 +13,12 @@ from typer.testing import CliRunner
 from rftkit import RunConfig, UserError, load_policy, load_task, plan, train
 from rftkit.cli import app
 from rftkit.dashboard import TrainingDashboard
-from rftkit.graders.rewards import GraderFailure
 from rftkit.records import SamplingConfig
-from rftkit.task import task_from_json
+from rftkit.rows import write_rows
 from rftkit.training.report import list_runs, runs_table
 from rftkit.training.run import GateSaysFix
 from rftkit.training.session import StepReward
-from rftkit.training.store import open_folder, read_lines
+from rftkit.training.store import FIELDS, open_folder, read_lines
 from rftkit.training.trainer import sft_example
 
 # Quicker than the demo's settings, and rougher: enough to see the direction in half a minute.
@@ -31,11 +31,6 @@ TINY = dict(
     eval_rows=4, eval_samples=1, max_completion_tokens=40, gate="off", save_every=1,
 )  # fmt: skip
 VALIDATED = TINY | {"eval_every": 1}
-LOG_FIELDS = {
-    "step", "seconds", "reward_mean", "reward_std", "sub_rewards", "dead_groups",
-    "completion_tokens", "truncated", "entropy", "kl", "grad_norm", "loss", "patterns",
-}  # fmt: skip
-WEIGHTS = "adapter_model.safetensors"
 CONSTANT = {"type": "string_check", "name": "constant", "operation": "ne",
             "input": "{{sample.output_text}}", "reference": "never said"}  # fmt: skip
 
@@ -54,15 +49,12 @@ def tiny(tmp_path_factory):
     return train(RunConfig(**VALIDATED), tmp_path_factory.mktemp("tiny") / "run")
 
 
-# What is learned.
-
-
 def test_rft_raises_the_held_out_score_and_logs_each_step(run):
     assert run.best["mean"] >= run.start["mean"] + 0.15
     before, after = run.start["patterns"], run.best["patterns"]
     assert after["diagnose first"] > 2 * before["diagnose first"]
     assert [line["step"] for line in run.log] == list(range(1, 25))
-    assert all(LOG_FIELDS <= line.keys() for line in run.log)
+    assert all({"step", "seconds", "sub_rewards", *FIELDS} <= line.keys() for line in run.log)
     assert [line["step"] for line in run.log if "validation" in line] == [6, 12, 18, 24]
     assert read_lines(run.out / "log.jsonl") == run.log
     assert all(0 <= line["dead_groups"] <= 1 and line["truncated"] < 0.2 for line in run.log)
@@ -129,9 +121,6 @@ def test_a_second_round_starts_from_the_first_ones_adapter(tmp_path, tiny):
             train(RunConfig(**first | wrong), tmp_path / "3")
 
 
-# What is stored.
-
-
 def test_samples_say_where_they_come_from(tiny):
     samples = read_lines(tiny.out / "samples.jsonl")
     assert len(samples) == 16 and all(s["seconds"] > 0 < s["completion_tokens"] for s in samples)
@@ -164,9 +153,7 @@ def test_the_report_says_what_the_log_says(tiny):
     assert report["training"]["steps"] == 2 and report["n_cases"] == kept["n"] == 4
     assert report["training"]["answer_groups_shared_with_eval"] == 0 and report["seed"] == 0
     assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader", "task"}
-    assert (
-        f"| {kept['name']} | {kept['top1']['mean']:.3f} [" in (tiny.out / "report.md").read_text()
-    )
+    assert f"| {kept['name']} | {kept['top1']['mean']:.3f}" in (tiny.out / "report.md").read_text()
 
 
 def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp_path):
@@ -188,9 +175,6 @@ def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp
         assert [step for step, logged in series if logged == name] == [1, 2]
 
 
-# The same folder again.
-
-
 def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
     def files():
         return {p: p.stat().st_mtime_ns for p in tiny.out.rglob("*") if p.is_file()}
@@ -202,10 +186,8 @@ def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
 
 
 def test_another_config_is_refused_by_its_fields(tiny):
-    template = '{"genes": ["NOT", "{{item.reference_gene}}"]}'
     for change, named in [
         ({"learning_rate": 0.5, "steps": 3}, "steps: 2 there, 3 here; learning_rate: None there"),
-        ({"answer_template": template}, "answer_template"),
         ({"grader": CONSTANT}, "grader"),
     ]:
         with pytest.raises(UserError, match=f"another run.*{named}"):
@@ -217,28 +199,22 @@ def test_rows_are_compared_by_content(tmp_path):
     rows = task.rows("train")[:6]
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]  # the same rows under two names
     for path in paths:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(path, rows)
     config = RunConfig(**TINY | {"task": None, "grader": task.grader_spec, "train_file": paths[0]})
     train(config, tmp_path / "run")
     assert len(train(config.replace(train_file=paths[1]), tmp_path / "run").log) == 2
     other = config.replace(train_file=task.folder / "train.jsonl")
     with pytest.raises(UserError, match="train_file.*training rows: 6 there, 128 here"):
         train(other, tmp_path / "run")
-    with pytest.raises(UserError, match="training rows: 6 there, 6 here, not the same"):
-        train(config, tmp_path / "run", rows=rows[::-1])
     assert train(other, tmp_path / "run", existing="replace").training["examples"] == 128
 
 
-@pytest.mark.parametrize("existing", ["resume", "replace"])
 @pytest.mark.parametrize("name", ["log.jsonl", "config.json"])  # the second may be a model's
-def test_files_that_no_run_wrote_are_kept(tmp_path, name, existing):
+def test_files_that_no_run_wrote_are_kept(tmp_path, name):
     (tmp_path / name).write_text('{"mine": 1}')
     with pytest.raises(UserError, match=str(tmp_path)):
-        open_folder(tmp_path, RunConfig(**TINY), {}, existing)
+        open_folder(tmp_path, RunConfig(**TINY), {}, "replace")
     assert (tmp_path / name).read_text() == '{"mine": 1}'
-
-
-# What stops a run before its first step.
 
 
 def test_a_held_out_group_must_not_be_trained_on(tmp_path):
@@ -247,23 +223,19 @@ def test_a_held_out_group_must_not_be_trained_on(tmp_path):
         train(RunConfig(**TINY), tmp_path, rows=rows, held_out=rows[:1])
 
 
-@pytest.mark.parametrize("side", ["rows", "held_out"])
-def test_a_row_without_its_answer_stops_the_run(tmp_path, side):
+def test_a_row_without_its_answer_stops_the_run(tmp_path):
     task = load_task("gene_ranking")
     task.group_by = None
     rows = {"rows": task.rows("train")[:4], "held_out": task.rows("validation")[:4]}
-    rows[side][2].pop("reference_gene")
+    rows["held_out"][2].pop("reference_gene")
     with pytest.raises(UserError, match="reference_gene"):
         train(RunConfig(**VALIDATED), tmp_path, task=task, **rows)
     assert read_lines(tmp_path / "log.jsonl") == []
 
 
-def test_an_adapter_as_the_model_is_refused(tiny, tmp_path):
-    config = RunConfig(**TINY | {"model": str(tiny.out)})
-    for start in (plan, lambda config: train(config, tmp_path / "new")):
-        with pytest.raises(UserError, match=f'"init_adapter" to {tiny.out}'):
-            start(config)
-    assert not (tmp_path / "new").exists()
+def test_an_adapter_as_the_model_is_refused(tiny):
+    with pytest.raises(UserError, match=f'"init_adapter" to {tiny.out}'):
+        plan(RunConfig(**TINY | {"model": str(tiny.out)}))
 
 
 def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
@@ -311,73 +283,21 @@ def test_an_interrupt_saves_the_step_and_ends_with_130(tmp_path, monkeypatch, nu
     assert observed == done.log[1:] and [r["step"] for r in done.log] == [1, 2]
 
 
-# All runs of a folder.
-
-VALIDATION = {"metric": "top1", "mean": 0.4, "low": 0.3, "high": 0.5}
-LOG = '{"step": 1, "seconds": 1}\n' + json.dumps(
-    {"step": 2, "seconds": 3, "validation": VALIDATION}
-)
-SUMMARY = {"training": {"stopped": "steps"}, "start": VALIDATION, "best": VALIDATION | {"step": 2}}
-
-
-def test_one_broken_run_does_not_hide_the_others(tmp_path):
-    made = {
-        "a": (LOG + "\n", None),
-        "bad 1": ("not json\n", None),
-        "bad 2": ('{"step": 1, "validation": 3}\n', None),
-        "bad 3": (LOG + "\n", [1]),
-        "z": (LOG + '\n{"step": 3, "patterns": {"', SUMMARY),  # killed in its third line
-    }
-    for seed, (name, (log, summary)) in enumerate(made.items()):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "data.json").write_text("{}")
-        (tmp_path / name / "config.json").write_text(json.dumps({"seed": seed}))
-        (tmp_path / name / "log.jsonl").write_text(log)
-        if summary is not None:
-            (tmp_path / name / "training.json").write_text(json.dumps(summary))
+def test_one_broken_run_does_not_hide_the_others(tmp_path, tiny):
+    for name in ("a", "bad 1", "bad 2", "z"):
+        shutil.copytree(tiny.out, tmp_path / name)
+    (tmp_path / "a" / "training.json").unlink()
+    (tmp_path / "bad 1" / "log.jsonl").write_text('{"step": 1, "validation": 3}\n')
+    (tmp_path / "bad 2" / "training.json").write_text("[1]")
+    (tmp_path / "z" / "config.json").write_text('{"seed": 4}')
+    with open(tmp_path / "z" / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "patterns": {"')  # killed in its third line
     runs = list_runs(tmp_path)
     assert [(r["name"], r["state"], r["steps"]) for r in runs["runs"]] == [
         ("a", "unfinished", 2), ("z", "finished", 2)
     ]  # fmt: skip
-    assert runs["differing"] == ["seed"] and len(runs["unreadable"]) == 3
-    assert runs_table(runs)[0] == {
-        "run": "a", "held out": "top1 0.400 [0.300, 0.500]", "at step": "2", "steps": "2",
-        "ended by": "unfinished", "alarms": "none", "seed": "0",
-    }  # fmt: skip
+    assert "seed" in runs["differing"] and len(runs["unreadable"]) == 2
+    first = {"run": "a", "steps": "2", "ended by": "unfinished", "alarms": "none", "seed": "0"}
+    assert first.items() <= runs_table(runs)[0].items()
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 0 and "left out: " in result.output
-
-
-# The reward function alone.
-
-
-def test_step_reward_works_as_trl_calls_it_without_a_run():
-    """TRL hands over keywords: prompts, completions, their token ids, and the table's columns."""
-    texts = {
-        '<think>x</think>{"genes": ["B", "A"]}': 1.0,
-        '<think>x</think>{"genes": ["A", "B"]}': 0.73,
-        '<think>x</think>{"genes": ["A", "A", "A", "A", "B"]}': 0.115,
-        '<think>x</think>{"genes": ["A"': 0.0,
-        '<think>{"genes": ["B"]}': 0.0,
-    }
-    reward, count = StepReward(load_task("gene_ranking")), len(texts)
-    rewards = reward(
-        prompts=[[{"role": "user", "content": "?"}]] * count,
-        completions=[[{"role": "assistant", "content": text}] for text in texts],
-        completion_ids=[[1, 2, 3]] * count,
-        item=[json.dumps({"reference_gene": "B"})] * count,
-        row_id=[f"row {n}" for n in range(count)],
-        trainer_state=None, log_extra=lambda *_: None, log_metric=lambda *_: None,
-    )  # fmt: skip
-    assert rewards == pytest.approx(list(texts.values()))
-    assert [s.grade for s in reward.samples] == rewards
-    assert reward.summary()["group_spread"] > 0 and reward.__name__
-
-
-def test_a_grader_that_fails_teaches_no_zeros():
-    record = load_task("gene_ranking").to_json()
-    spec = record["grader"] | {"calculate_output": "1 / (first - first)"}
-    reward = StepReward(task_from_json(record | {"grader": spec}))
-    texts, item = ['<think>x</think>{"genes": ["A"]}'] * 8, json.dumps({"reference_gene": "A"})
-    with pytest.raises(GraderFailure, match="8 of 8"):
-        reward([""] * 8, texts, item=[item] * 8)

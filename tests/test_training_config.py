@@ -3,22 +3,21 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from test_training import CONSTANT
 from typer.testing import CliRunner
 
 from rftkit import RunConfig, UserError, load_policy, load_task
 from rftkit import plan as plan_of
 from rftkit.cli import app
 from rftkit.files import embedded_model
+from rftkit.rows import write_rows
 from rftkit.training.config import config_rows, config_task, read_run_config
 from rftkit.training.plan import Measured, make_plan, memory_of, run_order
 
 TASK = {"task": "gene_ranking"}
 SMALL = Measured(hidden=64, prompt_tokens=100, answer_bytes=4e6)
-GRADER = {"type": "string_check", "name": "mine", "input": "{{sample.output_text}}",
-          "operation": "ne", "reference": ""}  # fmt: skip
 
 
 def write(place, **record):
@@ -43,25 +42,16 @@ def test_all_faults_of_a_config_are_named_at_once(tmp_path, monkeypatch):
         RunConfig(**TASK).replace(micro_batch=7)
 
 
-def test_a_config_survives_json():
-    template = {"genes": ["{{item.reference_gene}}"]}
-    config = RunConfig(**TASK, train_file=Path("."), answer_template=template)
-    assert config.answer_template == json.dumps(template)
-    assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
-
-
 def test_a_path_is_looked_for_beside_the_config_first(tmp_path, monkeypatch):
-    task = load_task("gene_ranking")
-    lines = (task.folder / "train.jsonl").read_text().splitlines(True)
     for folder, count in (("d", 9), ("here", 3)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "rows.jsonl").write_text("".join(lines[:count]))
+        rows = load_task("gene_ranking").rows("train")[:count]
+        write_rows(tmp_path / folder / "rows.jsonl", rows)
     shutil.copytree(embedded_model("mini"), tmp_path / "d" / "base")
-    write(tmp_path / "d" / "grader.json", **GRADER)
+    write(tmp_path / "d" / "grader.json", **CONSTANT)
     write(tmp_path / "d" / "c.json", train_file="rows.jsonl", grader="grader.json", model="base")
     monkeypatch.chdir(tmp_path / "here")
     config = read_run_config("../d/c.json")
-    assert plan_of(config).rows == 9 and config.grader == GRADER
+    assert plan_of(config).rows == 9 and config.grader == CONSTANT
     assert (tmp_path / "here" / config.model / "config.json").exists()
     assert read_run_config("../d/c.json", model="embedded:large").model == "embedded:large"
 
@@ -69,20 +59,18 @@ def test_a_path_is_looked_for_beside_the_config_first(tmp_path, monkeypatch):
 def test_fields_of_the_config_stand_in_for_the_tasks(tmp_path):
     task = load_task("gene_ranking")
     few = tmp_path / "few.jsonl"
-    few.write_text("".join((task.folder / "validation.jsonl").read_text().splitlines(True)[:3]))
-    config = RunConfig(**TASK, grader=GRADER, patterns={"why": "because"}, validation_file=few)
+    write_rows(few, task.rows("validation")[:3])
+    config = RunConfig(**TASK, grader=CONSTANT, patterns={"why": "because"}, validation_file=few)
+    assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
     own = config_task(config)
-    assert own.grader.name == "mine" and own.patterns == {"why": "because"}
+    assert own.grader.name == "constant" and own.patterns == {"why": "because"}
     assert own.answer_template == task.answer_template and own.group_by == task.group_by
     rows, held_out = config_rows(config, own)
     assert rows == task.rows("train") and held_out == task.rows("validation")[:3]
-    alone = config_task(RunConfig(train_file=few, grader=GRADER))
+    alone = config_task(RunConfig(train_file=few, grader=CONSTANT))
     assert (alone.name, alone.headline) == ("few", "grade")
     with pytest.raises(UserError, match="no task, no grader"):
         config_task(RunConfig(train_file=few))
-
-
-# The plan.
 
 
 def plan(model=SMALL, rows=10, held_out=0, measured=None, **changes):

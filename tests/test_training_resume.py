@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_training import TINY
 
 from rftkit.training.store import read_lines
 
 DRIVER = Path(__file__).parent / "resume_driver.py"
-TINY = dict(
-    task="gene_ranking", steps=6, prompts_per_step=2, answers_per_prompt=4, eval_every=2,
-    eval_rows=4, eval_samples=1, save_every=1, max_completion_tokens=40, patience=0,
-    learning_rate=3e-3, gate="off",
-)  # fmt: skip
+LONGER = TINY | {"steps": 6, "eval_every": 2, "patience": 0, "learning_rate": 3e-3}
+POINTS = "weights, state, rename, old ones go, best adapter, copied weights, log line".split(", ")
 TIMES = ("seconds", "timings", "validation_seconds", "peak_rss_mb")
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
 
 
 def drive(folder, config, wounds, name):
@@ -59,61 +57,46 @@ def assert_same_run(one, other):
     assert without_times(a) == without_times(b)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    run, ends, _ = drive(tmp_path_factory.mktemp("whole"), TINY, [], "run")
-    assert ends == [0] and len(read_lines(run / "log.jsonl")) == TINY["steps"]
-    return run
-
-
-@forks
-def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path):
-    """Killed while a checkpoint is written, at a random moment, in the middle of a log line; then
-    asked to stop. The sampler, the order of rows, Adam's moments, the validations: all resume."""
-    moment = {"lines": 3, "delay": random.uniform(0, 0.5)}
-    wounds = [{"at": "rename", "call": 6}, moment, {"at": "log line", "call": 1}]
-    wounds.append({"lines": 5, "signal": "SIGTERM"})
-    run, ends, printed = drive(tmp_path, TINY, wounds, "run")
-    assert ends[0] == ends[2] == -9 and ends[1] in (-9, 0), (ends, moment)
-    assert ends[-1] == 0 and ends[3] in (130, 0)
-    assert "resumes from step " in printed
+def ends_after(wounds, config, folder):
+    """How each session of the wounded run ended; it must end as the run without wounds."""
+    whole, ends, _ = drive(folder, config, [], "whole")
+    assert ends == [0]
+    run, ends, printed = drive(folder, config, wounds, "wounded")
+    assert "resumes from step " in printed and ends[-1] == 0
     assert_same_run(whole, run)
+    return ends
 
 
-@forks
-def test_sft_resumes_too(tmp_path):
-    config = TINY | {"method": "sft", "prompts_per_step": 4, "save_every": 2}
-    whole, _, _ = drive(tmp_path, config, [], "whole")
-    run, ends, _ = drive(tmp_path, config, [{"lines": 3}, {"at": "state", "call": 3}], "killed")
-    assert ends[0] in (-9, 0) and ends[1:] == [-9, 0]
-    assert_same_run(whole, run)
+KILLS = [{"lines": 3}, {"at": "state", "call": 3}]
 
 
-@forks
+@pytest.mark.parametrize(
+    ("changes", "wounds"),
+    [
+        ({}, [{"at": "rename", "call": 6}, {"lines": 3, "delay": random.uniform(0, 0.5)},
+              {"at": "log line", "call": 2}, {"lines": 5, "signal": "SIGTERM"}]),
+        ({"method": "sft", "prompts_per_step": 4, "save_every": 2}, KILLS),
+        # Unsloth answers through TRL's own generation: answers follow from the generators' state.
+        pytest.param({"engine": "unsloth"}, KILLS, marks=pytest.mark.prove),
+    ],
+)  # fmt: skip
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, changes, wounds):
+    """Killed while a checkpoint is written, in the middle of a log line, at any moment; then asked
+    to stop. The sampler, the order of rows, Adam's moments, the validations: all resume."""
+    ends = ends_after(wounds, LONGER | changes, tmp_path)
+    assert {end for end, wound in zip(ends, wounds) if "at" in wound} == {-9}
+    assert {end for end, wound in zip(ends, wounds) if "signal" in wound} <= {130, 0}
+
+
 @pytest.mark.prove
 def test_twenty_kills_leave_no_trace(tmp_path):
     """20 sessions, each killed: at a random moment, or at a point inside a checkpoint's writing."""
-    config = TINY | {"steps": 24, "eval_every": 3}
-    whole, _, _ = drive(tmp_path, config, [], "whole")
     seed = random.randrange(10**6)
     chance = random.Random(seed)
-    points = ["weights", "state", "rename", "old ones go", "best adapter", "copied weights",
-              "log line"]  # fmt: skip
     wounds = []
     for lines in range(1, 20, 2):
         wounds.append({"lines": lines, "delay": chance.uniform(0, 1.5)})
-        wounds.append({"at": chance.choice(points), "call": chance.randint(1, 6)})
-    run, ends, _ = drive(tmp_path, config, wounds, "killed")
-    assert sum(end == -9 for end in ends) >= 15, (seed, ends)
-    assert_same_run(whole, run)
-
-
-@forks
-@pytest.mark.prove
-def test_a_killed_unsloth_run_draws_the_same_answers(tmp_path):
-    """Unsloth answers through TRL's own generation: they follow from the generators' state."""
-    config = TINY | {"engine": "unsloth"}
-    whole, _, _ = drive(tmp_path, config, [], "whole")
-    run, ends, _ = drive(tmp_path, config, [{"lines": 2}, {"at": "state", "call": 3}], "killed")
-    assert ends == [-9, -9, 0]
-    assert_same_run(whole, run)
+        wounds.append({"at": chance.choice(POINTS), "call": chance.randint(1, 6)})
+    print("seed", seed)
+    ends = ends_after(wounds, LONGER | {"steps": 24, "eval_every": 3}, tmp_path)
+    assert ends.count(-9) >= 15, ends

@@ -1,34 +1,23 @@
 """Planted faults in real runs: each stops or skips as it is written, and says why."""
 
 import json
-import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from test_training import CONSTANT, TINY
 
-from rftkit import RunConfig, Sample, UserError, load_task, train
+from rftkit import RunConfig, Sample, load_task, train
 from rftkit.files import embedded_model
 from rftkit.graders.answer import Grade, grader_fault
-from rftkit.task import task_from_json
 from rftkit.training import session
 from rftkit.training.heldout import HeldOut, Progress
 from rftkit.training.store import read_lines
 from rftkit.training.watchdogs import TrainingStopped, Watchdogs, garbage_in_first_batch
 
-TINY = dict(
-    task="gene_ranking", steps=4, prompts_per_step=2, answers_per_prompt=4, eval_every=0,
-    max_completion_tokens=40, gate="off", save_every=1,
-)  # fmt: skip
-
-
-def steps_of(done):
-    return [record["step"] for record in done.log]
-
-
-def graded_by(spec):
-    return task_from_json(load_task("gene_ranking").to_json() | {"grader": spec})
+FOUR = TINY | {"steps": 4}
 
 
 def test_not_finite_gradients_skip_their_step_and_three_in_a_row_stop(monkeypatch, tmp_path):
@@ -45,12 +34,12 @@ def test_not_finite_gradients_skip_their_step_and_three_in_a_row_stop(monkeypatc
         return model
 
     monkeypatch.setattr(session, "with_lora", with_hook)
-    config = RunConfig(**TINY | {"steps": 7})
+    config = RunConfig(**FOUR | {"steps": 7})
     with pytest.raises(TrainingStopped) as stop:
         train(config, tmp_path)
     assert stop.value.cause == "not finite" and not (tmp_path / "training.json").exists()
     done = train(config, tmp_path)
-    assert steps_of(done) == [1, 2, 3, 4, 5, 6, 7]
+    assert [record["step"] for record in done.log] == [1, 2, 3, 4, 5, 6, 7]
     alarms = [("not finite", step) for step in (2, 4, 5, 6)]
     assert [(a["name"], a["step"]) for a in done.alarms] == alarms
     assert done.log[1]["grad_norm"] is None and done.log[2]["grad_norm"] is not None
@@ -59,51 +48,31 @@ def test_not_finite_gradients_skip_their_step_and_three_in_a_row_stop(monkeypatc
     json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)
 
 
-# Nothing to learn.
-
-
 def test_a_constant_reward_ends_the_run(tmp_path):
-    constant = {"type": "string_check", "name": "constant", "operation": "ne",
-                "input": "{{sample.output_text}}", "reference": "never said"}  # fmt: skip
-    rows = load_task("gene_ranking").rows("train")[:8]
-    config = RunConfig(**TINY | {"steps": 9, "watchdog_steps": 2})
-    done = train(config, tmp_path, task=graded_by(constant), rows=rows)
+    changes = {"steps": 9, "watchdog_steps": 2, "grader": CONSTANT}
+    done = train(RunConfig(**TINY | changes), tmp_path)
     assert len(done.log) == 2 and done.training["stopped"] == "all groups dead"
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert (tmp_path / "alarms" / "step-000002-all-groups-dead.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "bad", "good", "name"),
-    [("entropy", 0.005, 0.3, "entropy collapse"), ("dead_groups", 1, 0.5, "all groups dead")],
-)
-def test_only_steps_in_a_row_are_an_alarm(field, bad, good, name):
+def test_only_steps_in_a_row_are_an_alarm():
     def alarms(watchdog_steps, *values):
         dogs = Watchdogs(watchdog_steps, entropy_floor=0.01)
-        return [[a["name"] for a in dogs.read({field: value})] for value in values]
+        return [[a["name"] for a in dogs.read({"entropy": value})] for value in values]
 
-    assert alarms(3, bad, bad, good, bad, bad, bad) == [[], [], [], [], [], [name]]
-    assert alarms(0, *[bad] * 20) == [[]] * 20  # 0: never
-    assert alarms(1, None) == [[]]  # SFT has neither
-
-
-# The first batch.
+    assert alarms(3, 0, 0, 0.3, 0, 0, 0) == [[], [], [], [], [], ["entropy collapse"]]
+    assert alarms(0, *[0] * 20) == [[]] * 20  # 0: never
+    assert alarms(1, None) == [[]]  # SFT has none
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda template: template + "<|end|>", "an answer begins"),
-        (lambda template: template.replace("message.content", "'Hello.'"), "does not hold"),
-    ],
-)
-def test_a_broken_chat_template_stops_before_a_weight_changes(tmp_path, change, named):
+def test_a_broken_chat_template_stops_before_a_weight_changes(tmp_path):
     """The tiny model answers all the same, and its answers can be read: it would train on."""
     model = tmp_path / "model"
     shutil.copytree(embedded_model("mini"), model)
     template = model / "chat_template.jinja"
-    template.write_text(change(template.read_text()))
-    with pytest.raises(TrainingStopped, match=f"step 1: .*{re.escape(named)}") as stop:
+    template.write_text(template.read_text().replace("message.content", "'Hello.'"))
+    with pytest.raises(TrainingStopped, match="step 1: .*does not hold") as stop:
         train(RunConfig(**TINY | {"model": str(model)}), tmp_path / "run")
     assert stop.value.cause == "garbage in the first batch"
     assert read_lines(tmp_path / "run" / "log.jsonl") == []
@@ -130,9 +99,6 @@ def test_garbage_is_told_from_odd_answers(mini):
     assert fault.startswith("1 prompts begin with <|start|> twice")
 
 
-# Graders and disks that fail.
-
-
 def test_a_failing_grader_costs_its_batch_alone(tmp_path):
     """From step 3 on it fails; fixed, the run resumes from step 2 and grades step 3 again."""
     task, calls = load_task("gene_ranking"), []
@@ -147,15 +113,16 @@ def test_a_failing_grader_costs_its_batch_alone(tmp_path):
 
     task.grader.evaluate = flaky
     with pytest.raises(TrainingStopped, match="step 3: .*judge is down"):
-        train(RunConfig(**TINY), tmp_path, task=task)
+        train(RunConfig(**FOUR), tmp_path, task=task)
     assert len(read_lines(tmp_path / "log.jsonl")) == 2
     assert len(read_lines(tmp_path / "alarms" / "step-000003-grader-failed.jsonl")) == 8
-    assert steps_of(train(RunConfig(**TINY), tmp_path, task=task)) == [1, 2, 3, 4]
+    done = train(RunConfig(**FOUR), tmp_path, task=task)
+    assert [record["step"] for record in done.log] == [1, 2, 3, 4]
 
 
 def test_a_grader_whose_program_always_fails_stops_the_run(tmp_path):
     source = "def grade(sample, item):\n    raise ValueError('boo')"
-    config = RunConfig(**TINY, grader={"type": "python", "name": "own", "source": source})
+    config = RunConfig(**FOUR, grader={"type": "python", "name": "own", "source": source})
     with pytest.raises(TrainingStopped, match="8 of 8(.|\\n)*ValueError: boo"):
         train(config, tmp_path)
 
@@ -163,7 +130,7 @@ def test_a_grader_whose_program_always_fails_stops_the_run(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
     """A real ENOSPC: from step 4 on, log.jsonl is a device that is always full."""
-    log, config = tmp_path / "log.jsonl", RunConfig(**TINY | {"save_every": 2})
+    log, config = tmp_path / "log.jsonl", RunConfig(**FOUR | {"save_every": 2})
 
     def fill(record):
         if record["step"] == 3:
@@ -175,10 +142,7 @@ def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
     assert stop.value.cause == "disk full"
     assert not (tmp_path / "checkpoints" / ".writing").exists()
     (tmp_path / "log.before").replace(log)
-    assert steps_of(train(config, tmp_path)) == [1, 2, 3, 4]
-
-
-# Validation.
+    assert [record["step"] for record in train(config, tmp_path).log] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +152,7 @@ def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
 def test_the_alarm_wants_both_intervals_beyond_zero(tmp_path, metric, grade, alarms):
     """60 rows of several genes; most of them changed by so much since the best validation."""
     task = load_task("gene_ranking")
-    config = RunConfig(**TINY | {"eval_every": 1, "eval_rows": 60})
+    config = RunConfig(**FOUR | {"eval_every": 1, "eval_rows": 60})
 
     def values(changed):
         return {
@@ -206,21 +170,19 @@ def test_the_alarm_wants_both_intervals_beyond_zero(tmp_path, metric, grade, ala
 
 
 def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
-    class Dice:
-        """A policy that draws from torch's own random numbers, as Hugging Face's generate does."""
+    """The policy draws from torch's own random numbers, as Hugging Face's generate does."""
 
-        model, name = torch.nn.Linear(1, 1), "dice"
+    def sample(prompts, n, settings, progress=None):
+        return [[Sample(output_text=str(torch.rand(1)))] * n for _ in prompts]
 
-        def sample(self, prompts, n, settings, progress=None):
-            return [[Sample(output_text=str(torch.rand(1)))] * n for _ in prompts]
-
+    dice = SimpleNamespace(model=torch.nn.Linear(1, 1), name="dice", sample=sample)
     task = load_task("gene_ranking")
-    config = RunConfig(**TINY | {"eval_every": 1, "eval_rows": 60})
+    config = RunConfig(**FOUR | {"eval_every": 1, "eval_rows": 60})
     held_out = HeldOut(task, task.rows("validation"), config, tmp_path, Progress())
     before = torch.random.get_rng_state()
-    assert len(held_out.evaluate(Dice()).samples) == 60
+    assert len(held_out.evaluate(dice).samples) == 60
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert Dice.model.training, "the model is left in evaluation"
+    assert dice.model.training, "the model is left in evaluation"
 
 
 def test_a_hacked_grader_raises_the_alarm(tmp_path):
@@ -228,14 +190,11 @@ def test_a_hacked_grader_raises_the_alarm(tmp_path):
     that is kept is the one before."""
     phrase = {"type": "string_check", "name": "phrase", "operation": "like",
               "input": "{{sample.reasoning}}", "reference": "Common first"}  # fmt: skip
-    rows = load_task("gene_ranking")
     config = RunConfig(
-        task="gene_ranking", steps=16, learning_rate=5e-3, beta=0.0, eval_every=8, eval_samples=4,
-        patience=0, gate="off", watchdog_steps=0,
+        task="gene_ranking", grader=phrase, steps=16, learning_rate=5e-3, beta=0.0, eval_every=8,
+        eval_samples=4, patience=0, gate="off", watchdog_steps=0,
     )  # fmt: skip
-    done = train(
-        config, tmp_path, [], graded_by(phrase), rows.rows("train"), rows.rows("validation")
-    )
+    done = train(config, tmp_path)
     assert done.log[-1]["validation"]["grade"] > done.start["grade"] + 0.3
     alarms = [a for a in done.alarms if a["name"] == "reward and task part"]
     assert alarms and alarms[-1]["metric"]["high"] < 0 < alarms[-1]["grade"]["low"]
@@ -244,7 +203,7 @@ def test_a_hacked_grader_raises_the_alarm(tmp_path):
 
 def test_the_best_three_adapters_are_kept_and_the_best_is_loaded(tmp_path):
     changes = {"eval_every": 1, "eval_rows": 8, "patience": 0, "save_every": 2}
-    done = train(RunConfig(**TINY | changes), tmp_path)
+    done = train(RunConfig(**FOUR | changes), tmp_path)
     means = [(0, done.start["mean"])] + [(r["step"], r["validation"]["mean"]) for r in done.log]
     expected = sorted(means, key=lambda found: (-found[1], found[0]))[:3]
     best = tmp_path / "checkpoints" / "best"
@@ -256,10 +215,8 @@ def test_the_best_three_adapters_are_kept_and_the_best_is_loaded(tmp_path):
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     """A learning rate that teaches nothing: no validation is better than the one before step 1."""
     changes = {"eval_every": 1, "eval_rows": 8, "learning_rate": 1e-12, "patience": 2}
-    config = RunConfig(**TINY | changes)
+    config = RunConfig(**FOUR | changes)
     done = train(config, tmp_path)
-    assert steps_of(done) == [1, 2] and done.best["step"] == 0
+    assert len(done.log) == 2 and done.best["step"] == 0
     assert done.training["stopped"] == "patience"
-    assert steps_of(train(config, tmp_path)) == [1, 2]  # it has ended: nothing is left to do
-    with pytest.raises(UserError, match="patience"):
-        train(config.replace(patience=0), tmp_path)
+    assert len(train(config, tmp_path).log) == 2  # it has ended: nothing is left to do
