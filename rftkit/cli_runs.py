@@ -82,7 +82,7 @@ def train_command(
     if dry_run:
         chosen = plan(config)
         if as_json:
-            console.print_json(chosen.to_json())
+            console.print_json(vars(chosen))
         else:
             console.say("\n".join(chosen.lines()))
         return

@@ -44,6 +44,8 @@ class HeldOut:
         self, task: Task, rows: list[dict], config: RunConfig, out: Path, progress: Progress
     ):
         self.task, self.config, self.out, self.progress = task, config, out, progress
+        limit = config.max_completion_tokens
+        self.sampling = SamplingConfig(1.0, max_new_tokens=limit, seed=VALIDATION_SEED)
         self.rows = rows[: config.eval_rows] if config.eval_every else []  # empty: no validation
         self.clusters = evaluation.clusters_of(self.rows, task)
 
@@ -74,12 +76,10 @@ class HeldOut:
         """As evaluation.evaluate() does; the run goes on as if nothing had been drawn."""
         import torch
 
-        limit, samples = self.config.max_completion_tokens, self.config.eval_samples
-        settings = SamplingConfig(temperature=1.0, max_new_tokens=limit, seed=VALIDATION_SEED)
+        given = (policy, self.task, self.rows, self.sampling, self.config.eval_samples)
         training = policy.model.training
         policy.model.eval()
         with torch.random.fork_rng():
-            given = (policy, self.task, self.rows, settings, samples)
             result = evaluation.evaluate(*given, greedy=False)
         policy.model.train(training)
         return result

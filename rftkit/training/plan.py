@@ -28,9 +28,6 @@ USUAL_RATES = {"grpo": 5e-6, "sft": 2e-4}
 class Plan(SimpleNamespace):
     """The numbers that make_plan derives, as they stand in plan.json."""
 
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
     def lines(self) -> list[str]:
         return [
             f"rows        {self.rows}, each seen {self.passes:.1f} times",

@@ -7,15 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rftkit.environment import machine, versions
 from rftkit.evaluation import Interval, SystemResult, clusters_of, paired_record
 from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
 from rftkit.rows import sha256_of
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
-from rftkit.training.heldout import VALIDATION_SEED
 from rftkit.training.session import Session
 from rftkit.training.store import read_config, read_lines
 
@@ -37,32 +34,21 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
     config, out, held_out, task = session.config, session.out, session.held_out, session.task
     rows, progress, gate = held_out.rows, session.progress, out / "gate.json"
     shared = shared_groups(session.rows, rows, task)
+    common = None if shared is None else len(shared)
     systems, paired = [], []
     if progress.best:
         kept = f"kept, step {progress.best['step']}"
         numbers = {"before training": progress.start_values, kept: progress.best_values}
-        systems = [
-            SystemResult(name, len(rows), {key: np.array(v) for key, v in values.items()})
-            for name, values in numbers.items()
-        ]
+        systems = [SystemResult(name, len(rows), values) for name, values in numbers.items()]
         paired = [paired_record(*systems[::-1], task.headline, held_out.clusters)]
     report = {
         "task": task.name,
         "n_cases": len(rows),
         "headline": task.headline if rows else None,
-        "sampling": {
-            "samples": config.eval_samples,
-            "temperature": 1.0,
-            "max_new_tokens": config.max_completion_tokens,
-            "seed": VALIDATION_SEED,
-        },
+        "sampling": {"samples": config.eval_samples, **held_out.sampling.to_json()},
         "systems": [system.to_json(held_out.clusters) for system in systems],
         "paired": paired,
-        "training": training
-        | {
-            "method": config.method,
-            "answer_groups_shared_with_eval": None if shared is None else len(shared),
-        },
+        "training": training | {"method": config.method, "answer_groups_shared_with_eval": common},
         "gates": {"signal": read_json(gate)["verdict"] if gate.exists() else None},
         "notes": [CHOSEN_ON_THESE] if systems else [],
         "seed": config.seed,

@@ -63,11 +63,10 @@ def train(
 ) -> Run:
     """Train, and leave in `out` what store.py lists, the best adapter among it.
 
-    observers   called with each step's log object; see store.Observer
-    task, rows, held_out   instead of what the config names; for sft a row may have a "completion"
-    existing    "resume" the run in `out` (a finished one is loaded), or "replace" it
-    say         called with a sentence when something is decided
-    force       train though the signal gate says fix
+    Observers are called with each step's log object (see store.Observer), `say` with a sentence
+    when something is decided. `task`, `rows` and `held_out` replace what the config names; for sft
+    a row may have a "completion". `existing`: "resume" the run in `out` (a finished one is loaded)
+    or "replace" it. With `force` it trains though the signal gate says fix.
 
     Raises UserError, GateSaysFix, TrainingStopped by a watchdog, Interrupted after Ctrl-C.
     """

@@ -84,7 +84,7 @@ class Session:
                 self.plan.shared_prompts = not copies
                 if copies:
                     self.plan.reasons.append(f"each completion has its own prompt: {copies}")
-            write_json(out / "plan.json", self.plan.to_json())
+            write_json(out / "plan.json", vars(self.plan))
         self.resume_from = store.newest_checkpoint(out) if resume else None
         state = read_json(self.resume_from / "run_state.json") if self.resume_from else {}
         limits = {"watchdog_steps": config.watchdog_steps, "entropy_floor": config.entropy_floor}
