@@ -116,7 +116,7 @@ def looks_like_answer(key: str) -> bool:
 
 
 def answer_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
-    """Keys in under half of the rows are optional; types that a quarter deviates from are mixed."""
+    """A key in under half of the rows is optional. Types may differ if a quarter of them do."""
     types = Counter(json_type(line.row[key]) for line in lines if key in line.row)
     [(common_type, count)] = types.most_common(1)
     for line in lines:
@@ -220,7 +220,7 @@ def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
 
 
 def near_duplicates(lines: Sequence[Line], validation: str) -> Iterator[Fault]:
-    """Validation prompts that nearly equal a training prompt. Others report exact copies."""
+    """Validation prompts that nearly equal a training prompt; not the exact copies."""
     prompts: dict[str, Line] = {}
     for line in lines:
         if readable_messages(line.row):

@@ -147,8 +147,8 @@ def graders_command(
     from rftkit.graders.presets import PRESETS, preset
 
     if name is not None:
-        given = {"key": key, "reference": reference, "length": length}
-        console.print_json(preset(name, **{k: v for k, v in given.items() if v is not None}))
+        options = {"key": key, "reference": reference, "length": length}
+        console.print_json(preset(name, **{k: v for k, v in options.items() if v is not None}))
         return
     presets = [
         {"name": name, "type": make()["type"], "about": make.__doc__.partition("\n")[0]}
@@ -167,9 +167,9 @@ def cases_command(
     seed: Annotated[int, option("N", "Seed of split and candidate order.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Turn published cases (GA4GH phenopackets) into rows, split by gene into three files.
+    """Turn published cases (GA4GH phenopackets) into training, validation and test rows.
 
-    Writes train.jsonl, validation.jsonl, test.jsonl and report.json, which counts dropped cases.
+    Splits by gene. Writes train.jsonl, validation.jsonl, test.jsonl and report.json (with counts).
     The archive of github.com/monarch-initiative/phenopacket-store (BSD-3) has 10,000 cases.
 
     Example: `rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines`

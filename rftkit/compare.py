@@ -171,7 +171,7 @@ class Comparison:
     samples: Annotated[int, option("N", "Answers per row at T = 1.", min=1)] = 2
     seed: Annotated[int, option("S", "Sampling seed.", min=0)] = 0
     metrics: Annotated[list[str] | None, option("M:F", "Your module:function.", "--metric")] = None
-    task: Annotated[str | None, option("T", "A task; default: the one of ROWS.")] = None
+    task: Annotated[str | None, option("T", "Default: task.json next to ROWS.")] = None
     group_by: Annotated[str | None, option("KEY", "Cluster intervals by this key.")] = None
     max_tokens: Annotated[int | None, option("N", "Default 64 (embedded) or 1024.", min=1)] = None
     batch_size: Annotated[int | None, option("N", "Answers sampled at once.", min=1)] = None
