@@ -130,7 +130,6 @@ def test_calibration_fails_where_ordered_answers_do_not_score_in_order():
     level, right, turned = (check(g, worse=w, strategies=()).calibration for g, w in made)
     assert (level.status, right.status, turned.status) == ("failed", "passed", "failed")
     assert level.failures[0] == {"row_id": "1", "rewards": [1.0, 0.0, 0.0]}
-    assert len(level.failures) == len(ROWS)
     assert [*right.levels.values()] == pytest.approx([1, 0.55, 0.1])
 
 

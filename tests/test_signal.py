@@ -254,12 +254,8 @@ def test_lost_answers_and_lost_grades_are_not_taken_for_zeros():
     assert signal.lost_grades == 1.0 and signal.reward is None and "lost" in signal.text()
 
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 BROKEN = {  # from the mini's own template
-    "another model's": lambda own: CHATML,
+    "another model's": lambda own: own.replace("<|", "<|im_"),
     "without the question": lambda own: own.replace("'<|user|>' + message.content", "'<|user|>'"),
     "not a template": lambda own: "{% for m in messages %}",
     "the turn is over": lambda own: own + "<|end|>\n",

@@ -116,9 +116,8 @@ def test_an_sft_run_learns_its_completions(tmp_path):
 def test_a_second_round_starts_from_the_first_ones_adapter(tmp_path, tiny):
     first = VALIDATED | {"init_adapter": str(tiny.out)}
     assert train(RunConfig(**first, seed=5), tmp_path / "2").start["mean"] == tiny.best["mean"]
-    for wrong, named in (({"lora_rank": 8}, "rank"), ({"model": "embedded:large"}, "base")):
-        with pytest.raises(UserError, match=f"init_adapter: .*{named}"):
-            train(RunConfig(**first | wrong), tmp_path / "3")
+    with pytest.raises(UserError, match="init_adapter: .*rank"):
+        train(RunConfig(**first, lora_rank=8), tmp_path / "3")
 
 
 def test_samples_say_where_they_come_from(tiny):
