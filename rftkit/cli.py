@@ -220,9 +220,7 @@ app.add_typer(cli_runs.app)
 
 def main() -> None:
     """Entry point: a user's mistake ends in one message and an exit code, not in a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal without é prints \xe9, not a traceback
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout.reconfigure(errors="backslashreplace")  # without é: \xe9, as on stderr, no traceback
     try:
         app()
     except (UserError, OSError) as error:

@@ -91,7 +91,7 @@ def train(
             resume = store.open_folder(out, config, data, existing)
             if (out / "training.json").exists():
                 say(f"{out}: this run is finished; its adapter is loaded")
-                return load_run(out, config)
+                return load_run(out, load_trainable(config))
             session = Session(config, out, task, rows, held_out, observers, interrupted, resume)
             if resume:
                 say(f"{out}: resumes from step {session.step}")
@@ -162,19 +162,17 @@ def finish(session: Session) -> Run:
     record = {"config": config.to_json(), "training": training, "start": progress.start}
     record |= {"best": progress.best, "best_checkpoints": progress.kept, "versions": versions()}
     write_json(out / "training.json", record | {"seed": config.seed})
-    run = load_run(out, policy=session.policy)
+    run = load_run(out, session.policy)
     session.recorder.notify("end", run)
     return run
 
 
-def load_run(
-    out: str | Path, config: RunConfig | None = None, policy: LocalPolicy | None = None
-) -> Run:
+def load_run(out: str | Path, policy: LocalPolicy | None = None) -> Run:
     """A finished run from its folder, its best adapter loaded."""
     out = Path(out)
     if not (out / "training.json").exists():
         raise UserError(f"{out}: no training.json, expected a finished run: `rftkit train` ends it")
-    policy = policy or load_trainable(config or store.read_config(out))
+    policy = policy or load_trainable(store.read_config(out))
     store.load_adapter_weights(policy.model, out / "adapter")
     policy.model.eval()
     record, log = read_json(out / "training.json"), store.read_lines(out / "log.jsonl")
