@@ -185,15 +185,16 @@ def starting_adapter(config: RunConfig) -> str:
 
 
 class StepReward:
-    """The reward function that TRL calls once a step; it keeps the step's graded samples. It draws
-    the completions, checks the first batch, and a truncated answer scores 0."""
+    """The reward function that TRL calls once a step; it keeps the step's graded samples. In a run
+    it draws the completions, checks the first batch, and a truncated answer scores 0."""
 
-    def __init__(self, task: Task, session: Session):
-        self.task, self.session, policy = task, session, session.policy
+    def __init__(self, task: Task, session: Session | None = None):
+        self.task, self.session = task, session
         self.samples: list[Sample] = []
         self.prompt_ids: list[list[int]] = []  # of the completions just drawn
-        self.checked = session.step > 0
-        self.ends = end_tokens(policy.model, policy.tokenizer)
+        self.checked = session is None or session.step > 0
+        policy = session and session.policy
+        self.ends = end_tokens(policy.model, policy.tokenizer) if policy else None
         self.reward = reward_function(
             task.grader, item_column="item", observer=self.keep, end_token_ids=self.ends
         )
@@ -216,6 +217,8 @@ class StepReward:
         return {"prompt_ids": self.prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     def __call__(self, prompts, completions, **columns) -> list[float | None]:
+        if self.session is None:
+            return self.reward(completions, prompts, **columns)
         try:
             with self.session.timed("grading"):
                 return self.reward(completions, prompts, **columns)
@@ -232,7 +235,7 @@ class StepReward:
             sample.model, sample.errors = "policy", grade.errors
             sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
         failed = [f for grade in grades for f in grade.faults if f.field == PROGRAM_FAILED]
-        if failed and all(PROGRAM_FAILED in grade.errors for grade in grades):
+        if self.session and failed and all(PROGRAM_FAILED in grade.errors for grade in grades):
             # A batch of zeros teaches nothing and costs a step.
             raise GraderFailure(self.__name__, len(grades), len(grades), [failed[0].detail])
 
@@ -261,7 +264,7 @@ class StepReward:
     def summary(self) -> dict[str, Any]:
         """What the log says of the samples; group_spread is the mean std of a group's grades."""
         samples, count = self.samples, len(self.samples)
-        size = self.session.config.answers_per_prompt
+        size = self.session.config.answers_per_prompt if self.session else count
         groups = (samples[i : i + size] for i in range(0, count, size))
         grades = ([s.grade for s in group if s.grade is not None] for group in groups)
         stds = [statistics.pstdev(group) for group in grades if group]
