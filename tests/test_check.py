@@ -69,10 +69,7 @@ def test_each_line_of_the_broken_dataset_has_its_one_fault():
         assert fault.key or fault.kind in ("broken JSON", "not an object")
 
 
-def test_shipped_data_and_a_chat_with_tools_are_clean(tmp_path):
-    folder = dataset("gene_ranking_realistic")
-    report = check_file(folder / "train.jsonl", folder / "validation.jsonl", "reference_gene")
-    assert report.ok, report.faults[:3]
+def test_a_chat_with_tools_is_clean(tmp_path):
     row = make_row(1, tools=[{"type": "function", "function": {"name": "search"}}])
     row["messages"] = [
         {"role": "developer", "content": "Search first."},
