@@ -120,9 +120,6 @@ def test_a_fault_of_a_row_is_found_at_its_key(tmp_path, change, kind, key):
     assert {fault.line for fault in report.faults} == {8}
 
 
-# The answer.
-
-
 def test_what_counts_as_the_answer_and_where_it_is_found():
     answers = "reference_gene answer trueLabel gold correct_option expected_output ground_truth"
     others = "sex onset case_id answer_type label_options target_length reference_url marigold"
@@ -161,9 +158,6 @@ def test_what_is_wrong_with_answers_is_found_and_nothing_else(tmp_path, name):
     assert places(check_rows(tmp_path, rows, **options)) == expected
 
 
-# Between rows.
-
-
 def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tmp_path):
     other_answer = GOOD[4] | {"case_id": "x", "reference_gene": "X1X"}
     train = [*GOOD, GOOD[3] | {"case_id": "copy"}, other_answer]
@@ -189,9 +183,6 @@ def test_groups_on_both_sides_and_rows_too_many_or_without_a_group_are_found(tmp
     assert found == [(2, missing), (10, "too many rows"), (2, both), (3, both), (4, missing)]
 
 
-# Near-duplicates.
-
-
 @pytest.mark.parametrize(
     ("rows", "variants", "words"), [(200, 1.7, 1000), (200, 10, 400), (12, 1.5, 1000)]
 )
@@ -204,9 +195,6 @@ def test_a_shuffled_case_is_found_and_a_shared_instruction_makes_no_copy(rows, v
     other, copy = rng.sample(range(2000, 3000), 10), " , ".join(cases[0][::-1]).upper()
     held_out = [instructions[0] + ", ".join(f"s{i}" for i in other), instructions[1] + copy]
     assert [pair[:2] for pair in similar_prompts(train, held_out)] == [(1, 0)]
-
-
-# The command.
 
 
 def run(*arguments: object):

@@ -33,9 +33,6 @@ def test_an_unreadable_json_file_is_refused_with_its_place(tmp_path):
             read_json(file)
 
 
-# Written, and named.
-
-
 def case(text: str, gene: str, **more) -> dict:
     return {"messages": [{"role": "user", "content": text}], "gene": gene} | more
 
