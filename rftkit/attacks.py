@@ -180,10 +180,7 @@ def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -
 
 
 def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
-    """Do ordered answers (best, worse 1, worse 2, …) score in order, on every row?
-
-    graded[level][row]: rewards, best first; equal ones are not in order.
-    """
+    """Do ordered answers score strictly in order, on every row? graded[level][row], best first."""
     if len(graded) < 2:
         return Check("calibration")
     failures = []

@@ -124,9 +124,7 @@ def sparse_rows(tables: Iterable[Mapping[str, float]], hpo: Hpo):
 
 def measure(ranker: OverlapRanker | LikelihoodRanker, cases: Sequence[Case]) -> list[dict]:
     """Two records of report.json: how the genes rank for every case, as is and without its paper.
-
-    A gene that HPO does not know is a miss as is, and left out without the own paper.
-    """
+    A gene that HPO does not know is a miss as is, and left out without the own paper."""
     column = {gene: number for number, gene in enumerate(ranker.genes)}
     known = sorted((c for c in cases if c.gene in column), key=lambda c: (c.gene, c.pmid))
     as_is, without = [], []

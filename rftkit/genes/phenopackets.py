@@ -28,11 +28,9 @@ DURATION = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T[\dHMS.
 
 
 def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]]:
-    """(the cases of a source, counts as they stand in report.json).
-
-    A source is a .jsonl or .jsonl.gz file (one phenopacket a line), a .json file, a folder of
-    these, or the release .zip of the phenopacket-store. Rows of `case_row` are read as well.
-    """
+    """(the cases of a source, counts as they stand in report.json). A source is a .jsonl or
+    .jsonl.gz file (one phenopacket, or one row of `case_row`, a line), a .json file, a folder of
+    these, or the release .zip of the phenopacket-store."""
     cases: dict[str, Case] = {}
     lost: Counter[str] = Counter()  # reason -> cases
     unknown: Counter[str] = Counter()  # "HP:… label" -> mentions
