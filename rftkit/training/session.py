@@ -130,10 +130,8 @@ class Session:
     def timed(self, name: str) -> Iterator[None]:
         """Adds the block's seconds to the step's clock."""
         began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.clock[name] += time.perf_counter() - began
+        yield
+        self.clock[name] += time.perf_counter() - began
 
 
 def load_trainable(config: RunConfig) -> LocalPolicy:
