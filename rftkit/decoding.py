@@ -94,21 +94,18 @@ def decode(
 
 
 def side_by_side(model: Any, width: int, n: int, config: SamplingConfig) -> bool:
-    """Do the completions of a prompt share a row and its cache, as in packing.py?
-
-    Then a token reads the prompt's keys and values once for all of them. But completions that have
-    ended stay until the last of their row has: so only where the prompt is most of what is read.
-    """
+    """Do the completions of a prompt share a row and its cache, as in packing.py? They then read
+    the prompt's keys and values once. But those that have ended stay until the row's last one has:
+    so only where the prompt is most of what is read."""
     return n > 1 and width >= 4 * config.max_new_tokens and not reason_to_copy(model)
 
 
 def attended(model: Any, mask: torch.Tensor, lanes: int, tokens: int) -> torch.Tensor:
-    """What the next `tokens` tokens of each lane may look at; mask (rows, width) is the prompt's.
+    """The mask of the next `tokens` tokens per lane; mask (rows, width) is the prompt's.
 
-    One lane: (rows, width + tokens), or as booleans (rows, 1, 1, width + tokens), which the model
-    would otherwise make anew at every token, a tenth of a tiny model's time. Where it would make
-    something else (a sliding window, another attention, or nothing because no prompt is padded) it
-    is left to do so. Several: added to the scores, (rows, 1, lanes, width + lanes * tokens).
+    One lane: (rows, width + tokens), or booleans (rows, 1, 1, width + tokens), which the model
+    would otherwise build at every token: a tenth of a tiny model's time. Where it would build
+    something else, it does. Several: added to the scores, (rows, 1, lanes, width + lanes * tokens).
     """
     import torch
 

@@ -202,10 +202,7 @@ class Demo:
             sentences.append(f"Lost: {lost}.")
             sentences += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
         write_report(report, sentences, self.out)
-        run, base = (
-            self.runs["RFT mini"],
-            self.bench.results["mini base"].values["top1"].mean(),
-        )
+        run, base = self.runs["RFT mini"], self.bench.results["mini base"].values["top1"].mean()
         curve_figure(run.log, run.start, base).savefig(self.out / "curve.png")
         for result in self.bench.results.values():
             append_samples(self.out, result)

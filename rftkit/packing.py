@@ -107,9 +107,8 @@ def attention_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What is added to the attention scores: 0 where a query sees a key, else the lowest number."""
     import torch
 
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(
-        ~sees, torch.finfo(dtype).min
-    )
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, lowest)
 
 
 def token_logprobs(

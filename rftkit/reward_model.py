@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.files import UserError, read_json, write_json
+from rftkit.files import UserError
 from rftkit.graders.grader import Grader, grader
-from rftkit.policy import LocalPolicy, load_policy
+from rftkit.policy import LocalPolicy
 from rftkit.records import Sample
 
 if TYPE_CHECKING:
@@ -54,23 +53,6 @@ class RewardModel:
             return self.score([item], [sample["output_text"]])[0]
 
         return guess
-
-    def save(self, folder: str | Path) -> None:
-        """head.safetensors and reward_model.json, which names the base."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"head": self.head, "center": self.center, "scale": self.scale}
-        save_file(tensors, folder / "head.safetensors")
-        write_json(folder / "reward_model.json", {"base": self.policy.name})
-
-    @classmethod
-    def load(cls, folder: str | Path) -> RewardModel:
-        from safetensors.torch import load_file
-
-        base = read_json(Path(folder) / "reward_model.json")["base"]
-        return cls(load_policy(base), **load_file(Path(folder) / "head.safetensors"))
 
 
 def fit_reward_model(policy: LocalPolicy, rows: Rows, samples: Groups) -> RewardModel:

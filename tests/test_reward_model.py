@@ -8,7 +8,7 @@ import torch
 from test_training import TINY
 
 from rftkit import RunConfig, Sample, UserError, load_task, reward_model, train
-from rftkit.reward_model import RewardModel, agreement, fit_reward_model
+from rftkit.reward_model import agreement, fit_reward_model
 
 GOOD, BAD = '{"genes": ["A"]}', "I do not know."
 
@@ -43,14 +43,11 @@ def test_agreement_counts_pairs_of_different_grades():
     assert math.isnan(agreement(guesses, [{}], [group((0.1, 1.0), (0.2, 1.0))]))
 
 
-def test_what_is_saved_scores_the_same(fitted, tmp_path):
-    fitted.save(tmp_path)
+def test_an_answers_score_does_not_depend_on_its_batch(fitted):
     rows = load_task("gene_ranking").rows("validation")[:3]
     outputs = [GOOD, BAD, '{"genes": []}']
-    whole = fitted.score(rows, outputs)
-    assert RewardModel.load(tmp_path).score(rows, outputs) == pytest.approx(whole, rel=1e-5)
     alone = [fitted.score([row], [text])[0] for row, text in zip(rows, outputs)]
-    assert alone == pytest.approx(whole, abs=1e-4)  # neighbours in the batch do not count
+    assert alone == pytest.approx(fitted.score(rows, outputs), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
-"""Untrusted Python with limits: python graders.
+"""Untrusted Python with limits, for python graders.
 
-The author of a grader is semi-trusted, what a model wrote and a grader runs is hostile. So a grade
-runs in a process of its own, forked for it: it reads the interpreter's libraries and writes in one
-empty scratch folder; it has no network and nothing of our environment; it can start and signal no
-process; memory, time, disk, threads and the reply are limited (isolation.Limits). What comes back
-is never unpickled or parsed: a number is eight bytes.
+A grader's author is semi-trusted; what a model wrote is hostile. Each grade runs in a process of
+its own. It reads the interpreter's libraries and writes to one empty scratch folder. It has no
+network and no environment of ours, and it can neither start nor signal a process. Memory, time,
+disk, threads and reply are limited (isolation.Limits). A reply is never unpickled or parsed.
 
-What this does not protect. A grader that runs a model's code within grade() shares its process with
-it, and that code can decide this one grade, no other. Without a mount of its own the disk's limit
-holds for each file and not for their sum. The size and existence of files outside can be seen, and
-side channels such as timing are open. A fault of the kernel itself is out of reach.
+Not protected: a grader that runs a model's code inside grade() lets that code decide this one
+grade. Without a mount of its own, the disk limit holds per file. Sizes and names of files outside
+can be seen. Timing and other side channels, and faults of the kernel, remain.
 """
