@@ -218,29 +218,25 @@ def last_line(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def readme_table(record: dict[str, Any]) -> str:
-    """README.md's block: where a step's time goes, at which lengths, and that all ways learn."""
+    """README.md's block: what a step takes, at which lengths, and that all ways learn."""
     ratios, curves = record["ratios"], record["curves"]
-    shown = ["sampling", "reference", "forward", "backward"]
     demo, *long = ratios["lengths"]
-    header = ["8 prompts x 8 completions", "ms a step", *shown, "all else", "peak MB"]
-    header += ["rftkit takes", *(f"at {name} tokens" for name in long), "reward, last quarter"]
+    header = ["8 prompts x 8 completions", "ms a step", "peak MB", "rftkit takes"]
+    header += [*(f"at {name} tokens" for name in long), "reward, last quarter"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for way, title in TITLES.items():
         found = ratios["lengths"][demo]["ways"][way]
-        parts = found["milliseconds"]
-        rest = sum(parts.values()) - sum(parts[name] for name in shown)
-        cells = [sum(parts.values()), *(parts[name] for name in shown), rest, found["peak_rss_mb"]]
-        texts = [f"{cell:.0f}" for cell in cells]
+        texts = [f"{1000 * found['seconds_a_step']:.0f}", f"{found['peak_rss_mb']:.0f}"]
         for name in (demo, *long):
             value = ratios["lengths"][name]["ratios"][f"ratio_to_{way}"]
             texts.append("{median:.2f} ({low:.2f} to {high:.2f})".format(**value))
         texts.append("{mean:.2f} [{low:.2f}, {high:.2f}]".format(**curves["quarters"][way][-1]))
         lines.append(f"| {title} | " + " | ".join(texts) + " |")
     text = (
-        f"Measured with `{ratios['command']}` on {ratios['machine']}, {ratios['date']}; mean "
-        "milliseconds; *rftkit takes*: its seconds over that way's in the same round, median of "
-        f"{ratios['rounds']} rounds (lowest to highest); *at 140+8 tokens*: the same with prompts "
-        f"of 140 tokens and completions of 8. The last column with `{curves['command']}`, "
+        f"Measured with `{ratios['command']}` on {ratios['machine']}, {ratios['date']}. *ms a "
+        "step*: the median. *rftkit takes*: its seconds over that way's in the same round, median "
+        f"of {ratios['rounds']} rounds (lowest to highest). *at 140+8 tokens*: the same with "
+        f"prompts of 140 tokens and completions of 8. The last column with `{curves['command']}`, "
         f"{curves['date']}: mean training reward of the last quarter of {curves['steps']} steps, "
         f"{curves['seeds']} seeds, 95 % interval over steps and seeds."
     )
