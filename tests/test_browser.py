@@ -209,5 +209,6 @@ def test_a_notebook_runs_and_draws_and_redraws_its_dashboard_in_place(
         seen = page.page.evaluate("window.seen")
         assert re.match(r"step [1-5]/6, 0:\d\d:\d\d left", seen[0][0]), seen
         assert seen[-1][0].startswith("step 6/6")
-        assert len({data for _, data in seen}) == len(seen), "the text changed, not the picture"
+        pictures = {text.partition(",")[0]: data for text, data in seen}  # the last of each step
+        assert len({*pictures.values()}) == len(pictures) >= 2, "the text changed, not the picture"
     page.close()
