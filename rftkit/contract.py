@@ -21,11 +21,14 @@ Row = dict[str, Any]
 
 WRITE_IT = "write rows with rftkit.write_rows, or json.dumps(row) and a newline"
 OBJECT = "one JSON object per line, in UTF-8"
+MAX_LINE_BYTES = 10_000_000  # ours: about ten times the longest context window, as text
 # kind -> (what was expected, the next step)
 KINDS = {
     "unreadable file": ("a JSONL file", "check the path and its permissions"),
     "not JSONL": (OBJECT, WRITE_IT),
     "byte order mark": ("plain UTF-8", 'save it with encoding="utf-8", not "utf-8-sig"'),
+    "line ending": (r"lines that end in \n alone", 'write with newline="\\n", or: dos2unix'),
+    "line too long": ("at most 10 MB", "is a line break missing?"),
     "wrong encoding": (OBJECT, "save it as UTF-8"),
     "broken JSON": (OBJECT, WRITE_IT),
     "not an object": (OBJECT, "write each row as one JSON object"),
@@ -179,6 +182,8 @@ def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[
                     return
             for number, raw in enumerate(file, 1):
                 row, faults = read_line(raw)
+                if number == 1 and raw.endswith(b"\r\n"):
+                    faults.append(Fault("line ending", "the line ends in CR LF (Windows)"))
                 for fault in faults:
                     fault.file, fault.line = str(path), number
                 yield number, row, faults
@@ -190,6 +195,8 @@ def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[
 def read_line(raw: bytes) -> tuple[Row | None, list[Fault]]:
     """Return (row, faults). The row is None if the line is not one JSON object."""
     faults, repeated = [], []
+    if len(raw) > MAX_LINE_BYTES:
+        return None, [Fault("line too long", f"the line has {len(raw) / 1e6:.0f} MB")]
     if raw.startswith(codecs.BOM_UTF8):
         faults = [Fault("byte order mark", "the file starts with a byte order mark")]
 

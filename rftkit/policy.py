@@ -42,9 +42,6 @@ class Policy(Protocol):
         ...
 
 
-# --- a model in this process ---------------------------------------------------------------------
-
-
 @dataclass
 class LocalPolicy(Policy):
     """A model in this process with its tokenizer."""
@@ -133,9 +130,6 @@ def merged_adapter(model: Any) -> Iterator[Any]:
                 parameter.copy_(kept[name])
 
 
-# --- a model behind an endpoint ------------------------------------------------------------------
-
-
 @dataclass
 class EndpointPolicy(Policy):
     """A model behind an OpenAI-compatible endpoint: vLLM, Ollama, a provider."""
@@ -196,9 +190,6 @@ class EndpointPolicy(Policy):
             seconds=round(time.perf_counter() - began, 6),
             **known,
         )
-
-
-# --- loading -------------------------------------------------------------------------------------
 
 
 def load_policy(

@@ -34,7 +34,7 @@ POINTS = {
     "rename": (store.os, "replace"),
     "old ones go": (store.shutil, "rmtree"),
     "best adapter": (heldout, "copy_adapter"),
-    "copied weights": (store.shutil, "copytree"),
+    "copied weights": (store.shutil, "copyfile"),
     "log line": (store, "append_lines"),
 }
 

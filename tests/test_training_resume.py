@@ -90,8 +90,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, changes, wounds):
 
 @pytest.mark.prove
 def test_twenty_kills_leave_no_trace(tmp_path):
-    """20 sessions, each killed at a random moment; half of them, if they come to it, before that at
-    a point inside a checkpoint's writing."""
+    """20 sessions, each killed: at a random moment, or before it while a checkpoint is written."""
     seed = random.randrange(10**6)
     chance = random.Random(seed)
     wounds = []

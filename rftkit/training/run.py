@@ -128,8 +128,8 @@ def pass_gate(session: Session, force: bool) -> None:
     write_json(place, verdict | {"forced": force and stop})
     if stop and not force:
         names = ", ".join(finding["name"] for finding in verdict["findings"])
-        told = f"the signal gate says fix ({names}): see {place}; --force trains all the same"
-        raise GateSaysFix(told, verdict)
+        message = f"the signal gate says fix ({names}): see {place}; --force trains all the same"
+        raise GateSaysFix(message, verdict)
 
 
 def run_signal(config: RunConfig, policy: Policy, task: Task, rows: list, **options: Any) -> Signal:

@@ -117,9 +117,6 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-# The folder.
-
-
 def data_identity(rows: list[dict], held_out: list[dict], task: Task) -> dict[str, Any]:
     """What a run is trained on, as sizes and checksums: data.json."""
     try:
@@ -185,9 +182,6 @@ def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]
     return [] if same else [*fields.values(), *parts]
 
 
-# Checkpoints and adapters.
-
-
 def newest_checkpoint(out: Path) -> Path | None:
     return max(out.glob("checkpoints/step-*"), default=None)
 
@@ -241,8 +235,13 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
-    with written_whole(folder) as beside:
-        shutil.copytree(source, beside)
+    """File by file: a run's adapters differ in their weights alone, so `folder` is always whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        beside = folder / f".{file.name}"
+        shutil.copyfile(file, beside)
+        force_to_disk(beside)
+        os.replace(beside, folder / file.name)
 
 
 def force_to_disk(path: Path) -> None:
