@@ -114,13 +114,13 @@ def train_command(
 
 @app.command("doctor")
 def doctor_command(
-    log: Annotated[Path, argument("RUN_OR_LOG", "A run folder, log.jsonl or trainer_state.json.")],
+    log: Annotated[Path, argument("RUN_OR_LOG", "A run's folder, its log, or an exported table.")],
     as_json: JsonFlag = False,
 ) -> None:
     """What is wrong with a run: each finding with its steps, evidence and the setting to change.
 
-    Reads our own log.jsonl and the trainer_state.json that TRL and Unsloth leave in a checkpoint
-    folder. Limits are those of Axolotl's guide "Training Stability & Debugging".
+    Reads our log.jsonl, the trainer_state.json of TRL and Unsloth, verl's JSON lines, and what W&B
+    and TensorBoard export (.csv, .json, a folder of these).
 
     Example: `rftkit doctor runs/first`, `rftkit doctor outputs/checkpoint-100/trainer_state.json`
     """
@@ -135,8 +135,9 @@ def doctor_command(
         for finding in report.findings:
             steps = f"{plural(len(finding.steps), 'step')}, {finding.steps[0]}-{finding.steps[-1]}"
             console.say(f"\n{finding.name.replace('_', ' ')} ({steps})", style="bold")
-            texts = {"seen": finding.evidence, "means": finding.why, "change": finding.setting}
-            for title, text in texts.items():
+            texts = {"seen": finding.evidence, "means": finding.why, "limit": finding.limit}
+            texts["change"] = finding.setting
+            for title, text in [part for part in texts.items() if part[1]]:
                 console.say(fill(f"   {title:7}{text}", 96, subsequent_indent=" " * 10))
         for note in report.notes:
             console.say(f"note: {note}")

@@ -1,10 +1,10 @@
 """What is wrong with a run: a log in, its findings out.
 
 A rule stands in one place: `@rule(what to change)` over a function from the log to the steps where
-its fault shows, and the evidence. Its name is the finding's, its docstring says why it matters.
-
-Limits marked A are the healthy ranges and red flags of Axolotl's guide "Training Stability &
-Debugging" (docs/training_stability.qmd, table "Key Metrics for RL (GRPO)"); the others are our own.
+its fault shows, and the evidence. Its name is the finding's; its docstring says why it matters, and
+after "Limit:" at which number it speaks and where that comes from. Axolotl's are healthy ranges and
+red flags of its guide "Training Stability & Debugging" (docs/training_stability.qmd); rldoctor's
+simulated runs are those of github.com/junglezke/rldoctor.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from rftkit.logs import GAIN, Log, Points, change, held, moved, read_log
 Evidence = tuple[Iterable[int], str]  # steps (none: nothing is wrong), and what was seen there
 Check = Callable[[Log], Evidence]
 RULES: dict[str, tuple[Check, str]] = {}  # in the order of the findings: gravest first
+# Parts of a reward that pay for how an answer looks.
+FORM = re.compile("form|tag|xml|json|style|length|schema|syntax|think", re.IGNORECASE)
 # In the steps where the grader's program fails, that explains these.
 EXPLAINED = ("no_reward_spread", "dead_groups", "loss_zero", "reward_stays_low")
 
@@ -39,13 +41,14 @@ def rule(setting: str) -> Callable[[Check], Check]:
 
 @dataclass
 class Finding:
-    """One fault of a run: the steps where it shows, the numbers, what to change, and why."""
+    """One fault of a run: its steps, the numbers, what to change, why, the limit and its source."""
 
     name: str
     steps: list[int]
     evidence: str
     setting: str
     why: str
+    limit: str
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Examination:
 
 
 def examine(source: str | Path | Log) -> Examination:
-    """Every finding over a run folder, a log.jsonl or a trainer_state.json, gravest first."""
+    """Every finding over a run folder or a log that `read_log` reads, gravest first."""
     log = source if isinstance(source, Log) else read_log(source)
     found: dict[str, Finding] = {}
     for name, (check, setting) in RULES.items():
@@ -71,7 +74,8 @@ def examine(source: str | Path | Log) -> Examination:
         if name in EXPLAINED and "grader_errors" in found:
             steps -= set(found["grader_errors"].steps)
         if steps:
-            found[name] = Finding(name, sorted(steps), evidence, setting, str(check.__doc__))
+            why, _, limit = " ".join(str(check.__doc__).split()).partition(" Limit: ")
+            found[name] = Finding(name, sorted(steps), evidence, setting, why, limit)
     notes, losses = list(log.notes), [loss for _, loss in log.points("loss")]
     if log.graded and not log.validations() and "nothing_held_out" not in found:
         notes.append("no validation in this log: a rising reward alone proves no learning")
@@ -111,7 +115,8 @@ def reward_not_a_number(log: Log) -> Evidence:
 
 @rule("`rftkit grade` on one of those answers: endpoint, time limit, a field of the formula")
 def grader_failures(log: Log) -> Evidence:
-    """An answer without a grade teaches nothing, and the gradable ones are a biased sample."""
+    """An answer without a grade teaches nothing, and the gradable ones are a biased sample.
+    Limit: 5 % of a step's answers, ours: reward_function stops a run there too."""
     lost = dict(log.points("lost"))
     steps = [step for step, share in lost.items() if share > MAX_LOST_SHARE]
     for record in log.records if log.graded else []:
@@ -122,9 +127,9 @@ def grader_failures(log: Log) -> Evidence:
 
 @rule("`rftkit grade` on one answer of these steps, then fix what its traceback names")
 def grader_errors(log: Log) -> Evidence:
-    """An answer on which the grader's program fails scores 0: the model learns to avoid that."""
+    """An answer on which the grader's program fails scores 0: the model learns to avoid that.
+    Limit: 40 % of the answers, ours: where half fail, 38 to 62 % of a batch of 64 do."""
     answers_own = ("sample_parse_error", "truncated_observation_error")
-    # Half of a batch: of 64 answers 38 to 62 % then fail.
     found = {name: level(points, above=0.4) for name, points in log.series("errors").items()}
     found = {name: e for name, e in found.items() if e[0] and name not in answers_own}
     texts = [f"{name}: share of answers {text}" for name, (_, text) in found.items()]
@@ -133,18 +138,20 @@ def grader_errors(log: Log) -> Evidence:
 
 @rule("`rftkit grade` on a right answer and a wrong one: is the right field read?")
 def no_reward_spread(log: Log) -> Evidence:
-    """Advantages compare scores. Where all are equal, every one is zero."""
+    """Advantages compare scores. Where all are equal, every one is zero.
+    Limit: ten steps in a row, ours; Axolotl: "always 0"."""
     steps = held(log.points("reward_std"), lambda std: std <= 1e-6, least=10, window=10)
     return steps, f"in {len(steps)} steps every answer scored alike"
 
 
 @rule("easier rows, partial credit, answers_per_prompt [num_generations] or temperature up")
 def dead_groups(log: Log) -> Evidence:
-    """A group whose answers all score alike has advantage zero: it costs sampling for nothing."""
+    """A group whose answers all score alike has advantage zero: it costs sampling for nothing.
+    Limit: 0.8 of the groups (Axolotl), or every group dead in a fifth of the steps (ours)."""
     points = log.dead_share()
     wholly = [step for step, share in points if share == 1]
-    many = len(wholly) >= max(3, 0.2 * len(points))  # every group dead in a fifth of the steps
-    steps = {*held(points, lambda share: share >= 0.8), *(wholly if many else ())}  # (A)
+    many = len(wholly) >= max(3, 0.2 * len(points))
+    steps = {*held(points, lambda share: share >= 0.8), *(wholly if many else ())}
     reward = mean([reward for step, reward in log.points("reward_mean") if step in steps] or [0])
     share = f"{len(wholly)} of {len(points)} steps in which every group was dead"
     return steps, f"{share}; mean reward {reward:.2f} (where it is high, the task is learnt)"
@@ -152,16 +159,18 @@ def dead_groups(log: Log) -> Evidence:
 
 @rule("is the adapter trainable, are all completions masked, is beta rounded away?")
 def loss_zero(log: Log) -> Evidence:
-    """A loss of exactly 0 with no gradient (or beside a KL) never reaches a weight."""
-    gradients, drifts = dict(log.points("grad_norm")), dict(log.points("kl"))
+    """A loss of exactly 0 without a gradient never reaches a weight.
+    Limit: both 0 for five steps, ours; a small loss beside a gradient is rounded to 0 in a log."""
+    gradients = dict(log.points("grad_norm"))
     zero = held(log.points("loss"), lambda loss: loss == 0, window=5)
-    steps = [s for s in zero if gradients.get(s) == 0 or drifts.get(s, 0.0) > 0.01]
-    return steps, f"the loss is exactly 0 in {len(steps)} steps, with no gradient or beside a KL"
+    steps = [step for step in zero if gradients.get(step) == 0]
+    return steps, f"loss and gradient are exactly 0 in {len(steps)} steps"
 
 
 @rule("stop, read the best-paid answers, repair the grader, go back to the best validation")
 def reward_up_task_down(log: Log) -> Evidence:
-    """What it learns pays in training alone: a hole in the grader, or the rows by heart."""
+    """What it learns pays in training alone: a hole in the grader, or the rows by heart.
+    Limit: reward up by 0.02 and three standard errors; validation as in past the peak; ours."""
     best, held_out = log.decline()
     later = [(step, reward) for step, reward in log.points("reward_mean") if step > best]
     before, after, _ = change(later)
@@ -171,7 +180,8 @@ def reward_up_task_down(log: Log) -> Evidence:
 
 @rule("learning_rate down, prompts_per_step up; is a penalty easier to collect than avoid?")
 def reward_falls(log: Log) -> Evidence:
-    """The policy is moving away from what it is paid for."""
+    """The policy is moving away from what it is paid for.
+    Limit: 0.02 and three standard errors between the first and the last ten steps, ours."""
     points = log.points("reward_mean")
     before, after, _ = change(points)
     steps = [step for step, _ in points[-10:] if moved(points, -1, GAIN)]
@@ -180,8 +190,9 @@ def reward_falls(log: Log) -> Evidence:
 
 @rule("`rftkit signal` first: partial credit, easier rows, a warm start by SFT, another base")
 def reward_stays_low(log: Log) -> Evidence:
-    """GRPO reinforces what it finds. What is hardly ever found cannot be reinforced."""
-    points = log.points("reward_mean")  # above 0.15 within 20 steps (A), as a mean of five
+    """GRPO reinforces what it finds. What is hardly ever found cannot be reinforced.
+    Limit: above 0.15 within 20 steps (Axolotl), as a mean of five."""
+    points = log.points("reward_mean")
     rewards = [reward for _, reward in points]
     best = max((mean(rewards[i : i + 5]) for i in range(len(points) - 4)), default=1.0)
     low = best <= 0.15 and points[-1][0] >= 20
@@ -190,23 +201,39 @@ def reward_stays_low(log: Log) -> Evidence:
 
 @rule("give the form a small weight, report strict and lenient scores side by side")
 def format_alone(log: Log) -> Evidence:
-    """The model learnt how an answer must look, not how to find it."""
+    """The model learnt how an answer must look, not how to find it.
+    Limit: a tenth of its rise for the task, or at most 0.05, ours (rldoctor's: 4 %, sound 78)."""
     series = log.series("sub_rewards")
     ends = {name: change(points)[1] for name, points in series.items()}
     gains = {name: ends[name] - change(points)[0] for name, points in series.items()}
     for name in [name for name, points in series.items() if moved(points, +1, 0.1)]:
-        others = gains.keys() - {name}
+        others = [n for n in gains if n != name and not FORM.search(n)]
         lenient = [gains[n] for n in others if re.search("lenient|flexible", n, re.IGNORECASE)]
-        form = "strict" in name.lower() and lenient and lenient[0] < gains[name] / 2
-        if form or others and all(ends[n] <= 0.05 and abs(gains[n]) < GAIN for n in others):
-            text = f'"{name}" rose by {gains[name]:.2f}, the other parts by less than half of it'
-            return [step for step, _ in series[name]], text
+        strict = "strict" in name.lower() and lenient and lenient[0] < gains[name] / 2
+        owns = FORM.search(name) and all(gains[n] < gains[name] / 10 for n in others)
+        low = all(ends[n] <= 0.05 and abs(gains[n]) < GAIN for n in others)
+        if strict or others and (owns or low):
+            texts = [f'"{n}" by {gains[n]:.2f}' for n in (name, *others)]
+            return [step for step, _ in series[name]], f"from start to end rose {', '.join(texts)}"
     return (), ""
+
+
+@rule("stop here and keep the best step; harder rows, learning_rate up, or another base to go on")
+def plateau(log: Log) -> Evidence:
+    """The run rose and then stood still: the steps since then cost time and teach nothing.
+    Limit: last of four quarters within a tenth of the rise, ours (rldoctor's: 3 %, sound 26)."""
+    points = log.points("reward_mean")
+    late, (start, end, _) = points[len(points) // 2 :], change(points)
+    before, after, error = change(late, len(late) // 2)
+    flat = abs(after - before) + 3 * error < (end - start) / 10
+    still = flat and len(points) >= 100 and moved(points, +1, GAIN)
+    return [step for step, _ in late if still], f"reward {start:.2f} -> {before:.2f} -> {after:.2f}"
 
 
 @rule("keep the best by the held-out metric and stop early: eval_every, patience")
 def past_the_peak(log: Log) -> Evidence:
-    """The last checkpoint is not the best one: after its peak a run learns its own rows."""
+    """The last checkpoint is not the best one: after its peak a run learns its own rows.
+    Limit: below the best validation's interval (without one: by 10 %), ours."""
     best, held_out = log.decline()
     steps = [step for step, _ in log.validations() if step > best and not log.best_is_kept]
     return steps, f"best and last validation: {held_out}"
@@ -214,7 +241,8 @@ def past_the_peak(log: Log) -> Evidence:
 
 @rule("keep the best checkpoint (load_best_model_at_end); fewer epochs, learning_rate down")
 def overfitting(log: Log) -> Evidence:
-    """The model learns its rows by heart: what it gains on them, others lose."""
+    """The model learns its rows by heart: what it gains on them, others lose.
+    Limit: validation loss 5 % above its lowest while the training loss falls, ours."""
     points, unclear = log.points("eval_loss"), log.graded or log.best_is_kept  # GRPO's says little
     if unclear or not points or not moved(log.points("loss"), -1, GAIN):
         return (), ""
@@ -225,22 +253,29 @@ def overfitting(log: Log) -> Evidence:
 
 @rule("max_completion_tokens [max_completion_length] up, or pay for shorter answers")
 def truncation(log: Log) -> Evidence:
-    """A completion that is cut usually scores 0: the limit has become part of the task."""
-    return level(log.points("truncated"), above=0.3)  # (A)
+    """A completion that is cut usually scores 0: the limit has become part of the task.
+    Limit: 0.3 of the completions, in five of eight steps (Axolotl)."""
+    return level(log.points("truncated"), above=0.3)
 
 
 @rule("read the longest; a loss without length bias (dr_grpo, dapo), a cost a token, beta up")
 def length_explosion(log: Log) -> Evidence:
-    """Longer without being better: length is being paid for somewhere, or nothing stops it."""
+    """Longer without being better: length is being paid for somewhere, or nothing stops it.
+    Limit: twice, with a gain four times, ours; by half for a quarter of it held out, rldoctor's."""
     points = log.points("completion_tokens")
     start, end, _ = change(points)
+    unpaid = moved(points, +1, start / 2) and log.held_out_gain() < (end / max(start, 1) - 1) / 4
     far = end >= (4 if log.gained() else 2) * start
-    return [step for step, _ in points[-10:] if far], f"{start:.0f} -> {end:.0f} tokens"
+    text = f"{start:.0f} -> {end:.0f} tokens, held-out gain {log.held_out_gain():.0%}"
+    return [step for step, _ in points[-10:] if far or unpaid], text.removesuffix(
+        ", held-out gain nan%"
+    )
 
 
 @rule("read the shortest; is there a constant answer that pays? beta up, no cost of length")
 def length_collapse(log: Log) -> Evidence:
-    """Completions lose their reasoning: the reward comes without it, or a penalty bars it."""
+    """Completions lose their reasoning: the reward comes without it, or a penalty bars it.
+    Limit: half as long (with a gain: a quarter), ours."""
     points = log.points("completion_tokens")
     start, end, _ = change(points)
     far = start >= (4 if log.gained() else 2) * end
@@ -249,25 +284,25 @@ def length_collapse(log: Log) -> Evidence:
 
 @rule("temperature up (towards 1), learning_rate down, beta up; start from an adapter before")
 def entropy_collapse(log: Log) -> Evidence:
-    """A policy that is sure of every token tries nothing new, and its groups die."""
-    # Nats a token (A). A has a red flag above 1.0 too; we have none: the embedded mini starts
-    # above 1.0 and learns (measured: datasets/recorded_runs/demo.json).
+    """A policy that is sure of every token tries nothing new, and its groups die.
+    Limit: 0.05 nats a token (Axolotl). Above its red flag of 1.0 our recorded runs learn."""
     return level(log.points("entropy"), below=0.05)
 
 
 @rule("learning_rate down, beta up, and back to the last checkpoint with a KL below 0.5")
 def kl_blow_up(log: Log) -> Evidence:
-    """The policy has left the model that it started from; what that one could do may be lost."""
-    points = log.points("kl")  # nats a token: healthy to 0.5, diverged above 2 (A)
-    # No batch of a policy that is still near gives 5. A run that ends above 2 did not come back.
+    """The policy has left the model that it started from; what that one could do may be lost.
+    Limit: 0.5 nats a token, at the end 2 (Axolotl), 5 in one step (ours: none that is near)."""
+    points = log.points("kl")
     at_once = 2 if points and points[-1][1] > 2 else 5
     return level(points, above=0.5, also=[step for step, kl in points if kl > at_once])
 
 
 @rule("look at that step's answers; max_grad_norm at 1 or below, learning_rate down")
 def gradient_spike(log: Log) -> Evidence:
-    """One batch turned the weights further than many others together."""
-    points = log.points("grad_norm")  # healthy to 1, in SFT to 10; red flag above 10 (A)
+    """One batch turned the weights further than many others together.
+    Limit: 10 in five of eight steps, or once 1, in SFT 10 (Axolotl), and ten medians (ours)."""
+    points = log.points("grad_norm")
     if len(points) < 5:
         return (), ""
     limit = max(1.0 if log.graded else 10.0, 10 * median(norm for _, norm in points))
@@ -276,23 +311,26 @@ def gradient_spike(log: Log) -> Evidence:
 
 @rule("is the adapter trainable, and the one that is trained? learning_rate up, lora_rank up")
 def gradient_vanishes(log: Log) -> Evidence:
-    """Groups had different rewards, and yet hardly any gradient reached the weights."""
+    """Groups had different rewards, and yet hardly any gradient reached the weights.
+    Limit: 0.001 in five of eight steps (Axolotl)."""
     dead = dict(log.dead_share())
     alive = [(s, norm) for s, norm in log.points("grad_norm") if dead.get(s, 0) < 0.8]
-    return level(alive, below=0.001)  # (A)
+    return level(alive, below=0.001)
 
 
 @rule("fewer updates a batch [num_iterations, steps_per_generation], learning_rate down")
 def clip_binds(log: Log) -> Evidence:
-    """Many tokens have left the range in which old completions may still teach."""
-    return level(log.points("clip_ratio"), above=0.1)  # (A)
+    """Many tokens have left the range in which old completions may still teach.
+    Limit: 0.3 of the tokens, Axolotl's red flag; a sound run of rldoctor's reaches 0.11."""
+    return level(log.points("clip_ratio"), above=0.3)
 
 
 @rule("eval_every above 0, on rows of other groups, by a metric that is not the reward")
 def nothing_held_out(log: Log) -> Evidence:
-    """The reward of the training rows cannot tell learning from gaming, nor the best step."""
-    last = log.records[-1]["step"]
-    unseen = log.graded and not log.validations() and last > 100  # a public run peaked at 50
+    """The reward of the training rows cannot tell learning from gaming, nor the best step.
+    Limit: 100 steps, ours: a public run was past its best at step 50."""
+    last = max((record["step"] for record in log.records), default=0)
+    unseen = log.graded and not log.validations() and last > 100
     return [record["step"] for record in log.records if unseen], f"{last} steps, no validation"
 
 

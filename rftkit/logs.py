@@ -1,5 +1,5 @@
 """The log of a run, one record a step under the field names of our log.jsonl, whoever wrote it:
-we ourselves, or TRL and Unsloth (trainer_state.json)."""
+we ourselves, TRL and Unsloth, or verl, directly or through W&B and TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,25 +7,37 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any
 
-from rftkit.files import UserError, read_json
+from rftkit.files import UserError, read_json, shorten
 
-# What TRL, older TRL and Unsloth call our fields.
-TRL_NAMES = {
-    "reward": "reward_mean",
-    "reward_std": "reward_std",
-    "frac_reward_zero_std": "dead_groups",
-    "completions/mean_length": "completion_tokens",
-    "completion_length": "completion_tokens",
-    "completions/clipped_ratio": "truncated",
-    "clip_ratio/region_mean": "clip_ratio",
-    "grader/lost": "lost",
-} | {name: name for name in ("clip_ratio", "entropy", "kl", "grad_norm", "loss", "eval_loss")}
-NO_TASK_METRIC = re.compile("runtime|per_second|num_tokens|/")
+# Our fields, and what TRL and Unsloth (past and present) and verl call them; the first counts.
+OURS = {
+    "reward_mean": "reward critic/score/mean critic/rewards/mean",
+    "reward_std": "",
+    "dead_groups": "frac_reward_zero_std",
+    "completion_tokens": "completions/mean_length completion_length response_length/mean",
+    "truncated": "completions/clipped_ratio response_length/clip_ratio",
+    "clip_ratio": "clip_ratio/region_mean actor/pg_clipfrac",
+    "entropy": "actor/entropy actor/entropy_loss",
+    "kl": "actor/kl_loss actor/reward_kl_penalty",
+    "grad_norm": "actor/grad_norm",
+    "loss": "actor/pg_loss",
+    "eval_loss": "",
+    "lost": "grader/lost",
+}
+NAMES = {name: ours for ours, theirs in OURS.items() for name in (*theirs.split(), ours)}
+PARTS = {"rewards": "sub_rewards", "sub_rewards": "sub_rewards", "grader_errors": "errors"}
+# What only our own log has, as it stands there.
+OBJECTS = ("sub_rewards", "errors", "validation", "alarms")
+# Where a log has several, the optimiser's own step comes before a logger's count of calls.
+STEPS = ("train/global_step", "training/global_step", "global_step", "step", "_step", "Step")
+NO_TASK_METRIC = re.compile("time|per_second|num_tokens|loss|coef|ratio|_std|/")
+UNDERSCORED = {name.replace("/", "_"): name for name in NAMES}  # a file's name has no slash
 GAIN = 0.02  # a change of a grade (0 to 1) that counts: our own
 
 Points = list[tuple[int, float]]  # (step, value)
@@ -53,7 +65,8 @@ class Log:
 
     def validations(self) -> list[tuple[int, dict[str, Any]]]:
         """(step, {metric, mean, and where it was logged the interval low, high})."""
-        return [(r["step"], r["validation"]) for r in self.records if r.get("validation")]
+        seen = [(record["step"], record.get("validation") or {}) for record in self.records]
+        return [(step, validation) for step, validation in seen if "mean" in validation]
 
     def dead_share(self) -> Points:
         """Share of dead groups; where a log lacks it, a reward std of 0 says as much."""
@@ -62,11 +75,11 @@ class Log:
 
     def decline(self) -> tuple[float, str]:
         """(step of the best validation, it and the last one as text), where the last lies below the
-        best one's interval (without one: by more than a twentieth); else (infinity, "")."""
+        best one's interval (without one: by more than a tenth); else (infinity, "")."""
         if not self.validations():
             return math.inf, ""
         best, last = max(self.validations(), key=lambda v: v[1]["mean"]), self.validations()[-1]
-        if last[1]["mean"] >= best[1].get("low", 0.95 * best[1]["mean"]):
+        if last[1]["mean"] >= best[1].get("low", 0.9 * best[1]["mean"]):
             return math.inf, ""
         texts = [f"{v['metric']} {v['mean']:.3f} at step {step}" for step, v in (best, last)]
         return best[0], " -> ".join(texts)
@@ -77,6 +90,13 @@ class Log:
             (_, first), *_, (_, last) = self.validations()
             return last.get("low", last["mean"]) > first["mean"]
         return moved(self.points("reward_mean"), +1, GAIN)
+
+    def held_out_gain(self) -> float:
+        """As a share of the first validation or of what it lacked, whichever is less, or NaN."""
+        if len(self.validations()) < 2:
+            return math.nan
+        first, last = (self.validations()[i][1]["mean"] for i in (0, -1))
+        return (last - first) / max(min(first, 1 - first) if first < 1 else first, GAIN)
 
     @property
     def graded(self) -> bool:
@@ -98,10 +118,10 @@ def held(points: Points, bad: Callable, least: int = 5, window: int = 8) -> list
     return sorted(steps)
 
 
-def change(points: Points) -> tuple[float, float, float]:
+def change(points: Points, width: int | None = None) -> tuple[float, float, float]:
     """(mean at the start, mean at the end, standard error of their difference); NaN, which passes
-    no comparison, where the log is too short."""
-    width, values = min(10, len(points) // 3), [value for _, value in points]
+    no comparison, where the log is too short. width   steps at each end: 10, of a third at most"""
+    width, values = width or min(10, len(points) // 3), [value for _, value in points]
     if width < 3:
         return math.nan, math.nan, math.nan
     first, last = values[:width], values[-width:]
@@ -115,55 +135,129 @@ def moved(points: Points, direction: int, least: float) -> bool:
 
 
 def read_log(path: str | Path) -> Log:
-    """A run folder (ours, or a trainer's output folder), a log.jsonl or a trainer_state.json."""
+    """A run folder (ours, or a trainer's output folder), a log.jsonl, a trainer_state.json or its
+    log_history, verl's JSON lines, or what W&B and TensorBoard export: .csv, .json, or a folder."""
     folder = Path(path)
     states = folder.glob("checkpoint-[0-9]*/trainer_state.json")
     newest = sorted(states, key=lambda state: -int(state.parent.name.split("-")[1]))
-    for place in (folder, folder / "log.jsonl", folder / "trainer_state.json", *newest):
-        if place.is_file():
-            return read_trainer_state(place) if place.suffix == ".json" else read_log_lines(place)
-    raise UserError(f"{path}: no log, expected log.jsonl or trainer_state.json: name a run")
-
-
-def read_log_lines(path: Path) -> Log:
-    """A truncated last line is left out, which the log's notes say."""
-    log = Log(str(path), [], best_is_kept=(path.parent / "training.json").exists())
-    lines = path.read_bytes().rstrip().split(b"\n")
-    for place, line in enumerate(lines, 1):
+    places = (folder, folder / "log.jsonl", folder / "trainer_state.json", *newest)
+    exports = sorted([*folder.glob("*.csv"), *folder.glob("*-tag-*.json")])
+    files = [place for place in places if place.is_file()][:1] or exports
+    if not files:
+        raise UserError(f"{path}: no log, expected a run, a log or an exported table: name one")
+    log = Log(str(files[0]), [])
+    entries = read_entries(files, log)
+    for place, entry in entries:
+        fields = renamed(entry)
+        step = next((entry[name] for name in STEPS if name in entry), None)
         try:
-            record = json.loads(line)
-            log.records.append(record | {"step": int(record["step"])})
-        except (ValueError, TypeError, KeyError):
-            if place < len(lines) or not log.records:
-                expected = "expected one JSON object with a step a line: delete the line"
-                raise UserError(f"{path}:{place}: {expected}") from None
-            log.notes.append(f"the last line ({place}) is truncated: the run died or still writes")
+            if fields:
+                add_record(log.records, {"step": int(float(step))} | fields)
+        except (ValueError, TypeError):
+            raise UserError(f"{place}: {step!r} is no step, expected a whole number") from None
+    if not log.records:
+        names = sorted({name for _, entry in entries for name in entry} - {*STEPS})
+        seen = f"names seen {shorten(', '.join(names)) or 'none'}"
+        raise UserError(f"{log.source}: not read: {seen}, expected TRL's or verl's: rename them")
     return log
 
 
-def read_trainer_state(path: Path) -> Log:
-    state = read_json(path)
-    records: dict[int, dict[str, Any]] = {}
-    for entry in state.get("log_history", []):
-        if fields := renamed(entry):
-            records.setdefault(entry["step"], {"step": entry["step"]}).update(fields)
-    if not records:
-        expected = "expected the trainer_state.json of a checkpoint: set logging_steps=1"
-        raise UserError(f"{path}: no step in log_history, {expected}")
-    return Log(str(path), list(records.values()), state.get("best_model_checkpoint") is not None)
+def add_record(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """A validation that was logged by itself joins its step; a step that was logged twice stays."""
+    last = records[-1] if records else {}
+    again = {key for key in record.keys() & last.keys() if None not in (record[key], last[key])}
+    if again - {"validation", "eval_loss"} == {"step"} and last["step"] == record["step"]:
+        last |= {key: value for key, value in record.items() if value is not None}
+    else:
+        records.append(record)
+
+
+def read_entries(files: list[Path], log: Log) -> list[tuple[str, dict[str, Any]]]:
+    """(place, entry with the names of its file); what else the log knows goes into `log`."""
+    file = files[0]
+    if file.suffix == ".csv" or "-tag-" in file.name:
+        return [(str(file), row) for row in read_tables(files)]
+    if file.suffix != ".json":
+        log.best_is_kept = (file.parent / "training.json").exists()
+        return read_lines(file, log)
+    state = read_json(file)
+    if isinstance(state, dict):
+        log.best_is_kept = state.get("best_model_checkpoint") is not None
+        state = state.get("log_history", [])
+    return [(str(file), entry) for entry in state if isinstance(entry, dict)]
+
+
+def read_lines(path: Path, log: Log) -> list[tuple[str, dict[str, Any]]]:
+    """One object a line; verl puts its numbers under "data". A truncated last line is left out,
+    which the log's notes say."""
+    entries = []
+    lines = path.read_bytes().rstrip().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            entries.append((f"{path}:{number}", entry | (entry.get("data") or {})))
+        except (ValueError, TypeError, AttributeError):
+            if number < len(lines) or not entries:
+                expected = "expected one JSON object with a step a line: delete the line"
+                raise UserError(f"{path}:{number}: {expected}") from None
+            log.notes.append(f"the last line ({number}) is truncated: the run died or still writes")
+    return entries
+
+
+def read_tables(files: list[Path]) -> list[dict[str, Any]]:
+    """Rows by step of what W&B and TensorBoard export, from all files together. W&B's columns are
+    "RUN - METRIC" with __MIN and __MAX beside; TensorBoard's file holds one metric, its name."""
+    import pandas
+
+    tables = []
+    for file in files:
+        if file.suffix == ".json":
+            table = pandas.DataFrame(read_json(file), columns=["", "Step", "Value"])
+        else:  # an empty cell was not logged; NaN was, as it stands there
+            table = pandas.read_csv(file, keep_default_na=False, na_values=[""])
+        table = table[[name for name in table if not name.endswith(("__MIN", "__MAX"))]]
+        steps = [name for name in STEPS if name in table]
+        runs = {name.rpartition(" - ")[0] for name in table} - {""}
+        if not steps or len(runs) > 1:
+            found = f"{len(runs)} runs" if steps else "no column of steps"
+            raise UserError(f"{file}: {found}, expected one run with its steps: export it again")
+        names = {name: name.rpartition(" - ")[2] for name in table} | {"Value": metric_of(file)}
+        tables.append(table.set_index(steps[0]).rename(columns=names))
+    rows = pandas.concat(tables).groupby(level=0).first()
+    return [row.dropna().to_dict() | {STEPS[0]: step} for step, row in rows.iterrows()]
+
+
+def metric_of(file: Path) -> str:
+    """A TensorBoard file is called run-RUN-tag-METRIC.csv, with _ for each slash of the metric."""
+    tag = file.stem.rpartition("-tag-")[2].removeprefix("train_")
+    tag = re.sub("^val-core_", "val-core/", UNDERSCORED.get(tag, tag))
+    return re.sub("^rewards_(.+)_mean$", r"rewards/\1/mean", tag)
 
 
 def renamed(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of log_history under our names; {} for the summary at the end."""
-    fields: dict[str, Any] = {ours: entry[t] for t, ours in TRL_NAMES.items() if t in entry}
+    """An entry under our names; {} where it holds no quantity that the doctor knows."""
+    fields = {name: entry[name] for name in OBJECTS if isinstance(entry.get(name), (dict, list))}
+    values, held_out = {}, {}
     for key, value in entry.items():
-        kind, _, part = key.removesuffix("/mean").partition("/")
-        if kind in ("rewards", "grader_errors") and not part.endswith("/std"):
-            fields.setdefault("sub_rewards" if kind == "rewards" else "errors", {})[part] = value
-    held_out = [key.removeprefix("eval_") for key in entry if key.startswith("eval_")]
+        with suppress(ValueError, TypeError):
+            name = re.sub("^eval/", "eval_", key.removeprefix("train/"))
+            values[name] = None if value is None else float(value)
+    if all(values[name] is None for name in values.keys() & NAMES.keys() - {"eval_loss"}):
+        # A table's row of a validation alone has null for all else.
+        values = {name: value for name, value in values.items() if value is not None}
+    for name, value in values.items():
+        kind, _, part = name.removesuffix("/mean").partition("/")
+        if name in NAMES:
+            fields.setdefault(NAMES[name], value)
+        elif kind in PARTS and part and not part.endswith("/std"):
+            fields.setdefault(PARTS[kind], {})[part] = value
+        elif value is not None and name.startswith("eval_"):
+            held_out[name.removeprefix("eval_")] = value
+        elif value is not None and name.startswith(("val-core/", "val/")):  # verl
+            held_out[name.partition("/")[2].replace("/", " ")] = value
     # A metric of the task's own before the reward, which is what is trained on.
-    own = [n for n in held_out if n not in TRL_NAMES and not NO_TASK_METRIC.search(n)]
-    metric = own[0] if own else "reward"
+    own = [n for n in held_out if n not in NAMES and not NO_TASK_METRIC.search(n)]
+    metric = min(own, key=lambda name: "mean@" not in name, default="reward")
     if metric in held_out:
-        fields["validation"] = {"metric": metric, "mean": entry[f"eval_{metric}"]}
+        fields.setdefault("validation", {"metric": metric, "mean": held_out[metric]})
     return fields

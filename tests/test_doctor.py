@@ -4,13 +4,16 @@ import itertools
 import json
 import math
 import random
+import re
 
+import pandas
 import pytest
 from typer.testing import CliRunner
 
 from rftkit import UserError, examine
 from rftkit.cli import app
-from rftkit.logs import TRL_NAMES, Log, held, read_log
+from rftkit.doctor import RULES
+from rftkit.logs import Log, held, read_log
 
 STEPS = 60
 
@@ -64,6 +67,15 @@ def by_heart(held_out):
     return records
 
 
+def rise(reward):
+    """A longer run without validations, whose reward goes as given."""
+    records = [r | {"validation": validation(0.5, 0.1)} for r in sound(steps=4 * STEPS)]
+    for record in records:
+        noise = random.Random(record["step"]).gauss(0, 0.03)
+        record["reward_mean"] = reward(record["step"] / 4 / STEPS) + noise
+    return records
+
+
 NAN, LATER, VALIDATED = math.nan, range(31, 61), range(10, 61, 10)
 # (the finding, a log that must get it)
 FAULTS = [
@@ -99,7 +111,14 @@ FAULTS = [
     ("gradient_vanishes", planted(grad_norm=2e-5)),
     ("length_explosion", planted(completion_tokens=lambda record, done: 20 + 200 * done)),
     ("length_collapse", planted(completion_tokens=lambda record, done: 200 - 185 * done)),
-    ("clip_binds", planted(clip_ratio=0.25)),
+    ("length_explosion", planted(  # 2.5 times as long for a tenth more of the task
+        completion_tokens=lambda record, done: 100 + 160 * done,
+        **{"validation": lambda r, done: validation(0.3 + 0.03 * done, 0.01)})),
+    ("plateau", rise(lambda done: min(0.2 + 2 * done, 0.6))),
+    # The task's part pays a twentieth, and the form rises alone.
+    ("format_alone", planted(sub_rewards=lambda r, done: {"correct": 0.01 + 0.03 * done,
+                                                          "xml_count": 0.3 + 0.6 * done})),
+    ("clip_binds", planted(clip_ratio=0.35)),
     ("nothing_held_out", [r | {"validation": None} for r in sound(steps=120)]),
     ("past_the_peak", planted(STEPS, validation=validation(0.2, 0.05))),
     ("overfitting", by_heart(lambda step: 1.2 if step in (20, 30) else 1.4)),
@@ -116,14 +135,25 @@ def write_log(path, records):
     return path
 
 
-def write_state(path, records):
+TRL = {name: name for name in ("reward_std", "entropy", "kl", "grad_norm", "loss", "eval_loss")} | {
+    "reward_mean": "reward", "dead_groups": "frac_reward_zero_std", "lost": "grader/lost",
+    "completion_tokens": "completions/mean_length", "truncated": "completions/clipped_ratio",
+    "clip_ratio": "clip_ratio/region_mean",
+}  # fmt: skip
+VERL = {name: f"actor/{name}" for name in ("entropy", "grad_norm")} | {
+    "reward_mean": "critic/score/mean", "kl": "actor/kl_loss", "loss": "actor/pg_loss",
+    "completion_tokens": "response_length/mean", "truncated": "response_length/clip_ratio",
+    "clip_ratio": "actor/pg_clipfrac",
+}  # fmt: skip
+
+
+def trl_history(records):
     """The same run as TRL logs it: other names, validations as entries of their own."""
-    names = {ours: theirs for theirs, ours in reversed(TRL_NAMES.items())}
     history = []
     for record in records:
         rewards, errors = record.get("sub_rewards", {}), record.get("errors", {})
         entry = {"step": record["step"], "epoch": 0.1, "learning_rate": 1e-6}
-        entry |= {names[ours]: value for ours, value in record.items() if ours in names}
+        entry |= {TRL[ours]: value for ours, value in record.items() if ours in TRL}
         entry |= {f"rewards/{name}/mean": value for name, value in rewards.items()}
         entry |= {f"grader_errors/{name}": share for name, share in errors.items()}
         history.append(entry)
@@ -132,7 +162,11 @@ def write_state(path, records):
             held_out["eval_accuracy"] = record["validation"]["mean"]
             history.append({"step": record["step"]} | held_out)
     history.append({"step": records[-1]["step"], "train_runtime": 60.0, "train_loss": 0.0})
-    path.write_text(json.dumps({"global_step": STEPS, "log_history": history}))
+    return history
+
+
+def write_state(path, records):
+    path.write_text(json.dumps({"global_step": STEPS, "log_history": trl_history(records)}))
     return path
 
 
@@ -159,6 +193,114 @@ def test_a_planted_fault_is_found_at_its_steps(tmp_path, expected, records, name
         assert {records[step - 1] != sound()[step - 1] for step in finding.steps} == {True}
 
 
+def write_list(folder, records):
+    (folder / "log_history.json").write_text(json.dumps(trl_history(records)))
+    return folder / "log_history.json"
+
+
+def write_trl_lines(folder, records):
+    return write_log(folder / "metrics.jsonl", trl_history(records))
+
+
+def write_verl(folder, records):
+    entries = [{VERL[k]: v for k, v in record.items() if k in VERL} for record in records]
+    for entry, record in zip(entries, records):
+        if record.get("validation"):
+            mean = record["validation"]["mean"]
+            entry |= {"val-core/gsm8k/acc/best@8/mean": 0.9, "val-core/gsm8k/acc/mean@8": mean}
+    lines = [{"step": r["step"], "data": entry} for r, entry in zip(records, entries)]
+    return write_log(folder / "verl.jsonl", lines)
+
+
+def wandb_rows(records):
+    for number, entry in enumerate(trl_history(records)[:-1]):
+        row = {"_step": number, "train/global_step": entry.pop("step")}
+        for name, value in entry.items():
+            held_out = name.startswith("eval_")
+            row[f"eval/{name[5:]}" if held_out else f"train/{name}"] = value
+        yield row
+
+
+def write_wandb_history(folder, records):
+    pandas.DataFrame(wandb_rows(records)).to_csv(folder / "history.csv")
+    return folder / "history.csv"
+
+
+def write_wandb_records(folder, records):  # null where a row lacks a column
+    pandas.DataFrame(wandb_rows(records)).to_json(folder / "history.json", orient="records")
+    return folder / "history.json"
+
+
+def write_wandb_charts(folder, records):
+    table = pandas.DataFrame(wandb_rows(records)).drop(columns="_step")
+    for number, name in enumerate(table.columns[1:]):
+        shown = table[["train/global_step", name]].dropna()
+        shown.columns = ["Step", f"a - run - {name}"]
+        shown[f"a - run - {name}__MAX"] = 99.0
+        shown.to_csv(folder / f"wandb_export_{number}.csv", index=False)
+    return folder
+
+
+def write_tensorboard(folder, records, kind="csv"):
+    table = pandas.DataFrame(wandb_rows(records)).drop(columns="_step")
+    for name in table.columns[1:]:
+        shown = table[["train/global_step", name]].dropna()
+        shown.columns = ["Step", "Value"]
+        shown.insert(0, "Wall time", 1.79e9)
+        file = folder / f"run-Nov29-tag-{name.replace('/', '_')}.{kind}"
+        if kind == "csv":
+            shown.to_csv(file, index=False)
+        else:
+            file.write_text(json.dumps(shown.values.tolist()))
+    return folder
+
+
+def write_tensorboard_json(folder, records):
+    return write_tensorboard(folder, records, "json")
+
+
+@pytest.mark.parametrize("write", [
+    write_list, write_trl_lines, write_verl, write_wandb_history, write_wandb_records,
+    write_wandb_charts, write_tensorboard, write_tensorboard_json,
+])  # fmt: skip
+def test_a_log_reads_the_same_whoever_wrote_it(tmp_path, write):
+    records = planted(truncated=0.9, clip_ratio=0.1)
+    log, expected = read_log(write(tmp_path, records)), Log("", records)
+    for name in VERL:
+        assert [step for step, _ in log.points(name)] == list(range(1, STEPS + 1))
+        values = [value for _, value in expected.points(name)]
+        assert [value for _, value in log.points(name)] == pytest.approx(values)
+    if write is not write_verl:
+        assert log.series("sub_rewards").keys() == {"first", "format"}
+    means = [(step, v["mean"]) for step, v in log.validations()]
+    assert means == [(s, pytest.approx(v["mean"])) for s, v in expected.validations()]
+    assert log.validations()[0][1]["metric"] in ("accuracy", "gsm8k acc mean@8")
+    assert [f.name for f in examine(log).findings] == ["truncation"]
+
+
+@pytest.mark.parametrize("entry", [{"data": {"env/return": 1}}, {"return": 1, "lr": 0.1}, {}])
+def test_a_log_of_which_nothing_is_known_is_not_read(tmp_path, entry):
+    path = write_log(tmp_path / "log.jsonl", [{"step": step} | entry for step in range(9)])
+    with pytest.raises(UserError, match="not read: names seen .*(env/return|lr, return|none)"):
+        examine(path)
+    error = CliRunner().invoke(app, ["doctor", str(path)]).exception
+    assert isinstance(error, UserError) and error.exit_code == 1
+
+
+def test_a_table_of_two_runs_or_without_steps_is_refused(tmp_path):
+    for header in ("Step,a - train/loss,b - train/loss", "Relative Time,a - train/loss"):
+        (tmp_path / "export.csv").write_text(f"{header}\n1,0.5,0.6\n")
+        with pytest.raises(UserError, match="export.csv: "):
+            read_log(tmp_path / "export.csv")
+
+
+def test_each_limit_names_its_source():
+    for name, (check, _) in RULES.items():
+        limit = check.__doc__.partition("Limit: ")[2]
+        source = re.search("Axolotl|ours|rldoctor", limit)
+        assert source or name in ("not_finite", "reward_not_a_number", "steps_out_of_order")
+
+
 def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
     points = [(step, float(step in (11, 13, 14, 16, 18, 40, 42, 44, 46))) for step in range(1, 61)]
     assert held(points, lambda value: value > 0) == [11, 13, 14, 16, 18]
@@ -174,6 +316,14 @@ SOUND = {
     "thirty times a small gradient": planted(31, grad_norm=0.9),
     "longer with a gain": planted(completion_tokens=lambda record, done: 100 + 200 * done),
     "GRPO with one update a batch": planted(loss=0.0, kl=None),
+    "a small loss, rounded to four digits": planted(loss=0.0, kl=0.03),
+    "tokens clipped as in healthy runs": planted(clip_ratio=0.15),
+    "a learning curve that flattens": rise(lambda done: 0.6 - 0.4 * (1 - done) ** 2),
+    "both parts rise": planted(sub_rewards=lambda r, d: {"correct": d / 2, "format": 0.2 + d / 2}),
+    "from 80 % to 92 %, twice as long": planted(
+        completion_tokens=lambda record, done: 100 + 90 * done,
+        **{"validation": lambda r, done: validation(0.8 + 0.12 * done, 0.01)},
+    ),
     "the answers' own errors": planted(errors={"sample_parse_error": 0.9}),
     "some errors": planted(errors={"python_grader_runtime_error": 0.3}, lost=0.05),
     "lenient rises along": planted(sub_rewards=lambda r, d: {"strict": d, "lenient": 0.2 + d}),
@@ -252,3 +402,5 @@ def test_the_command_prints_findings_and_exits_with_1(tmp_path):
     (found,) = json.loads(answer.stdout)["findings"]
     assert (answer.exit_code, found["name"], found["steps"]) == (1, "not_finite", [31])
     assert found["evidence"] and found["knob"] and found["why"]
+    write_log(path, planted(truncated=0.9))
+    assert "limit  0.3 of the completions" in run(app, ["doctor", str(path)]).stdout

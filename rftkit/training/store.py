@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, read_json, write_json
-from rftkit.logs import TRL_NAMES
+from rftkit.logs import NAMES
 from rftkit.policy import check_weights
 from rftkit.records import Sample
 from rftkit.task import Task
@@ -58,7 +58,7 @@ FIELDS = ("reward_mean", "reward_std", "sub_rewards", "dead_groups", "completion
 
 def record_of(step: int, logs: dict[str, Any]) -> dict[str, Any]:
     """TRL's log of a step as our log object. None: not finite, or the method has no such number."""
-    measured = {ours: float(logs[trl]) for trl, ours in TRL_NAMES.items() if trl in logs}
+    measured = {ours: float(logs[trl]) for trl, ours in NAMES.items() if trl in logs}
     finite = {name: round(value, 6) for name, value in measured.items() if math.isfinite(value)}
     return {"step": step, "seconds": 0.0} | {name: finite.get(name) for name in FIELDS}
 
