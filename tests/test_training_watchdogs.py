@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_training import CONSTANT, TINY
 
-from rftkit import RunConfig, Sample, load_task, train
+from rftkit import Doctor, RunConfig, Sample, examine, load_task, train
 from rftkit.files import embedded_model
 from rftkit.graders.answer import Grade, grader_fault
 from rftkit.training import session
@@ -220,3 +220,90 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     assert len(done.log) == 2 and done.best["step"] == 0
     assert done.training["stopped"] == "patience"
     assert len(train(config, tmp_path).log) == 2  # it has ended: nothing is left to do
+
+
+# The same in a script of the user's own.
+
+
+def watched(doctor, out, entries, start=0):
+    """What a trainer tells its callbacks; True: the callback ended the training."""
+    args = SimpleNamespace(output_dir=out, load_best_model_at_end=False, fp16=False)
+    state = SimpleNamespace(global_step=start, is_world_process_zero=True)
+    control = SimpleNamespace(should_training_stop=False)
+    doctor.on_train_begin(args, state, control)
+    for entry in entries:
+        state.global_step = entry["step"]
+        if gradient := entry.get("gradient"):
+            parameter = torch.nn.Parameter(torch.zeros(1))
+            parameter.grad = torch.tensor([gradient])
+            model = SimpleNamespace(parameters=lambda parameter=parameter: [parameter])
+            doctor.on_pre_optimizer_step(args, state, control, model=model)
+            assert (parameter.grad is None) == (gradient != gradient)
+        doctor.on_log(args, state, control, logs=entry)
+    doctor.on_train_end(args, state, control)
+    return control.should_training_stop
+
+
+def entry(step, **more):
+    return {"step": step, "loss": 0.1, "reward": 0.5, "rewards/f/mean": float("nan"), **more}
+
+
+def test_the_callbacks_log_has_an_object_a_step_and_is_cut_back_by_a_resumed_run(tmp_path):
+    held_out = {"step": 2, "eval_loss": 0.3, "eval_accuracy": 0.4, "eval_runtime": 1.0}
+    entries = [entry(1), entry(2), held_out, entry(3), {"step": 3, "train_loss": 0.1}]
+    assert not watched(Doctor(), tmp_path, entries)
+    first, second, third = read_lines(tmp_path / "log.jsonl")
+    assert (first["reward_mean"], first["kl"], first["sub_rewards"]) == (0.5, None, {"f": None})
+    assert second["validation"] == {"metric": "accuracy", "mean": 0.4} and second["loss"] == 0.1
+    watched(Doctor(), tmp_path, [entry(3, kl=0.2), entry(4)], start=2)
+    log = read_lines(tmp_path / "log.jsonl")
+    assert log[:2] == [first, second] and [r["step"] for r in log] == [1, 2, 3, 4]
+    assert log[2]["kl"] == 0.2 and examine(tmp_path).steps == 4
+    watched(Doctor(), tmp_path, [entry(1)])  # another run in that folder
+    assert len(read_lines(tmp_path / "log.jsonl")) == 1
+
+
+def test_the_callback_skips_gradients_that_are_not_finite_and_ends_after_three(tmp_path):
+    nan = float("nan")
+    gradients = [1.0, nan, nan, 1.0, nan, nan]
+    entries = [entry(step, gradient=g) for step, g in enumerate(gradients, 1)]
+    assert not watched(Doctor(), tmp_path, entries)
+    assert watched(Doctor(), tmp_path, [*entries, entry(7, gradient=nan)])
+    alarms = [[a["stops"] for a in r.get("alarms", [])] for r in read_lines(tmp_path / "log.jsonl")]
+    assert alarms == [[], [False], [False], [], [False], [False], [True]]
+
+
+def test_the_callback_prints_a_finding_once_and_early(tmp_path, capsys):
+    doctor = Doctor()
+    entries = [entry(step) | {"completions/clipped_ratio": 0.9} for step in range(1, 31)]
+    watched(doctor, tmp_path, entries)
+    shown = capsys.readouterr().err
+    assert shown.count("truncation") == 1 and "truncation" in doctor.told
+    entries = [entry(step, frac_reward_zero_std=1.0) for step in range(1, 12)]
+    assert watched(Doctor(watchdog_steps=3), tmp_path, entries)
+    assert "watchdog: all groups dead" in capsys.readouterr().err
+
+
+def test_a_stock_script_of_trl_is_watched(tmp_path, mini, genes):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def nothing(completions, **columns):
+        return [0.0] * len(completions)
+
+    args = GRPOConfig(
+        output_dir=str(tmp_path), max_steps=4, logging_steps=1, per_device_train_batch_size=4,
+        num_generations=4, max_completion_length=8, save_strategy="no", report_to=[],
+        use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    doctor = Doctor(watchdog_steps=2)
+    rows = Dataset.from_list([{"prompt": row["messages"]} for row in genes[1][:4]])
+    GRPOTrainer(
+        model=mini.model, processing_class=mini.tokenizer, reward_funcs=nothing, args=args,
+        train_dataset=rows, callbacks=[doctor],
+    ).train()  # fmt: skip
+    log = read_lines(tmp_path / "log.jsonl")
+    assert [record["step"] for record in log] == [1, 2]
+    assert [a["name"] for a in log[1]["alarms"]] == ["all groups dead"]
+    assert log[1]["sub_rewards"] == {"nothing": 0.0} and log[1]["completion_tokens"] > 0
+    assert "no_reward_spread" in {finding.name for finding in doctor.examination.findings}
