@@ -190,6 +190,8 @@ def cases_command(
     for name, side in report["files"].items():
         counts |= {f"{name}: {key}": side[key] for key in ("rows", "genes", "papers")}
     console.print_table([{report["source"]: what, "number": n} for what, n in counts.items()])
+    for text, note in report["notes"].items():
+        console.say(f"note: {text} ({note['number']} times, first {note['first']})", style="yellow")
     console.print_table(report.get("baselines", []))  # top1, top5, top10 in percent
     console.say(report["attribution"])
     more = " --answer-in-prompt-ok" if report["candidates"] else ""

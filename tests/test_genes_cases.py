@@ -21,7 +21,16 @@ from rftkit.genes import cases
 from rftkit.genes.baselines import OverlapRanker
 from rftkit.genes.cases import CONTRADICTED, MOST, NEAR, REPEATED, SHARES
 from rftkit.genes.hpo import load_hpo
-from rftkit.genes.phenopackets import Case, case_row, describe_time, prompt_text, read_cases
+from rftkit.genes.phenopackets import (
+    CONTRADICTION,
+    STRAY,
+    TEXT_BOOLEAN,
+    Case,
+    case_row,
+    describe_time,
+    prompt_text,
+    read_cases,
+)
 from rftkit.real_cases import load_world, onset_group, read_real_cases
 from rftkit.rows import read_rows, sha256_of, write_rows
 
@@ -135,13 +144,76 @@ def test_a_broken_or_foreign_source_is_refused_with_file_and_record(tmp_path):
         "cut.jsonl:2": (line + line[:200]).encode(),
         "empty.jsonl": b"",
         "other.jsonl:2": (line + '{"name": 1}\n').encode(),
-        "v1.jsonl:1": line.replace('"excluded"', '"negated"').encode(),
+        "maybe.jsonl:1": line.replace('"excluded": true', '"excluded": "maybe"').encode(),
     }
     for place, content in broken.items():
         file = tmp_path / place.partition(":")[0]
         file.write_bytes(content)
         with pytest.raises(UserError, match=re.escape(place)):
             read_cases(file, load_hpo())
+
+
+def snake_case(part):
+    """As the Python classes of `phenopackets` write it with preserving_proto_field_name."""
+    if isinstance(part, list):
+        return [snake_case(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    names = {key: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key) for key in part}
+    return {names[key]: snake_case(value) for key, value in part.items()}
+
+
+def version_1(packet, onset):
+    features = [{"type": f["type"], "negated": f["excluded"]} for f in packet["phenotypicFeatures"]]
+    gene = packet["interpretations"][0]["diagnosis"]["genomicInterpretations"][0]
+    gene = gene["variantInterpretation"]["variationDescriptor"]["geneContext"]
+    subject = {"id": "someone", "sex": "FEMALE", "ageAtCollection": {"age": "P6Y"}}
+    changed = {"phenotypicFeatures": features, "genes": [gene], "subject": subject}
+    changed["diseases"] = [packet["diseases"][0] | onset]
+    return {key: v for key, v in (packet | changed).items() if key != "interpretations"}
+
+
+def test_snake_case_and_version_1_are_read_as_version_2_is(tmp_path):
+    age, term = {"age": {"iso8601duration": "P6M"}}, {"id": "HP:0003593"}
+    for onset, old in [
+        (age, {"ageOfOnset": {"age": "P6M"}}),
+        ({"ontologyClass": term}, {"classOfOnset": term}),
+    ]:
+        made = packet()
+        made["diseases"][0]["onset"] = onset
+        expected, counts = read(tmp_path, made)
+        assert expected[0].onset and expected[0].absent and counts["notes"] == {}
+        other = version_1(packet(), old)
+        for written in (snake_case(made), other, snake_case(other)):
+            assert read(tmp_path, written) == (expected, counts)
+
+
+def test_what_is_odd_is_read_counted_and_noted(tmp_path):
+    texts = json.loads(json.dumps(packet("texts")).replace("true", '"true"'))
+    texts["phenotypicFeatures"][0]["excluded"] = "False"
+    status = packet("status", shown=("HP:0002133",))  # epilepticus, beside no seizure
+    made, counts = read(tmp_path, packet("plain"), texts, status)
+    assert [case.absent for case in made] == [[SEIZURE]] * 3 and made[1].present == [TALL, LENS]
+    first = {note: (seen["number"], seen["first"][-2:]) for note, seen in counts["notes"].items()}
+    assert first == {TEXT_BOOLEAN: (1, ":2"), CONTRADICTION: (1, ":3")}
+
+
+def test_a_stray_json_is_left_out_with_a_note(tmp_path):
+    for name, content in {"one": packet(), "zz_summary": {"cases": 1}, "list": []}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    made, counts = read_cases(tmp_path, load_hpo())
+    assert [case.case_id for case in made] == ["case-1"] and counts["records"] == 1
+    assert counts["notes"] == {STRAY: {"number": 2, "first": str(tmp_path / "list.json")}}
+    with pytest.raises(UserError, match="no phenopacket"):
+        read_cases(tmp_path / "zz_summary.json", load_hpo())
+
+
+def test_where_every_packet_is_lost_the_reasons_are_shown(tmp_path):
+    write_rows(tmp_path / "lost.jsonl", [packet(shown=()), packet() | {"interpretations": []}])
+    command = ["cases", str(tmp_path / "lost.jsonl"), "--out", str(tmp_path / "out")]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, UserError)
+    assert "no present feature" in str(error) and "no causative gene" in str(error)
 
 
 def some_cases(n_genes=120, seed=1):
@@ -199,6 +271,7 @@ def run(tmp_path, *more):
     # Two relatives of the first case, and a case of another gene in the words of the last.
     packets += [packet(f"sibling-{n}", made[0].gene, made[0].present, ()) for n in (1, 2)]
     packets += [packet("other", "OTHERGENE", made[-1].present, ()), packet("lost", shown=())]
+    packets[0]["phenotypicFeatures"][0]["excluded"] = "false"
     source, out = tmp_path / "cases.jsonl", tmp_path / "out"
     write_rows(source, packets)
     result = CliRunner().invoke(app, ["cases", str(source), "--out", str(out), *more])
@@ -212,6 +285,7 @@ def test_the_files_are_written_and_the_report_adds_up(tmp_path):
     assert json.loads(output) == report
     assert (report["records"], report["kept"]) == (n_made + 4, n_made + 3)
     assert report["lost"] == {"no present feature": 1} and report["duplicates"] == 2
+    assert report["notes"][TEXT_BOOLEAN]["number"] == 1
     assert report["copies"] == {REPEATED: 2, CONTRADICTED: 2}
     for name, side in report["files"].items():
         genes = Counter(row["reference_gene"] for row in read_rows(out / name))
@@ -223,6 +297,7 @@ def test_without_copies_the_printed_next_step_passes(tmp_path):
     output, report, _ = run(tmp_path, "--drop-copies", "--candidates", "5")
     assert report["dropped"] == {REPEATED: 2, CONTRADICTED: 2, NEAR: 0} and "copies" not in report
     assert sum(side["rows"] for side in report["files"].values()) == report["kept"] - 4
+    assert TEXT_BOOLEAN in output
     command = " ".join(output.split()).partition("Next: rftkit ")[2].split()
     assert command[0] == "check" and CliRunner().invoke(app, command).exit_code == 0
 

@@ -1,4 +1,5 @@
-"""GA4GH phenopackets, version 2 -> cases. Schema: https://phenopacket-schema.readthedocs.io/en/2.0.0/.
+"""GA4GH phenopackets -> cases. Schema: https://phenopacket-schema.readthedocs.io/en/2.0.0/; version
+1 (negated, genes, ageAtCollection) and the snake_case of its Python classes are read as well.
 
 A phenopacket names its answer in many places: interpretations, diseases, variants, the paper's
 title, the id, the file's name. From these only gene, disease id and PMID are taken, as answer
@@ -13,7 +14,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ from rftkit.genes.hpo import Hpo
 
 SEXES = {"MALE": "male", "FEMALE": "female", "OTHER_SEX": "other"}
 UNITS = ("year", "month", "week", "day")
+PACKET = {"subject", "phenotypicFeatures", "phenotypic_features"}
+STRAY = "a .json file is no phenopacket: left out"
+TEXT_BOOLEAN = "excluded is text: read as true or false"
+CONTRADICTION = "a present term lies under an excluded one: kept as recorded"
 DURATION = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T[\dHMS.]+)?")
 
 
@@ -34,26 +39,33 @@ def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]
     cases: dict[str, Case] = {}
     lost: Counter[str] = Counter()  # reason -> cases
     unknown: Counter[str] = Counter()  # "HP:… label" -> mentions
+    notes: dict[str, list[str]] = defaultdict(list)  # what is odd and was read -> places
     cases_with_unknown = 0
     for place, record in read_records(source):
+        if place.endswith(".json") and not (isinstance(record, dict) and PACKET & record.keys()):
+            notes[STRAY].append(place)
+            continue
         try:
             read = read_row if "messages" in record else read_case
-            case, terms = read(record, hpo)
+            case, terms, odd = read(record, hpo)
         except (KeyError, TypeError, AttributeError) as error:
-            message = f"{place}: not a phenopacket of version 2 ({error!r}): convert it"
-            raise UserError(message) from error
+            raise UserError(f"{place}: not a phenopacket ({error!r}): correct it") from error
+        for note in odd:
+            notes[note].append(place)
         unknown.update(terms)
         cases_with_unknown += bool(terms)
         if isinstance(case, str):
             lost[case] += 1
         elif cases.setdefault(case.case_id, case) is not case:
             lost["the id of an earlier case"] += 1
-    if not (cases or lost):
-        raise UserError(f"{source}: holds no phenopacket, expected at least one: check the path")
+    if not cases:
+        reasons = "; ".join(f"{reason} ({number} times)" for reason, number in lost.items())
+        raise UserError(f"{source}: no case: {reasons or 'no phenopacket'}: correct the source")
     return list(cases.values()), {
         "records": len(cases) + lost.total(),
         "kept": len(cases),
         "lost": dict(sorted(lost.items())),
+        "notes": {n: {"number": len(p), "first": p[0]} for n, p in notes.items()},
         "terms_unknown_to_hpo": {
             "mentions": unknown.total(),
             "terms": len(unknown),
@@ -63,25 +75,38 @@ def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]
     }
 
 
-def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str]]:
-    """(one phenopacket as a case, or the reason why it is lost; its terms unknown to HPO)."""
+def camel_case(part: Any) -> Any:
+    if isinstance(part, list):
+        return [camel_case(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    return {re.sub("_([a-z])", lambda m: m[1].upper(), k): camel_case(v) for k, v in part.items()}
+
+
+def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str], set[str]]:
+    """(one phenopacket as a case, or why it is lost; its terms unknown to HPO; what was odd)."""
+    if any("_" in key for key in packet):
+        packet = camel_case(packet)
     features, subject = packet.get("phenotypicFeatures") or [], packet["subject"]
-    if any("negated" in feature for feature in features):
-        raise KeyError("excluded; negated is version 1")  # else read as present
     terms = {False: {}, True: {}}  # excluded? -> each term once, in order
-    unknown = []
+    unknown, notes = [], set()
     for feature in features:
         given = feature["type"]
         if term := hpo.resolve(given["id"]):
-            terms[bool(feature.get("excluded"))][term] = None
+            terms[is_excluded(feature, notes)][term] = None
         else:
             unknown.append(f"{given['id']} {given.get('label', '')}".strip())
     genes = causative_genes(packet)
     if len(genes) != 1:
-        return "several causative genes" if genes else "no causative gene", unknown
+        return "several causative genes" if genes else "no causative gene", unknown, notes
     if not terms[False]:
-        return "no present feature", unknown
-    disease = next((d for d in packet.get("diseases") or [] if not d.get("excluded")), {})
+        return "no present feature", unknown, notes
+    if not hpo.closure_of(terms[False]).isdisjoint(terms[True]):
+        notes.add(CONTRADICTION)
+    disease = next((d for d in packet.get("diseases") or [] if not is_excluded(d, notes)), {})
+    age = subject.get("timeAtLastEncounter") or subject.get("ageAtCollection")
+    onset = disease.get("onset") or disease.get("ageOfOnset")
+    onset = onset or {"ontologyClass": disease.get("classOfOnset") or {}}
     references = packet.get("metaData", {}).get("externalReferences") or []
     case = Case(
         case_id=packet["id"],
@@ -91,22 +116,30 @@ def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str]]:
         present=list(terms[False]),
         absent=[term for term in terms[True] if term not in terms[False]],
         sex=SEXES.get(subject.get("sex")),
-        age=describe_time(subject.get("timeAtLastEncounter") or {}, hpo),
-        onset=describe_time(disease.get("onset") or {}, hpo),
+        age=describe_time(age or {}, hpo),
+        onset=describe_time(onset, hpo),
     )
-    return case, unknown
+    return case, unknown, notes
 
 
-def read_row(row: dict[str, Any], hpo: Hpo) -> tuple[Case, list[str]]:
+def is_excluded(part: dict[str, Any], notes: set[str]) -> bool:
+    value = part.get("excluded", part.get("negated"))  # version 1
+    if isinstance(value, str):
+        notes.add(TEXT_BOOLEAN)
+        value = {"true": True, "false": False}[value.lower()]
+    return bool(value)
+
+
+def read_row(row: dict[str, Any], hpo: Hpo) -> tuple[Case, list[str], set[str]]:
     """The case of a row that `case_row` wrote."""
     fields = {name: row[name] for name in ROW_FIELDS}
     for name in ("present", "absent"):
         fields[name] = [term["id"] for term in row[name] if term["id"] in hpo.terms]
-    return Case(gene=row["reference_gene"], **fields), []
+    return Case(gene=row["reference_gene"], **fields), [], set()
 
 
 def causative_genes(packet: dict[str, Any]) -> set[str]:
-    genes = set()
+    genes = {gene["symbol"] for gene in packet.get("genes") or []}  # version 1
     for interpretation in packet.get("interpretations") or []:
         for finding in interpretation.get("diagnosis", {}).get("genomicInterpretations") or []:
             if finding.get("interpretationStatus") == "CAUSATIVE":
@@ -118,8 +151,8 @@ def causative_genes(packet: dict[str, Any]) -> set[str]:
 
 def describe_time(element: dict[str, Any], hpo: Hpo) -> str | None:
     """An age such as "1 year 3 months", a gestational age, or the label of an onset term."""
-    if "age" in element:
-        match = DURATION.fullmatch(element["age"]["iso8601duration"])
+    if age := element.get("age"):
+        match = DURATION.fullmatch(age if isinstance(age, str) else age["iso8601duration"])
         counts = zip(match.groups(default="0"), UNITS) if match else ()
         words = " ".join(plural(int(n), unit) for n, unit in counts if int(n))
         return words or ("newborn" if match else None)
