@@ -17,6 +17,7 @@ _HOMES = {
     "attack": "attacks",
     "bootstrap": "evaluation",
     "check_file": "check",
+    "check_rows": "check",
     "dataset": "files",
     "evaluate": "evaluation",
     "examine": "doctor",

@@ -1,4 +1,4 @@
-"""`rftkit check`: find every fault of a file, with its line, in one pass.
+"""`rftkit check`: find every fault of a file or of rows in memory, with its line, in one pass.
 
 `contract.py` checks each line on its own. This module checks the answer fields and compares rows
 with each other.
@@ -11,12 +11,30 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from rftkit.contract import Fault, Row, read_lines, readable_messages, value_text, walk
-from rftkit.rows import ID_KEYS, answer_fields, group_of, messages_key, messages_text, own_id
+from rftkit.contract import (
+    Fault,
+    Row,
+    Source,
+    read_lines,
+    readable_messages,
+    source_name,
+    value_text,
+    walk,
+)
+from rftkit.files import plural
+from rftkit.rows import (
+    ID_KEYS,
+    answer_fields,
+    closed_set_note,
+    group_of,
+    messages_key,
+    messages_text,
+    own_id,
+)
 
+CONVERT = 'rftkit.write_rows("new.jsonl", rftkit.read_rows("{}")) writes the form OpenAI requires'
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
 
 
@@ -57,42 +75,61 @@ class CheckReport:
         return record | {"faults": [fault.to_json() for fault in self.faults]}
 
 
-def check_file(
-    path: str | Path,
-    validation: str | Path | None = None,
+def check_rows(
+    rows: Source,
+    validation: Source | None = None,
     group_by: str | None = None,
-    answer_keys: Sequence[str] = (),
+    answer_keys: Collection[str] = (),
     answer_in_prompt_ok: bool = False,
+    not_answer: Collection[str] = (),
 ) -> CheckReport:
-    """Check a training file, and its split from the validation file by the key `group_by`.
-    `answer_keys`: more keys that hold answers; `answer_in_prompt_ok`: prompts may contain them."""
-    report, faults, lines = CheckReport(files={"train": str(path)}), [], []
-    if validation:
-        report.files["validation"] = str(validation)
-    else:
+    """Check training rows, and their split from the validation rows by the key `group_by`.
+    `answer_keys`: more keys that hold answers, `not_answer`: keys that hold none;
+    `answer_in_prompt_ok`: prompts may contain answers."""
+    report, faults, sides = CheckReport(files={"train": source_name(rows)}), [], []
+    if validation is None:
         report.notes.append("the split was not checked: pass the validation file with --validation")
-    for side, file in report.files.items():
-        file_lines = []
-        for number, row, line_faults in read_lines(file):
+    else:
+        report.files["validation"] = source_name(validation, "held_out")
+    for (side, file), source in zip(report.files.items(), (rows, validation)):
+        side_lines, moved = [], []
+        for number, row, line_faults, found in read_lines(source, file):
             faults += line_faults
-            file_lines += [] if row is None else [Line(file, number, row)]
-        report.rows[side] = len(file_lines)
-        for line in file_lines[MAX_ROWS[side] :][:1]:
-            faults.append(line.fault("too many rows", f"{len(file_lines):,} rows"))
-        lines += file_lines
+            side_lines += [] if row is None else [Line(file, number, row)]
+            moved += [side_lines[-1].fault("messages", found, "messages")] if found else []
+        if len(moved) < len(side_lines):  # the other rows have them at the top
+            faults += moved
+        elif moved:
+            count = plural(len(moved), "row")
+            report.notes.append(f"{file}: {moved[0].found} in {count}: {CONVERT.format(file)}")
+        report.rows[side] = len(side_lines)
+        for line in side_lines[MAX_ROWS[side] :][:1]:
+            faults.append(line.fault("too many rows", f"{len(side_lines):,} rows"))
+        sides.append(side_lines)
+    lines = sum(sides, [])
     fields = {name for line in lines for name in answer_fields(line.row)}
-    likely = {name for name in fields if looks_like_answer(name)}
-    keys = report.answer_keys = sorted(likely | {*answer_keys, group_by} & fields)
+    likely = {name for name in fields - {*answer_keys, *not_answer} if looks_like_answer(name)}
+    copies = {name for name in likely if repeats_prompt(lines, name)}
+    report.notes += [f'"{name}" repeats the prompt: not an answer key' for name in sorted(copies)]
+    passed = ({*answer_keys, group_by} & fields) - {*not_answer}
+    keys = report.answer_keys = sorted(likely - copies | passed)
     for key in keys:
         faults += answer_faults(lines, key)
         faults += [] if answer_in_prompt_ok else answers_in_prompts(lines, key)
     faults += repeated_ids(lines)
     faults += repeated_prompts(lines, keys)
     faults += group_faults(lines, group_by) if group_by else ()
-    faults += near_duplicates(lines, str(validation)) if validation else ()
+    faults += near_duplicates(lines, report.files["validation"]) if len(sides) > 1 else ()
+    if group_by and len(sides) > 1:
+        if note := closed_set_note(*([line.row for line in side] for side in sides), group_by):
+            faults = [fault for fault in faults if fault.kind != "group on both sides"]
+            report.notes.append(note)
     order = list(report.files.values())
     report.faults = sorted(faults, key=lambda fault: (order.index(fault.file), fault.line or 0))
     return report
+
+
+check_file = check_rows
 
 
 # Answer keys are those whose name suggests an answer, the group key, and those that the caller
@@ -151,7 +188,8 @@ def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
         if messages and messages[-1].get("role") == "assistant":
             messages = messages[:-1]  # an answer, not part of the prompt
         prompt = messages_text({"messages": messages})
-        leaked = [value for value in searchable(line.row.get(key)) if occurs_in(value, prompt)]
+        values = [value for value in searchable(line.row.get(key)) if occurs_in(value, prompt)]
+        leaked = [value for value in values if not is_option(value, prompt)]
         words = words_of(prompt) if leaked else ()
         phrases = {words[i : i + n] for n in range(1, longest + 1) for i in range(len(words))}
         others = phrases & answers - {words_of(value) for value in leaked[:1]}
@@ -159,6 +197,31 @@ def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
             answer = value_text(leaked[0])
             found = f'"messages" contains the value of "{key}" ({answer})'
             yield line.fault("answer in the prompt", found, key, answer)
+
+
+# A list of options: lines or words marked A. or (2) or with a bullet, or a word such as "choose"
+# with a list after it.
+MARK = r"(?:^|\s)(?:[-*•]|\(?(?:[A-Za-z]|\d\d?)[.):])\s+"
+OFFER = r"(?i:\b(?:options|choices|candidates|choose|one of|either)\b)[^.?!]*?(?:[,;/|:([]|\bor)"
+
+
+def is_option(value: str, prompt: str) -> bool:
+    """True if the prompt offers the value in a list of options."""
+    bare = re.escape(re.sub(rf"\A{MARK}", "", value))
+    marked = rf"{MARK}{bare}\s*(?:[.;,\n]|\Z)"
+    if len(re.findall(MARK, prompt)) > 1 and re.search(marked, prompt):
+        return True
+    return re.search(rf"{OFFER}\W*{bare}(?!\w)", prompt) is not None
+
+
+def repeats_prompt(lines: Sequence[Line], key: str) -> bool:
+    """True if most values of the key are a message of the row's own prompt, or all of them."""
+    copies = []
+    for line in lines:
+        if isinstance(value := line.row.get(key), str):
+            texts = [str(m.get("content")).strip() for m in readable_messages(line.row)]
+            copies.append(value.strip() in {*texts, "\n".join(texts)})
+    return 2 * sum(copies) > len(copies)
 
 
 def searchable(answer: Any) -> list[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rftkit import __version__, cli_runs, console
 from rftkit.console import JsonFlag, WeakIsolationFlag, argument, flag, option
 from rftkit.files import UserError, plural, read_json, read_text
+
+SHOWN = 5  # faults of each kind
 
 app = typer.Typer(
     name="rftkit",
@@ -42,10 +45,11 @@ def about(version: Annotated[bool, flag("--version", "Print version and exit.")]
 
 @app.command("check")
 def check_command(
-    file: Annotated[Path, argument("FILE", "Training rows (JSONL).")],
-    validation: Annotated[Path | None, option("FILE", "Validation rows (JSONL).")] = None,
+    file: Annotated[Path, argument("FILE", "Training rows: .jsonl, .json, .csv or .parquet.")],
+    validation: Annotated[Path | None, option("FILE", "Validation rows.")] = None,
     group_by: Annotated[str | None, option("KEY", "No value may be on both sides.")] = None,
     answer_key: Annotated[list[str] | None, option("KEY", "An answer key (repeatable).")] = None,
+    not_answer: Annotated[list[str] | None, option("KEY", "No answer key (repeatable).")] = None,
     answer_in_prompt_ok: Annotated[
         bool, flag("--answer-in-prompt-ok", "Allow it: the task is to extract it.")
     ] = False,
@@ -54,27 +58,41 @@ def check_command(
     """Check RFT data. Each fault comes with its line, the expected value and the next step.
 
     It searches prompts for the values of answer keys: keys named reference..., answer...,
-    label..., gold... or similar, the --group-by key and each --answer-key.
+    label..., gold... or similar, the --group-by key and each --answer-key, without --not-answer.
+    Group by the answer if new answers will come (genes), or by the source of several rows
+    (patient, author, document). A few labels are no group.
 
     Example: `rftkit check train.jsonl --validation validation.jsonl --group-by reference_gene`
     """
     from rftkit.check import check_file
 
-    report = check_file(file, validation, group_by, answer_key or (), answer_in_prompt_ok)
+    answers = answer_key or (), answer_in_prompt_ok, not_answer or ()
+    report = check_file(file, validation, group_by, *answers)
     if as_json:
         console.print_json(report.to_json())
     else:
-        first = {fault.kind: fault.place for fault in reversed(report.faults)}
-        counts = report.counts.items()
-        console.say("\n".join(map(str, report.faults)))
-        console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
-        for note in report.notes:
-            console.say(f"note: {note}", style="yellow")
-        console.say(f"answer keys checked in prompts: {', '.join(report.answer_keys) or 'none'}")
-        rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
-        verdict = "clean" if report.ok else plural(len(report.faults), "fault")
-        console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
+        print_check(report)
     raise typer.Exit(console.GOOD if report.ok else console.FINDINGS)
+
+
+def print_check(report: Any) -> None:
+    """Print at most five faults of each kind, the counts, the notes and the verdict."""
+    first = {fault.kind: fault.place for fault in reversed(report.faults)}
+    seen = Counter()
+    for fault in report.faults:
+        seen[fault.kind] += 1
+        if seen[fault.kind] <= SHOWN:
+            console.say(str(fault))
+    if hidden := sum(max(0, count - SHOWN) for count in seen.values()):
+        console.say(f"and {hidden:,} more faults of these kinds: --json lists all")
+    counts = report.counts.items()
+    console.print_table([{"kind": k, "faults": n, "first at": first[k]} for k, n in counts])
+    for note in report.notes:
+        console.say(f"note: {note}", style="yellow")
+    console.say(f"answer keys checked in prompts: {', '.join(report.answer_keys) or 'none'}")
+    rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
+    verdict = "clean" if report.ok else plural(len(report.faults), "fault")
+    console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
 
 
 @app.command("grade")

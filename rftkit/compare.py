@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from rftkit import evaluation, files
 from rftkit.console import Reporter, WeakIsolationFlag, argument, option
+from rftkit.contract import ROW_FILES
 from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_of
 from rftkit.files import MODELS, UserError, markdown_table, read_json
@@ -164,7 +165,7 @@ def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) ->
 class Comparison:
     """The options of `rftkit evaluate`, one field each."""
 
-    rows: Annotated[Path, argument("ROWS", "Rows (JSONL), or a task with test rows.")]
+    rows: Annotated[Path, argument("ROWS", "Rows as for `check`, or a task with test rows.")]
     models: Annotated[list[str], option("M", "A model; repeat to compare several.", "--model")]
     out: Annotated[Path, option("DIR", "Folder for the report.")]
     grader: Annotated[str | None, option("G", "Grader JSON or preset; default: the task's.")] = None
@@ -198,7 +199,7 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
         append_samples(out, result)
     report = make_report(bench, training) | {"rows": str(rows_file)}
     report["sha256"] = {
-        rows_file.name: sha256_of(rows_file),
+        rows_file.name: sha256_of(rows_file / "state.json" if rows_file.is_dir() else rows_file),
         "grader": sha256(json.dumps(bench.task.grader_spec, sort_keys=True).encode()).hexdigest(),
     }
     for name, folder in weights.items():
@@ -226,7 +227,7 @@ def local_weights(model: str) -> dict[str, Path]:
 def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
     """Return (rows file, bench). Reads and checks every input; loads no model."""
     path, name = options.rows, options.task
-    if not (path.is_file() or path.suffix == ".jsonl"):
+    if not (path.is_file() or path.suffix in ROW_FILES or (path / "state.json").exists()):
         name = name or path
         path = load_task(path).folder / "test.jsonl"
     elif name is None and (path.parent / "task.json").exists():
@@ -295,6 +296,8 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
     record |= {"method": config.method, "answer_groups_shared_with_eval": None}
     with suppress(UserError):  # the training files are not on this machine
         train_rows, _ = config_rows(config, config_task(config))
+        if not train_rows:  # they were passed in memory
+            return record
         shared = shared_groups(train_rows, bench.rows, bench.task)
         if shared is None:  # no group key: compare prompts
             shared = set(map(messages_key, train_rows)) & set(map(messages_key, bench.rows))

@@ -1,5 +1,6 @@
-"""What one row of RFT JSONL must contain, and how to read a file into rows. It follows OpenAI's RFT
-guide and API specification (2026), and makes the stricter choice where they say nothing."""
+"""What one row of RFT data must contain, and how to read a file or memory into rows. It follows
+OpenAI's RFT guide and API specification (2026), and makes the stricter choice where they say
+nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,16 @@ from pydantic import BaseModel, Field, ValidationError
 from rftkit.files import printable, shorten
 
 Row = dict[str, Any]
+# A file, a folder that `datasets` saved, or rows in memory: a DataFrame, a Dataset, any iterable.
+Source = str | Path | Iterable[Mapping[str, Any]]
+ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 WRITE_IT = "write rows with rftkit.write_rows, or json.dumps(row) and a newline"
 OBJECT = "one JSON object per line, in UTF-8"
 MAX_LINE_BYTES = 10_000_000  # ours: about ten times the longest context window, as text
 # kind -> (what was expected, the next step)
 KINDS = {
-    "unreadable file": ("a JSONL file", "check the path and its permissions"),
+    "unreadable file": ("rows", "check the path and the format"),
     "not JSONL": (OBJECT, WRITE_IT),
     "byte order mark": ("plain UTF-8", 'save it with encoding="utf-8", not "utf-8-sig"'),
     "line ending": (r"lines that end in \n alone", 'write with newline="\\n", or: dos2unix'),
@@ -33,7 +37,7 @@ KINDS = {
     "broken JSON": (OBJECT, WRITE_IT),
     "not an object": (OBJECT, "write each row as one JSON object"),
     "duplicate key": ("each key once", "remove one: JSON parsers keep only the last one"),
-    "messages": ("a list of messages", 'write [{"role": "user", "content": "..."}]'),
+    "messages": ("a list of messages", 'write [{"role": "user", "content": "..."}], or "prompt"'),
     "role": ("system, developer, user, assistant or tool", 'write "user" for the question'),
     "content": ("a string", "write plain text (no list, no image)"),
     "tools": ("a list of function tools", "if it is an answer, rename it: the key is reserved"),
@@ -70,10 +74,10 @@ PROMPTS = {
 STARTS = {
     rb"\Z": "empty",
     rb"\x1f\x8b": "gzip: unpack it (gunzip -k FILE)",
-    rb"PAR1": "parquet: datasets.Dataset.from_parquet(FILE).to_json(OUT) writes JSONL",
+    rb"PAR1": "parquet: rename it to FILE.parquet",
     rb"[^\0]*\0": "UTF-16 or binary: save it as UTF-8",
-    rb"\s*(\[|\{\s*\n)": "one JSON document: read it with json.load",
-    rb"[^{\n]*,": "a table (CSV): read it with csv.DictReader",
+    rb"\s*(\[|\{\s*\n)": "one JSON document: rename an array to FILE.json",
+    rb"[^{\n]*,": "a table (CSV): rename it to FILE.csv",
 }
 
 
@@ -104,7 +108,7 @@ class Fault:
 
 def value_text(value: Any) -> str:
     """A value as short printable JSON, for a message: `"a\\tb"`, `[1, null]`."""
-    return shorten(json.dumps(value, ensure_ascii=False), 60)
+    return shorten(json.dumps(value, ensure_ascii=False, default=str), 60)
 
 
 class Message(BaseModel):
@@ -162,7 +166,7 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (path, value) for every leaf of a row, empty containers included."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from walk(inner, f"{path}.{key}" if path else key)
+            yield from walk(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and value:
         for index, inner in enumerate(value):
             yield from walk(inner, f"{path}[{index}]")
@@ -170,30 +174,112 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int | None, Row | None, list[Fault]]]:
-    """Yield (line number, row or None if unreadable, faults) for every line of a JSONL file.
-    Faults of the whole file have the line number None."""
+def as_row(record: Row) -> tuple[Row, str]:
+    """Return (row, where its messages were found if not at the top). They may be one level down or
+    under `prompt`, there also as text. Content that is a list of text parts becomes one text."""
+    row, found = dict(record), ""
+    inner = [k for k, v in row.items() if isinstance(v, dict) and {"messages", "prompt"} & {*v}]
+    if "messages" not in row and inner:
+        row |= row.pop(inner[0])
+        found = f'found "messages" in "{inner[0]}"'
+    prompt = row.get("prompt")
+    if "messages" not in row and isinstance(prompt, (str, list)):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        row = {"messages": messages} | {k: v for k, v in row.items() if k != "prompt"}
+        found = f'read "prompt" as {"messages" if messages is prompt else "a user message"}'
+    if any(isinstance(message.get("content"), list) for message in readable_messages(row)):
+        row["messages"] = [_join_text(message) for message in row["messages"]]
+    return row, found
+
+
+def _join_text(message: dict[str, Any]) -> dict[str, Any]:
+    parts = message.get("content")
+    if not isinstance(parts, list) or not parts:
+        return message
+    texts = [p.get("text") for p in parts if isinstance(p, dict) and p.get("type") == "text"]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+        return message  # with an image, for example: row_faults reports it
+    return message | {"content": "\n".join(texts)}
+
+
+def source_name(source: Source, in_memory: str = "rows") -> str:
+    return str(source) if isinstance(source, (str, Path)) else in_memory
+
+
+def read_lines(source: Source, in_memory: str = "rows") -> Iterator[tuple]:
+    """Yield (line number, row or None if unreadable, faults, where its messages were found) for
+    every row. Faults of the whole source have the line number None."""
+    for number, record, faults in read_records(source):
+        row, found = (None, "") if record is None else as_row(record)
+        faults += [] if row is None else row_faults(row)
+        for fault in faults:
+            fault.file, fault.line = source_name(source, in_memory), number
+        yield number, row, faults, found
+
+
+def read_records(source: Source) -> Iterator[tuple[int | None, Row | None, list[Fault]]]:
+    """Yield (line number, JSON object or None if unreadable, faults), the objects unchanged."""
+    path = Path(source) if isinstance(source, (str, Path)) else None
     try:
-        with open(path, "rb") as file:
-            head = file.peek(1024)[:1024].removeprefix(codecs.BOM_UTF8)
-            for pattern, form in STARTS.items():
-                if re.match(pattern, head):
-                    yield None, None, [Fault("not JSONL", f"the file is {form}", file=str(path))]
-                    return
-            for number, raw in enumerate(file, 1):
-                row, faults = read_line(raw)
-                if number == 1 and raw.endswith(b"\r\n"):
-                    faults.append(Fault("line ending", "the line ends in CR LF (Windows)"))
-                for fault in faults:
-                    fault.file, fault.line = str(path), number
-                yield number, row, faults
-    except OSError as error:
-        found = f"cannot be read: {error.strerror}"
-        yield None, None, [Fault("unreadable file", found, file=str(path))]
+        records = _read_table(source if path is None else path)
+        if records is None:
+            yield from _read_jsonl(path)
+            return
+    except (OSError, ValueError, TypeError) as error:
+        cause = getattr(error, "strerror", None) or shorten(str(error), 120)
+        yield None, None, [Fault("unreadable file", f"cannot be read: {cause}")]
+        return
+    # The first line of a CSV file is its header.
+    for number, record in enumerate(records, 2 if path and path.suffix == ".csv" else 1):
+        fault = Fault("not an object", f"the row is {shorten(record, 60)}")
+        yield (number, record, []) if isinstance(record, dict) else (number, None, [fault])
+
+
+def _read_table(source: Any) -> list[Any] | None:
+    """The records of a source, or None for JSONL. CSV values stay text, so 007 and NA survive."""
+    kind = source.suffix if isinstance(source, Path) else None
+    if kind in (".csv", ".parquet"):
+        import pandas  # comes with datasets
+
+        if kind == ".csv":
+            with open(source, encoding="utf-8-sig") as file:
+                separator = max(",;\t", key=file.readline().count)
+            source = pandas.read_csv(source, sep=separator, dtype=str, keep_default_na=False)
+        else:
+            source = pandas.read_parquet(source)
+    elif kind is not None and source.is_dir():
+        from datasets import load_from_disk
+
+        source = load_from_disk(str(source))
+    elif kind is not None:
+        text = source.read_text(encoding="utf-8-sig") if kind == ".json" else ""
+        return json.loads(text) if text.lstrip().startswith("[") else None
+    if isinstance(source, Mapping):
+        raise ValueError(f"a dict with {', '.join(map(str, source))}: pass one of its values")
+    if hasattr(source, "iterrows"):  # a DataFrame: NaN becomes null, a date becomes text
+        return json.loads(source.to_json(orient="records", date_format="iso", double_precision=15))
+    records = (dict(record) if isinstance(record, Mapping) else record for record in source)
+    # NumPy values become numbers and lists; a date, for example, becomes text.
+    form = {"default": lambda value: value.tolist() if hasattr(value, "tolist") else str(value)}
+    return [json.loads(json.dumps(record, **form)) for record in records]
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int | None, Row | None, list[Fault]]]:
+    with open(path, "rb") as file:
+        head = file.peek(1024)[:1024].removeprefix(codecs.BOM_UTF8)
+        for pattern, form in STARTS.items():
+            if re.match(pattern, head):
+                yield None, None, [Fault("not JSONL", f"the file is {form}")]
+                return
+        for number, raw in enumerate(file, 1):
+            row, faults = read_line(raw)
+            if number == 1 and raw.endswith(b"\r\n"):
+                faults.append(Fault("line ending", "the line ends in CR LF (Windows)"))
+            yield number, row, faults
 
 
 def read_line(raw: bytes) -> tuple[Row | None, list[Fault]]:
-    """Return (row, faults). The row is None if the line is not one JSON object."""
+    """Return (object, faults). It is None if the line is not one JSON object."""
     faults, repeated = [], []
     if len(raw) > MAX_LINE_BYTES:
         return None, [Fault("line too long", f"the line has {len(raw) / 1e6:.0f} MB")]
@@ -217,7 +303,7 @@ def read_line(raw: bytes) -> tuple[Row | None, list[Fault]]:
     else:
         if isinstance(row, dict):
             faults += [Fault("duplicate key", f'"{key}" is repeated', key) for key in repeated]
-            return row, [*faults, *row_faults(row)]
+            return row, faults
         quote = value_text(row)
         kind, found = "not an object", f"the line is {quote}"
     return None, [*faults, Fault(kind, found, value=quote)]

@@ -17,6 +17,7 @@ import numpy as np
 
 from rftkit.policy import Policy
 from rftkit.records import Sample, SamplingConfig
+from rftkit.rows import Source, read_rows
 from rftkit.task import Task
 
 RESAMPLES = 2_000
@@ -142,7 +143,7 @@ def paired_record(
 def evaluate(
     policy: Policy,
     task: Task,
-    rows: list[dict[str, Any]],
+    rows: Source,
     config: SamplingConfig,
     samples: int = 2,
     name: str | None = None,
@@ -153,6 +154,7 @@ def evaluate(
 ) -> SystemResult:
     """Sample every row, grade, and measure the task's metrics. samples: answers a row for the
     headline; extra_samples: k of maj@k and pass@k, the headline's first among them."""
+    rows = read_rows(rows)
     prompts = [row["messages"] for row in rows]
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
     cold = replace(config, temperature=0.0)

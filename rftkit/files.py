@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, record: Any) -> None:
     """One JSON object, indented by two; NaN and infinity are refused (they are not JSON)."""
     write_text(path, json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+@cache
+def say_once(text: str) -> None:
+    """A note on standard error, once in this process."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Rows of the RFT JSONL: read, write, name, split.
+"""Rows: read from a file or from memory, written as JSONL, named, split.
 
 A row is a plain dict: `messages` (what the model sees), optionally `tools`, and answer fields
 (what the grader reads as `{{item.KEY}}`, and the model never sees).
@@ -14,18 +14,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.contract import Row, read_lines, value_text
-from rftkit.files import UserError, plural, write_text
+from rftkit.contract import Row, Source, read_lines, source_name, value_text
+from rftkit.files import UserError, plural, say_once, write_text
 
 ID_KEYS = ("case_id", "row_id")
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Read a JSONL file strictly: the first fault of any row raises UserError at `file:line`."""
-    rows = []
-    for _, row, faults in read_lines(path):
+class Rows(list[Row]):
+    """Rows that read_rows has checked; it returns them as they are."""
+
+
+def read_rows(source: Source, in_memory: str = "rows") -> list[Row]:
+    """Read rows strictly: the first fault raises UserError at `file:line`.
+
+    The source is a file (.jsonl, .json with an array, .csv, .parquet), a folder that `datasets`
+    saved, or rows in memory, which messages call `in_memory`: a DataFrame, a Dataset, any iterable
+    of dicts. `prompt` (text or messages) may replace `messages`; a note says so once.
+    """
+    if isinstance(source, Rows):
+        return source
+    rows = Rows()
+    for _, row, faults, found in read_lines(source, in_memory):
         if faults:
             raise UserError(str(faults[0]))
+        if found:
+            say_once(f"{source_name(source, in_memory)}: {found}")
         rows.append(row)
     return rows
 
@@ -132,6 +145,19 @@ def _bundles(rows: Sequence[Row], group_by: str) -> list[list[int]]:
     for index, group in enumerate(groups):
         members[root(group)].append(index)
     return sorted(members.values(), key=lambda m: (-len(m), min(groups[i] for i in m)))
+
+
+def closed_set_note(rows: Sequence[Row], held_out: Sequence[Row], key: str) -> str:
+    """A note if `key` has few values, each in many rows, and most held-out ones occur in training,
+    else "". Labels are like that: to split by them would hold out labels never trained on."""
+    train, other = ({group_of(row, key) for row in side} - {None} for side in (rows, held_out))
+    few = len(train | other) ** 2 <= 2 * (len(rows) + len(held_out))
+    if not few or 2 * len(train & other) <= len(other):
+        return ""
+    return (
+        f"{key} has few values, each in many rows of both sides. Labels are no group. "
+        "A source (patient, author, document) is one: then split by it"
+    )
 
 
 def group_of(row: Row, group_by: str) -> str | None:

@@ -8,6 +8,7 @@ import random
 import pytest
 from typer.testing import CliRunner
 
+from rftkit import check_rows as check_memory
 from rftkit.check import check_file, looks_like_answer, occurs_in, similar_prompts
 from rftkit.cli import app
 from rftkit.files import UserError, dataset
@@ -160,6 +161,90 @@ def test_what_is_wrong_with_answers_is_found_and_nothing_else(tmp_path, name):
     assert places(check_rows(tmp_path, rows, **options)) == expected
 
 
+def asked(text: str, answer: str = "A", **more) -> dict:
+    return {"messages": [{"role": "user", "content": text}], "answer": answer} | more
+
+
+def test_a_field_that_repeats_the_prompt_is_no_answer_and_a_named_one_is_none():
+    def row(n: int) -> dict:
+        told = {"role": "developer", "content": "Answer with one code.\n"}
+        question = {"role": "user", "content": f"Which shelf holds crate {n}?"}
+        messages = {"messages": [told, question], "reference_answer": f"S{n}"}
+        copies = {"reference_developer": told["content"], "reference_user": question["content"]}
+        return messages | copies | {"reference_both": f"{told['content']}{question['content']}"}
+
+    rows = [row(n) for n in range(30)]
+    report = check_memory(rows)
+    assert report.ok and report.answer_keys == ["reference_answer"] and len(report.notes) == 4
+    part = [row | {"reference_part": f"crate {n}"} for n, row in enumerate(rows)]
+    assert check_memory(part).counts == {LEAK: 30}
+    assert check_memory(part, group_by="reference_part", not_answer=["reference_part"]).ok
+    assert check_memory(rows, answer_keys=["reference_user"]).counts == {LEAK: 30}
+
+
+OFFERED = {
+    "lines with letters": ("Which?\nA. tin{n}\nB. ore{n}\nC. zinc{n}\nD. lead{n}", "C. zinc{n}"),
+    "the text alone": ("Which?\nA) tin{n}\nB) ore{n}\nC) zinc{n}", "zinc{n}"),
+    "in a line": ("(1) tin{n} (2) zinc{n}\nWrite the name.", "zinc{n}"),
+    "bullets": ("Which metal?\n- red tin{n}\n- raw zinc{n}\n- lead", "raw zinc{n}"),
+    "after a word": ("Choose one of: tin{n}, zinc{n} or lead{n}.", "zinc{n}"),
+    "quoted": ("Options: 'tin{n}', 'zinc{n}'", "zinc{n}"),
+}
+TOLD_IN = {
+    "in a sentence": "Choose a metal. The label says zinc{n}.",
+    "in an item of a list": "Known:\n1. It is grey.\n2. A zinc{n} plate.\n3. Heavy.",
+    "alone on a line": "Metal:\nzinc{n}\nWhich is it?",
+}
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_an_option_in_a_list_of_options_is_no_leak(name):
+    text, answer = (part.replace("{n}", "{0}") for part in OFFERED[name])
+    report = check_memory([asked(text.format(n), answer.format(n)) for n in range(100, 130)])
+    assert report.ok, report.faults[0]
+
+
+@pytest.mark.parametrize("name", TOLD_IN)
+def test_an_answer_that_is_told_beside_other_words_is_a_leak(name):
+    text = TOLD_IN[name].replace("{n}", "{0}")
+    rows = [asked(text.format(n), f"zinc{n}") for n in range(100, 130)]
+    assert check_memory(rows).counts == {LEAK: 30}
+
+
+WRAPPED = {
+    "one level down": [{"item": asked(f"Which crate? {n}")} for n in range(30)],
+    "a prompt of messages": [
+        {"prompt": [{"role": "user", "content": f"Which crate? {n}"}], "answer": "A"}
+        for n in range(30)
+    ],
+    "a prompt of text": [{"prompt": f"Which crate? {n}", "answer": "A"} for n in range(30)],
+    "a prompt one level down": [{"data": {"prompt": f"{n}?", "answer": "A"}} for n in range(30)],
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_messages_are_found_elsewhere_and_the_conversion_is_offered(tmp_path, name):
+    report = check_rows(tmp_path, WRAPPED[name])
+    assert report.ok and report.answer_keys == ["answer"]
+    [note] = [note for note in report.notes if "write_rows" in note]
+    assert "30 rows" in note
+    write_rows(tmp_path / "new.jsonl", read_rows(tmp_path / "train.jsonl"))
+    again = check_file(tmp_path / "new.jsonl")
+    assert again.ok and len(again.notes) == 1
+    mixed = check_rows(tmp_path, [*GOOD, WRAPPED[name][0]])
+    assert (31, "messages") in places(mixed)  # the one that differs from all others
+
+
+def test_parts_of_text_are_joined_and_an_image_is_refused():
+    parts = [{"type": "text", "text": "Which shelf?"}, {"type": "text", "text": "Crate 7."}]
+    rows = [asked(parts), asked("Which shelf?")]
+    assert check_memory(rows).ok and rows[0]["messages"][0]["content"] is parts
+    assert read_rows(rows)[0]["messages"][0]["content"] == "Which shelf?\nCrate 7."
+    image = {"type": "image_url", "image_url": {"url": "shelf.png"}}
+    for wrong in ([*parts, image], [image], ["Which?"], []):
+        assert places(check_memory([asked(wrong)])) == [(1, "content")], wrong
+
+
 def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tmp_path):
     other_answer = GOOD[4] | {"case_id": "x", "reference_gene": "X1X"}
     train = [*GOOD, GOOD[3] | {"case_id": "copy"}, other_answer]
@@ -183,6 +268,30 @@ def test_groups_on_both_sides_and_rows_too_many_or_without_a_group_are_found(tmp
     missing, both = "group missing", "group on both sides"
     found = [place for place in places(report) if place[1] in (missing, both, "too many rows")]
     assert found == [(2, missing), (10, "too many rows"), (2, both), (3, both), (4, missing)]
+
+
+def labelled(count: int, values: int, **more) -> list[dict]:
+    words = random.Random(0).sample(range(100_000), 3 * count)
+    texts = [" ".join(f"w{w}" for w in words[3 * n : 3 * n + 3]) for n in range(count)]
+    return [asked(text, mood=f"v{n % values}", **more) for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("count", "values", "is_closed"),
+    [(60, 6, True), (5000, 28, True), (240, 30, False), (2000, 500, False)],
+)
+def test_a_closed_set_of_answers_is_no_group_and_an_open_one_is(count, values, is_closed):
+    rows = labelled(count, values)
+    train, held_out = rows[: count * 4 // 5], rows[count * 4 // 5 :]
+    report = check_memory(train, held_out, group_by="mood")
+    assert report.counts == ({} if is_closed else {"group on both sides": len(held_out)})
+    assert any("mood" in note for note in report.notes) is is_closed
+
+
+def test_few_held_out_values_of_which_most_are_new_are_groups():
+    rows = labelled(72, 3)
+    held_out = [row | {"mood": f"v{n % 3 + 2}"} for n, row in enumerate(rows[60:])]
+    assert check_memory(rows[:60], held_out, group_by="mood").counts == {"group on both sides": 4}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +319,10 @@ def test_the_command_prints_every_fault_and_its_exit_code_is_0_where_clean(tmp_p
     leak = run(*both, "--group-by", "reference_gene")
     assert leak.exit_code == 1 and "validation.jsonl:1: " in leak.output
     assert run(tmp_path / "nowhere.jsonl").exit_code == run(BROKEN).exit_code == 1
+    many = check_rows(tmp_path, [row | {"reference_gene": " A"} for row in GOOD])
+    shown = run(tmp_path / "train.jsonl").output
+    assert shown.count('"reference_gene" is') == 5 and "25 more" in shown
+    assert len(many.faults) == 30
     assert run().exit_code == run(tmp_path / "train.jsonl", "--no-such-option").exit_code == 2
     record = json.loads(run(BROKEN, "--json").stdout)
     assert record["ok"] is False and len(record["faults"]) == 28

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from typer.testing import CliRunner
 
 from rftkit.cli import app
@@ -84,6 +85,17 @@ def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(tmp_path, ro
     assert training["model"] == str(run_folder) and training["steps"] == 7
     assert training["answer_groups_shared_with_eval"] == len(shared)
     assert f"{run_folder}: {len(shared)} answer groups" in stderr and "training" not in base
+
+
+@pytest.mark.parametrize("name", ["some.parquet", "folder"])
+def test_rows_of_a_table_or_a_dataset_are_evaluated(tmp_path, name):
+    place, data = tmp_path / name, Dataset.from_list(ROWS[:3])
+    data.to_parquet(place) if name == "some.parquet" else data.save_to_disk(place)
+    words = (place, "--task", "gene_ranking", *MINI, "--max-tokens", 3, "--samples", 1)
+    result = evaluate(*words, "--out", tmp_path / "o", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["n_cases"] == 3 and len(report["sha256"][name]) == 64
 
 
 METRICS = """

@@ -1,8 +1,10 @@
 """Intervals and metrics: they count what they say, and cluster what belongs together."""
 
 import numpy as np
+import pandas
 import pytest
 
+from rftkit import SamplingConfig, evaluate, measure_signal
 from rftkit.evaluation import bootstrap, majority_values, measure, paired_difference, row_values
 from rftkit.records import Sample
 from rftkit.task import task_from_json
@@ -67,3 +69,14 @@ def test_clustering_widens_the_interval_and_pairing_narrows_it():
     difference = paired_difference(values + 0.05, values, groups)
     assert difference.mean == pytest.approx(0.05) and difference.low > 0.04
     assert bootstrap(values + 0.05, groups).low < together.high
+
+
+def test_rows_in_a_frame_are_evaluated_and_measured_as_the_rows_themselves(mini, genes):
+    task, rows = genes[0], genes[1][:8]
+    frame = pandas.DataFrame(rows)
+    short = SamplingConfig(max_new_tokens=16, seed=1)
+    one, other = (evaluate(mini, task, given, short, 1) for given in (rows, frame))
+    assert [s.output_text for [s] in one.samples] == [s.output_text for [s] in other.samples]
+    given = {"answers": 2, "most": 32, "max_completion_tokens": 16}
+    one, other = (measure_signal(mini, task, rows, **given).to_json() for rows in (rows, frame))
+    assert one["samples"] == other["samples"] and one["verdict"] == other["verdict"]

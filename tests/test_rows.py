@@ -1,8 +1,11 @@
 """Rows, small files and the machine: what is read, written, named and split."""
 
+import json
 import random
 
+import pandas
 import pytest
+from datasets import Dataset, DatasetDict
 
 from rftkit.environment import choose_device, profile
 from rftkit.files import UserError, dataset, read_json
@@ -44,6 +47,58 @@ def test_a_row_is_read_as_it_was_written_and_gives_the_same_bytes(tmp_path):
     write_rows(one, rows)
     write_rows(two, read_rows(one))
     assert read_rows(two) == rows and one.read_bytes() == two.read_bytes()
+
+
+TABLE = [{"prompt": f"Käse {n}?", "gene": gene} for n, gene in enumerate(("007", "NA", "A"))]
+READ = [case(row["prompt"], row["gene"]) for row in TABLE]
+SOURCES = {
+    "DataFrame": lambda place: pandas.DataFrame(TABLE),
+    "Dataset": lambda place: Dataset.from_list(TABLE),
+    "generator": lambda place: (row for row in TABLE),
+    "list": lambda place: TABLE,
+    "a.csv": lambda place: pandas.DataFrame(TABLE).to_csv(place, index=False),
+    "b.csv": lambda place: pandas.DataFrame(TABLE).to_csv(place, sep=";", encoding="utf-8-sig"),
+    "a.parquet": lambda place: pandas.DataFrame(TABLE).to_parquet(place),
+    "a.json": lambda place: place.write_text(json.dumps(TABLE, indent=1)),
+    "b.json": lambda place: place.write_text("".join(json.dumps(row) + "\n" for row in TABLE)),
+    "a.jsonl": lambda place: write_rows(place, TABLE),
+    "folder": lambda place: Dataset.from_list(TABLE).save_to_disk(place),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_rows_are_the_same_from_each_source_and_the_mapping_is_said_once(tmp_path, name, capsys):
+    source = SOURCES[name](tmp_path / name)
+    rows = read_rows(tmp_path / name if (tmp_path / name).exists() else source, name)
+    assert [{key: row[key] for key in READ[0]} for row in rows] == READ
+    assert read_rows(rows) is rows and capsys.readouterr().err.count('"prompt"') == 1
+    assert TABLE[0].keys() == {"prompt", "gene"}  # what was given stays as it was
+
+
+def test_values_of_a_frame_become_json():
+    frame = pandas.DataFrame({"prompt": ["a", "b"], "n": [1, 2], "x": [0.1, float("nan")]})
+    frame["day"], frame["genes"] = pandas.Timestamp("2026-01-02"), [["A"], []]
+    first, second = read_rows(frame)
+    assert (first["n"], first["x"], second["x"], second["genes"]) == (1, 0.1, None, [])
+    assert first["day"].startswith("2026-01-02")
+    [row] = read_rows([{"prompt": "a", "n": frame["n"].iloc[0], "xs": frame["x"].to_numpy()[:1]}])
+    assert row["n"] == 1 and row["xs"] == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"train": [], "test": []}, "train, test"),
+        (DatasetDict(train=Dataset.from_list(TABLE)), "train"),
+        (["a text"], "rows:1: "),
+        (7, "rows: "),
+        ([*TABLE, {"text": "no prompt"}], "rows:4: .*messages"),
+        ("nowhere.csv", "nowhere.csv: "),
+    ],
+)
+def test_what_holds_no_rows_is_refused_with_its_place(source, words):
+    with pytest.raises(UserError, match=words):
+        read_rows(source)
 
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path):

@@ -7,11 +7,13 @@ import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pandas
 import pytest
 from typer.testing import CliRunner
 
 from rftkit import RunConfig, UserError, load_policy, load_task, plan, train
 from rftkit.cli import app
+from rftkit.compare import training_record
 from rftkit.dashboard import TrainingDashboard
 from rftkit.records import SamplingConfig
 from rftkit.rows import write_rows
@@ -47,6 +49,37 @@ def run(tmp_path_factory):
 def tiny(tmp_path_factory):
     """Two validated steps, finished. No test changes it."""
     return train(RunConfig(**VALIDATED), tmp_path_factory.mktemp("tiny") / "run")
+
+
+def test_rows_from_memory_give_the_run_that_files_give(tmp_path, tiny):
+    task = load_task("gene_ranking")
+    frame = pandas.DataFrame(task.rows("train"))
+    held_out = ({"prompt": row.pop("messages"), **row} for row in task.rows("validation"))
+    config = RunConfig(**VALIDATED | {"task": None})
+    run = train(config, tmp_path, task=task, rows=frame, held_out=held_out)
+
+    for one, other in zip(run.log, tiny.log, strict=True):
+        for name in ("reward_mean", "completion_tokens", "entropy", "kl", "grad_norm", "loss"):
+            assert one[name] == other[name]
+        assert one["validation"] | {"seconds": 0} == other["validation"] | {"seconds": 0}
+    bench = SimpleNamespace(rows=task.rows("test")[:3], task=task)
+    assert training_record(str(tmp_path), bench)["answer_groups_shared_with_eval"] is None
+
+
+def test_labels_on_both_sides_are_no_group(tmp_path):
+    moods = ("joy", "anger", "fear")
+    rows = [{"prompt": f"Note {n}?", "mood": moods[n % 3]} for n in range(24)]
+    grader = {"type": "string_check", "name": "mood", "operation": "ne",
+              "input": "{{sample.output_text}}", "reference": "{{item.mood}}"}  # fmt: skip
+    config = RunConfig(**VALIDATED | {"task": None, "steps": 1}, grader=grader, group_by="mood")
+    said = []
+    run = train(config, tmp_path, rows=rows[:16], held_out=rows[16:], say=said.append)
+    report = json.loads((run.out / "report.json").read_text())
+    assert report["training"]["answer_groups_shared_with_eval"] is None
+    assert [text for text in said if text.startswith("mood ")]
+    open_set = [row | {"mood": f"m{n // 2}"} for n, row in enumerate(rows)]
+    with pytest.raises(UserError, match="mood"):
+        train(config, tmp_path / "b", rows=open_set[:17], held_out=open_set[17:])
 
 
 def test_rft_raises_the_held_out_score_and_logs_each_step(run):

@@ -9,7 +9,7 @@ threshold lies inside. Left out: whether training helps. Only held-out rows show
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +19,7 @@ from rftkit.evaluation import Groups
 from rftkit.files import UserError
 from rftkit.policy import Policy
 from rftkit.records import SamplingConfig
-from rftkit.rows import Row, row_ids
+from rftkit.rows import Row, Source, read_rows, row_ids
 from rftkit.signal import checks
 from rftkit.signal.numbers import Finding, Question, Signal, quantiles, shown, take_numbers
 from rftkit.task import Task
@@ -85,7 +85,7 @@ ROUNDS = 3  # of drawing, before it says undecided
 def measure_signal(
     policy: Policy,
     task: Task,
-    rows: Sequence[Row],
+    rows: Source,
     *,
     answers: int = 8,
     max_completion_tokens: int = 64,
@@ -101,6 +101,7 @@ def measure_signal(
     one another. First at most 256 samples are drawn; where the intervals are too wide, as many more
     as should settle it, up to 5 % of the run's `completions`, and no more than `most`.
     """
+    rows = read_rows(rows)
     if answers < 2 or not rows:
         raise UserError(f"signal: {len(rows)} rows, groups of {answers}, expected 1 and 2 at least")
     # Stage 1: what no answer of the model has to be drawn for.

@@ -15,6 +15,7 @@ from typing import Any
 from rftkit import evaluation
 from rftkit.policy import LocalPolicy
 from rftkit.records import SamplingConfig
+from rftkit.rows import read_rows
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
 from rftkit.training.store import copy_adapter, save_adapter
@@ -46,7 +47,8 @@ class HeldOut:
         self.task, self.config, self.out, self.progress = task, config, out, progress
         limit = config.max_completion_tokens
         self.sampling = SamplingConfig(1.0, max_new_tokens=limit, seed=VALIDATION_SEED)
-        self.rows = rows[: config.eval_rows] if config.eval_every else []  # empty: no validation
+        # Empty: no validation. Checked here once, not in each validation.
+        self.rows = read_rows(rows[: config.eval_rows] if config.eval_every else [])
         self.clusters = evaluation.clusters_of(self.rows, task)
 
     def validate(self, policy: LocalPolicy, step: int) -> tuple[dict[str, Any], list[dict]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
 from rftkit.policy import LocalPolicy, Policy
+from rftkit.rows import Source, closed_set_note, read_rows
 from rftkit.signal.numbers import Signal
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
@@ -55,8 +56,8 @@ def train(
     out: str | Path,
     observers: Sequence[store.Observer] = (),
     task: Task | None = None,
-    rows: list[dict[str, Any]] | None = None,
-    held_out: list[dict[str, Any]] | None = None,
+    rows: Source | None = None,
+    held_out: Source | None = None,
     existing: str = "resume",
     say: Callable[[str], None] = lambda text: None,
     force: bool = False,
@@ -64,9 +65,10 @@ def train(
     """Train, and leave in `out` what store.py lists, the best adapter among it.
 
     Observers are called with each step's log object (see store.Observer), `say` with a sentence
-    when something is decided. `task`, `rows` and `held_out` replace what the config names; for sft
-    a row may have a "completion". `existing`: "resume" the run in `out` (a finished one is loaded)
-    or "replace" it. With `force` it trains though the signal gate says fix.
+    when something is decided. `task`, `rows` and `held_out` replace what the config names, with
+    rows as read_rows takes them; for sft a row may have a "completion". `existing`: "resume" the
+    run in `out` (a finished one is loaded) or "replace" it. With `force` it trains though the
+    signal gate says fix.
 
     Raises UserError, GateSaysFix, TrainingStopped by a watchdog, Interrupted after Ctrl-C.
     """
@@ -77,9 +79,12 @@ def train(
     if rows is None:
         rows, named = config_rows(config, task)
         held_out = named if held_out is None else held_out
-    held_out = held_out or []
+    rows, held_out = read_rows(rows), read_rows([] if held_out is None else held_out, "held_out")
     if not rows:
         raise UserError("training rows: none, expected one at least: see `rftkit check`")
+    if task.group_by and (note := closed_set_note(rows, held_out, task.group_by)):
+        say(note)
+        task = replace(task, group_by=None)
     if shared := shared_groups(rows, held_out, task):
         count = f"{len(shared)} values of {task.group_by} (first: {min(shared)})"
         raise UserError(f"{count} stand in both training and held-out rows: split by it")
