@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from rftkit import __version__, cli_runs, console
-from rftkit.console import JsonFlag, WeakIsolationFlag, argument, flag, option
+from rftkit.console import JsonFlag, WeakIsolationFlag, argument, flag, option, options_from
 from rftkit.files import UserError, plural, read_json, read_text
+from rftkit.new import NewTask, make_task
 
 SHOWN = 5  # faults of each kind
 
@@ -41,6 +42,32 @@ def about(version: Annotated[bool, flag("--version", "Print version and exit.")]
     """
     if version:
         console.say(f"rftkit {__version__}")
+
+
+@app.command("new")
+@options_from(NewTask)
+def new_command(options: NewTask, as_json: JsonFlag = False) -> None:
+    """Make a task folder from a table: split rows, a grader, run.json, a card and a notebook.
+
+    The form of the answers selects the grader: a class (one of few labels), a ranked list, a
+    number, a text or JSON. The new folder is checked; exit code 1 if it has a fault.
+
+    Example:
+
+        rftkit new emotions --rows messages.csv --prompt "How does this feel? {text}" --answer mood
+    """
+    made = make_task(options)
+    report, reference = made["check"], made["reference"]
+    if as_json:
+        console.print_json(made | {"check": report.to_json(), "reference": str(reference)})
+    else:
+        print_check(report)
+        dropped = "".join(f"; {n} left out: {reason}" for reason, n in made["dropped"].items())
+        commands = read_text(options.folder / "README.md").split("```")[1]
+        console.say(f"{reference}\n{options.folder}: form {made['form']}{dropped}")
+        console.say(f"next, in {options.folder}:{commands}")
+    sound = report.ok and reference.status == "passed"
+    raise typer.Exit(console.GOOD if sound else console.FINDINGS)
 
 
 @app.command("check")

@@ -1,0 +1,166 @@
+"""`rftkit new`: make a task folder from a table, as a start for your own.
+
+The form of the answers determines how the prompt ends, how an answer is graded and which metric
+counts. skeleton/ holds the files that do not depend on the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Annotated, Any
+
+from rftkit.console import argument, option
+from rftkit.files import PACKAGE, UserError, read_text, write_json, write_text
+
+# Forms that one preset grades: its name and arguments.
+PLAIN = {"class": ("exact_match", {}), "number": ("numeric_match", {}),
+         "text": ("fuzzy", {"metric": "gleu"})}  # fmt: skip
+FORMS = ", ".join([*PLAIN, "ranked", "json"])
+HELD_OUT, MOST_HELD_OUT = 0.2, 900  # each of validation and test; OpenAI takes 1,000 rows
+COLUMN = re.compile(r"\{(\w[\w .-]*)\}")  # in a prompt, but not the braces of a JSON example
+
+
+@dataclass
+class NewTask:
+    """The options of `rftkit new`, one field each."""
+
+    folder: Annotated[Path, argument("NAME", "The new task folder.")]
+    rows: Annotated[Path, option("FILE", "A .csv, .jsonl, .json, .parquet or saved Dataset.")]
+    prompt: Annotated[str, option("TEXT", "The question; {COLUMN} inserts the row's value.")]
+    answer: Annotated[str, option("COLUMN", "The column with the right answer.")]
+    form: Annotated[str | None, option("F", f"{FORMS}; default: from the answers.")] = None
+    group: Annotated[str | None, option("COLUMN", "No value may be on both sides.")] = None
+
+
+def make_task(options: NewTask) -> dict[str, Any]:
+    """Write the folder. Return its "form", row counts ("rows", "dropped") and what the checks
+    found ("check": a CheckReport, "reference": an attacks.Check)."""
+    from rftkit.attacks import reference_check
+    from rftkit.check import check_rows
+    from rftkit.rows import split_by_group, write_rows
+    from rftkit.task import load_task
+
+    folder, field = options.folder, field_name(options.answer)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already, expected a new folder: choose another name")
+    rows, dropped = read_table(options)
+    answers = [row[field] for row in rows]
+    form = options.form or form_of(answers)
+    instruction, grader, task = make_grader(form, field, answers)
+    for row in rows:
+        row["messages"][0]["content"] += f"\n\n{instruction}"
+        row[field] = row[field] if form == "json" else str(row[field])
+    group = field_name(options.group) if options.group else None
+    share = min(HELD_OUT, MOST_HELD_OUT / max(len(rows), 1))
+    shares = {"train": 1 - 2 * share, "validation": share, "test": share}
+    sides = split_by_group(rows, group or "row_id", shares, seed=0)
+    for side, side_rows in sides.items():
+        write_rows(folder / f"{side}.jsonl", side_rows)
+    task |= {"name": folder.name, "question": options.prompt, "grader": "grader.json"}
+    write_json(folder / "task.json", task | ({"group_by": group} if group else {}))
+    write_json(folder / "grader.json", grader)
+    # Without labels the task may be to extract the answer from the prompt.
+    extract = task["headline"] == "grade"
+    flags = f"--answer-key {field}" + " --answer-in-prompt-ok" * extract
+    flags += f" --group-by {group}" if group else ""
+    values = vars(options) | task | {"form": form, "flags": flags}
+    for file in (PACKAGE / "skeleton").glob("*.*"):
+        write_text(folder / file.name, Template(read_text(file)).safe_substitute(values))
+    report = check_rows(
+        folder / "train.jsonl", folder / "validation.jsonl", group, [field], extract
+    )
+    check = reference_check(load_task(folder).grader, task["answer_template"], rows)
+    counts = {side: len(side_rows) for side, side_rows in sides.items()}
+    known = {"form": form, "rows": counts, "dropped": dropped}
+    return known | {"check": report, "reference": check}
+
+
+def field_name(column: str) -> str:
+    """The column as a name for grader templates: "Ticket text" becomes Ticket_text."""
+    return re.sub(r"\W+", "_", column).strip("_")
+
+
+def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return (rows, {reason: number of records left out})."""
+    from rftkit.contract import read_records
+
+    rows, dropped, used = {}, Counter(), COLUMN.findall(options.prompt)
+    if not used or options.answer in used:
+        contains = f"contains the answer {{{options.answer}}}" if used else "contains no {COLUMN}"
+        raise UserError(f"--prompt: {contains}, expected the column with the question: insert it")
+    for number, record, faults in read_records(options.rows):
+        if faults:
+            raise UserError(f"{options.rows}:{number or 1}: {faults[0].found}: correct it")
+        for name in {options.answer, *used, options.group} - {None} - record.keys():
+            missing = f"no column {name!r}, expected one of {', '.join(record)}"
+            raise UserError(f"{options.rows}:{number}: {missing}: correct the name")
+        prompt = COLUMN.sub(lambda match, record=record: str(record[match[1]]), options.prompt)
+        answer = record[options.answer]
+        with suppress(ValueError):  # an object in a cell is written as JSON
+            if isinstance(answer, str):
+                answer = json.loads(answer) if answer.lstrip()[:1] == "{" else answer.strip()
+        if prompt in rows or answer in (None, "", [], {}):
+            dropped["repeated prompt" if prompt in rows else "no answer"] += 1
+            continue
+        row = {"row_id": str(number), "messages": [{"role": "user", "content": prompt}]}
+        row |= {field_name(k): v for k, v in record.items() if k not in ("messages", "tools")}
+        rows[prompt] = row | {field_name(options.answer): answer}
+    if not rows:
+        raise UserError(f"{options.rows}: no row has an answer, expected some: fill the column in")
+    return list(rows.values()), dict(dropped)
+
+
+def form_of(answers: list[Any]) -> str:
+    if all(isinstance(answer, dict) for answer in answers):
+        return "json"
+    numbers = [re.fullmatch(r"[-+]?[\d,]*\.?\d+", str(answer)) for answer in answers]
+    return "class" if labels_of(answers) else "number" if all(numbers) else "text"
+
+
+def labels_of(answers: list[Any]) -> str:
+    """The distinct answers if they are few (as in rows.closed_set_note), else nothing."""
+    labels = sorted({str(answer) for answer in answers})
+    return ", ".join(labels) if len(labels) ** 2 <= 2 * len(answers) else ""
+
+
+def make_grader(form: str, field: str, answers: list[Any]) -> tuple[str, dict, dict]:
+    """Return (the last line of the prompt, grader JSON, fields of task.json)."""
+    from rftkit.graders.presets import preset
+
+    item, labels = f"{{{{item.{field}}}}}", labels_of(answers)
+    task = {"answer_template": item, "metrics": ["grade"], "headline": "grade"}
+    instruction = f"Answer with the {field} alone."
+    if form in PLAIN:
+        name, arguments = PLAIN[form]
+        parts, formula = {"right": preset(name, reference=field, **arguments)}, "right"
+        if form == "class":
+            instruction = f"Answer with one of: {labels}." if labels else instruction
+            task |= {"metrics": ["top1"], "headline": "top1"}
+    elif form == "ranked":
+        spec = preset("rank", key="answers", reference=field, length=3)
+        parts, formula = spec["graders"], spec["calculate_output"]
+        instruction = 'Answer as JSON, most likely first: {"answers": ["...", "...", "..."]}'
+        instruction += f", each one of: {labels}." if labels else ""
+        best, *worse = ({"answers": entries} for entries in ([item], ["-", item], ["-"]))
+        task = {"answer_template": best, "worse_answers": worse}
+        task |= {"metrics": ["top1", "mrr"], "headline": "top1"}
+    elif form == "json":
+        objects = [answer if isinstance(answer, dict) else {} for answer in answers]
+        keys = [k for k in objects[0] if k.isidentifier() and all(k in o for o in objects)]
+        if not keys:
+            raise UserError(f"--form json: {field} has no common key, expected JSON objects")
+        parts = {f"{k}_right": preset("exact_match", key=k, reference=f"{field}.{k}") for k in keys}
+        formula = f"({' + '.join(parts)}) / {len(parts)}"
+        instruction = f"Answer as JSON with the keys {', '.join(keys)}."
+    else:
+        raise UserError(f"--form {form}: expected one of {FORMS}: correct it")
+    # Similarity earns at most 0.1, so that rewards differ before any answer is right.
+    parts = {**parts, "similarity": preset("fuzzy", reference=field)}
+    spec = {"type": "multi", "name": form, "calculate_output": f"max({formula}, 0.1 * similarity)"}
+    return instruction, spec | {"graders": {k: v | {"name": k} for k, v in parts.items()}}, task

@@ -1,0 +1,132 @@
+"""`rftkit new`: the folder that it makes passes the kit's own checks, and runs."""
+
+import csv
+import json
+import random
+
+import pytest
+from typer.testing import CliRunner
+
+from rftkit import load_task
+from rftkit.cli import app
+from rftkit.rows import read_rows
+
+MOODS = {"joy": "great lovely", "anger": "furious mad", "fear": "scared afraid"}
+RNG = random.Random(0)
+NOTES = [
+    {
+        "Message text": f"Note {n}: I feel {RNG.choice(words.split())} about {RNG.random():.9f}",
+        "mood": f" {mood}",
+        "author": f"author {n % 9}",
+        "stars": n % 97,
+        "title": f"The long way {n * n}",
+        "order": json.dumps({"customer": f"Ann {n}", "chairs": n % 5}),
+    }
+    for n in range(16)
+    for mood, words in MOODS.items()
+]
+FORMS = {
+    "class": ("mood", "joy", "Answer with one of: anger, fear, joy."),
+    "ranked": ("mood", '{"answers": ["joy", "fear", "anger"]}', '{"answers": ["...'),
+    "number": ("stars", "I count 3", "the stars alone"),
+    "text": ("title", "The long way 9", "the title alone"),
+    "json": ("order", '{"customer": "Ann 3", "chairs": 3}', "the keys customer, chairs"),
+}
+ROW = {"mood": "joy", "stars": "3", "title": "The long way 9"}
+ROW |= {"order": {"customer": "Ann 3", "chairs": 3}}
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open("notes.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, NOTES[0])
+        writer.writeheader()
+        writer.writerows([*NOTES, NOTES[0], NOTES[1] | {"mood": "", "Message text": "No mood"}])
+    return tmp_path
+
+
+def new(*words, prompt="Read it. {Message text}"):
+    given = ["new", "mine", "--rows", "notes.csv", "--prompt", prompt, *words]
+    return CliRunner().invoke(app, [str(word) for word in given])
+
+
+def commands(folder) -> list[list[str]]:
+    block = (folder / "README.md").read_text().split("```")[1]
+    return [line.split()[1:] for line in block.strip().splitlines()]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_task_of_each_form_passes_its_own_checks(table, monkeypatch, form):
+    answer, right, asks = FORMS[form]
+    result = new("--answer", answer, "--form", form, "--json")
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert made["check"]["ok"] and made["reference"].startswith("reference check: passed")
+    assert made["rows"]["train"] == 29 and made["dropped"]["repeated prompt"] == 1
+    assert sum(made["rows"].values()) + sum(made["dropped"].values()) == len(NOTES) + 2
+    monkeypatch.chdir("mine")
+    check, validate, signal, *_ = commands(table / "mine")
+    # The model in run.json, a stand-in, can write a word or a number, but no list of "answers".
+    for command in (check, validate, *([signal] if form == "class" else [])):
+        answered = CliRunner().invoke(app, command)
+        assert answered.exit_code == 0, (command, answered.output)
+    task = load_task(".")
+    [message] = task.rows("train")[0]["messages"]
+    assert message["content"].startswith("Read it. Note ") and asks in message["content"]
+    assert task.grader.grade(ROW, right)[0] == 1.0
+    assert 0 <= task.grader.grade(ROW, "something else")[0] < 0.2
+
+
+def test_the_form_follows_from_the_answers(table):
+    for answer, form in (("mood", "class"), ("stars", "number"), ("order", "json")):
+        made = json.loads(new("--answer", answer, "--json").stdout)
+        assert made["form"] == form
+        (table / "mine").rename(table / form)
+
+
+def test_a_group_stays_on_one_side_and_the_notebook_runs_to_its_end(table, monkeypatch):
+    assert new("--answer", "mood", "--group", "author").exit_code == 0
+    monkeypatch.chdir("mine")
+    sides = [read_rows(f"{side}.jsonl") for side in ("train", "validation", "test")]
+    authors = [{row["author"] for row in side} for side in sides]
+    assert sum(map(len, authors)) == len(set.union(*authors)) == 9
+    small = {"steps": 2, "prompts_per_step": 2, "answers_per_prompt": 4, "eval_samples": 1}
+    run = json.loads((table / "mine" / "run.json").read_text())
+    (table / "mine" / "run.json").write_text(json.dumps(run | small))
+    notebook = json.loads((table / "mine" / "notebook.ipynb").read_text())
+    names: dict = {}
+    for cell in notebook["cells"]:
+        assert "gene" not in "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["report"].ok and names["run"].training["steps"] == 2
+    assert (table / "mine" / "runs" / "first" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt", "named"),
+    [
+        (("--answer", "moood"), "{Message text}", "moood"),
+        (("--answer", "mood"), "{Mesage text}", "Mesage text"),
+        (("--answer", "mood", "--group", "writer"), "{Message text}", "writer"),
+        (("--answer", "mood"), "{Message text} {mood}", "{mood}"),
+        (("--answer", "mood"), "No column", "no {COLUMN}"),
+        (("--answer", "mood", "--form", "best"), "{Message text}", "best"),
+        (("--answer", "mood", "--form", "json"), "{Message text}", "mood"),
+    ],
+)
+def test_a_mistake_is_named_and_no_folder_is_left(table, words, prompt, named):
+    result = new(*words, prompt=prompt)
+    assert result.exit_code == 1 and named in str(result.exception)
+    assert not (table / "mine").exists()
+
+
+def test_a_table_without_an_answer_is_refused(table):
+    (table / "notes.csv").write_text("Message text,mood\nHello,\n")
+    assert "notes.csv" in str(new("--answer", "mood").exception)
+
+
+def test_a_folder_that_exists_is_left_alone(table):
+    (table / "mine").mkdir()
+    assert new("--answer", "mood").exit_code == 1 and not any((table / "mine").iterdir())
