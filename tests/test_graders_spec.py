@@ -5,10 +5,11 @@ import re
 
 import pytest
 
+from rftkit.contract import walk
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader
 from rftkit.graders.presets import preset
-from rftkit.graders.spec import GraderSpecError
+from rftkit.graders.spec import SHAPES, GraderSpecError
 
 OUTPUT = {"input": "{{sample.output_text}}"}
 CHECK = {"type": "string_check", "name": "c", **OUTPUT, "reference": "{{item.a}}",
@@ -20,6 +21,10 @@ SCORE = {"type": "score_model", "name": "s", "model": "m",
 LABEL = {**SCORE, "type": "label_model", "labels": ["good", "bad"], "passing_labels": ["good"]}
 PYTHON = {"type": "python", "name": "p", "source": "def grade(sample, item):\n    return 1.0"}
 MULTI = {"type": "multi", "name": "m", "graders": {"a": CHECK}, "calculate_output": "a"}
+
+
+METHOD = {"type": "reinforcement", "reinforcement": {"grader": CHECK, "hyperparameters": {}}}
+JOB = {"model": "m", "training_file": "t", "method": METHOD}
 
 
 def without(spec, key):
@@ -45,7 +50,13 @@ REFUSED = [
     (without({**CHECK, "refrence": "x"}, "reference"), ["reference", "refrence"]),
     ({**CHECK, "input": "{{row.a}}", "reference": "{{answer}}"}, ["input", "reference"]),
     *(({**CHECK, "input": text}, ["input"])
-      for text in ("{{ item }}", "{{sample.answer}}", "{{sample.output_text.a}}", "{{item.a")),
+      for text in ("{{ item }}", "{{sample.answer}}", "{{sample.output_text.a}}", "{{item.a",
+                   "{{ sample.output_json.a.strip().lower() }}", "{{item.a|lower}}",
+                   "{{ item.a | lower }}", "{{item.a+item.b}}")),
+    ({"type": "endpoint", "name": "e", "url": "https://example.invalid"}, ["type"]),
+    ({**CHECK, "maximum": "five"}, ["maximum"]),
+    ({"testing_criteria": [{**CHECK, "input": 5}]}, ["testing_criteria.input"]),
+    ({"testing_criteria": [CHECK, CHECK]}, ["testing_criteria"]),
     ({**SIMILAR, "evaluation_metric": "cosine"}, ["evaluation_metric"]),
     *(({**SCORE, "range": wrong}, ["range"]) for wrong in ([1, 0], [1], [0, 1e999])),
     ({**SCORE, "input": [{"role": "judge", "content": "x", "nmae": "y"}]},
@@ -83,6 +94,12 @@ def test_every_fault_is_named_with_its_place(spec, places):
         (without(MULTI, "name"), "name"), ({**SIMILAR, "pass_threshold": 0.5}, "pass_threshold"),
         ({**MULTI, "graders": [{**CHECK, "name": "a"}]}, "graders"), ({**CHECK, "input": "x"}, ""),
         (said_by("x"), ""), (of(a=CHECK, b=CHECK), "calculate_output"),
+        (without(CHECK, "name"), "name"), (of(a=without(CHECK, "name")), "graders.a.name"),
+        ({**MULTI, "invalid_grade": 0.0}, "invalid_grade"),
+        ({**PYTHON, "source": "\n    " + PYTHON["source"].replace("\n", "\n    ")}, "source"),
+        (JOB, "method.reinforcement.grader"), (METHOD, "reinforcement.grader"),
+        ({"name": "e", "testing_criteria": [CHECK]}, "testing_criteria"),
+        ({"grader": CHECK, "model_sample": "x"}, "grader"),
     ],
 )  # fmt: skip
 def test_what_the_guide_tolerates_loads_with_a_note(spec, place):
@@ -98,6 +115,30 @@ def test_what_the_guide_tolerates_loads_with_a_note(spec, place):
 @pytest.mark.parametrize("spec", [CHECK, SIMILAR, SCORE, LABEL, MULTI], ids=lambda s: s["type"])
 def test_a_plain_grader_loads_without_a_note_and_unchanged(spec):
     assert Grader.load(spec).notes == [] and Grader.load(spec).to_json() == spec
+
+
+def test_the_shapes_are_those_of_the_openai_package():
+    from openai.types import graders as types
+
+    def choices(model):
+        leaves = walk(model.model_json_schema())
+        return {word for place, word in leaves if re.search(r"\.(enum\[\d+\]|const)$", place)}
+
+    for kind, ours in SHAPES.items():
+        theirs = getattr(types, kind.title().replace("_", "") + "Grader")
+        assert {**ours.model_fields}.keys() - {"maximum"} == theirs.model_fields.keys()
+        needed = [
+            {name for name, field in model.model_fields.items() if field.is_required()}
+            for model in (ours, theirs)
+        ]
+        assert needed[0] == needed[1]
+        assert choices(ours) <= choices(theirs)
+
+
+def test_the_best_grade_may_stand_in_the_json():
+    assert Grader.load(CHECK).maximum == 1 and Grader.load({**SCORE, "range": [0, 7]}).maximum == 7
+    stated = Grader.load({**CHECK, "maximum": 5})
+    assert stated.maximum == 5 and stated.to_json() == CHECK
 
 
 def test_a_grader_loads_from_a_dict_a_text_a_path_or_a_presets_name(tmp_path, monkeypatch):

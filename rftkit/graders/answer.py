@@ -170,7 +170,7 @@ SAMPLE_FIELDS = (*TEXT_FIELDS, "output_json", "output_tools", "choices")
 ITEM_FIELD = re.compile(r"\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}")
 # Matches the innermost braces: in '{"a": {{item.n}}}' the last brace belongs to the JSON.
 _PLACEHOLDER = re.compile(r"\{\{([^{}]*)\}\}")
-_STEP = re.compile(r"""\.([^\s.\[\]{}"']+)|\[(\d{1,9})\]|\["([^"]*)"\]""")
+_STEP = re.compile(r"""\.([^\s.\[\]{}"'()|+*=<>!,]+)|\[(\d{1,9})\]|\["([^"]*)"\]""")
 _PATH = re.compile(rf"\s*(item|sample)((?:{_STEP.pattern})+)\s*")
 
 
@@ -186,7 +186,8 @@ class TemplatePath:
         self.text = "{{" + shorten(text.strip(), 40) + "}}"
         match = _PATH.fullmatch(text)
         if match is None:
-            raise TemplateError(f'{self.text}: expected item or sample, then .key, [0] or ["key"]')
+            expected = 'item or sample, then .key, [0] or ["key"], and no call or filter'
+            raise TemplateError(f"{self.text}: expected {expected}: compute in a python grader")
         self.namespace = match[1]
         steps = _STEP.findall(match[2])
         self.steps = tuple(int(index) if index else key or quoted for key, index, quoted in steps)

@@ -1,25 +1,68 @@
 """Check a grader's JSON: all faults at once, each with its place.
 
-The `openai` package's types judge the shape, in pydantic's words. What they cannot see is checked
-here: templates, the formula, ranges, labels, a python grader's text. Tolerated, with a note, as
-OpenAI's guide itself writes them: `name` missing in python and multi, `"operation": "neq"`, a list
-in multi, `pass_threshold` (it belongs to evals and changes no grade).
+The shapes are those of `openai.types.graders`, whose import takes seconds; pydantic judges them.
+What it cannot see is checked here: templates, the formula, ranges, labels, a python grader's text.
+Tolerated, with a note: a grader inside a job, a request or an eval, a missing `name`,
+`"operation": "neq"`, a list in multi, a source that is indented as a whole, and what changes no
+grade here (`pass_threshold`, `invalid_grade`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+import textwrap
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from rftkit.contract import walk
 from rftkit.files import UserError, shorten
 from rftkit.graders.answer import Template, TemplateError
+from rftkit.graders.functions import python_spec
 from rftkit.graders.scorers import Formula, FormulaError, source_problem
 
-TYPES = ("string_check", "text_similarity", "score_model", "label_model", "python", "multi")
-# OpenAI's type knows one grader in `graders`, not an object of them: this one stands in.
-_ANY_GRADER = {"type": "python", "name": "any", "source": ""}
+
+def shape(**fields: Any) -> type[BaseModel]:
+    """A model of these fields, which refuses other keys and types."""
+    return create_model("shape", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+PART = (
+    str
+    | shape(type=Literal["input_text", "output_text"], text=str)
+    | shape(type=Literal["input_image"], image_url=str, detail=(str | None, None))
+    | shape(type=Literal["input_audio"], input_audio=dict[str, str])
+)
+MESSAGE = shape(
+    role=Literal["user", "assistant", "system", "developer"],
+    content=PART | list[PART],
+    type=(Literal["message"] | None, None),
+)
+WHOLE, NUMBER = (int | None, None), (float | None, None)
+SAMPLING = shape(
+    max_completions_tokens=WHOLE, seed=WHOLE, temperature=NUMBER, top_p=NUMBER,
+    reasoning_effort=(str | None, None),
+)  # fmt: skip
+METRICS = Literal["cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2",
+                  "rouge_3", "rouge_4", "rouge_5", "rouge_l"]  # fmt: skip
+ALL = {"type": str, "name": str, "maximum": NUMBER}  # maximum is ours: the best grade
+PAIR = ALL | {"input": str, "reference": str}
+ASKED = ALL | {"model": str, "input": list[MESSAGE]}
+SHAPES = {
+    "string_check": shape(**PAIR, operation=Literal["eq", "ne", "like", "ilike"]),
+    "text_similarity": shape(**PAIR, evaluation_metric=METRICS),
+    "score_model": shape(**ASKED, range=(list[float], None), sampling_params=(SAMPLING, None)),
+    "label_model": shape(**ASKED, labels=list[str], passing_labels=list[str]),
+    "python": shape(**ALL, source=str, image_tag=(str, None)),
+    "multi": shape(**ALL, graders=dict, calculate_output=str),
+}
+TYPES = tuple(SHAPES)
+INSIDE = {"method", "reinforcement", "grader", "testing_criteria"}  # of a job, request or eval
+IGNORED = {
+    "pass_threshold": "belongs to evals and changes no grade",
+    "invalid_grade": "changes no grade: an answer that cannot be graded counts 0",
+}
 
 
 class GraderSpecError(UserError):
@@ -41,8 +84,18 @@ def validate_spec(
 
     With an embedder the metric "cosine" can be computed.
     """
-    findings: Findings = []
+    inside, findings = "", []
+    while isinstance(spec, dict) and spec.get("type") not in TYPES and INSIDE & spec.keys():
+        key = min(INSIDE & spec.keys())
+        spec, inside = spec[key], f"{inside}{key}."
+        if isinstance(spec, list) and len(spec) == 1:
+            spec = spec[0]
+    if isinstance(spec, dict) and spec.get("type") == "function" and "signature" in spec:
+        spec = python_spec(spec)
     plain = _check(spec, "", has_embedder, findings)
+    findings = [(kind, (inside + at).strip("."), text) for kind, at, text in findings]
+    if inside:
+        findings.append((NOTE, inside[:-1], "the grader was found here"))
     lines = [(kind, f"{at}: {text}" if at else text) for kind, at, text in findings]
     if problems := [line for kind, line in lines if kind is FAULT]:
         raise GraderSpecError(place, problems)
@@ -61,18 +114,25 @@ def _check(spec: Any, variable: str, has_embedder: bool, findings: Findings) -> 
     kind = spec.get("type", "missing") if isinstance(spec, dict) else spec
     if kind not in allowed:
         place = "type" if isinstance(spec, dict) else ""
-        findings.append((FAULT, place, f"{shorten(kind)}, expected one of {', '.join(allowed)}"))
+        text = f"{shorten(kind)}, expected one of {', '.join(allowed)}"
+        if kind == "endpoint":
+            text = '"endpoint" is a grader behind a URL: ask it from a function, file.py:function'
+        findings.append((FAULT, place, text))
         return {}
     plain = {key: value for key, value in spec.items() if value is not None}
-    if "name" not in plain and kind in ("python", "multi"):
+    if "name" not in plain:
         plain["name"] = variable or kind
         findings.append((NOTE, "name", f'missing, read as "{plain["name"]}"'))
     if kind == "string_check" and plain.get("operation") == "neq":
         plain["operation"] = "ne"
         findings.append((NOTE, "operation", '"neq", read as "ne"'))
-    if plain.pop("pass_threshold", None) is not None:
-        findings.append((NOTE, "pass_threshold", "belongs to evals and changes no grade"))
-    faults = _faults_of_shape({**plain, "graders": _ANY_GRADER} if kind == "multi" else plain)
+    if re.match(r"\s*\n[ \t]|[ \t]", source := str(plain.get("source", ""))):
+        plain["source"] = textwrap.dedent(source)
+        findings.append((NOTE, "source", "indented as a whole, read without that"))
+    for key in IGNORED.keys() & plain.keys():
+        del plain[key]
+        findings.append((NOTE, key, IGNORED[key]))
+    faults = _faults_of_shape({**plain, "graders": {}} if kind == "multi" else plain)
     findings += [(FAULT, place, text) for place, text in faults.items()]
     if kind == "multi":
         _check_multi(plain, has_embedder, findings)
@@ -82,13 +142,9 @@ def _check(spec: Any, variable: str, has_embedder: bool, findings: Findings) -> 
 
 
 def _faults_of_shape(plain: dict[str, Any]) -> dict[str, str]:
-    """Let the `openai` package's own type judge; a key that it does not know is a fault."""
-    import openai.types.graders as types
-    from pydantic import ValidationError
-
-    name, faults = plain["type"].title().replace("_", "") + "Grader", {}
+    faults = {}
     try:
-        getattr(types, name).model_validate(plain, extra="forbid", strict=True)
+        SHAPES[plain["type"]].model_validate(plain)
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             message, loc = fault["msg"], fault["loc"]

@@ -1,0 +1,174 @@
+"""A Python function as a grader: its three signatures, its file, its text for the sandbox.
+
+    grade(sample, item) -> float                                           OpenAI's python grader
+    f(completions, **columns) -> [float or None]                           TRL's reward function
+    lambda_handler(event, context) -> [{"aggregate_reward_score": float}]  Amazon Bedrock's
+
+A `call_` function gives one answer to a function of its kind. Its text goes into the sandbox with
+the function's, so it stands alone.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import importlib.util
+import inspect
+import re
+import symtable
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rftkit.files import UserError, read_text
+
+SIGNATURES = "grade(sample, item), f(completions, **columns) or lambda_handler(event, context)"
+FILE = re.compile(r"(.+\.py)(?::(\w+))?")  # file.py or file.py:function
+
+
+def call_openai(function, sample, item):
+    return function(sample, item)
+
+
+def call_trl(function, sample, item):
+    """A batch of one; the row's fields are the columns. The completion is a text, or messages
+    if the function names their "content" or fails on a text."""
+    import inspect
+
+    def names_content(code):
+        inner = filter(inspect.iscode, code.co_consts)
+        return "content" in code.co_consts or any(map(names_content, inner))
+
+    messages = item.get("messages", [])
+    prompt = "\n".join(str(message.get("content")) for message in messages)
+    forms = [
+        {"prompts": [prompt], "completions": [sample["output_text"]]},
+        {"prompts": [messages], "completions": [[sample["choices"][0]["message"]]]},
+    ]
+    if names_content(inspect.unwrap(function).__code__):
+        forms.reverse()
+    columns = {key: [value] for key, value in item.items() if key != "messages"}
+    known = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    errors = []
+    for form in forms:
+        given = columns | form
+        try:
+            (reward,) = function(**{k: v for k, v in given.items() if takes_all or k in known})
+            return None if reward is None else float(reward)
+        except (TypeError, AttributeError, LookupError) as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def call_bedrock(function, sample, item):
+    """A batch of one; the row's fields stand under "metadata", and beside it as in SageMaker."""
+    fields = {key: value for key, value in item.items() if key != "messages"}
+    messages = [*item.get("messages", []), sample["choices"][0]["message"]]
+    answer = function([{"id": "1", "metadata": fields, **fields, "messages": messages}], None)
+    answer = answer[0] if isinstance(answer, list) else answer
+    return float(answer["aggregate_reward_score"])
+
+
+CALLS = {"openai": call_openai, "trl": call_trl, "bedrock": call_bedrock}
+
+
+def is_function(source: Any) -> bool:
+    """Is it a function, or names one: file.py or file.py:function?"""
+    is_text = isinstance(source, (str, Path))
+    return bool(FILE.fullmatch(str(source))) if is_text else callable(source)
+
+
+def file_of(source: str) -> str:
+    """The file of "file.py:function"; another path as it is."""
+    match = FILE.fullmatch(source)
+    return match[1] if match else source
+
+
+def describe(source: Callable | str | Path) -> dict[str, Any]:
+    """What a run keeps of a function: name, signature, source and the source's hash. Runs nothing.
+
+    UserError if no function of the three signatures is there, or more than one and none is named.
+    """
+    if callable(source):
+        place, name, text = "grader", getattr(source, "__name__", "function"), ""
+        with suppress(OSError, TypeError):
+            text = textwrap.dedent(inspect.getsource(source))
+        text = text[max(0, text.find("def ")) :]  # without decorators
+        code = getattr(inspect.unwrap(source), "__code__", None)
+        codes = {name: code} if code else {}
+    else:
+        place, name = FILE.fullmatch(str(source)).groups()
+        text = read_text(place)
+        try:
+            parts = compile(text, place, "exec", dont_inherit=True).co_consts
+        except (SyntaxError, ValueError) as error:
+            raise UserError(f"{place}: not Python ({error}): correct it") from None
+        codes = {code.co_name: code for code in parts if inspect.iscode(code)}
+    names = {k: c.co_varnames[: c.co_argcount + c.co_kwonlyargcount] for k, c in codes.items()}
+    found = {key: signature for key in names if (signature := _signature(names[key]))}
+    # Two parameters of other names may be a helper's.
+    sure = [k for k in found if names[k] == ("sample", "item") or found[k] != "openai"]
+    candidates = [name] if name else sure or [*found]
+    if len(candidates) != 1 or candidates[0] not in found:
+        has = f"{name}({', '.join(names[name])})" if name in names else name and f"no {name}"
+        has = has or ", ".join(candidates) or "no function"
+        expected = f"expected one {SIGNATURES}: name it, file.py:function"
+        raise UserError(f"{place}: {has}, {expected}")
+    name, digest = candidates[0], hashlib.sha256(text.encode()).hexdigest()
+    known = {"type": "function", "name": name, "signature": found[name]}
+    return known | {"source": text, "sha256": digest}
+
+
+def _signature(names: tuple[str, ...]) -> str | None:
+    """The key of CALLS for these parameters."""
+    if "completions" in names:
+        return "trl"
+    return ("bedrock" if names[0] == "event" else "openai") if len(names) == 2 else None
+
+
+def load(source: Callable | str | Path, name: str) -> Any:
+    """The function of that name itself: its file is imported, in this process."""
+    if callable(source):
+        return source
+    path = Path(file_of(str(source)))
+    spec = importlib.util.spec_from_file_location(f"grader_{path.stem}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # for the modules beside it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(f"{path}: cannot be imported ({error!r}): correct it") from None
+    finally:
+        sys.path.pop(0)
+    return getattr(module, name)
+
+
+def python_spec(record: dict[str, Any]) -> dict[str, Any]:
+    """A function's record as OpenAI's python grader; UserError if its text does not stand alone."""
+    name, text, call = record["name"], record["source"], CALLS[record["signature"]]
+    cause = "" if f"def {name}(" in text else "is not a def"
+    if outer := _outer_names(text) if not cause else ():
+        cause = f"uses outer {', '.join(outer)}"
+    if cause:
+        cure = f"a def with its own imports and helpers, or its file, file.py:{name}"
+        raise UserError(f"grader {name}: {cause}, expected {cure}")
+    if name != "grade" or call is not call_openai:
+        text += f"\n\n_function = {name}\n\n\n{inspect.getsource(call)}\n\n"
+        text += f"def grade(sample, item):\n    return {call.__name__}(_function, sample, item)\n"
+    return {"type": "python", "name": name, "source": text}
+
+
+def _outer_names(text: str) -> list[str]:
+    """The names that a text uses and neither defines nor imports."""
+    module = symtable.symtable(text, "grader", "exec")
+    tables, used = [module], set()
+    for table in tables:
+        tables += table.get_children()
+        symbols = table.get_symbols()
+        used |= {s.get_name() for s in symbols if s.is_global() and s.is_referenced()}
+    defined = {s.get_name() for s in module.get_symbols() if s.is_assigned() or s.is_imported()}
+    return sorted(used - defined - {*dir(builtins), "__file__"})
