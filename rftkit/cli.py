@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rftkit import __version__, cli_runs, console
-from rftkit.console import JsonFlag, WeakIsolationFlag, argument, flag, option, options_from
+from rftkit.console import (
+    GRADER,
+    JsonFlag,
+    SandboxFlag,
+    WeakIsolationFlag,
+    argument,
+    flag,
+    option,
+    options_from,
+)
 from rftkit.files import UserError, plural, read_json, read_text
 from rftkit.new import NewTask, make_task
 
@@ -124,10 +134,11 @@ def print_check(report: Any) -> None:
 
 @app.command("grade")
 def grade_command(
-    grader: Annotated[str, option("FILE", "Grader JSON.")],
+    grader: Annotated[str, option("G", GRADER)],
     sample: Annotated[str, option("TEXT", "The model's answer, or @FILE.")],
     item: Annotated[str, option("ROW", "The row: JSON object or file.")] = "{}",
     allow_weak_isolation: WeakIsolationFlag = False,
+    sandbox: SandboxFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Grade one answer. Prints score, sub-scores and errors in the format of OpenAI's graders/run.
@@ -138,13 +149,13 @@ def grade_command(
     """
     from rftkit.graders.grader import Grader, GraderSettings
 
-    settings = GraderSettings(allow_weak_isolation=allow_weak_isolation)
+    settings = GraderSettings(allow_weak_isolation=allow_weak_isolation, sandbox=sandbox)
     text = read_text(sample[1:]) if sample.startswith("@") else sample
     try:
         row = json.loads(item) if item.lstrip().startswith("{") else read_json(item)
     except json.JSONDecodeError as error:
         raise UserError(f"--item: not JSON ({error}): pass one row as a JSON object") from None
-    report = Grader.load(Path(grader), settings).evaluate(row, text)
+    report = Grader.load(grader, settings).evaluate(row, text)
     console.print_json(report.to_json())
     for line in [] if as_json else report.explanations:
         console.complain(line)
@@ -153,9 +164,9 @@ def grade_command(
 
 @app.command("validate-grader")
 def validate_grader_command(
-    file: Annotated[Path, argument("FILE", "Grader JSON file.")], as_json: JsonFlag = False
+    grader: Annotated[str, argument("G", GRADER)], as_json: JsonFlag = False
 ) -> None:
-    """Check grader JSON. Each fault comes with its path, its value and what is allowed.
+    """Check a grader. Each fault comes with its path, its value and what is allowed.
 
     Example: `rftkit graders gene_rank > grader.json`, then `rftkit validate-grader grader.json`
     """
@@ -163,7 +174,7 @@ def validate_grader_command(
     from rftkit.graders.spec import validate_spec
 
     try:
-        spec, notes = validate_spec(*read_grader(file))
+        spec, notes = validate_spec(*read_grader(grader))
     except UserError as error:
         if as_json:
             problems = getattr(error, "problems", [str(error)])
@@ -267,6 +278,7 @@ app.add_typer(cli_runs.app)
 
 def main() -> None:
     """Entry point: a user's mistake ends in one message and an exit code, not in a traceback."""
+    warnings.showwarning = lambda text, *place: console.complain(f"note: {text}", style="yellow")
     sys.stdout.reconfigure(errors="backslashreplace")  # without é: \xe9, as on stderr, no traceback
     try:
         app()

@@ -10,7 +10,7 @@ import typer
 
 from rftkit import console
 from rftkit.compare import Comparison, compare_models, paired_table, systems_table
-from rftkit.console import JsonFlag, Reporter, argument, flag, option, options_from
+from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
 from rftkit.files import UserError, plural
 
@@ -22,6 +22,7 @@ def signal_command(
     config: Annotated[Path, argument("CONFIG", "The run's RunConfig (JSON).")],
     out: Annotated[Path | None, option("DIR", "Keep signal.json and all samples here.")] = None,
     samples: Annotated[int | None, option("N", "Draw at most so many answers.", min=32)] = None,
+    sandbox: SandboxFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Before training: is there anything to learn from? go, fix or undecided, with the reasons.
@@ -35,7 +36,7 @@ def signal_command(
     from rftkit.training.config import config_base, config_rows, config_task, read_run_config
     from rftkit.training.run import run_signal
 
-    run = read_run_config(config)
+    run = read_run_config(config, sandbox=sandbox)
     if run.method != "grpo":
         raise UserError(f'{config}: method "{run.method}", expected "grpo": it alone has a signal')
     config_base(run)
@@ -62,6 +63,7 @@ def train_command(
     dry_run: Annotated[bool, flag("--dry-run", "Print what it comes to; train nothing.")] = False,
     force: Annotated[bool, flag("--force", "Train though the gate says fix.")] = False,
     model: Annotated[str | None, option("M", "Instead of the model that FILE names.")] = None,
+    sandbox: SandboxFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a LoRA by GRPO or SFT, watched by held-out rows; resume where a run was stopped.
@@ -78,7 +80,7 @@ def train_command(
     from rftkit.training.run import GateSaysFix, plan, train
     from rftkit.training.session import Interrupted
 
-    config = read_run_config(file, model)
+    config = read_run_config(file, model, sandbox)
     if dry_run:
         chosen = plan(config)
         if as_json:

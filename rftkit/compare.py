@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rftkit import evaluation, files
-from rftkit.console import Reporter, WeakIsolationFlag, argument, option
+from rftkit.console import GRADER, Reporter, SandboxFlag, WeakIsolationFlag, argument, option
 from rftkit.contract import ROW_FILES
 from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_of
 from rftkit.files import MODELS, UserError, markdown_table, read_json
 from rftkit.graders.answer import PROGRAM_FAILED, Context
-from rftkit.graders.grader import GraderSettings, read_grader
+from rftkit.graders.grader import GraderSettings
 from rftkit.policy import Policy, check_weights, load_policy, model_folder
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
@@ -168,7 +168,7 @@ class Comparison:
     rows: Annotated[Path, argument("ROWS", "Rows as for `check`, or a task with test rows.")]
     models: Annotated[list[str], option("M", "A model; repeat to compare several.", "--model")]
     out: Annotated[Path, option("DIR", "Folder for the report.")]
-    grader: Annotated[str | None, option("G", "Grader JSON or preset; default: the task's.")] = None
+    grader: Annotated[str | None, option("G", f"{GRADER} Default: the task's.")] = None
     samples: Annotated[int, option("N", "Answers per row at T = 1.", min=1)] = 2
     seed: Annotated[int, option("S", "Sampling seed.", min=0)] = 0
     metrics: Annotated[list[str] | None, option("M:F", "Your module:function.", "--metric")] = None
@@ -177,6 +177,7 @@ class Comparison:
     max_tokens: Annotated[int | None, option("N", "Default 64 (embedded) or 1024.", min=1)] = None
     batch_size: Annotated[int | None, option("N", "Answers sampled at once.", min=1)] = None
     allow_weak_isolation: WeakIsolationFlag = False
+    sandbox: SandboxFlag = False
 
 
 def compare_models(options: Comparison, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
     report = make_report(bench, training) | {"rows": str(rows_file)}
     report["sha256"] = {
         rows_file.name: sha256_of(rows_file / "state.json" if rows_file.is_dir() else rows_file),
-        "grader": sha256(json.dumps(bench.task.grader_spec, sort_keys=True).encode()).hexdigest(),
+        "grader": sha256(json.dumps(bench.task.grader.record, sort_keys=True).encode()).hexdigest(),
     }
     for name, folder in weights.items():
         for file in folder.glob("*model.safetensors"):
@@ -236,10 +237,11 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
         raise UserError(f"--grader: missing, and no task.json is next to {path}: pass a grader")
     bare_task = {"name": path.stem, "question": "", "grader": {}}
     task = task_from_json(bare_task) if name is None else load_task(name)
-    spec = read_grader(options.grader)[0] if options.grader else task.grader_spec
-    settings = GraderSettings(allow_weak_isolation=options.allow_weak_isolation)
+    own = {"grader_spec": options.grader, "maximum": None} if options.grader else {}
+    weak, sandbox = options.allow_weak_isolation, options.sandbox
+    own["settings"] = GraderSettings(allow_weak_isolation=weak, sandbox=sandbox)
     group_by = options.group_by or task.group_by
-    task = replace(task, grader_spec=spec, settings=settings, group_by=group_by)
+    task = replace(task, group_by=group_by, **own)
     rows = read_rows(path)
     row_ids(rows)  # raises on a duplicate id
     task.grader.check_ready()

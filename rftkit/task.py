@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, dataset, read_json
 from rftkit.graders.answer import answer_place
-from rftkit.graders.grader import Grader, GraderSettings
+from rftkit.graders.functions import file_of
+from rftkit.graders.grader import Grader, GraderSettings, Source, read_grader
 from rftkit.records import Sample
 from rftkit.rows import Row, read_rows, row_ids
 
@@ -32,13 +33,14 @@ class Task:
 
     name: str
     question: str
-    grader_spec: dict[str, Any]  # task.json's "grader"
+    grader_spec: Source  # task.json's "grader"
     answer_template: str | None = None
     worse_answers: list[str] = field(default_factory=list)  # templates, better ones first
     group_by: str | None = None  # the field whose equal values make rows dependent
     patterns: dict[str, str] = field(default_factory=dict)  # {thinking pattern: regex}
     metrics: list[str] = field(default_factory=lambda: ["grade"])
     headline: str = "grade"
+    maximum: float | None = None  # the grader's best grade; None: 1, or what right answers earn
     folder: Path | None = None
     # Never read from a task.json: what may run on this machine is for its user to say.
     settings: GraderSettings = GraderSettings()
@@ -51,7 +53,8 @@ class Task:
 
     @cached_property
     def grader(self) -> Grader:
-        return Grader.load(self.grader_spec, self.settings)
+        made = Grader.load(self.grader_spec, self.settings)
+        return made if self.maximum is None else replace(made, maximum=self.maximum)
 
     @cached_property
     def compiled_patterns(self) -> dict[str, re.Pattern]:
@@ -107,7 +110,9 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """task.json's object."""
-        return {key: getattr(self, name) for key, name in KEYS.items()}
+        record = {key: getattr(self, name) for key, name in KEYS.items()}
+        record["grader"] = read_grader(self.grader_spec)[0]
+        return {key: value for key, value in record.items() if value is not None}
 
 
 LOCAL = ("folder", "settings")  # of this machine, no keys of task.json
@@ -123,15 +128,17 @@ def load_task(name: str | Path) -> Task:
 
 
 def task_from_json(record: dict[str, Any], folder: Path | None = None) -> Task:
-    """A task from task.json's object; `grader` may be a path, relative to the folder."""
+    """A task from task.json's object. `grader` may be whatever Grader.load reads, a path relative
+    to the folder; a Python function always runs in the sandbox, for the folder may be another's."""
     place = folder / "task.json" if folder else "task"
-    if missing := [key for key in ("name", "question", "grader") if key not in record]:
-        raise UserError(f"{place}: no {', '.join(missing)}, expected all three: add them")
+    if missing := [key for key in ("name", "grader") if key not in record]:
+        raise UserError(f"{place}: no {', '.join(missing)}, expected both: add what lacks")
     if unknown := sorted(record.keys() - KEYS.keys()):
         raise UserError(f"{place}: unknown {', '.join(unknown)}, expected {', '.join(KEYS)}")
-    values = {KEYS[key]: value for key, value in record.items()}
-    if isinstance(record["grader"], str):
-        values["grader_spec"] = read_json((folder or Path()) / record["grader"])
+    values = {"question": ""} | {KEYS[key]: value for key, value in record.items()}
+    if isinstance(named := record["grader"], str):
+        beside = folder is not None and (folder / file_of(named)).exists()
+        values["grader_spec"] = read_grader(str(folder / named) if beside else named)[0]
     if record.get("answer_template") is not None:
         values["answer_template"] = _text(record["answer_template"])
     values["worse_answers"] = [_text(worse) for worse in record.get("worse_answers", [])]

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -128,3 +129,32 @@ def test_presets_are_listed_and_printed_with_their_arguments(run):
     changed = run("graders", "rank", "--key", "k", "--reference", "r", "--length", 3)[1]
     assert json.loads(changed) == preset("rank", key="k", reference="r", length=3)
     assert run("graders", "exact_match", "--length", 3)[0] == 1
+
+
+def test_a_list_of_three_is_no_error_for_a_preset_of_three(run, files):
+    (files / "own.json").write_text(
+        run("graders", "rank", "--key", "moods", "--reference", "mood", "--length", 3)[1]
+    )
+    sample, item = '{"moods": ["joy", "love", "fear"]}', '{"mood": "love"}'
+    code, out, err = run("grade", "--grader", "own.json", "--sample", sample, "--item", item)
+    report = json.loads(out)
+    assert (code, report["reward"], err) == (0, 0.7, "")
+    assert not any(report["metadata"]["errors"].values())
+
+
+@pytest.mark.parametrize("boxed", [[], ["--sandbox", "--allow-weak-isolation"]])
+def test_a_python_file_is_a_grader(run, files, boxed):
+    (files / "own.py").write_text("def f(completions, right, **columns): return [4.0]\n")
+    assert run("validate-grader", "own.py")[0] == 0
+    assert run("validate-grader", "own.py:g")[0] == 1
+    command = ["grade", "--grader", "own.py:f", "--sample", "x", "--item", '{"right": 1}', *boxed]
+    code, out, err = run(*command)
+    assert (code, json.loads(out)["reward"]) == (0, 4.0) and "note: grader 'f' returned 4" in err
+    assert ".py:" not in err  # no place in the library
+
+
+def test_a_grader_is_checked_and_used_without_the_libraries_that_take_seconds(files):
+    load = "from rftkit.graders.grader import Grader; [Grader.load(n) for n in ('rank', 'judge')]"
+    command = [sys.executable, "-c", f"import sys, rftkit.cli; {load}; print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert {"openai", "torch", "transformers", "scipy"} & {*loaded} == set()

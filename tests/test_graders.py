@@ -277,13 +277,15 @@ FACTOR = 2
 def test_a_decorated_function_is_a_grader_that_travels_if_it_stands_alone():
     @grader(name="long enough", maximum=2)
     def longer(sample, item):
-        return len(sample["output_text"]) / item["limit"]
+        import re
+
+        return len(re.sub("!", "", sample.get("output_text").strip())) / item["limit"]
 
     assert (longer.name, longer.maximum) == ("long enough", 2)
-    assert longer.grade({"limit": 4}, "abc")[0] == 0.75
+    assert longer.grade({"limit": 4}, " abc!")[0] == 0.75
     grade = longer.evaluate({}, "abc")
     assert (grade.reward, grade.errors) == (0.0, ["python_grader_runtime_error"])
-    assert Grader.load(longer.to_json(), SETTINGS).grade({"limit": 4}, "abc")[0] == 0.75
+    assert Grader.load(longer.to_json(), SETTINGS).grade({"limit": 4}, " abc!")[0] == 0.75
 
 
 def test_a_function_that_cannot_be_called_or_exported_is_refused():

@@ -33,6 +33,7 @@ def test_a_grader_may_be_a_file_beside_task_json_and_templates_may_be_json(tmp_p
 @pytest.mark.parametrize(
     "use",
     [
+        lambda: task_from_json({"grader": GRADER}),
         lambda: task_from_json(RECORD | {"settings": {}}),
         lambda: task_from_json(RECORD | {"grader": "nowhere.json"}),
         lambda: task_from_json(RECORD).rows("train"),

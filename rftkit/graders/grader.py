@@ -1,6 +1,6 @@
 """A grader turns a row and a model's answer into a number, usually between 0 and 1.
 
-    grader = Grader.load("grader.json")              # OpenAI's grader JSON: dict, file or text
+    grader = Grader.load("grader.json")              # or a dict, a preset, a function: see load
     report = grader.run(item, sample)                # a dict in the format of graders/run
     reward, sub_rewards = grader.grade(item, sample)
 
@@ -11,10 +11,8 @@ may call one grader.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import math
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rftkit.files import UserError, plural, read_json, shorten
-from rftkit.graders import scorers
+from rftkit.files import UserError, plural, read_json, say_once, shorten
+from rftkit.graders import functions, scorers
 from rftkit.graders.answer import (
     PROGRAM_FAILED,
     Answer,
@@ -52,6 +50,7 @@ class GraderSettings:
     embedder: scorers.Embedder | None = None  # texts -> vectors, for the metric "cosine"
     python_runner: scorers.Runner | None = None  # default: rftkit.sandbox's
     allow_weak_isolation: bool = False
+    sandbox: bool = False  # for Python functions of yours too, which run in this process otherwise
 
 
 @dataclass(eq=False, repr=False)
@@ -65,20 +64,32 @@ class Grader:
     formula: scorers.Formula | None = None
     item_paths: list[TemplatePath] = field(default_factory=list)  # row fields that it reads
     notes: list[str] = field(default_factory=list)  # warnings from loading
-    maximum: float = 1.0  # the highest possible reward
-    warned: bool = False  # about a reward outside 0 to 1
+    maximum: float = 1.0  # the best grade
+    function: dict[str, Any] | None = None  # what a run keeps of a Python function
+    warned: bool = False  # about a reward outside 0 to the maximum
 
     @classmethod
-    def load(
-        cls, source: dict[str, Any] | str | Path, settings: GraderSettings | None = None
-    ) -> Grader:
-        """Load a grader from OpenAI's grader JSON (see `read_grader`) or the name of a preset.
+    def load(cls, source: Source, settings: GraderSettings | None = None) -> Grader:
+        """Load OpenAI's grader JSON (a dict, its text, its file), the name of a preset, a Python
+        function with one of the signatures in functions.py, or "file.py:function"; "file.py" is
+        enough where it holds one.
 
         Raises UserError that lists every fault with its path in the JSON.
         """
         settings = settings or GraderSettings()
+        if isinstance(source, Grader) and not (settings.sandbox and source.function):
+            return source
+        if functions.is_function(source) and not settings.sandbox:
+            record = functions.describe(source)  # of a file, all of it
+            loaded = functions.load(source, record["name"])
+            made = loaded if isinstance(loaded, Grader) else grader(loaded)
+            made.function = record
+            rights = "runs in this process with all your rights: --sandbox (sandbox=True) boxes it"
+            say_once(f"grader {made.name} {rights}")
+            return made
         value, place = read_grader(source)
         spec, notes = validate_spec(value, place, settings.embedder is not None)
+        maximum = spec.pop("maximum", spec.get("range", (0, 1))[1])
         parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
         paths = [p for part in parts.values() for _, t in texts_of(part) for p in Template(t).paths]
         return cls(
@@ -89,13 +100,23 @@ class Grader:
             scorers.Formula(spec["calculate_output"]) if spec["type"] == "multi" else None,
             list({path.text: path for path in paths if path.namespace == "item"}.values()),
             notes,
-            float(spec.get("range", (0, 1))[1]),
+            float(maximum),
+            value if value.get("type") == "function" else None,
         )
 
     @property
     def variables(self) -> tuple[str, ...]:
         """The names of a multi grader's sub-rewards."""
         return tuple(self.parts) if self.formula else ()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of it: its JSON, or a function's source and hash."""
+        return self.function or self.to_json()
+
+    def learn_maximum(self, rewards: Iterable[float | None]) -> None:
+        """Right answers earned these: the best grade is no less."""
+        self.maximum = max([self.maximum, *(r for r in rewards if r is not None)])
 
     @property
     def workers(self) -> int:
@@ -139,9 +160,10 @@ class Grader:
                     error.variable, values[variable] = variable, error.score
                     faults.append(error)
             reward = self._combine(values, faults) if self.formula else values[""]
-        if reward is not None and not 0.0 <= reward <= 1.0 and not self.warned:
+        if reward is not None and not 0.0 <= reward <= self.maximum and not self.warned:
             self.warned = True
-            warning = f"grader {self.name!r} returned {reward:g}, outside 0 to 1: used unchanged"
+            outside = f"returned {reward:g}, outside 0 to {self.maximum:g}: used unchanged"
+            warning = f'grader {self.name!r} {outside}; state its best grade as "maximum"'
             warnings.warn(warning, stacklevel=3)
         sub_rewards, seconds = values if self.formula else {}, time.perf_counter() - start
         metadata = (self.name, self.type, seconds, context.usage, context.unclosed)
@@ -204,14 +226,21 @@ def is_best(reward: float | None, maximum: float) -> bool:
     return reward is not None and math.isclose(reward, maximum, rel_tol=1e-9, abs_tol=1e-9)
 
 
-def read_grader(source: dict[str, Any] | str | Path) -> tuple[Any, str]:
+Source = Grader | dict[str, Any] | str | Path | Callable  # what people have: see Grader.load
+
+
+def read_grader(source: Source) -> tuple[Any, str]:
     """Return (the grader's JSON value, where it came from, for error messages).
 
-    The source is a dict, JSON text (it starts with a brace or bracket), a path, or the name of a
-    preset. Raises UserError if it cannot be read; the value itself is not validated.
+    JSON text starts with a brace or bracket. A function's JSON is what a run keeps of it: nothing
+    is run. Raises UserError if the source cannot be read; the value itself is not validated.
     """
-    if isinstance(source, dict):
-        return source, "grader"
+    if isinstance(source, (Grader, dict)):
+        return source if isinstance(source, dict) else source.record, "grader"
+    if not isinstance(source, (str, Path)) and not callable(source):
+        raise UserError(f"grader: {shorten(source)}, expected JSON, its file or a function")
+    if functions.is_function(source):
+        return functions.describe(source), shorten(str(source), 200)
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(source), "grader"
@@ -223,16 +252,17 @@ def read_grader(source: dict[str, Any] | str | Path) -> tuple[Any, str]:
 
 
 def grader(
-    function: Callable[[dict, dict], float] | None = None,
+    function: Callable | None = None,
     *,
     name: str | None = None,
     maximum: float = 1.0,
 ) -> Any:
-    """Turn your own function (sample, item) -> number into a Grader.
+    """Turn your own function, of a signature in functions.py, into a Grader.
 
     It runs IN THIS PROCESS with all your rights, without isolation: use it only for your own code.
     `sample` has the keys output_text, output_json (None if it is not JSON), output_tools, choices.
-    As with python graders, an exception or a value other than a finite number scores 0.
+    As with python graders, an exception or a value other than a finite number scores 0; where a
+    reward function of TRL gives None, there is no grade.
 
     >>> @grader
     ... def short(sample, item):
@@ -242,33 +272,26 @@ def grader(
     """
     if function is None:
         return partial(grader, name=name, maximum=maximum)
+    record = functions.describe(function)
+    call = functions.CALLS[record["signature"]]
 
     def score(context: Context) -> float:
         try:
-            value = function(context.as_dict(), context.item)
+            value = call(function, context.as_dict(), context.item)
         except UserError:  # the setup is wrong, not this answer
             raise
         except Exception as error:  # scored as OpenAI scores a failed python grader
             raise sample_fault(PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
+        if value is None and call is functions.call_trl:
+            raise grader_fault("other_error", f"{record['name']} gave None")
         return scorers.as_score(value)
 
-    export, name = partial(_export, function), name or function.__name__
-    return Grader(name, "function", {"": Scorer(score)}, export, maximum=maximum)
-
-
-def _export(function: Callable[..., Any]) -> dict[str, Any]:
-    """Export a function as a python grader; UserError if its source cannot run on its own."""
-    name = function.__name__
-    try:
-        closure = inspect.getclosurevars(function)
-        source = textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError) as error:
-        raise UserError(f"@grader: {name!r} has no source ({error}): define it in a file") from None
-    outer_names = sorted({*closure.globals, *closure.nonlocals, *closure.unbound})
-    if outer_names or not source.startswith(("def ", "@")):
-        cause = f"uses outer {', '.join(outer_names)}" if outer_names else "is not a def"
-        raise UserError(f"@grader: {name!r} {cause}: write a def with its own imports and helpers")
-    source = source[source.index("def ") :]
-    if name != "grade":
-        source += f"\n\ndef grade(sample, item):\n    return {name}(sample, item)\n"
-    return {"type": "python", "name": name, "source": source}
+    made = Grader(
+        name or record["name"],
+        "function",
+        {"": Scorer(score)},
+        lambda: functions.python_spec(made.function),
+        maximum=maximum,
+        function=record,
+    )
+    return made

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rftkit.graders.answer import Grade
-from rftkit.graders.grader import Grader
+from rftkit.graders.grader import Grader, Source
 from rftkit.records import UNCLOSED, Sample
 
 # What TRL hands to a reward function beside the dataset's own columns.
@@ -26,7 +26,7 @@ class GraderFailure(Exception):
 
 
 def reward_function(
-    grader: Grader,
+    grader: Source,
     *,
     max_lost_share: float = MAX_LOST_SHARE,
     end_token_ids: Collection[int] | None = None,
@@ -46,6 +46,7 @@ def reward_function(
     >>> function(completions=["4", "5"], answer=["4", "4"])  # a hit and a miss
     [1.0, 0.0]
     """
+    grader = Grader.load(grader)
     grader.check_ready()
 
     def reward(

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rftkit.files import UserError, read_json, shorten
-from rftkit.graders.grader import GraderSettings, read_grader
+from rftkit.graders.functions import file_of, is_function
+from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.policy import model_folder
 from rftkit.rows import read_rows
-from rftkit.task import Task, load_task, task_from_json
+from rftkit.task import Task, load_task
 
 # In a config file these may be paths relative to that file.
 PATHS = ("model", "task", "train_file", "validation_file", "init_adapter", "grader")
@@ -34,10 +35,11 @@ class RunConfig(BaseModel):
     task: str | None = None  # a task folder, or a name under datasets/
     train_file: str | None = None  # instead of the task's rows
     validation_file: str | None = None  # the held-out rows
-    grader: Any = None  # grader JSON or its file, instead of the task's; so are the next three
+    grader: Any = None  # what Grader.load reads, instead of the task's; so are the next three
     answer_template: str | None = None
     group_by: str | None = None
     patterns: dict[str, str] | None = None  # thinking patterns: {"name": "regular expression"}
+    grader_maximum: float | None = None  # its best grade; None: 1, or what right answers earn
     method: Literal["grpo", "sft"] = "grpo"  # sft: learn the rows' completions, draw none
     prompts_per_step: int = Field(8, ge=1, le=100_000)  # rows
     answers_per_prompt: int = Field(8, ge=2, le=10_000)  # the group whose grades are compared
@@ -62,6 +64,7 @@ class RunConfig(BaseModel):
     gate: Literal["on", "off"] = "on"  # the signal gate before step 1 (grpo)
     report_to: Literal["none", "tensorboard", "trackio"] = "none"  # a package you install
     allow_weak_isolation: bool = False  # run python graders that this machine cannot confine
+    sandbox: bool = False  # run a Python function as grader there, not in this process
     seed: int = Field(0, ge=0, lt=2**32)  # of everything that is drawn
 
     def __init__(self, **values: Any):
@@ -97,7 +100,8 @@ class RunConfig(BaseModel):
     @field_validator("grader")
     @classmethod
     def _grader_is_read(cls, grader: Any) -> Any:
-        return read_grader(grader)[0] if isinstance(grader, str) else grader
+        record = None if grader is None else read_grader(grader)[0]
+        return grader if isinstance(grader, Grader) or is_function(grader) else record
 
     @field_validator("report_to")
     @classmethod
@@ -123,7 +127,8 @@ class RunConfig(BaseModel):
         return RunConfig(**dict(self) | changes)
 
     def to_json(self) -> dict[str, Any]:
-        return dict(self)
+        """A function as what a run keeps of it: its source and hash."""
+        return dict(self) | {"grader": self.grader and read_grader(self.grader)[0]}
 
 
 def fault_line(fault: Any) -> str:
@@ -138,16 +143,18 @@ def fault_line(fault: Any) -> str:
     return f"{name}: {shorten(repr(fault['input']))}, expected to {expected}"
 
 
-def read_run_config(file: str | Path, model: str | None = None) -> RunConfig:
-    """The RunConfig in a JSON file, `model` in place of its own. A relative path in it is looked
-    for beside the file first."""
+def read_run_config(file: str | Path, model: str | None = None, sandbox: bool = False) -> RunConfig:
+    """The RunConfig in a JSON file, what is given in place of its own. A relative path in it is
+    looked for beside the file first."""
     record, folder = read_json(file), Path(file).parent
     if not isinstance(record, dict):
         raise UserError(f"{file}: {type(record).__name__}, expected one JSON object (a RunConfig)")
     for name, value in record.items():
-        if name in PATHS and isinstance(value, str) and value and (folder / value).exists():
+        is_path = name in PATHS and isinstance(value, str) and value
+        if is_path and (folder / file_of(value)).exists():
             record[name] = str(folder / value)
-    return RunConfig(**record | ({"model": model} if model else {}))
+    given = {"model": model, "sandbox": sandbox}
+    return RunConfig(**record | {name: value for name, value in given.items() if value})
 
 
 def config_base(config: RunConfig) -> str:
@@ -162,19 +169,21 @@ def config_base(config: RunConfig) -> str:
 def config_task(config: RunConfig) -> Task:
     """The task that it names, with the config's own fields in place of the task's; or the task that
     these make up."""
-    names = ("grader", "answer_template", "group_by", "patterns")
+    names = ("answer_template", "group_by", "patterns")
     own = {name: value for name in names if (value := getattr(config, name)) is not None}
+    weak, sandbox = config.allow_weak_isolation, config.sandbox
+    own["settings"] = GraderSettings(allow_weak_isolation=weak, sandbox=sandbox)
+    if config.grader is not None or config.grader_maximum is not None:
+        own["maximum"] = config.grader_maximum
+    if config.grader is not None:
+        own["grader_spec"] = config.grader
     if config.task:
-        named = load_task(config.task)
-        record, folder = named.to_json(), named.folder
-    else:
-        if not config.grader:
-            raise UserError("RunConfig: no task, no grader: name a task, or train_file and grader")
-        record, folder = {"name": Path(config.train_file or "run").stem, "question": ""}, None
-        if config.answer_template:
-            record |= {"metrics": ["top1", "mrr"], "headline": "top1"}
-    settings = GraderSettings(allow_weak_isolation=config.allow_weak_isolation)
-    return replace(task_from_json(record | own, folder), settings=settings)
+        return replace(load_task(config.task), **own)
+    if not config.grader:
+        raise UserError("RunConfig: no task, no grader: name a task, or train_file and grader")
+    if config.answer_template:
+        own |= {"metrics": ["top1", "mrr"], "headline": "top1"}
+    return Task(Path(config.train_file or "run").stem, "", **own)
 
 
 def config_rows(config: RunConfig, task: Task) -> tuple[list[dict], list[dict]]:

@@ -26,7 +26,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from rftkit.files import UserError, read_json, write_json
+from rftkit.files import UserError, read_json, shorten, write_json
 from rftkit.logs import NAMES
 from rftkit.policy import check_weights
 from rftkit.records import Sample
@@ -34,10 +34,10 @@ from rftkit.task import Task
 from rftkit.training.config import RunConfig
 
 # Fields that do not change what is learned: a run is resumed with another value, too.
-FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation")
+FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation", "sandbox")
 # These name rows and grader; data.json compares what they name, for a file has many paths.
 COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answer_template",
-                       "group_by", "patterns")  # fmt: skip
+                       "group_by", "patterns", "grader_maximum")  # fmt: skip
 
 # Called with each step's log object. It may have methods too, each of them optional:
 #   begin(plan, log, start)   before the first step, with the log of earlier sessions and the
@@ -119,12 +119,8 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 def data_identity(rows: list[dict], held_out: list[dict], task: Task) -> dict[str, Any]:
     """What a run is trained on, as sizes and checksums: data.json."""
-    try:
-        grader = task.grader.to_json()
-    except (ValueError, TypeError):
-        grader = task.grader.name  # a function of this process
     reading = [task.answer_template, task.group_by, task.patterns, task.metrics, task.headline]
-    parts = {"training rows": rows, "held-out rows": held_out, "grader": [grader]}
+    parts = {"training rows": rows, "held-out rows": held_out, "grader": [task.grader.record]}
 
     def identity(records: list) -> list[int | str]:
         text = "".join(json.dumps(r, sort_keys=True, default=str) + "\n" for r in records)
@@ -169,8 +165,8 @@ def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]
     """In what the run in `out` would train differently: "steps: 70 there, 40 here"."""
     before, known = dict(read_config(out)), read_json(out / "data.json")
     fields = {
-        name: f"{name}: {before[name]!r} there, {value!r} here"
-        for name, value in config
+        name: shorten(f"{name}: {before[name]!r} there, {value!r} here", 200)
+        for name, value in config.to_json().items()
         if before[name] != value and name not in FREE_FIELDS
     }
     parts = [
