@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from rftkit.files import UserError
 from rftkit.graders.answer import ITEM_FIELD, answer_place, fill_template, render_value
-from rftkit.graders.grader import Grader, is_best, row_id
+from rftkit.graders.grader import Grader, Source, is_best, row_id
 from rftkit.records import Sample
 from rftkit.rows import Row, messages_text
 
@@ -162,14 +162,16 @@ def filled(template: Any, row: Row) -> tuple[str | None, str]:
 
 
 def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -> Check:
-    """Does every row's own right answer score the maximum? A failure is {"row_id", "reward",
-    "answer", "reason"}; where the template does not fit the row, answer and reward are None."""
+    """Does every row's own right answer score the best grade, the stated one or the best of these?
+    A failure is {"row_id", "reward", "answer", "reason"}; where the template does not fit the row,
+    answer and reward are None."""
     if not answer_template:
         return Check("reference check")
     answers = [filled(answer_template, row) for row in rows]
     samples = [Sample(output_text=answer or "") for answer, _ in answers]
     failures = []
     grades = grader.evaluate_many(list(rows), samples)
+    grader.learn_maximum(grade.reward for grade in grades)
     for number, (row, (answer, why), grade) in enumerate(zip(rows, answers, grades), 1):
         if answer is None or not is_best(grade.reward, grader.maximum):
             reward = None if answer is None else grade.reward
@@ -212,13 +214,15 @@ class AttackReport:
     honest: dict[str, float]  # mean rewards of "best", "middle", "worst"
     results: list[Result]
     calibration: Check
+    maximum: float = 1.0  # the best grade
 
     @property
     def red(self) -> list[str]:
         return [result.name for result in self.results if result.red]
 
     def __repr__(self) -> str:
-        lines = [f"{self.grader} on {self.rows} rows", f"{'':4}{'strategy':24} reward"]
+        scale = "" if self.maximum == 1 else f", best grade {self.maximum:g}"
+        lines = [f"{self.grader} on {self.rows} rows{scale}", f"{'':4}{'strategy':24} reward"]
         lines += [f"    {'honest ' + name:24} {mean:6.2f}" for name, mean in self.honest.items()]
         for result in self.results:
             earned = "  none" if result.mean is None else f"{result.mean:6.2f}"
@@ -227,7 +231,7 @@ class AttackReport:
 
 
 def attack(
-    grader: Grader,
+    grader: Source,
     rows: Sequence[Row],
     answer_template: Any,
     worse_answers: Sequence[Any] = (),
@@ -246,10 +250,11 @@ def attack(
     """
     if answer_template is None or not rows:
         raise UserError("attack: no rows or no answer_template, expected both: add what lacks")
-    rows = list(rows)
+    rows, grader = list(rows), Grader.load(grader)
     templates = (answer_template, *worse_answers)
     outputs = [[fill_template(template, row) for row in rows] for template in templates]
     graded = [_rewards(grader, rows, level) for level in outputs]
+    grader.learn_maximum(graded[0])
     calibration = _calibration(rows, graded)
     if not worse_answers:
         outputs.append([""] * len(rows))
@@ -263,7 +268,7 @@ def attack(
     material = _material(rows, outputs, answer_template, pool)
     results = [_result(strategy, material, grader, honest) for strategy in strategies]
     results.sort(key=lambda result: (result.mean is None, -(result.mean or 0.0)))
-    return AttackReport(grader.name, len(rows), honest, results, calibration)
+    return AttackReport(grader.name, len(rows), honest, results, calibration, grader.maximum)
 
 
 def _rewards(grader: Grader, rows: Sequence[Row], answers: Sequence[str | Sample]) -> Rewards:

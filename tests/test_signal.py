@@ -5,13 +5,15 @@ Scripted policies answer sums; the embedded mini stands in for a real model.
 
 import json
 import random
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rftkit import Sample, UserError, cli, measure_signal
+from rftkit import Sample, UserError, cli, grader, measure_signal
 from rftkit.signal.checks import check_template
 from rftkit.signal.numbers import dead_chance, pass_at_k, share_interval, spread_parts
 from rftkit.signal.verdict import FEW_ROWS
@@ -185,6 +187,34 @@ def test_pass_at_k_and_dead_groups_are_means_over_all_groups_of_k(rewards, unrea
     for k in range(1, len(marked) + 1):
         solved = [1 in group for group in combinations(marked, k)]
         assert pass_at_k(len(marked), marked.count(1), k) == pytest.approx(np.mean(solved))
+
+
+def test_right_is_what_the_tasks_metric_says_and_the_reward_stands_beside_it():
+    tidy = check(reference="yes", path="{{sample.output_json.tidy}}")
+    grader = formula("0.9 * right + 0.1 * tidy", right=GOOD, tidy=tidy)
+    task, rows = sums(grader, template='{"sum": "{{item.answer}}", "tidy": "yes"}')
+    signal = gate(guesses(share=0.4), (replace(task, headline="top1"), rows))
+    assert signal.metric == "top1" and signal.pass_at[1].low < 0.4 < signal.pass_at[1].high
+    assert signal.pass_at_reward[8].mean == 0 and len(signal.never) < len(rows)
+    assert signal.verdict == "go" and "by top1" in signal.questions[0].evidence
+    easy = gate(guesses(share=0.99), (replace(task, headline="top1"), rows))
+    assert easy.names() == ["task too easy"]
+
+
+@pytest.mark.parametrize("maximum", [None, 5])
+def test_a_grader_of_another_scale_is_read_by_its_best_grade(maximum):
+    @grader
+    def five(sample, item):
+        answer = (sample["output_json"] or {}).get("sum")
+        return 5 if answer == item["answer"] else bool(answer)
+
+    task, rows = sums(five)
+    with pytest.warns(UserWarning) if maximum is None else nullcontext():
+        signal = gate(guesses(), (replace(task, maximum=maximum), rows))
+    assert signal.verdict == "go" and signal.to_json()["reference"]["maximum"] == 5
+    assert signal.pass_at[1].low < 0.3 < signal.pass_at[1].high
+    too_much = gate(guesses(), (replace(task, maximum=6), rows))
+    assert too_much.names() == ["reference cannot score"]
 
 
 def test_an_interval_admits_what_no_row_showed():

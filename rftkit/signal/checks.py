@@ -110,6 +110,7 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         known = {"status": self.check.status, "failures": len(self.check.failures)}
+        known["maximum"] = self.maximum
         return known | {"right": self.right, "swapped": self.swapped, "worse": self.worse}
 
 
@@ -171,15 +172,16 @@ def constant_reward(task: Task, rows: Sequence[Row]) -> float | None:
 
 
 def _parts(task: Task) -> list[dict[str, Any]]:
-    """The graders that the task's grader consists of (a multi's may stand in a list)."""
-    parts = task.grader_spec.get("graders", [task.grader_spec])
-    return list(parts.values()) if isinstance(parts, dict) else parts
+    """The graders that the task's grader consists of."""
+    spec = task.grader.record
+    return list(spec["graders"].values()) if spec["type"] == "multi" else [spec]
 
 
 def reads_row(part: dict[str, Any]) -> bool:
     """Does this grader look at the row (the item), and not at the sample alone?"""
-    if part["type"] != "python":
+    if part["type"] not in ("python", "function"):
         return "item" in str({k: v for k, v in part.items() if k not in ("name", "type")})
-    # Where its source uses grade's second argument, whatever that is called.
-    argument = re.search(r"\bdef grade\(\s*\w+[^,)]*,\s*(\w+)", part["source"])
+    # Where its source uses the function's second argument, whatever that is called.
+    name = "grade" if part["type"] == "python" else part["name"]
+    argument = re.search(rf"\bdef {name}\(\s*\w+[^,)]*,\s*(\w+)", part["source"])
     return argument is None or len(re.findall(rf"\b{argument[1]}\b", part["source"])) > 1

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rftkit.evaluation import Groups, Interval, bootstrap, clusters_of
+from rftkit.evaluation import Groups, Interval, bootstrap, clusters_of, sample_metric
 from rftkit.files import shorten, write_json
 from rftkit.graders.grader import is_best
 from rftkit.records import Sample
@@ -26,8 +26,9 @@ from rftkit.signal.checks import Reference
 from rftkit.task import Task
 
 NUMBERS = (  # that text() lists
-    "samples", "rows", "pass_at", "reward", "spread", "dead_groups", "dead_ability",
-    "format_share", "stages", "cut", "lengths", "sub_graders", "patterns",
+    "samples", "rows", "metric", "pass_at", "pass_at_reward", "reward", "spread",
+    "dead_groups", "dead_ability", "format_share", "stages", "cut", "lengths", "sub_graders",
+    "patterns",
 )  # fmt: skip
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "most": 1.0}
 
@@ -77,7 +78,9 @@ class Signal:
     answers: int = 0  # to each row
     samples: int = 0  # in all, at most `budget`
     more_samples: int | None = None  # about how many more would settle an "undecided"
+    metric: str = "grade"  # which says of an answer whether it is right
     pass_at: dict[int, Interval] = field(default_factory=dict)  # k -> P(one of k answers is right)
+    pass_at_reward: dict[int, Interval] = field(default_factory=dict)  # k -> P(one earns the best)
     reward: Interval | None = None
     spread: float | None = None  # mean over rows of a row's standard deviation of reward
     sub_graders: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -153,7 +156,7 @@ class Signal:
         lines += [fill(f"note: {note}") for note in self.notes]
         if self.samples:
             numbers = {name: getattr(self, name) for name in NUMBERS}
-            lines += ["", *(fill(f"{k}: {shown(v)}") for k, v in numbers.items() if v is not None)]
+            lines += ["", *(fill(f"{k}: {shown(v)}") for k, v in numbers.items() if v or v == 0)]
             lines += ["", "answers, from worst to best"]
         for sample in self.shown:
             answer = f"{sample['row_id']}: {sample['reasoning']} => {sample['output_text']}"
@@ -256,12 +259,19 @@ def take_numbers(signal: Signal, task: Task, rows: list[Row], groups: Groups) ->
 def take_reward_numbers(signal: Signal, task: Task, rows: list[Row], groups: Groups) -> None:
     """pass@k, rewards, their std and dead groups, of rows whose answers have grades."""
     k, least, clusters = signal.group, min(map(len, groups)), clusters_of(rows, task)
-    right = [[is_best(s.grade, task.grader.maximum) for s in group] for group in groups]
+    best = [[is_best(s.grade, signal.reference.maximum) for s in group] for group in groups]
+    right, signal.metric = best, task.headline
+    if task.headline != "grade":
+        right = [
+            [sample_metric(task.headline, task, row, sample) == 1 for sample in group]
+            for row, group in zip(rows, groups)
+        ]
     signal.never = [group[0].row_id for group, hits in zip(groups, right) if not any(hits)]
     signal.always = [group[0].row_id for group, hits in zip(groups, right) if all(hits)]
     for size in sorted(size for size in {1, 2, 4, k, least} if size <= least):
-        values = [pass_at_k(len(hits), sum(hits), size) for hits in right]
-        signal.pass_at[size] = share_interval(values, clusters)
+        for pass_at, hit in ((signal.pass_at, right), (signal.pass_at_reward, best)):
+            values = [pass_at_k(len(hits), sum(hits), size) for hits in hit]
+            pass_at[size] = share_interval(values, clusters)
 
     rewards = [[sample.grade for sample in group] for group in groups]
     readable = [[stage_of(task, sample) == "readable" for sample in group] for group in groups]

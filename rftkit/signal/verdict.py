@@ -60,7 +60,8 @@ def ask_questions(signal: Signal, rows: int, refusal: str) -> list[Question]:
     """Hard, verifiable, labels scarce? As far as that can be measured."""
     hard, evidence = "not measured", "no graded answers"
     if solved := signal.pass_at.get(1):
-        evidence = f"one answer is right in {solved}; {len(signal.never)} rows are never solved"
+        evidence = f"one answer is right, by {signal.metric}, in {solved}; "
+        evidence += f"{len(signal.never)} rows are never solved"
         if not solved.low <= MOST_RIGHT <= solved.high:
             hard = "yes" if solved.high < MOST_RIGHT else "no"
     verifiable = "yes" if signal.reference.sound else "no"
@@ -213,7 +214,7 @@ def grader_findings(signal: Signal) -> list[Finding]:
             f"{reference.maximum:g}: row {first['row_id']}, {str(first['answer'])[:80]!r} "
             f"scored {shown(first['reward'])}{why}; {reference}"
         )
-        setting = "grader or rows: until every row's own answer scores the maximum"
+        setting = "grader, rows or its best grade (grader_maximum): right answers must earn that"
         findings.append(Finding("reference cannot score", evidence, setting))
     if constant:
         evidence = f"all {signal.samples} sampled answers score {signal.reward.mean:.2f}"

@@ -35,6 +35,7 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
     rows, progress, gate = held_out.rows, session.progress, out / "gate.json"
     shared = shared_groups(session.rows, rows, task)
     common = None if shared is None else len(shared)
+    verdict = read_json(gate) if gate.exists() else {"verdict": None, "reference": {}}
     systems, paired = [], []
     if progress.best:
         kept = f"kept, step {progress.best['step']}"
@@ -49,7 +50,8 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
         "systems": [system.to_json(held_out.clusters) for system in systems],
         "paired": paired,
         "training": training | {"method": config.method, "answer_groups_shared_with_eval": common},
-        "gates": {"signal": read_json(gate)["verdict"] if gate.exists() else None},
+        "gates": {"signal": verdict["verdict"]},
+        "grader_maximum": verdict["reference"].get("maximum", task.grader.maximum),
         "notes": [CHOSEN_ON_THESE] if systems else [],
         "seed": config.seed,
         "machine": machine(),
@@ -65,8 +67,10 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
 def report_text(report: dict[str, Any]) -> str:
     """report.md"""
     training, metric = report["training"], report["headline"]
+    best = report["grader_maximum"]
+    columns = (metric, metric), ("grade" if best == 1 else f"grade, at best {best:g}", "grade")
     table = [
-        {"held-out rows": s["name"]} | {k: str(Interval(**s[k])) for k in (metric, "grade")}
+        {"held-out rows": s["name"], **{name: str(Interval(**s[k])) for name, k in columns}}
         for s in report["systems"]
     ]
     parts = [f"# {report['task']}: {training['method']}, seed {report['seed']}"]
