@@ -298,5 +298,5 @@ def test_a_function_that_cannot_be_called_or_exported_is_refused():
     assert borrows.grade({}, "x")[0] == 1.0
     with pytest.raises(UserError, match="FACTOR, local"):
         borrows.to_json()
-    with pytest.raises(UserError, match="not a def"):
+    with pytest.raises(UserError, match="no def"):
         grader(lambda sample, item: 1).to_json()

@@ -150,12 +150,10 @@ def load(source: Callable | str | Path, name: str) -> Any:
 def python_spec(record: dict[str, Any]) -> dict[str, Any]:
     """A function's record as OpenAI's python grader; UserError if its text does not stand alone."""
     name, text, call = record["name"], record["source"], CALLS[record["signature"]]
-    cause = "" if f"def {name}(" in text else "is not a def"
-    if outer := _outer_names(text) if not cause else ():
-        cause = f"uses outer {', '.join(outer)}"
-    if cause:
-        cure = f"a def with its own imports and helpers, or its file, file.py:{name}"
-        raise UserError(f"grader {name}: {cause}, expected {cure}")
+    if f"def {name}(" not in text:
+        raise UserError(f"grader {name}: has no def to take along: write one")
+    if outer := ", ".join(_outer_names(text)):
+        raise UserError(f"grader {name}: uses outer {outer}: put that inside, or name its file.py")
     if name != "grade" or call is not call_openai:
         text += f"\n\n_function = {name}\n\n\n{inspect.getsource(call)}\n\n"
         text += f"def grade(sample, item):\n    return {call.__name__}(_function, sample, item)\n"

@@ -179,6 +179,8 @@ def _parts(task: Task) -> list[dict[str, Any]]:
 
 def reads_row(part: dict[str, Any]) -> bool:
     """Does this grader look at the row (the item), and not at the sample alone?"""
+    if part.get("signature") in ("trl", "bedrock"):  # its parameters are the row
+        return True
     if part["type"] not in ("python", "function"):
         return "item" in str({k: v for k, v in part.items() if k not in ("name", "type")})
     # Where its source uses the function's second argument, whatever that is called.

@@ -246,8 +246,8 @@ def spread_findings(signal: Signal) -> list[Finding]:
     """Do the answers of a group earn different rewards, and why not?"""
     evidence = (
         f"{signal.dead_ability} of the groups of {signal.group} give readable answers one reward; "
-        f"pass@1 {signal.pass_at[1]}; of {signal.rows} rows {len(signal.never)} are never solved, "
-        f"{len(signal.always)} always; two answers to a row are one text in "
+        f"pass@1 by {signal.metric} {signal.pass_at[1]}; of {signal.rows} rows {len(signal.never)} "
+        f"are never solved, {len(signal.always)} always; two answers to a row are one text in "
         f"{signal.repeated:.0%} of the cases, at temperature {signal.temperature:g}"
     )
     if signal.pass_at[1].low > MOST_RIGHT:
