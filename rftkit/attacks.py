@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from rftkit.files import UserError
 from rftkit.graders.answer import ITEM_FIELD, answer_place, fill_template, render_value
-from rftkit.graders.grader import Grader, Source, is_best, row_id
+from rftkit.graders.grader import Grader, GraderLike, is_best, row_id
 from rftkit.records import Sample
 from rftkit.rows import Row, messages_text
 
@@ -231,7 +231,7 @@ class AttackReport:
 
 
 def attack(
-    grader: Source,
+    grader: GraderLike,
     rows: Sequence[Row],
     answer_template: Any,
     worse_answers: Sequence[Any] = (),

@@ -20,7 +20,7 @@ from typing import Any
 from rftkit.files import UserError, dataset, read_json
 from rftkit.graders.answer import answer_place
 from rftkit.graders.functions import file_of
-from rftkit.graders.grader import Grader, GraderSettings, Source, read_grader
+from rftkit.graders.grader import Grader, GraderLike, GraderSettings, read_grader
 from rftkit.records import Sample
 from rftkit.rows import Row, read_rows, row_ids
 
@@ -33,7 +33,7 @@ class Task:
 
     name: str
     question: str
-    grader_spec: Source  # task.json's "grader"
+    grader_spec: GraderLike  # task.json's "grader"
     answer_template: str | None = None
     worse_answers: list[str] = field(default_factory=list)  # templates, better ones first
     group_by: str | None = None  # the field whose equal values make rows dependent

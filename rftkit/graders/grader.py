@@ -69,7 +69,7 @@ class Grader:
     warned: bool = False  # about a reward outside 0 to the maximum
 
     @classmethod
-    def load(cls, source: Source, settings: GraderSettings | None = None) -> Grader:
+    def load(cls, source: GraderLike, settings: GraderSettings | None = None) -> Grader:
         """Load OpenAI's grader JSON (a dict, its text, its file), the name of a preset, a Python
         function with one of the signatures in functions.py, or "file.py:function"; "file.py" is
         enough where it holds one.
@@ -226,10 +226,10 @@ def is_best(reward: float | None, maximum: float) -> bool:
     return reward is not None and math.isclose(reward, maximum, rel_tol=1e-9, abs_tol=1e-9)
 
 
-Source = Grader | dict[str, Any] | str | Path | Callable  # what people have: see Grader.load
+GraderLike = Grader | dict[str, Any] | str | Path | Callable  # what people have: see Grader.load
 
 
-def read_grader(source: Source) -> tuple[Any, str]:
+def read_grader(source: GraderLike) -> tuple[Any, str]:
     """Return (the grader's JSON value, where it came from, for error messages).
 
     JSON text starts with a brace or bracket. A function's JSON is what a run keeps of it: nothing

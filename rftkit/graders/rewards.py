@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rftkit.graders.answer import Grade
-from rftkit.graders.grader import Grader, Source
+from rftkit.graders.grader import Grader, GraderLike
 from rftkit.records import UNCLOSED, Sample
 
 # What TRL hands to a reward function beside the dataset's own columns.
@@ -26,7 +26,7 @@ class GraderFailure(Exception):
 
 
 def reward_function(
-    grader: Source,
+    grader: GraderLike,
     *,
     max_lost_share: float = MAX_LOST_SHARE,
     end_token_ids: Collection[int] | None = None,
