@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from rftkit import RunConfig, Task, UserError, load_task
+from rftkit import RunConfig, Task, UserError, attack, load_task, reward_function
 from rftkit.files import say_once
 from rftkit.graders import functions
 from rftkit.graders.grader import Grader, GraderSettings
@@ -14,6 +14,7 @@ from rftkit.task import task_from_json
 from rftkit.training import store
 from rftkit.training.config import config_task, read_run_config
 
+pytestmark = pytest.mark.filterwarnings("ignore:grader .* outside 0 to 1")
 BOXED = GraderSettings(sandbox=True, allow_weak_isolation=True)
 ROW = {"messages": [{"role": "user", "content": "Which mood?"}], "label": "joy", "length": 3}
 FUNCTIONS = {
@@ -178,3 +179,12 @@ def test_a_config_takes_a_function_or_its_file_and_its_best_grade(write, tmp_pat
     assert own.headline == "top1" and json.loads(json.dumps(config.to_json()))["grader"]["sha256"]
     assert config_task(read_run_config("d/run.json", sandbox=True)).grader.type == "python"
     assert Task("n", "", first).grader.grade(ROW, "x")[0] == 1.0
+
+
+def test_an_attack_and_a_reward_function_take_a_function_too():
+    def five(sample, item):
+        return 5.0 * (sample["output_text"] == item["label"])
+
+    report = attack(five, [ROW, {"label": "fear"}], "{{item.label}}")
+    assert (report.maximum, report.honest["best"]) == (5, 5) and "best grade 5" in repr(report)
+    assert reward_function(five)(completions=["joy", "no"], label=["joy", "joy"]) == [5.0, 0.0]

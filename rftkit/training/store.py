@@ -165,7 +165,7 @@ def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]
     """In what the run in `out` would train differently: "steps: 70 there, 40 here"."""
     before, known = dict(read_config(out)), read_json(out / "data.json")
     fields = {
-        name: shorten(f"{name}: {before[name]!r} there, {value!r} here", 200)
+        name: f"{name}: {shorten(repr(before[name]))} there, {shorten(repr(value))} here"
         for name, value in config.to_json().items()
         if before[name] != value and name not in FREE_FIELDS
     }
