@@ -114,12 +114,10 @@ def describe(source: Callable | str | Path) -> dict[str, Any]:
     sure = [k for k in found if names[k] == ("sample", "item") or found[k] != "openai"]
     candidates = [name] if name else sure or [*found]
     if len(candidates) != 1 or candidates[0] not in found:
-        has = (
-            f"{name}({', '.join(names[name])})" if name in names else name and f"no function {name}"
-        )
-        has = has or ", ".join(candidates) or "no function"
-        expected = f"expected one {SIGNATURES}: name it, file.py:function"
-        raise UserError(f"{place}: {has}, {expected}")
+        has = f"no function {name}" if name else ", ".join(candidates) or "no function"
+        if name in names:
+            has = f"{name}({', '.join(names[name])})"
+        raise UserError(f"{place}: {has}, expected one {SIGNATURES}: name it, file.py:function")
     name, digest = candidates[0], hashlib.sha256(text.encode()).hexdigest()
     known = {"type": "function", "name": name, "signature": found[name]}
     return known | {"source": text, "sha256": digest}
