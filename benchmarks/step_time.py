@@ -61,6 +61,7 @@ def settings(steps: int, learning_rate: float = 1e-9, **other: Any) -> RunConfig
     completions grew longer would have more to do."""
     given = dict(model="embedded:mini", engine="transformers", task="gene_ranking", eval_every=0)
     given |= dict(gate="off", watchdog_steps=steps + 2, learning_rate=learning_rate)
+    given |= dict(max_completion_tokens=64)
     # One step more than are taken: the last one of a run writes a checkpoint more.
     return RunConfig(steps=steps + 1, **(given | other))
 

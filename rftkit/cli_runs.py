@@ -13,6 +13,7 @@ from rftkit.compare import Comparison, compare_models, paired_table, systems_tab
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
 from rftkit.files import UserError, plural
+from rftkit.logs import notes_of_run
 
 app = typer.Typer()
 
@@ -45,7 +46,7 @@ def signal_command(
     task.grader.check_ready()  # before the model is loaded
     with Reporter() as reporter:
         reporter.stage("drawing answers")
-        policy = load_policy(run.model, run.engine, run.init_adapter)
+        policy = load_policy(run.model, run.engine, run.init_adapter, settings=run.to_json())
         signal = run_signal(run, policy, task, rows, most=samples, progress=reporter.work)
     if out is not None:
         signal.save(out)
@@ -109,6 +110,8 @@ def train_command(
         if run.best:
             kept = f"kept step {run.best['step']}, {console.validation_text(run.best)}"
             console.say(f"{kept}, before training {run.start['mean']:.3f}")
+        for note in notes_of_run(out):
+            console.say(f"note: {note}", style="yellow")
         console.say(f"{run.training['steps']} steps, ended by {run.training['stopped']}: {out}")
     if any(alarm.get("stops") for alarm in run.alarms):
         raise typer.Exit(console.FINDINGS)
@@ -177,6 +180,7 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     endpoint:NAME behind OPENAI_BASE_URL. It answers every row N times at T = 1 and once greedily.
     Differences are paired row by row: name the baseline first. A metric of your own is a function
     (sample, item) -> number: with my_metrics.py in this folder, --metric my_metrics:short.
+    A run brings its task, grader, chat template and token limit.
 
     Example: `rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/table`
     """

@@ -24,15 +24,20 @@ from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_o
 from rftkit.files import MODELS, UserError, markdown_table, read_json
 from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings
-from rftkit.policy import Policy, check_weights, load_policy, model_folder
+from rftkit.loading import check_weights, is_embedded, load_tokenizer, model_folder, run_folder
+from rftkit.logs import notes_of_run
+from rftkit.policy import LocalPolicy, Policy, load_policy
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
+from rftkit.signal.checks import prompt_notes
+from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
 from rftkit.task import Task, load_task, task_from_json
 from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
 SAMPLE_FIELDS = ("reasoning", "finish_reason", "completion_tokens")
-EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # default token limits per answer
+# Errors of an endpoint that come with every request.
+UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Bench:
     samples: int
     reporter: Reporter
     functions: Mapping[str, MetricFunction] = field(default_factory=dict)  # custom metrics
+    settings: dict[str, Any] = field(default_factory=dict)  # for load_policy
     results: dict[str, SystemResult] = field(default_factory=dict)
 
     @property
@@ -96,10 +102,13 @@ def count_answers(result: SystemResult) -> dict[str, Any]:
     samples = [s for group in (*result.samples, *result.greedy_samples) for s in group]
     failed = sum(sample.finish_reason == "error" for sample in samples)
     truncated = sum(sample.finish_reason == "length" for sample in samples)
+    groups = map(list.__add__, result.samples, result.greedy_samples)
+    same = all(len({(s.reasoning, s.output_text) for s in group}) == 1 for group in groups)
     return {
         "answers": len(samples),
         "truncated": round(truncated / len(samples), 4),
         "failed": failed,  # the request failed
+        "ignores_temperature": same and result.name.startswith("endpoint:"),
         "ungraded": sum(sample.grade is None for sample in samples) - failed,
         "grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in samples),
     }
@@ -120,7 +129,8 @@ def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "system": system["name"],
-            f"{headline} at T = 1": str(Interval(**system[headline])),
+            f"{headline} at T = 1": str(Interval(**system[headline]))
+            + " *" * system.get("ignores_temperature", False),
             "greedy": f"{system['greedy'][headline]:.3f}",
         }
         | {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
@@ -172,9 +182,9 @@ class Comparison:
     samples: Annotated[int, option("N", "Answers per row at T = 1.", min=1)] = 2
     seed: Annotated[int, option("S", "Sampling seed.", min=0)] = 0
     metrics: Annotated[list[str] | None, option("M:F", "Your module:function.", "--metric")] = None
-    task: Annotated[str | None, option("T", "Default: task.json next to ROWS.")] = None
+    task: Annotated[str | None, option("T", "Default: the run's, or next to ROWS.")] = None
     group_by: Annotated[str | None, option("KEY", "Cluster intervals by this key.")] = None
-    max_tokens: Annotated[int | None, option("N", "Default 64 (embedded) or 1024.", min=1)] = None
+    max_tokens: Annotated[int | None, option("N", "Default: the run's, or 1024.", min=1)] = None
     batch_size: Annotated[int | None, option("N", "Answers sampled at once.", min=1)] = None
     allow_weak_isolation: WeakIsolationFlag = False
     sandbox: SandboxFlag = False
@@ -185,20 +195,24 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
     start, out = time.perf_counter(), options.out
     weights = {k: v for model in options.models for k, v in local_weights(model).items()}
     rows_file, bench = open_bench(options, reporter or Reporter(quiet=True))
+    notes = [f"{model}: {n}" for model in options.models for n in check_model(model, bench)]
     training = {model: training_record(model, bench) for model in options.models}
     if is_begun(out):
         raise UserError(f"--out {out}: contains a training run: choose another folder")
     files.write_text(out / "samples.jsonl", "")
     for model in options.models:
-        policy = load_policy(model)
+        policy = load_policy(model, settings=bench.settings)
         if options.batch_size:
             policy.batch_size = options.batch_size
         result = bench.add(model, policy)
         if all(sample.finish_reason == "error" for group in result.samples for sample in group):
             cause = ", ".join(result.samples[0][0].errors)
-            raise UserError(f"--model {model}: all answers failed ({cause}): check URL and key")
+            raise UserError(f"--model {model}: all answers failed ({cause}): read the cause")
+        if refused := getattr(policy, "refused", set()) & {"temperature", "top_p", "seed"}:
+            notes.append(f"{model}: takes no {', '.join(refused)}: it samples in its own way")
         append_samples(out, result)
     report = make_report(bench, training) | {"rows": str(rows_file)}
+    report["notes"] = notes + report["notes"]
     report["sha256"] = {
         rows_file.name: sha256_of(rows_file / "state.json" if rows_file.is_dir() else rows_file),
         "grader": sha256(json.dumps(bench.task.grader.record, sort_keys=True).encode()).hexdigest(),
@@ -225,14 +239,39 @@ def local_weights(model: str) -> dict[str, Path]:
     return folders
 
 
+def check_model(model: str, bench: Bench) -> list[str]:
+    """Return notes on the model. Raises UserError if it cannot read the rows, before any model is
+    loaded; asks an endpoint for one answer."""
+    prompts = [row["messages"] for row in bench.rows]
+    if model.startswith("endpoint:"):
+        [[sample]] = load_policy(model).sample(prompts[:1], 1, bench.sampling)
+        if "".join(sample.errors).startswith(UNREACHABLE):
+            cause = f"no answer ({sample.errors[0]})"
+            raise UserError(f"--model {model}: {cause}: check OPENAI_BASE_URL, key and name")
+        return []
+    base, adapter = model_folder(model)
+    try:
+        policy = LocalPolicy(None, load_tokenizer(base, adapter), model)
+        policy.chat_template_kwargs = bench.settings.get("chat_template_kwargs") or {}
+        policy.encode(prompts)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {model}: {str(error).strip().splitlines()[0]}") from None
+    kept = notes_of_run(Path(adapter).parent) if adapter else []
+    return prompt_notes(policy, bench.rows) + kept
+
+
 def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
     """Return (rows file, bench). Reads and checks every input; loads no model."""
     path, name = options.rows, options.task
+    run = next(filter(None, map(run_folder, options.models)), None)
     if not (path.is_file() or path.suffix in ROW_FILES or (path / "state.json").exists()):
         name = name or path
         path = load_task(path).folder / "test.jsonl"
-    elif name is None and (path.parent / "task.json").exists():
-        name = path.parent
+    elif name is None:
+        folders = [f for f in (run, path.parent) if f and (f / "task.json").exists()]
+        name = next(iter(folders), None)
+        if run and name == run:
+            reporter.say(f"task and grader: those of {run}")
     if name is None and options.grader is None:
         raise UserError(f"--grader: missing, and no task.json is next to {path}: pass a grader")
     bare_task = {"name": path.stem, "question": "", "grader": {}}
@@ -252,10 +291,14 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
             raise UserError(f'{path}:{number}: no "{key}": correct the row, --group-by or --task')
     functions = {name: load_metric(name) for name in options.metrics or ()}
     # One limit for all models, so that only the models differ.
-    embedded = all(Path(model_folder(model)[0]).parent == MODELS for model in options.models)
-    limit = options.max_tokens or (EMBEDDED_TOKENS if embedded else OTHER_TOKENS)
-    sampling = SamplingConfig(max_new_tokens=limit, seed=options.seed)
-    return path, Bench(task, rows, sampling, options.samples, reporter, functions)
+    embedded = all(is_embedded(model_folder(model)[0]) for model in options.models)
+    limit = EMBEDDED_TOKENS if embedded else OTHER_TOKENS
+    if run and (run / "plan.json").exists():
+        limit = read_json(run / "plan.json")["max_completion_tokens"]
+    sampling = SamplingConfig(max_new_tokens=options.max_tokens or limit, seed=options.seed)
+    bench = Bench(task, rows, sampling, options.samples, reporter, functions)
+    bench.settings = read_json(run / "config.json") if run else {}
+    return path, bench
 
 
 def load_metric(name: str) -> MetricFunction:
@@ -290,8 +333,8 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
     from rftkit.training.config import config_rows, config_task
     from rftkit.training.report import shared_groups
 
-    run = Path(model) if (Path(model) / "training.json").exists() else Path(model).parent
-    if not (run / "training.json").exists():
+    run = run_folder(model)
+    if not run or not (run / "training.json").exists():
         return {}
     training, config = read_json(run / "training.json")["training"], read_config(run)
     record = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
@@ -334,6 +377,8 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
         "`rftkit grade` on one of them to see the traceback": system["grader_errors"],
         f"{system['truncated']:.0%} of its answers were truncated at {limit} tokens: raise "
         "--max-tokens": system["truncated"] > 0.01,
+        "its answers at T = 1 (*) all equal the greedy ones: this endpoint ignores temperature, so "
+        "compare its greedy column": system["ignores_temperature"],
         f"{shared} answer groups of these rows were in its training rows, so its results are not "
         "held-out: evaluate on other rows": shared,
     }

@@ -18,7 +18,7 @@ from statistics import mean, median
 from typing import Any
 
 from rftkit.graders.rewards import MAX_LOST_SHARE
-from rftkit.logs import GAIN, Log, Points, change, held, moved, read_log
+from rftkit.logs import GAIN, Log, Points, change, held, moved, notes_of_run, read_log
 
 Evidence = tuple[Iterable[int], str]  # steps (none: nothing is wrong), and what was seen there
 Check = Callable[[Log], Evidence]
@@ -76,7 +76,8 @@ def examine(source: str | Path | Log) -> Examination:
         if steps:
             why, _, limit = " ".join(str(check.__doc__).split()).partition(" Limit: ")
             found[name] = Finding(name, sorted(steps), evidence, setting, why, limit)
-    notes, losses = list(log.notes), [loss for _, loss in log.points("loss")]
+    notes = log.notes + notes_of_run(Path(log.source).parent)
+    losses = [loss for _, loss in log.points("loss")]
     if log.graded and not log.validations() and "nothing_held_out" not in found:
         notes.append("no validation in this log: a rising reward alone proves no learning")
     if losses and max(map(abs, losses)) < 1e-6 and "loss_zero" not in found:

@@ -104,6 +104,18 @@ class Log:
         return bool(self.points("reward_mean") or self.points("dead_groups"))
 
 
+KEPT_START = (
+    "kept step 0: this adapter is the untrained start, for no validation beat it; to keep another, "
+    "set keep_start to false, or take one of checkpoints/best/"
+)
+
+
+def notes_of_run(run: Path) -> list[str]:
+    """What must be known of the adapter that a finished run kept."""
+    record = read_json(run / "training.json") if (run / "training.json").exists() else {}
+    return [KEPT_START] if record.get("best", {}).get("step") == 0 else []
+
+
 def finite(values: Iterable[tuple[int, float | None]]) -> Points:
     return [(step, value) for step, value in values if value is not None and math.isfinite(value)]
 

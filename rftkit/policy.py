@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rftkit.decoding import decode
-from rftkit.environment import choose_device
-from rftkit.files import UserError, embedded_model, read_json
+from rftkit.files import UserError, read_json, shorten
+from rftkit.loading import load_adapter, load_model, load_tokenizer, model_folder, run_folder
 from rftkit.records import Sample, SamplingConfig
 
 Messages = list[dict[str, Any]]  # one prompt: [{"role": "user", "content": "..."}, ...]
@@ -52,13 +50,38 @@ class LocalPolicy(Policy):
     engine: str = "transformers"
     reason: str = ""  # for the choice of engine, device and dtype
     batch_size: int = 512  # completions drawn side by side
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def known_roles(self, messages: Messages) -> Messages:
+        """The messages, "developer" as "system" for a template that does not name the former."""
+        if "developer" in str(self.tokenizer.chat_template):
+            return messages
+        return [m | {"role": "system"} if m.get("role") == "developer" else m for m in messages]
+
+    def apply_template(self, messages: Messages, **form: Any) -> str:
+        """What the chat template makes of the messages; it raises errors of its own."""
+        form = {"tokenize": False} | self.chat_template_kwargs | form
+        return self.tokenizer.apply_chat_template(self.known_roles(messages), **form)
 
     def render(self, messages: Messages | str, prefill: str = "") -> str:
-        """The text that the model reads: the chat template, then the prefill."""
-        if not isinstance(messages, str):
-            form = dict(tokenize=False, add_generation_prompt=True)
-            messages = self.tokenizer.apply_chat_template(messages, **form)
-        return messages + prefill
+        """The text that the model reads: the chat template, then the prefill. UserError where a
+        message is refused or left out."""
+        if isinstance(messages, str):
+            return messages + prefill
+        try:
+            text = self.apply_template(messages, add_generation_prompt=True)
+        except Exception as error:  # jinja's own errors, a ValueError where there is no template
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            fault = f"the chat template fails on roles {roles}: {shorten(str(error), 200)}"
+            raise UserError(fault + OWN_TEMPLATE) from None
+        # Earlier reasoning may be left out, and a tool's result be written as JSON.
+        known = [m for m in messages if isinstance(m.get("content"), str) and m["role"] != "tool"]
+        contents = [message["content"].rpartition("</think>")[2].strip() for message in known]
+        for message, content in zip(known, contents):
+            if content and text.count(content) < sum(other.count(content) for other in contents):
+                fault = f"does not hold {content[:60]!r} ({message['role']})"
+                raise UserError(f"the prompt {text[:120]!r} {fault}{OWN_TEMPLATE}")
+        return text + prefill
 
     def encode(self, prompts: Sequence[Messages | str], prefill: str = "") -> list[list[int]]:
         """The token ids that the model reads, one list a prompt."""
@@ -101,6 +124,7 @@ class LocalPolicy(Policy):
         return samples
 
 
+OWN_TEMPLATE = ": take the model's own chat template, or another role"
 SMALL = 50_000_000  # parameters under which an adapter is merged while sampling
 
 
@@ -115,6 +139,7 @@ def merged_adapter(model: Any) -> Iterator[Any]:
     import torch
 
     small = hasattr(model, "merge_adapter") and sum(p.numel() for p in model.parameters()) < SMALL
+    small = small and not getattr(model, "is_loaded_in_4bit", False)
     if not small or any(getattr(m, "merged", False) for m in model.modules()):
         yield model
         return
@@ -138,6 +163,17 @@ class EndpointPolicy(Policy):
     name: str
     base_url: str | None = None
     workers: int = 8
+    refused: set[str] = field(default_factory=set)  # parameters that it does not take
+
+    def parameters(self, config: SamplingConfig, index: int) -> dict[str, Any]:
+        """How to sample, without what this endpoint does not take."""
+        limits = ["max_tokens", "max_completion_tokens"]
+        if REASONING.match(self.model.rpartition("/")[2]):
+            limits.reverse()
+        limits = [name for name in limits if name not in self.refused]
+        asked = {"temperature": config.temperature, "top_p": config.top_p}
+        asked |= {"seed": config.seed + index} | dict.fromkeys(limits[:1], config.max_new_tokens)
+        return {name: value for name, value in asked.items() if name not in self.refused}
 
     def sample(
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
@@ -162,7 +198,7 @@ class EndpointPolicy(Policy):
     def ask(self, client: Any, messages: Messages, index: int, config: SamplingConfig) -> Sample:
         import openai
 
-        began, extra = time.perf_counter(), None
+        began, extra, asked = time.perf_counter(), None, self.parameters(config, index)
         if config.prefill:
             messages = [*messages, {"role": "assistant", "content": config.prefill}]
             extra = {"add_generation_prompt": False, "continue_final_message": True}
@@ -171,14 +207,15 @@ class EndpointPolicy(Policy):
             reply = client.chat.completions.create(
                 model=self.model,
                 messages=messages,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                max_tokens=config.max_new_tokens,
-                seed=config.seed + index,
                 stop=config.stop or None,
                 extra_body=extra,
+                **asked,
             )
         except openai.OpenAIError as error:
+            named = [name for name in asked if re.search(rf"\b{name}\b", str(error))]
+            if named and UNKNOWN.search(str(error).lower()):
+                self.refused.add(named[0])
+                return self.ask(client, messages, index, config)
             errors = [f"{type(error).__name__}: {error}"[:300]]
             return Sample(finish_reason="error", errors=errors, **known)
         choice, usage = reply.choices[0], reply.usage
@@ -192,115 +229,25 @@ class EndpointPolicy(Policy):
         )
 
 
+REASONING = re.compile(r"o\d|gpt-[5-9]")  # OpenAI's, which take max_completion_tokens alone
+UNKNOWN = re.compile("unsupported|not support|unrecognized|unknown|unexpected|not permitted")
+
+
 def load_policy(
-    model: str, engine: str = "auto", adapter: str | None = None, name: str | None = None
+    model: str, engine: str = "auto", adapter: str | None = None, settings: Any = None
 ) -> Policy:
     """Load a model for sampling: what model_folder takes, or "endpoint:NAME" for a model behind the
-    OpenAI-compatible endpoint of OPENAI_BASE_URL and OPENAI_API_KEY."""
+    OpenAI-compatible endpoint of OPENAI_BASE_URL and OPENAI_API_KEY. settings: a dict that may hold
+    load_in_4bit and chat_template_kwargs; by default that of the run which the model is of."""
     if model.startswith("endpoint:"):
-        return EndpointPolicy(model.removeprefix("endpoint:"), name=name or model)
+        return EndpointPolicy(model.removeprefix("endpoint:"), name=model)
+    run = run_folder(model)
+    settings = settings or (read_json(run / "config.json") if run else {})
     base, own_adapter = model_folder(model)
-    loaded, tokenizer, engine, reason = load_model(base, engine)
-    if adapter or own_adapter:
-        loaded = load_adapter(loaded, adapter or own_adapter)
-    return LocalPolicy(loaded.eval(), tokenizer, name or model, engine, reason)
-
-
-def model_folder(model: str) -> tuple[str, str | None]:
-    """What a user calls a model: (where the base is, where the adapter is or None).
-
-    "embedded:mini", a folder with a model, a folder with an adapter, a run folder, a hub name.
-    """
-    if model.startswith("embedded:"):
-        return str(embedded_model(model.removeprefix("embedded:"))), None
-    path = Path(model)
-    if (path / "adapter" / "adapter_config.json").exists():
-        path = path / "adapter"
-    config = path / "adapter_config.json"
-    if config.exists():
-        record = read_json(config)
-        base = record.get("base_model_name_or_path") if isinstance(record, dict) else None
-        if not isinstance(base, str) or not base:
-            missing = 'no "base_model_name_or_path", expected the model it was made for'
-            raise UserError(f"{config}: {missing}: write its name there, such as embedded:mini")
-        return model_folder(base)[0], str(path)
-    # An unfinished run's folder has a config.json too: its RunConfig.
-    if path.exists() and "model_type" not in read_json(path / "config.json"):
-        raise UserError(f"{path}: not a model, an adapter or a finished run: name one of these")
-    return model, None
-
-
-def check_weights(folder: str | Path) -> None:
-    """Raise UserError where a folder's weight files are missing or cut short. Reads their headers
-    alone, so that it can come before a long evaluation."""
-    from safetensors import SafetensorError, safe_open
-
-    folder = Path(folder)
-    if (folder / "adapter_config.json").exists() and not any(folder.glob("adapter_model.*")):
-        raise UserError(f"{folder}: no adapter_model.safetensors: copy it there or name another")
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(str(file), framework="numpy"):
-                pass
-        except (OSError, SafetensorError) as error:
-            cut = f"{file}: no whole safetensors file ({error})"
-            raise UserError(f"{cut}: copy it again, or take another checkpoint") from None
-
-
-def load_model(base: str, engine: str = "auto") -> tuple[Any, Any, str, str]:
-    """(model, tokenizer, engine, reason): fp32 on a CPU, bf16 on a GPU that has it."""
-    device, dtype, reason = choose_device()
-    engine, why = choose_engine(engine, device)
-    check_weights(base)
-    try:
-        if engine == "unsloth":
-            import unsloth  # it patches trl, transformers and peft, and must come before them
-            import torch  # isort: skip
-
-            model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-                base, dtype=getattr(torch, dtype), load_in_4bit=False, max_seq_length=1024
-            )
-        else:
-            import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()  # a bar for each weight file says nothing here
-            tokenizer = AutoTokenizer.from_pretrained(base)
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
-            model = model.to(device)
-    except (OSError, ValueError) as error:  # ValueError: no such architecture, a broken tokenizer
-        cause = f'model: "{base}" could not be loaded ({str(error).splitlines()[0]})'
-        raise UserError(f"{cause}: check its name, and HF_HUB_OFFLINE") from None
-    tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return model, tokenizer, engine, f"{why}; {reason}"
-
-
-def choose_engine(engine: str, device: str) -> tuple[str, str]:
-    """("transformers" or "unsloth", the reason). `auto` takes Unsloth on a GPU that has it."""
-    if engine not in ("auto", "transformers", "unsloth"):
-        raise UserError(f'engine: "{engine}", expected auto, transformers or unsloth')
-    early = [m for m in ("trl", "peft") if m in sys.modules and "unsloth" not in sys.modules]
-    if engine == "auto":
-        if device != "cuda":
-            return "transformers", "no CUDA GPU: transformers + PEFT"
-        if find_spec("unsloth") and not early:
-            return "unsloth", "a CUDA GPU is here and Unsloth is installed"
-        return "transformers", "Unsloth is not installed, or came too late: transformers + PEFT"
-    if engine == "unsloth" and early:
-        cause = f"engine: unsloth after {' and '.join(early)}, which it patches"
-        raise UserError(f"{cause}: start a new process (restart the kernel) and load it first")
-    return engine, "asked for"
-
-
-def load_adapter(model: Any, adapter: str) -> Any:
-    """The model with a PEFT adapter on it; UserError where the two do not fit."""
-    from peft import PeftModel
-
-    check_weights(adapter)
-    try:
-        return PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        cause = f"{adapter}: could not be loaded ({type(error).__name__}: {str(error)[:200]})"
-        raise UserError(f"{cause}, expected an adapter of this base: name another") from None
+    adapter = adapter or own_adapter
+    loaded, tokenizer, *chosen = load_model(base, engine, settings.get("load_in_4bit", False))
+    if adapter:
+        loaded, tokenizer = load_adapter(loaded, adapter), load_tokenizer(base, adapter)
+    policy = LocalPolicy(loaded.eval(), tokenizer, model, *chosen)
+    policy.chat_template_kwargs = settings.get("chat_template_kwargs") or {}
+    return policy

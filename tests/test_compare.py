@@ -1,6 +1,7 @@
 """`rftkit evaluate`: the same rows for every model, numbers that the samples bear out."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from rftkit.cli import app
 from rftkit.compare import load_metric
-from rftkit.files import UserError
+from rftkit.files import UserError, embedded_model
+from rftkit.logs import KEPT_START
 from rftkit.records import Sample
 from rftkit.rows import write_rows
 from rftkit.task import load_task
@@ -48,7 +50,11 @@ def run_folder(adapted, tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(config | {"group_by": "reference_gene"}))
     (folder / "log.jsonl").write_text("{}\n")
     training = {"examples": 5, "steps": 7, "seconds": 1.5, "peak_rss_mb": 100.0}
-    (folder / "training.json").write_text(json.dumps({"training": training}))
+    best = {"best": {"step": 0}}
+    (folder / "training.json").write_text(json.dumps({"training": training} | best))
+    (folder / "task.json").write_text(json.dumps(TASK.to_json()))
+    (folder / "plan.json").write_text('{"max_completion_tokens": 40}')
+    (folder / "data.json").write_text("{}")
     return folder
 
 
@@ -85,6 +91,47 @@ def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(tmp_path, ro
     assert training["model"] == str(run_folder) and training["steps"] == 7
     assert training["answer_groups_shared_with_eval"] == len(shared)
     assert f"{run_folder}: {len(shared)} answer groups" in stderr and "training" not in base
+    assert f"{run_folder}: {KEPT_START}" in " ".join(stderr.split())
+
+
+def test_a_run_brings_task_grader_and_limit(tmp_path, rows, run_folder):
+    result = evaluate(rows, "--model", run_folder, "--samples", 1, "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["task"], report["headline"]) == (TASK.name, TASK.headline)
+    assert report["sampling"]["max_new_tokens"] == 40
+    assert f"task and grader: those of {run_folder}" in " ".join(result.stderr.split())
+
+
+SYSTEM = [{"role": "developer", "content": "Seizure Ataxia."}]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ("{% elif message.role == 'system' %}<|system|>{{ message.content }}", None),
+        ("{% elif message.role == 'tool' %}", "does not hold 'Seizure Ataxia.' (developer)"),
+        ("{% else %}{{ raise_exception('Unexpected role.') }}", "roles developer, user: Unexpect"),
+    ],
+)
+def test_a_developer_is_given_as_system_or_missed_before_sampling(
+    tmp_path, monkeypatch, other, named
+):
+    model = shutil.copytree(embedded_model("mini"), tmp_path / "model")
+    own, _ = (model / "chat_template.jinja").read_text().split("{% else %}")
+    form = "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (model / "chat_template.jinja").write_text(own + other + form)
+    asked = [row | {"messages": SYSTEM + row["messages"]} for row in ROWS]
+    write_rows(tmp_path / "rows.jsonl", asked)
+    words = (tmp_path / "rows.jsonl", *RANK, "--model", model, "--out", tmp_path / "o")
+    if named:
+        monkeypatch.setattr("rftkit.compare.load_policy", pytest.fail)
+    result = evaluate(*words, "--samples", 1, "--max-tokens", 8)
+    assert (result.exit_code, named is not None) in ((0, False), (1, True)), result.output
+    if named:
+        assert f"--model {model}: " in str(result.exception) and named in str(result.exception)
+    else:
+        assert 'role "developer" is given as "system"' in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("name", ["some.parquet", "folder"])
@@ -132,6 +179,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
         ((*RANK, "--model", "endpoint:m"), "OPENAI_BASE_URL"),
         ((*RANK, "--model", "NOTHING"), "config.json"),
+        ((*RANK, "--model", "nobody/nothing"), "--model nobody/nothing"),
         ((*RANK, "--out", "RUN"), "contains a training run"),
     ],
 )
@@ -169,7 +217,7 @@ def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, m
 
     policy = SimpleNamespace(name="m", sample=sample)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    monkeypatch.setattr("rftkit.compare.load_policy", lambda model: policy)
+    monkeypatch.setattr("rftkit.compare.load_policy", lambda model, settings=None: policy)
     words = ("--model", "endpoint:m", "--grader", "gene_rank", "--samples", 1)
     result = evaluate(rows, *words, "--out", tmp_path / "o")
     assert result.exit_code == (1 if lost else 0)
@@ -178,4 +226,7 @@ def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, m
         return
     (system,) = json.loads((tmp_path / "o" / "report.json").read_text())["systems"]
     assert system["failed"] == 2 * lost
+    # Cold or warm, it says the same.
+    assert system["ignores_temperature"] and "ignores temperature" in result.output
+    assert "] *" in (tmp_path / "o" / "report.md").read_text()
     assert system["grade"]["mean"] == pytest.approx(0.1 * (1 - lost / len(ROWS)), abs=1e-4)

@@ -13,14 +13,8 @@ import pytest
 
 from rftkit import decoding
 from rftkit.files import UserError, embedded_model
-from rftkit.policy import (
-    EndpointPolicy,
-    check_weights,
-    choose_engine,
-    load_policy,
-    merged_adapter,
-    model_folder,
-)
+from rftkit.loading import check_weights, choose_engine, load_tokenizer, model_folder
+from rftkit.policy import EndpointPolicy, load_policy, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.task import load_task
 
@@ -176,6 +170,94 @@ def test_an_endpoint_gives_the_same_samples_and_a_failed_call_loses_no_other(mon
     assert "BadRequestError" in failed[0].errors[0]
 
 
+def behind_endpoint(monkeypatch, model, answer):
+    """An EndpointPolicy whose endpoint answers a request with answer(asked) -> (status, record)."""
+
+    def handle(request):
+        status, record = answer(json.loads(request.content))
+        return httpx.Response(status, json=record)
+
+    client = httpx.Client(transport=httpx.MockTransport(handle))
+    monkeypatch.setattr("openai.OpenAI", partial(openai.OpenAI, http_client=client))
+    return EndpointPolicy(model, f"endpoint:{model}", "http://policy/v1")
+
+
+LIMITS = ["max_tokens", "max_completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("model", "refused", "sent"),
+    [
+        ("m", [], ["max_tokens"]),
+        ("m", ["max_tokens"], LIMITS),
+        ("m", ["max_tokens", "temperature"], [*LIMITS, "max_completion_tokens"]),
+        ("openai/o4-mini", [], ["max_completion_tokens"]),
+        ("gpt-5-nano", ["max_completion_tokens"], LIMITS[::-1]),
+    ],
+)
+def test_a_parameter_that_an_endpoint_refuses_is_asked_in_another_way(
+    monkeypatch, model, refused, sent
+):
+    calls = []
+
+    def answer(asked):
+        calls.append(asked)
+        for name in refused:
+            if name in asked:
+                return 400, {"error": {"message": f"Unsupported parameter: '{name}'"}}
+        message = {"role": "assistant", "content": "yes"}
+        return 200, {"model": "m", "choices": [{"index": 0, "message": message}]}
+
+    policy = behind_endpoint(monkeypatch, model, answer)
+    [[sample]] = policy.sample([[{"role": "user", "content": "?"}]], 1, FORTY)
+    assert sample.output_text == "yes" and calls[-1][sent[-1]] == 40
+    assert [name for call in calls for name in LIMITS if name in call] == sent
+    policy.sample([[{"role": "user", "content": "?"}]], 1, FORTY)
+    assert len(calls) == len(sent) + 1  # it is learned
+
+
+def test_another_complaint_of_an_endpoint_changes_no_parameter(monkeypatch):
+    error = {"message": "max_tokens is too large: 40", "param": "max_tokens"}
+    policy = behind_endpoint(monkeypatch, "m", lambda asked: (400, {"error": error}))
+    [[sample]] = policy.sample([[{"role": "user", "content": "?"}]], 1, FORTY)
+    assert sample.finish_reason == "error" and policy.refused == set()
+
+
+TURNS = (
+    "{% for m in messages %}{% if m.role in known %}<|{{ m.role }}|>{{ m.content }}"
+    "{% else %}OTHER{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+DROPS = TURNS.replace("known", "['user', 'system']").replace("OTHER", "")
+RAISES = TURNS.replace("known", "['user']").replace("OTHER", "{{ raise_exception('no!') }}")
+ASKED = [{"role": "developer", "content": "Ataxia."}, {"role": "user", "content": "Is it Ataxia.?"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "given"),
+    [
+        (DROPS, "<|system|>Ataxia.<|user|>"),
+        (DROPS.replace("system", "developer"), "<|developer|>Ataxia.<|user|>"),
+        (DROPS.replace("'system'", "'tool'"), UserError("does not hold 'Ataxia.' .developer")),
+        (RAISES, UserError("developer, user: no!")),
+    ],
+)
+def test_a_developer_is_read_as_such_or_as_system_and_never_lost(
+    mini, monkeypatch, template, given
+):
+    monkeypatch.setattr(mini.tokenizer, "chat_template", template)
+    if isinstance(given, str):
+        assert mini.render(ASKED).startswith(given)
+        return
+    with pytest.raises(UserError, match=str(given)):
+        mini.sample([ASKED], 1, GREEDY)
+
+
+def test_settings_of_the_chat_template_reach_it(mini, monkeypatch):
+    monkeypatch.setattr(mini, "chat_template_kwargs", {"known": ["user", "system"]})
+    monkeypatch.setattr(mini.tokenizer, "chat_template", TURNS.replace("OTHER", ""))
+    assert mini.render(ASKED).startswith("<|system|>Ataxia.")
+
+
 def test_an_unknown_model_or_engine_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model": "embedded:mini"}')  # an unfinished run's
     for name in ("embedded:giant", "nobody/nothing-of-this-name"):
@@ -232,6 +314,37 @@ def test_a_broken_adapter_config_is_refused(adapter, text):
     (adapter / "adapter_config.json").write_bytes(text)
     with pytest.raises(UserError, match=f"^{adapter / 'adapter_config.json'}:"):
         model_folder(str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ({"base": "/elsewhere/site-packages/rftkit/models/mini"}, str(embedded_model("mini"))),
+        ({"base": "own"}, "RUN/own"),  # beside the adapter's run, wherever that stands now
+        ({"base": "org/name", "revision": "abc"}, "org/name@abc"),
+        ({"base": "/nowhere/model"}, None),
+    ],
+)
+def test_an_adapter_finds_its_base(adapter, monkeypatch, tmp_path, record, found):
+    (adapter.parent / "own").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file = adapter / "adapter_config.json"
+    base = {"base_model_name_or_path": record.pop("base")}
+    file.write_text(json.dumps(json.loads(file.read_text()) | base | record))
+    if found is None:
+        with pytest.raises(UserError, match="its base /nowhere/model is not there"):
+            model_folder(str(adapter))
+    else:
+        assert model_folder(str(adapter))[0] == found.replace("RUN", str(adapter.parent))
+
+
+def test_the_tokenizer_beside_an_adapter_is_read_first(adapter, mini, monkeypatch):
+    base = str(embedded_model("mini"))
+    assert load_tokenizer(base, str(adapter)).chat_template == mini.tokenizer.chat_template
+    monkeypatch.setattr(mini.tokenizer, "chat_template", DROPS)
+    mini.tokenizer.save_pretrained(adapter)
+    assert load_tokenizer(base, str(adapter)).chat_template == DROPS
+    assert load_policy(str(adapter)).tokenizer.chat_template == DROPS
 
 
 @pytest.mark.parametrize("values", [{"r": 4}, {"peft_type": "NO_SUCH"}, {"r": "two"}])

@@ -6,6 +6,7 @@ Scripted policies answer sums; the embedded mini stands in for a real model.
 import json
 import random
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 
@@ -14,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit import Sample, UserError, cli, grader, measure_signal
-from rftkit.signal.checks import check_template
+from rftkit.signal.checks import check_template, prompt_notes
 from rftkit.signal.numbers import dead_chance, pass_at_k, share_interval, spread_parts
-from rftkit.signal.verdict import FEW_ROWS
+from rftkit.signal.verdict import FEW_ROWS, completion_limit
 from rftkit.task import task_from_json
 
 
@@ -96,7 +97,7 @@ def form_only(right, index, rng):
 
 
 def gate(policy, task_and_rows, **settings):
-    return measure_signal(policy, *task_and_rows, **settings)
+    return measure_signal(policy, *task_and_rows, **{"max_completion_tokens": 64} | settings)
 
 
 # fault -> (policy, the task's grader and template, what else may be named)
@@ -109,7 +110,7 @@ FAULTS = {
     "reference cannot score": (guesses(), [check("{{item.answer}}.0")], ["constant reward"]),
     "reference cannot score, weights": (guesses(), [formula("0.8 * right", right=GOOD)], []),
     "limit too short": (guesses(tokens=90), [], []),
-    "end token missing": (guesses(tokens=100_000), [], ["limit too short"]),
+    "limit too short, for a long thought": (guesses(tokens=100_000), [], []),
     "unreadable answers": (
         Scripted(lambda right, index, rng: "".join(rng.choices("abc {}", k=20))), [], []),
     "task too easy": (guesses(share=0.99), [], []),
@@ -319,8 +320,49 @@ def test_a_broken_template_is_named_and_a_sound_one_of_another_family_is_not(
         assert signal.names() == ["chat template broken"] and signal.samples == 0
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_an_end_token_is_missing_only_where_it_is(mini, genes, monkeypatch, missing):
+    """Neither model ends an answer: one has another end token, the other goes on."""
+    if missing:
+        monkeypatch.setattr(mini, "tokenizer", deepcopy(mini.tokenizer))
+        mini.tokenizer.eos_token = "<|pad|>"
+        monkeypatch.setattr(mini.model.generation_config, "eos_token_id", None)
+    else:
+        monkeypatch.setattr("rftkit.decoding.end_tokens", lambda *model: set())
+    signal = measure_signal(mini, *genes, max_completion_tokens=16)
+    assert signal.endless and ("end token missing" in signal.names()) is missing
+    if missing:
+        assert "<|end|> closes an answer" in signal.findings[0].setting
+
+
+def test_the_limit_of_an_answer_comes_from_the_model(mini, genes):
+    assert completion_limit(mini, genes[1], 1_000, 1.0, 0)[0] == 64
+    rows = [{"messages": [{"role": "user", "content": f"What is {i} + 1?"}]} for i in range(40)]
+    for most, limit in ((1_000, 112), (80, 80)):  # 90 to 100 tokens, and a tenth more
+        long = Scripted(lambda right, index, rng: (written(right), rng.randint(90, 100)))
+        assert completion_limit(long, rows, most, 1.0, 0)[0] == limit and long.drawn < 30
+    signal = measure_signal(guesses(tokens=90), *sums())
+    assert signal.lengths["limit"] == 112 and "max_completion_tokens 112" in signal.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "named"),
+    [
+        ("user", "I feel so sad and lonely today, my best friend forgot me.", "of the words"),
+        ("user", "Мой друг забыл меня, и я очень грустный сегодня.", "of the words"),
+        ("developer", "Symptoms present: Ataxia.", '"developer" is given as "system"'),
+        ("system", "Symptoms present: Ataxia.", None),
+    ],
+)
+def test_what_the_model_does_not_know_is_said(mini, genes, role, content, named):
+    rows = [{"messages": [{"role": role, "content": content}]}]
+    notes = prompt_notes(mini, rows)
+    assert [named in note for note in notes] == ([True] if named else [])
+    assert prompt_notes(mini, genes[1]) == [] == prompt_notes(guesses(), rows)
+
+
 def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch, mini, tmp_path):
-    monkeypatch.setattr("rftkit.policy.load_policy", lambda *arguments: mini)
+    monkeypatch.setattr("rftkit.policy.load_policy", lambda *given, settings: mini)
     config = tmp_path / "run.json"
 
     def run(record, *arguments):

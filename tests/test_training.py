@@ -11,10 +11,13 @@ import pandas
 import pytest
 from typer.testing import CliRunner
 
-from rftkit import RunConfig, UserError, load_policy, load_task, plan, train
+from rftkit import RunConfig, UserError, load_policy, load_run, load_task, plan, train
 from rftkit.cli import app
 from rftkit.compare import training_record
 from rftkit.dashboard import TrainingDashboard
+from rftkit.evaluation import Interval
+from rftkit.files import embedded_model
+from rftkit.policy import LocalPolicy
 from rftkit.records import SamplingConfig
 from rftkit.rows import write_rows
 from rftkit.training.report import list_runs, runs_table
@@ -170,8 +173,39 @@ def test_the_saved_adapter_gives_the_answers_of_the_run(run):
         for policy in (run.policy, load_policy(str(run.out)), load_policy("embedded:mini"))
     )
     assert trained == loaded != base
-    made = json.loads((run.out / "adapter" / "adapter_config.json").read_text())
-    assert made["base_model_name_or_path"] == "embedded:mini"  # and not a path of this machine
+
+
+def test_a_run_folder_moves_and_its_adapter_loads_in_plain_peft(tiny, tmp_path, monkeypatch):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    moved = shutil.copytree(tiny.out, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    model = AutoPeftModelForCausalLM.from_pretrained("elsewhere/adapter", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained("elsewhere/adapter")
+    theirs = LocalPolicy(model.eval(), tokenizer, "theirs")
+    prompts = [row["messages"] for row in load_task("gene_ranking").rows("validation")[:4]]
+    drawn = [p.sample(prompts, 2) for p in (theirs, load_run(moved).policy, tiny.policy)]
+    texts = [[[s.output_text for s in group] for group in groups] for groups in drawn]
+    assert texts[0] == texts[1] == texts[2]
+    card = (moved / "adapter" / "README.md").read_text()
+    assert str(Interval(*(tiny.best[k] for k in ("mean", "low", "high")))) in card
+    assert "base_model: embedded:mini" in card and load_task("gene_ranking").grader.name in card
+
+
+def test_an_unset_limit_comes_from_the_model_and_is_said_once(tmp_path):
+    model = shutil.copytree(embedded_model("mini"), tmp_path / "own")
+    config = RunConfig(**TINY | {"model": str(model), "max_completion_tokens": None})
+    said = []
+    train(config, tmp_path / "run", say=said.append)
+    (note,) = (text for text in said if "max_completion_tokens" in text)
+    limit = json.loads((tmp_path / "run" / "plan.json").read_text())["max_completion_tokens"]
+    assert 16 <= limit <= 128 and note.startswith(f"max_completion_tokens {limit}: the p95")
+    embedded = plan(config.replace(model="embedded:mini"))
+    assert embedded.max_completion_tokens == 64 and "tokens 64" in embedded.reasons[-1]
+    said.clear()
+    train(config, tmp_path / "run", say=said.append)  # finished
+    assert len(said) == 1
 
 
 def test_the_report_says_what_the_log_says(tiny):

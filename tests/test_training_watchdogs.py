@@ -9,9 +9,11 @@ import pytest
 import torch
 from test_training import CONSTANT, TINY
 
-from rftkit import Doctor, RunConfig, Sample, examine, load_task, train
+from rftkit import Doctor, RunConfig, Sample, UserError, examine, load_task, plan, train
 from rftkit.files import embedded_model
 from rftkit.graders.answer import Grade, grader_fault
+from rftkit.logs import KEPT_START
+from rftkit.rows import write_rows
 from rftkit.training import session
 from rftkit.training.heldout import HeldOut, Progress
 from rftkit.training.store import read_lines
@@ -66,14 +68,39 @@ def test_only_steps_in_a_row_are_an_alarm():
     assert alarms(1, None) == [[]]  # SFT has none
 
 
+def changed_template(folder, change):
+    """A config whose model is the mini with another chat template."""
+    shutil.copytree(embedded_model("mini"), folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(change(template.read_text()))
+    return RunConfig(**TINY | {"model": str(folder)})
+
+
+@pytest.mark.parametrize("role", ["developer", "assistant"])
+def test_a_template_that_loses_a_message_is_named_before_anything_is_sampled(tmp_path, role):
+    """In the last of the held-out rows alone, which no plan looks at."""
+    lost = [{"role": role, "content": "Ataxia."}]
+    config = changed_template(
+        tmp_path / "model",
+        lambda own: own.replace("{% else %}", "{% elif message.role != 'system' %}").replace(
+            "'<|assistant|>' + message.content", "''"
+        ),
+    )
+    rows, held_out = (load_task("gene_ranking").rows(side) for side in ("train", "validation"))
+    held_out[-1] = held_out[-1] | {"messages": lost + held_out[-1]["messages"]}
+    write_rows(tmp_path / "held_out.jsonl", held_out)
+    with pytest.raises(UserError, match=f"does not hold 'Ataxia.' .{role}"):
+        plan(config.replace(validation_file=tmp_path / "held_out.jsonl"))
+    with pytest.raises(UserError, match=f"does not hold 'Ataxia.' .{role}"):
+        train(config, tmp_path / "run", rows=rows, held_out=held_out)
+    assert read_lines(tmp_path / "run" / "samples.jsonl") == []
+
+
 def test_a_broken_chat_template_stops_before_a_weight_changes(tmp_path):
     """The tiny model answers all the same, and its answers can be read: it would train on."""
-    model = tmp_path / "model"
-    shutil.copytree(embedded_model("mini"), model)
-    template = model / "chat_template.jinja"
-    template.write_text(template.read_text().replace("message.content", "'Hello.'"))
-    with pytest.raises(TrainingStopped, match="step 1: .*does not hold") as stop:
-        train(RunConfig(**TINY | {"model": str(model)}), tmp_path / "run")
+    config = changed_template(tmp_path / "model", lambda own: own + "<|end|>")
+    with pytest.raises(TrainingStopped, match="step 1: .*an answer begins") as stop:
+        train(config, tmp_path / "run")
     assert stop.value.cause == "garbage in the first batch"
     assert read_lines(tmp_path / "run" / "log.jsonl") == []
     assert (tmp_path / "run" / "alarms" / "step-000001-garbage.jsonl").exists()
@@ -219,6 +246,8 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     done = train(config, tmp_path)
     assert len(done.log) == 2 and done.best["step"] == 0
     assert done.training["stopped"] == "patience"
+    assert KEPT_START in examine(tmp_path).notes
+    assert KEPT_START in (tmp_path / "adapter" / "README.md").read_text()
     assert len(train(config, tmp_path).log) == 2  # it has ended: nothing is left to do
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rftkit.attacks import Check, filled, reference_check
 from rftkit.decoding import end_tokens
+from rftkit.files import UserError
 from rftkit.graders.answer import fill_template
-from rftkit.policy import Policy
+from rftkit.policy import OWN_TEMPLATE, Policy
 from rftkit.records import Sample
-from rftkit.rows import Row
+from rftkit.rows import Row, messages_text
 from rftkit.task import Task
 
 MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>")
@@ -29,13 +31,10 @@ def check_template(policy: Policy, rows: Sequence[Row]) -> list[str]:
     if not hasattr(policy, "tokenizer"):  # an endpoint applies its own
         return []
     try:
-        texts = [policy.render(row["messages"]) for row in rows]
-    except Exception as error:  # jinja's own errors, a ValueError where there is no template
-        return [f"the chat template fails: {str(error)[:200]}"]
-    for row, text in zip(rows, texts):
-        for content in [message.get("content") for message in row["messages"]]:
-            if isinstance(content, str) and content.strip() not in text:
-                return [f"the prompt {text[:120]!r} does not hold {content[:60]!r}"]
+        for row in rows:
+            policy.render(row["messages"])
+    except UserError as error:
+        return [str(error).removesuffix(OWN_TEMPLATE)]
     # A text of ours in place of the user's: what a user wrote is no marker.
     messages = [message | {"content": QUESTION} for message in rows[0]["messages"]]
     prompt, written = policy.render(messages), _rendered(policy, messages, "assistant")
@@ -53,7 +52,7 @@ def check_template(policy: Policy, rows: Sequence[Row]) -> list[str]:
 def check_opening(policy: Policy, messages: list[Row], prompt: str, opening: str) -> list[str]:
     """Does the prompt end where an answer begins? `opening` is all that stands before an answer."""
     tokenizer = policy.tokenizer
-    unprompted = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+    unprompted = policy.apply_template(messages, add_generation_prompt=False).rstrip()
     ends = end_tokens(policy.model, tokenizer)
     ids = tokenizer([prompt, opening], add_special_tokens=False).input_ids
     over, expected_over = (bool(ends.intersection(text[-1:])) for text in ids)
@@ -69,9 +68,49 @@ def _rendered(policy: Policy, messages: list[Row], role: str) -> str:
     """The conversation that ends with ANSWER; "" where the template refuses to write it."""
     more = [*messages, {"role": role, "content": ANSWER}]
     try:
-        return policy.tokenizer.apply_chat_template(more, tokenize=False)
+        return policy.apply_template(more, add_generation_prompt=False)
     except Exception:  # jinja's own errors
         return ""
+
+
+def unended(policy: Policy, row: Row) -> str:
+    """What closes an answer in the chat template and is no end token; "" where one is."""
+    if not hasattr(policy, "tokenizer"):  # nothing is known
+        return ""
+    ends = end_tokens(policy.model, policy.tokenizer)
+    closing = _rendered(policy, row["messages"], "assistant").partition(ANSWER)[2].strip()
+    first = policy.tokenizer(closing, add_special_tokens=False).input_ids[:1]
+    return "" if ends.intersection(first or ends) else closing or "nothing"
+
+
+WORD = re.compile(r"[^\W\d_]{3,}")
+MANY_UNKNOWN = 0.3  # ours: share of words; of the gene task's prompts 0 are unknown to the mini
+
+
+def prompt_notes(policy: Policy, rows: Sequence[Row]) -> list[str]:
+    """What a user should know before this model reads these rows."""
+    if not hasattr(policy, "tokenizer"):
+        return []
+    renamed = any(policy.known_roles(row["messages"]) != row["messages"] for row in rows)
+    share = unknown_words(policy.tokenizer, rows[:64])
+    notes = {
+        'role "developer" is given as "system", for the chat template has no developer': renamed,
+        f"{share:.0%} of the words are unknown to this model, which reads them letter by letter: "
+        "take one that read general text, such as SmolLM2 or Qwen3": share > MANY_UNKNOWN,
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def unknown_words(tokenizer: Any, rows: Sequence[Row]) -> float:
+    """The share of words whose tokens are shorter than two bytes on average: mostly letters."""
+    unknown, texts = [], list(map(messages_text, rows))
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    for text, spans in zip(texts, encoded.get("offset_mapping", ())):
+        starts, ends = zip(*spans) if spans else ((), ())
+        for word in WORD.finditer(text):
+            tokens = bisect_left(starts, word.end()) - bisect_right(ends, word.start())
+            unknown.append(len(word[0].encode()) < 2 * tokens)
+    return statistics.fmean(unknown) if unknown else 0.0
 
 
 SAME = 0.05  # of the maximum: right and swapped answers this close count as equal

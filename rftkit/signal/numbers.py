@@ -74,6 +74,7 @@ class Signal:
     findings: list[Finding] = field(default_factory=list)  # causes first
     questions: list[Question] = field(default_factory=list)  # hard? verifiable? labels scarce?
     notes: list[str] = field(default_factory=list)
+    prompt_notes: list[str] = field(default_factory=list)  # those of the notes that come first
     rows: int = 0  # drawn
     answers: int = 0  # to each row
     samples: int = 0  # in all, at most `budget`
@@ -89,6 +90,7 @@ class Signal:
     format_share: float | None = None  # of the variance of reward: readable against unreadable
     stages: dict[str, float] = field(default_factory=dict)  # how far answers could be read
     lengths: dict[str, Any] = field(default_factory=dict)  # quantiles in tokens, limit, probe
+    unended: str = ""  # what closes an answer in the chat template and is no end token
     cut: Interval | None = None  # share of answers that the limit cuts
     unreadable: Interval | None = None  # share that ended, but could not be read
     lost_grades: float = 0.0  # share that the grader itself failed on

@@ -17,6 +17,7 @@ import numpy as np
 
 from rftkit.evaluation import Groups
 from rftkit.files import UserError
+from rftkit.loading import is_embedded
 from rftkit.policy import Policy
 from rftkit.records import SamplingConfig
 from rftkit.rows import Row, Source, read_rows, row_ids
@@ -31,7 +32,7 @@ SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the leng
 
 def conclude(signal: Signal, findings: list[Finding], rows: list[Row], refusal: str = "") -> Signal:
     """Fill findings, questions, notes, verdict and reason. rows: of the file."""
-    signal.findings, signal.notes, signal.more_samples = findings, [], None
+    signal.findings, signal.notes, signal.more_samples = findings, [*signal.prompt_notes], None
     signal.questions = ask_questions(signal, len(rows), refusal)
     if signal.cut and signal.cut.mean > SOME_CUT and "limit too short" not in signal.names():
         signal.notes.append(f"{signal.cut_text()}: some may lack nothing but a longer limit")
@@ -89,7 +90,7 @@ def measure_signal(
     rows: Source,
     *,
     answers: int = 8,
-    max_completion_tokens: int = 64,
+    max_completion_tokens: int | None = None,
     temperature: float = 1.0,
     completions: int = 0,
     most: int | None = None,
@@ -101,6 +102,7 @@ def measure_signal(
     The policy is the one that will be trained; `answers` are a group, what training compares with
     one another. First at most 256 samples are drawn; where the intervals are too wide, as many more
     as should settle it, up to 5 % of the run's `completions`, and no more than `most`.
+    max_completion_tokens: None for that of completion_limit.
     """
     rows = read_rows(rows)
     if answers < 2 or not rows:
@@ -110,7 +112,7 @@ def measure_signal(
     budget = max(int(BUDGET_SHARE * completions), LEAST_BUDGET)
     budget = min(budget, max(most or budget, 2 * PROBES))
     signal = Signal(policy.name, seed, budget, answers, temperature)
-    signal.lengths = {"limit": max_completion_tokens}
+    signal.prompt_notes = checks.prompt_notes(policy, rows)
     if refusal := checks.why_not_verifiable(task, rows):
         findings = [Finding("no verifiable answer", refusal, VERIFIABLE)]
         if constant := checks.constant_reward(task, rows):
@@ -129,7 +131,12 @@ def measure_signal(
         broken = Finding("chat template broken", "; ".join(faults), OWN_TEMPLATE)
         return conclude(signal, [broken, *grader_findings(signal)], rows)
     # Stage 2: draw, measure, judge; and again where that settles nothing.
-    settings = SamplingConfig(temperature, max_new_tokens=max_completion_tokens)
+    limit = max_completion_tokens
+    if limit is None:
+        limit, why = completion_limit(policy, rows, OTHER_TOKENS, temperature, seed)
+        signal.prompt_notes.append(why)
+    signal.lengths, signal.unended = {"limit": limit}, checks.unended(policy, rows[0])
+    settings = SamplingConfig(temperature, max_new_tokens=limit)
     sample = partial(policy.sample, progress=progress) if progress else policy.sample
     groups: Groups = []
     for _ in range(ROUNDS):
@@ -171,6 +178,29 @@ def probe(signal: Signal, sample: Callable, rows: list[Row], settings: SamplingC
     known = {"room": room, "answers": len(drawn), "ended": ended}
     signal.lengths["probe"] = quantiles(drawn) | known
     signal.samples += len(drawn)
+
+
+EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # max_completion_tokens of what is not measured
+
+
+def roomy(p95: float) -> int:
+    """A tenth more, in steps of 16."""
+    return int(-(-1.1 * p95 // 16)) * 16
+
+
+def completion_limit(
+    policy: Policy, rows: Sequence[Row], most: int, temperature: float, seed: int
+) -> tuple[int, str]:
+    """(max_completion_tokens for this model, a sentence): the p95 of its own completions."""
+    if is_embedded(getattr(getattr(policy, "model", None), "name_or_path", "")):
+        return EMBEDDED_TOKENS, f"max_completion_tokens {EMBEDDED_TOKENS}: it is an embedded model"
+    rows, settings = rows[:: -(-len(rows) // PROBES)], SamplingConfig(temperature, seed=seed)
+    settings.max_new_tokens = most
+    drawn = sum(draw(policy.sample, rows, -(-PROBES // len(rows)), settings), [])
+    p95 = quantiles(drawn)["p95"]
+    limit = min(roomy(p95), most)
+    why = f"the p95 of {len(drawn)} of the model's completions is {p95:.0f} tokens"
+    return limit, f"max_completion_tokens {limit}: {why}"
 
 
 # Axolotl, docs/training_stability: dead groups under 0.8, truncated answers under 0.3.
@@ -228,11 +258,11 @@ def answer_findings(signal: Signal) -> list[Finding]:
     """Do answers end, do they fit into the limit, and can they be read?"""
     found, setting, limit = [], "max_completion_tokens", signal.lengths["limit"]
     if probe := signal.lengths.get("probe"):
-        room = -(-1.1 * probe["p95"] // 16) * 16  # a tenth more, in steps of 16
         more = "more than" if signal.endless else "about"
-        setting += f": {limit} -> {more} {room:.0f}, the p95 of the probe and a little"
-    if signal.cut.low > MOST_CUT and signal.endless:
-        end = "tokenizer.eos_token or generation_config.eos_token_id: what closes an answer"
+        setting += f": {limit} -> {more} {roomy(probe['p95'])}, the p95 of the probe and a little"
+    if signal.cut.low > MOST_CUT and signal.endless and signal.unended:
+        end = "tokenizer.eos_token or generation_config.eos_token_id: "
+        end += f"{signal.unended} closes an answer"
         found.append(Finding("end token missing", signal.cut_text(), end))
     cut = Finding("limit too short", signal.cut_text(), setting)
     evidence = f"{signal.unreadable} ended, but cannot be read: {shown(signal.stages)}"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rftkit.files import UserError, read_json, shorten
 from rftkit.graders.functions import file_of, is_function
 from rftkit.graders.grader import Grader, GraderSettings, read_grader
-from rftkit.policy import model_folder
+from rftkit.loading import model_folder
 from rftkit.rows import read_rows
 from rftkit.task import Task, load_task
 
@@ -32,6 +32,8 @@ class RunConfig(BaseModel):
 
     model: str = "embedded:mini"  # or a folder, or a hub name
     engine: Literal["auto", "transformers", "unsloth"] = "auto"
+    load_in_4bit: bool = False  # QLoRA: the base in 4 bits, by bitsandbytes
+    chat_template_kwargs: dict[str, Any] | None = None  # such as {"enable_thinking": false}
     task: str | None = None  # a task folder, or a name under datasets/
     train_file: str | None = None  # instead of the task's rows
     validation_file: str | None = None  # the held-out rows
@@ -47,7 +49,8 @@ class RunConfig(BaseModel):
     learning_rate: float | None = Field(None, gt=0)  # of the LoRA; None: by the model's width
     beta: float = Field(0.04, ge=0)  # weight of the KL term that ties the policy to its start
     temperature: float = Field(1.0, gt=0)  # of the completions that are learned from
-    max_completion_tokens: int = Field(64, ge=1, le=1_000_000)  # a longer answer is truncated
+    # A longer answer is truncated. None: from the model (plan.with_limit).
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     lora_rank: int = Field(4, ge=1, le=4_096)  # alpha is the same, so the adapter's scale is 1
     init_adapter: str | None = None  # an adapter or run folder to start from
     micro_batch: int | None = Field(None, ge=1)  # completions a pass; None: what the memory holds
@@ -103,12 +106,13 @@ class RunConfig(BaseModel):
         record = None if grader is None else read_grader(grader)[0]
         return grader if isinstance(grader, Grader) or is_function(grader) else record
 
-    @field_validator("report_to")
+    @field_validator("report_to", "load_in_4bit")
     @classmethod
-    def _reporter_is_installed(cls, name: str) -> str:
-        if name != "none" and not find_spec(name):
-            raise ValueError(f"{name!r}, expected it installed: pip install {name}")
-        return name
+    def _package_is_installed(cls, value: str | bool) -> str | bool:
+        name = "bitsandbytes" if value is True else value
+        if name not in ("none", False) and not find_spec(name):
+            raise ValueError(f"{value!r}, expected it installed: pip install {name}")
+        return value
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> RunConfig:

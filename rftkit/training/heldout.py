@@ -93,7 +93,7 @@ class HeldOut:
         progress.kept = ranked[:BEST_KEPT]
         progress.since_best += 1
         if entry in progress.kept:
-            save_adapter(policy.model, self.place(step))
+            save_adapter(policy.model, self.place(step), policy.tokenizer)
         if entry == ranked[0]:
             progress.since_best = 0
             progress.best, progress.best_values = {"step": step, **record}, values

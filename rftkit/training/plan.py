@@ -7,12 +7,16 @@ not hold it, passes of `micro_batch` completions add up their gradients: the sam
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 from rftkit.environment import choose_device
+from rftkit.loading import hub_place, is_embedded, load_tokenizer
 from rftkit.policy import LocalPolicy
+from rftkit.signal.checks import prompt_notes
+from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS, completion_limit
 from rftkit.training.config import RunConfig, config_base
 
 MEMORY_SHARE = 0.4  # of the free memory, for what grows with the batch
@@ -49,6 +53,26 @@ class Measured:
     prompt_tokens: int = 0  # of the longest prompt
     answer_bytes: float = 0.0  # that one more answer in a pass takes
     free_bytes: float = 0.0  # beside the weights
+    room: int = OTHER_TOKENS  # completion tokens that context and memory hold
+    notes: list[str] = field(default_factory=list)  # on its prompts
+
+
+def plan_run(
+    config: RunConfig, rows: list[dict], held_out: list[dict], policy: LocalPolicy | None = None
+) -> tuple[RunConfig, Plan, list[str]]:
+    """(the config with its max_completion_tokens, the plan, what the user should know). Without
+    the policy, whose completions are measured, an unset max_completion_tokens is a guess."""
+    model = measure_model(config, rows, held_out)
+    room, notes = (model.room, model.notes) if model else (OTHER_TOKENS, [])
+    if config.max_completion_tokens is None:
+        limit = min(room, OTHER_TOKENS)
+        note = f"max_completion_tokens {limit}: a run takes it from its model"
+        if policy:
+            policy.model.eval()
+            limit, note = completion_limit(policy, rows, room, config.temperature, config.seed)
+        config, notes = config.model_copy(update={"max_completion_tokens": limit}), [note, *notes]
+        model = model if limit == room else measure_model(config, rows, held_out)
+    return config, make_plan(config, rows, held_out, model), notes
 
 
 def make_plan(
@@ -67,7 +91,7 @@ def make_plan(
         rate, reason = choose_learning_rate(config, model)
         reasons.append(reason)
     room = model.context - model.prompt_tokens if model and model.context else math.inf
-    if config.max_completion_tokens > room:
+    if (config.max_completion_tokens or 0) > room:
         reasons.append(
             f"WARNING: the longest prompt has {model.prompt_tokens} tokens, the model was made for "
             f"{model.context}: set max_completion_tokens to {max(room, 1)} or less"
@@ -91,6 +115,7 @@ def make_plan(
         validation_answers=seen * config.eval_samples if validations else 0,
         checkpoints=-(-steps // config.save_every),  # written at most
         learning_rate=rate,  # of the LoRA weights, after three steps
+        max_completion_tokens=config.max_completion_tokens,
         shared_prompts=False,  # does the update read a prompt once for all its completions?
         reasons=reasons,  # a sentence for each automatic choice
     )
@@ -117,22 +142,34 @@ def choose_micro_batch(batch: int, model: Measured | None) -> tuple[int, str]:
     )
 
 
-def measure_model(config: RunConfig, rows: list[dict]) -> Measured | None:
-    """From config and tokenizer, without weights; None where loading the model will say why."""
-    from transformers import AutoConfig, AutoTokenizer
+def measure_model(
+    config: RunConfig, rows: list[dict], held_out: Sequence[dict] = ()
+) -> Measured | None:
+    """From config and tokenizer, without weights; None where loading the model will say why.
+    UserError where the chat template does not write a row's messages."""
+    from transformers import AutoConfig
 
     base = config_base(config)
     try:
-        model = AutoConfig.from_pretrained(base).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoConfig.from_pretrained(**hub_place(base)).get_text_config()
+        tokenizer = load_tokenizer(base)
     except (OSError, ValueError):
         return None
+    kwargs = config.chat_template_kwargs or {}
+    policy = LocalPolicy(None, tokenizer, config.model, chat_template_kwargs=kwargs)
+    for row in [*rows, *held_out]:
+        policy.render(row["messages"])
     some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]
-    prompts = LocalPolicy(None, tokenizer, config.model).encode([row["messages"] for row in some])
-    longest = max(map(len, prompts))
-    memory = memory_of(model, longest, config.max_completion_tokens)
+    longest = max(map(len, policy.encode([row["messages"] for row in some])))
     context = getattr(model, "max_position_embeddings", None)
-    return Measured(model.hidden_size, context, longest, *memory)
+    limit = config.max_completion_tokens or (EMBEDDED_TOKENS if is_embedded(base) else None)
+    room = limit or max(1, (context or 8 * OTHER_TOKENS) - longest)
+    answer, free = memory_of(model, longest, room)
+    while not limit and room > 1 and answer > MEMORY_SHARE * free:
+        room //= 2
+        answer, free = memory_of(model, longest, room)
+    notes = prompt_notes(policy, rows)
+    return Measured(model.hidden_size, context, longest, answer, free, room, notes)
 
 
 def memory_of(model: Any, prompt_tokens: int, completion_tokens: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing import Any
 from rftkit.environment import machine, versions
 from rftkit.evaluation import Interval, SystemResult, clusters_of, paired_record
 from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
+from rftkit.logs import KEPT_START
 from rftkit.rows import sha256_of
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
@@ -20,6 +21,21 @@ CHOSEN_ON_THESE = (
     "Which step is kept was chosen on these rows, so its number is a little too high: report one "
     "from rows that no choice has seen (`rftkit evaluate`)."
 )
+
+
+ADAPTER_CARD = """---
+base_model: {base}
+library_name: peft
+tags: [rft, {training[method]}, lora]
+---
+
+A LoRA adapter of {base}, trained by rftkit with the grader "{grader}". It was tried on prompts
+like its training rows (sha256 {sha256[training rows]:.12}) alone.
+
+    model = AutoPeftModelForCausalLM.from_pretrained("this folder")  # of peft
+    tokenizer = AutoTokenizer.from_pretrained("this folder")  # of transformers
+
+"""
 
 
 def shared_groups(rows: list[dict], held_out: list[dict], task: Task) -> set[str] | None:
@@ -44,6 +60,8 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
         paired = [paired_record(*systems[::-1], task.headline, held_out.clusters)]
     report = {
         "task": task.name,
+        "base": config.model,
+        "grader": task.grader.name,
         "n_cases": len(rows),
         "headline": task.headline if rows else None,
         "sampling": {"samples": config.eval_samples, **held_out.sampling.to_json()},
@@ -52,7 +70,8 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
         "training": training | {"method": config.method, "answer_groups_shared_with_eval": common},
         "gates": {"signal": verdict["verdict"]},
         "grader_maximum": verdict["reference"].get("maximum", task.grader.maximum),
-        "notes": [CHOSEN_ON_THESE] if systems else [],
+        "notes": [CHOSEN_ON_THESE] * bool(systems)
+        + [KEPT_START] * (progress.best.get("step") == 0),
         "seed": config.seed,
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
@@ -62,6 +81,7 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
     }
     write_json(out / "report.json", report)
     write_text(out / "report.md", report_text(report))
+    write_text(out / "adapter" / "README.md", ADAPTER_CARD.format(**report) + report_text(report))
 
 
 def report_text(report: dict[str, Any]) -> str:

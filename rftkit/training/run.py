@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,16 @@ from typing import Any
 from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
-from rftkit.policy import LocalPolicy, Policy
+from rftkit.policy import LocalPolicy, Policy, load_policy
 from rftkit.rows import Source, closed_set_note, read_rows
 from rftkit.signal.numbers import Signal
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
 from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
-from rftkit.training.plan import Plan, make_plan, measure_model
+from rftkit.training.plan import Plan, plan_run
 from rftkit.training.report import shared_groups, write_report
-from rftkit.training.session import Session, interrupts_heard, load_trainable, starting_adapter
+from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
 from rftkit.training.watchdogs import TrainingStopped, is_full_disk
 
@@ -96,8 +97,12 @@ def train(
             resume = store.open_folder(out, config, data, existing)
             if (out / "training.json").exists():
                 say(f"{out}: this run is finished; its adapter is loaded")
-                return load_run(out, load_trainable(config))
+                return load_run(out)
+            with suppress(ValueError, TypeError):  # a grader that is a function in memory
+                write_json(out / "task.json", task.to_json() | {"grader": task.grader.to_json()})
             session = Session(config, out, task, rows, held_out, observers, interrupted, resume)
+            for note in session.notes:
+                say(note)
             if resume:
                 say(f"{out}: resumes from step {session.step}")
             # Stage 3: the signal gate, and the validation that later ones are compared with.
@@ -152,7 +157,7 @@ def finish(session: Session) -> Run:
     if progress.best:
         session.held_out.install_best()
     else:
-        store.save_adapter(session.policy.model, out / "adapter")
+        store.save_adapter(session.policy.model, out / "adapter", session.policy.tokenizer)
     ended = "patience" if session.no_longer_improves else "steps"
     training = {
         "examples": len(session.rows),
@@ -173,12 +178,14 @@ def finish(session: Session) -> Run:
 
 
 def load_run(out: str | Path, policy: LocalPolicy | None = None) -> Run:
-    """A finished run from its folder, its best adapter loaded."""
+    """A finished run from its folder, wherever that stands, its best adapter loaded."""
     out = Path(out)
     if not (out / "training.json").exists():
         raise UserError(f"{out}: no training.json, expected a finished run: `rftkit train` ends it")
-    policy = policy or load_trainable(store.read_config(out))
-    store.load_adapter_weights(policy.model, out / "adapter")
+    config = store.read_config(out)
+    if policy:
+        store.load_adapter_weights(policy.model, out / "adapter")
+    policy = policy or load_policy(str(out), config.engine)
     policy.model.eval()
     record, log = read_json(out / "training.json"), store.read_lines(out / "log.jsonl")
     return Run(policy, log, record["start"], record["best"], record["training"], out)
@@ -194,4 +201,6 @@ def plan(config: RunConfig) -> Plan:
         starting_adapter(config)
     for row in [*rows[:1], *held_out[:1]] if task.answer_template else []:
         fill_template(task.answer_template, row)
-    return make_plan(config, rows, held_out, measure_model(config, rows))
+    _, chosen, notes = plan_run(config, rows, held_out)
+    chosen.reasons += notes
+    return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 import threading
@@ -19,15 +20,16 @@ from rftkit.evaluation import pattern_shares, rounded
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.graders.rewards import GraderFailure, reward_function
+from rftkit.loading import check_weights, hub_place, model_folder
 from rftkit.packing import reason_to_copy
-from rftkit.policy import LocalPolicy, check_weights, load_model, merged_adapter, model_folder
+from rftkit.policy import LocalPolicy, load_policy, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.signal.checks import check_template
 from rftkit.task import Task
 from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base
 from rftkit.training.heldout import HeldOut, Progress
-from rftkit.training.plan import Plan, make_plan, measure_model
+from rftkit.training.plan import Plan, plan_run
 from rftkit.training.watchdogs import TrainingStopped, Watchdogs, garbage_in_first_batch, save_batch
 
 TEMPLATE_ROWS = 8  # whose prompts are read with the first batch
@@ -73,18 +75,21 @@ class Session:
         resume: bool,
     ):
         set_seed(config.seed)
-        self.config, self.out, self.task, self.rows = config, out, task, rows
-        self.interrupted, self.policy = interrupted, load_trainable(config)
+        self.out, self.task, self.rows, self.interrupted = out, task, rows, interrupted
+        self.policy, self.notes = load_trainable(config), []
         if resume:  # another batch size would add its sums in another order
             self.plan = Plan(**read_json(out / "plan.json"))
+            limit = {"max_completion_tokens": self.plan.max_completion_tokens}
+            config = config.model_copy(update=limit)
         else:
-            self.plan = make_plan(config, rows, held_out, measure_model(config, rows))
+            config, self.plan, self.notes = plan_run(config, rows, held_out, self.policy)
             if config.method == "grpo":
                 copies = reason_to_copy(self.policy.model)
                 self.plan.shared_prompts = not copies
                 if copies:
                     self.plan.reasons.append(f"each completion has its own prompt: {copies}")
             write_json(out / "plan.json", vars(self.plan))
+        self.config = config
         self.resume_from = store.newest_checkpoint(out) if resume else None
         state = read_json(self.resume_from / "run_state.json") if self.resume_from else {}
         limits = {"watchdog_steps": config.watchdog_steps, "entropy_floor": config.entropy_floor}
@@ -136,9 +141,14 @@ class Session:
 
 def load_trainable(config: RunConfig) -> LocalPolicy:
     """The config's base with an adapter to train."""
-    model, tokenizer, engine, reason = load_model(config_base(config), config.engine)
-    adapted = with_lora(model, config, engine)
-    return LocalPolicy(adapted, tokenizer, config.model, engine, reason)
+    policy = load_policy(config.model, config.engine, settings=config.to_json())
+    policy.model = with_lora(policy.model, config, policy.engine)
+    # A base that resolves from anywhere: an absolute path, or a hub name and its revision.
+    lora = policy.model.peft_config["default"]
+    base, _ = hub_place(config_base(config)).values()
+    lora.base_model_name_or_path = os.path.abspath(base) if os.path.isdir(base) else base
+    lora.revision = getattr(policy.model.config, "_commit_hash", None)
+    return policy
 
 
 def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
@@ -162,8 +172,6 @@ def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
     else:
         lora = LoraConfig(**rank, target_modules="all-linear", task_type="CAUSAL_LM")
         adapted = get_peft_model(model, lora)
-    # The name that the user gave, not this machine's path: so the adapter can be moved.
-    adapted.peft_config["default"].base_model_name_or_path = config.model
     return adapted
 
 
@@ -177,7 +185,8 @@ def starting_adapter(config: RunConfig) -> str:
     rank = read_json(Path(adapter) / "adapter_config.json").get("r")
     if rank != config.lora_rank:
         raise UserError(f"init_adapter: {place} has rank {rank}: set lora_rank to {rank}")
-    if base != config_base(config):
+    bases = base, config_base(config)
+    if len({os.path.realpath(hub_place(b)["pretrained_model_name_or_path"]) for b in bases}) > 1:
         raise UserError(f"init_adapter: {place} fits the base {base}, expected {config.model}")
     return adapter
 

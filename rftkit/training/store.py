@@ -1,6 +1,7 @@
 """The run folder: what is trained in it, the record of each step, checkpoints to resume from.
 
-RUN/  config.json  data.json         the RunConfig, and checksums of the rows and the grader
+RUN/  config.json  task.json         the RunConfig, and the task, for an evaluation
+      data.json                      checksums of the rows and the grader
       plan.json  gate.json           the derived batch sizes, the signal gate's verdict
       log.jsonl  samples.jsonl       an object a step, and every completion that was trained on
       checkpoints/step-000010/       to resume from: adapter, optimiser, random numbers, our state
@@ -27,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, read_json, shorten, write_json
+from rftkit.loading import check_weights
 from rftkit.logs import NAMES
-from rftkit.policy import check_weights
 from rftkit.records import Sample
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
@@ -48,7 +49,7 @@ COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answe
 Observer = Callable[[dict[str, Any]], None]
 
 LINES = ("log.jsonl", "samples.jsonl")
-OWN = ("config.json", "data.json", *LINES, "plan.json", "gate.json", "training.json",
+OWN = ("config.json", "data.json", "task.json", *LINES, "plan.json", "gate.json", "training.json",
        "report.json", "report.md", "checkpoints", "adapter", "alarms")  # fmt: skip
 
 # Fields of a step's log object.
@@ -225,9 +226,11 @@ def write_adapter(model: Any, folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def save_adapter(model: Any, folder: Path) -> None:
+def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     with written_whole(folder) as beside:
         write_adapter(model, beside)
+        if tokenizer:
+            tokenizer.save_pretrained(beside)
 
 
 def copy_adapter(source: Path, folder: Path) -> None:

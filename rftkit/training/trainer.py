@@ -32,7 +32,7 @@ def run_steps(session: Session) -> None:
     if reward:  # the prompt is all that the model reads; the row travels beside it, to the grader
         session.task.grader.check_rows(rows)
         examples = [
-            {"prompt": r["messages"], "item": json.dumps(r, ensure_ascii=False), "row_id": row_id}
+            {"prompt": policy.known_roles(r["messages"]), "item": json.dumps(r), "row_id": row_id}
             for r, row_id in zip(rows, row_ids(rows))
         ]
     else:
@@ -71,6 +71,7 @@ def grpo_trainer(session: Session, reward: StepReward, given: dict[str, Any]) ->
             num_generations=config.answers_per_prompt,
             max_completion_length=config.max_completion_tokens,
             temperature=config.temperature,
+            chat_template_kwargs=config.chat_template_kwargs,  # where TRL draws
             beta=config.beta,
             shuffle_dataset=False,  # run_order has drawn the order of the whole run
         ),
