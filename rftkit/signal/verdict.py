@@ -9,7 +9,7 @@ threshold lies inside. Left out: whether training helps. Only held-out rows show
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
