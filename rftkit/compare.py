@@ -31,7 +31,7 @@ from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
-from rftkit.task import Task, load_task, task_from_json
+from rftkit.task import Task, load_task
 from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
@@ -274,13 +274,11 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
             reporter.say(f"task and grader: those of {run}")
     if name is None and options.grader is None:
         raise UserError(f"--grader: missing, and no task.json is next to {path}: pass a grader")
-    bare_task = {"name": path.stem, "question": "", "grader": {}}
-    task = task_from_json(bare_task) if name is None else load_task(name)
-    own = {"grader_spec": options.grader, "maximum": None} if options.grader else {}
+    own = {"grader": options.grader, "maximum": None} if options.grader else {}
     weak, sandbox = options.allow_weak_isolation, options.sandbox
     own["settings"] = GraderSettings(allow_weak_isolation=weak, sandbox=sandbox)
-    group_by = options.group_by or task.group_by
-    task = replace(task, group_by=group_by, **own)
+    task = Task(path.stem, **own) if name is None else replace(load_task(name), **own)
+    group_by = task.group_by = options.group_by or task.group_by
     rows = read_rows(path)
     row_ids(rows)  # raises on a duplicate id
     task.grader.check_ready()

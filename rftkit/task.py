@@ -20,7 +20,7 @@ from typing import Any
 from rftkit.files import UserError, dataset, read_json
 from rftkit.graders.answer import answer_place
 from rftkit.graders.functions import file_of
-from rftkit.graders.grader import Grader, GraderLike, GraderSettings, read_grader
+from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.records import Sample
 from rftkit.rows import Row, read_rows, row_ids
 
@@ -29,11 +29,11 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass
 class Task:
-    """The fields of task.json, and where the folder is."""
+    """The fields of task.json, and where the folder is. `grader`: whatever Grader.load reads."""
 
     name: str
-    question: str
-    grader_spec: GraderLike  # task.json's "grader"
+    grader: Grader
+    question: str = ""
     answer_template: str | None = None
     worse_answers: list[str] = field(default_factory=list)  # templates, better ones first
     group_by: str | None = None  # the field whose equal values make rows dependent
@@ -51,10 +51,15 @@ class Task:
             raise UserError(f"task {self.name}: it has no folder with {split} rows: pass the rows")
         return read_rows(self.folder / f"{split}.jsonl")
 
-    @cached_property
-    def grader(self) -> Grader:
-        made = Grader.load(self.grader_spec, self.settings)
-        return made if self.maximum is None else replace(made, maximum=self.maximum)
+    def __post_init__(self) -> None:
+        self.grader = Grader.load(self.grader, self.settings)
+        if self.maximum is not None:
+            self.grader = replace(self.grader, maximum=self.maximum)
+
+    @property
+    def grader_spec(self) -> dict[str, Any]:
+        """The grader's JSON, or what a run keeps of a Python function."""
+        return self.grader.record
 
     @cached_property
     def compiled_patterns(self) -> dict[str, re.Pattern]:
@@ -110,13 +115,12 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """task.json's object."""
-        record = {key: getattr(self, name) for key, name in KEYS.items()}
-        record["grader"] = read_grader(self.grader_spec)[0]
+        record = {key: getattr(self, key) for key in KEYS} | {"grader": self.grader_spec}
         return {key: value for key, value in record.items() if value is not None}
 
 
 LOCAL = ("folder", "settings")  # of this machine, no keys of task.json
-KEYS = {f.name.removesuffix("_spec"): f.name for f in fields(Task) if f.name not in LOCAL}
+KEYS = [f.name for f in fields(Task) if f.name not in LOCAL]
 
 
 def load_task(name: str | Path) -> Task:
@@ -133,12 +137,12 @@ def task_from_json(record: dict[str, Any], folder: Path | None = None) -> Task:
     place = folder / "task.json" if folder else "task"
     if missing := [key for key in ("name", "grader") if key not in record]:
         raise UserError(f"{place}: no {', '.join(missing)}, expected both: add what lacks")
-    if unknown := sorted(record.keys() - KEYS.keys()):
+    if unknown := sorted(record.keys() - {*KEYS}):
         raise UserError(f"{place}: unknown {', '.join(unknown)}, expected {', '.join(KEYS)}")
-    values = {"question": ""} | {KEYS[key]: value for key, value in record.items()}
+    values = dict(record)
     if isinstance(named := record["grader"], str):
         beside = folder is not None and (folder / file_of(named)).exists()
-        values["grader_spec"] = read_grader(str(folder / named) if beside else named)[0]
+        values["grader"] = read_grader(str(folder / named) if beside else named)[0]
     if record.get("answer_template") is not None:
         values["answer_template"] = _text(record["answer_template"])
     values["worse_answers"] = [_text(worse) for worse in record.get("worse_answers", [])]

@@ -3,6 +3,7 @@ in a task folder, and in the record that a run keeps."""
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -178,7 +179,9 @@ def test_a_config_takes_a_function_or_its_file_and_its_best_grade(write, tmp_pat
     assert own.grader.type == "function" and (own.grader.name, own.grader.maximum) == ("strict", 5)
     assert own.headline == "top1" and json.loads(json.dumps(config.to_json()))["grader"]["sha256"]
     assert config_task(read_run_config("d/run.json", sandbox=True)).grader.type == "python"
-    assert Task("n", "", first).grader.grade(ROW, "x")[0] == 1.0
+    task = Task("n", first)
+    assert task.grader.grade(ROW, "x")[0] == 1.0
+    assert replace(task, settings=BOXED).grader.type == "python"
 
 
 def test_an_attack_and_a_reward_function_take_a_function_too():

@@ -13,6 +13,7 @@ from rftkit.task import load_task
 WAYS = {"rftkit", "trl", "trl_defaults", "floor"}
 
 
+@pytest.mark.prove
 def test_the_last_line_holds_ratios_and_times_and_the_record_the_parts(tmp_path):
     out = tmp_path / "record.json"
     out.write_text('{"cost": {"kept": true}}')

@@ -39,7 +39,7 @@ def test_a_grader_may_be_a_file_beside_task_json_and_templates_may_be_json(tmp_p
         lambda: task_from_json(RECORD).rows("train"),
         lambda: load_task("gene_ranking").rows("tests"),
         lambda: task_from_json(RECORD).answer_path,
-        lambda: Task("n", "", GRADER, RANKED).reference({"row_id": "r7"}),
+        lambda: Task("n", GRADER, answer_template=RANKED).reference({"row_id": "r7"}),
     ],
 )
 def test_what_a_task_lacks_or_does_not_know_is_refused(use):
@@ -59,7 +59,7 @@ def test_what_a_task_lacks_or_does_not_know_is_refused(use):
     ],
 )
 def test_the_right_answer_is_found_where_the_template_has_it(template, output, answers, place):
-    task, sample = Task("n", "", GRADER, template), Sample(output_text=output)
+    task, sample = Task("n", GRADER, answer_template=template), Sample(output_text=output)
     assert task.answers(sample) == answers and task.place({"gene": "A"}, sample) == place
 
 
@@ -67,7 +67,7 @@ def test_grading_fills_each_sample_but_not_those_that_never_came():
     rows, answer = [{"gene": "A", "row_id": "a"}, {"gene": "B"}], '{"genes": ["A"]}'
     lost = Sample(finish_reason="error", errors=["refused"])
     samples = [[Sample(output_text=answer), lost], [Sample(output_text=answer), Sample()]]
-    Task("n", "", GRADER).grade(rows, samples)
+    Task("n", GRADER).grade(rows, samples)
     assert [[s.grade for s in group] for group in samples] == [[1.0, None], [0.0, 0.0]]
     assert [group[0].row_id for group in samples] == ["a", "2"]
     assert lost.errors == ["refused"] and samples[1][1].errors == ["sample_parse_error"]

@@ -102,7 +102,10 @@ def test_answers_depend_on_prompt_and_step_and_never_on_the_reference(run):
     rows = task.rows("train")[:3]
     others = [row | {"reference_gene": "OTHER"} for row in rows]
     session = SimpleNamespace(
-        policy=run.policy, config=RunConfig(**QUICK), timed=lambda name: nullcontext(), step=0
+        policy=run.policy,
+        config=RunConfig(**QUICK, max_completion_tokens=64),
+        step=0,
+        timed=lambda name: nullcontext(),
     )
 
     def drawn(rows, seed):

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Grader:
     notes: list[str] = field(default_factory=list)  # warnings from loading
     maximum: float = 1.0  # the best grade
     function: dict[str, Any] | None = None  # what a run keeps of a Python function
+    settings: GraderSettings = GraderSettings()
     warned: bool = False  # about a reward outside 0 to the maximum
 
     @classmethod
@@ -76,9 +77,12 @@ class Grader:
 
         Raises UserError that lists every fault with its path in the JSON.
         """
+        if isinstance(source, Grader):
+            as_it_is = settings is None or settings == source.settings
+            if as_it_is or (source.type == "function" and not settings.sandbox):
+                return source
+            return replace(cls.load(source.record, settings), maximum=source.maximum)
         settings = settings or GraderSettings()
-        if isinstance(source, Grader) and not (settings.sandbox and source.function):
-            return source
         if functions.is_function(source) and not settings.sandbox:
             record = functions.describe(source)  # of a file, all of it
             loaded = functions.load(source, record["name"])
@@ -102,6 +106,7 @@ class Grader:
             notes,
             float(maximum),
             value if value.get("type") == "function" else None,
+            settings,
         )
 
     @property

@@ -180,14 +180,14 @@ def config_task(config: RunConfig) -> Task:
     if config.grader is not None or config.grader_maximum is not None:
         own["maximum"] = config.grader_maximum
     if config.grader is not None:
-        own["grader_spec"] = config.grader
+        own["grader"] = config.grader
     if config.task:
         return replace(load_task(config.task), **own)
     if not config.grader:
         raise UserError("RunConfig: no task, no grader: name a task, or train_file and grader")
     if config.answer_template:
         own |= {"metrics": ["top1", "mrr"], "headline": "top1"}
-    return Task(Path(config.train_file or "run").stem, "", **own)
+    return Task(Path(config.train_file or "run").stem, **own)
 
 
 def config_rows(config: RunConfig, task: Task) -> tuple[list[dict], list[dict]]:
