@@ -1,8 +1,8 @@
-"""The demo for several seeds -> datasets/recorded_runs/demo.json; from it the README's results.
+"""The demo for several seeds -> datasets/recorded_runs/demo.json; from it the published results.
 
     python benchmarks/demo_seeds.py                 # seeds 0, 1, 2, full profile: six minutes
     python benchmarks/demo_seeds.py --cases FILE    # and real cases, with the first seed
-    python benchmarks/demo_seeds.py --readme        # only the README's table and picture
+    python benchmarks/demo_seeds.py --tables        # only the tables and the picture
 
 A seed that was recorded with the same data and weights is not run again: the command resumes.
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from readme_block import label, write_block
+from page_block import Block, label
 
 from rftkit.compare import paired_text, systems_table
 from rftkit.demo import PLAN_PATTERN, SYSTEMS, checksums
 from rftkit.evaluation import Interval
-from rftkit.files import markdown_table, read_json, write_json
+from rftkit.files import embedded_model, markdown_table, read_json, write_json
 from rftkit.plots import BLUE, GREY, ORANGE, colour_of, new_figure, validations_of
 from rftkit.task import load_task
 from rftkit.training.store import read_lines
@@ -32,7 +32,16 @@ Record = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "datasets" / "recorded_runs" / "demo.json"
 PICTURE = ROOT / "docs" / "results.png"
-BLOCK = ("results", "demo_seeds.py")  # its place in README.md
+BLOCK = Block("docs/results.md", "results", "demo_seeds.py")
+SUMMARY = Block("README.md", "summary", "demo_seeds.py")
+# The README's rows; for the others see docs/results.md.
+IN_SHORT = {
+    "mini base": "0.9 million parameters, untrained",
+    "RFT mini": "the same after 50 steps of RFT",
+    "rejection-sampling SFT mini": "the same after SFT on its own right answers",
+    "mini base, prompted": "untrained; its answers start with the plan that works",
+    "large base": "3.1 million parameters, untrained",
+}
 
 
 def run(seed: int, cases: str | None) -> Record:
@@ -44,7 +53,7 @@ def run(seed: int, cases: str | None) -> Record:
     return read_json(out / "report.json") | {"log": log}
 
 
-def readme_tables(record: Record) -> str:
+def results_tables(record: Record) -> str:
     """The results as Markdown: systems by seeds, paired differences by seeds, real cases."""
     runs = record["runs"]
     first, seeds = runs[0], [f"seed {run['seed']}" for run in runs]
@@ -91,12 +100,31 @@ def readme_tables(record: Record) -> str:
     return "\n\n".join(parts)
 
 
+def summary_table(record: Record) -> str:
+    """The README's six rows: the range over the seeds; the large base with the plan: its gates."""
+    runs, rows = record["runs"], []
+    for name, text in IN_SHORT.items():
+        own = [system_of(run, name) for run in runs]
+        sampled = [f"{system['top1']['mean']:.3f}" for system in own]
+        greedy = [f"{system['greedy']['top1']:.3f}" for system in own]
+        ranges = (" to ".join(sorted({min(n), max(n)})) for n in (sampled, greedy))
+        rows.append([name, text, *ranges])
+    gates = read_json(embedded_model("large") / "gates_test.json")
+    figures, greedy = gates["figures"], gates["gates"][0]["value"]
+    text = f"the same with that plan, on {figures['cases']} other cases of these genes"
+    rows.append(
+        ["large base, prompted", text, f"{figures['prompted_sampled']:.3f}", f"{greedy:.3f}"]
+    )
+    header = ["system", "what it is", "top1, sampled", "top1, greedy"]
+    return markdown_table([dict(zip(header, row)) for row in rows])
+
+
 def system_of(report: Record, name: str) -> Record:
     return next(system for system in report["systems"] if system["name"] == name)
 
 
 def results_figure(record: Record) -> Figure:
-    """The README's picture: every system of every seed, and RFT's way there over its steps."""
+    """The picture: every system of every seed, and RFT's way there over its steps."""
     figure, (left, right) = new_figure(9.5, 3.4, columns=2, width_ratios=[1.15, 1])
     runs = record["runs"]
     for number, run in enumerate(runs):
@@ -132,12 +160,12 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--cases", help="phenopackets, for the first seed")
-    parse.add_argument("--readme", action="store_true", help="tables and picture alone")
+    parse.add_argument("--tables", action="store_true", help="tables and picture alone")
     given = parse.parse_args()
     record = read_json(RECORD) if RECORD.exists() else {"runs": []}
     sums = checksums(load_task("gene_ranking"))
     known = {r["seed"]: r for r in record["runs"] if r["sha256"] == sums}
-    for seed in [] if given.readme else given.seeds:
+    for seed in [] if given.tables else given.seeds:
         if seed not in known:
             known[seed] = run(seed, given.cases if seed == given.seeds[0] else None)
         runs = [known[seed] for seed in sorted(known)]
@@ -145,7 +173,8 @@ def main() -> None:
         record |= {"sha256": sums, "runs": runs}
         write_json(RECORD, record)
     results_figure(record).savefig(PICTURE, dpi=110, metadata={"Description": fingerprint(record)})
-    write_block(*BLOCK, readme_tables(record))
+    BLOCK.write(results_tables(record))
+    SUMMARY.write(summary_table(record))
 
 
 if __name__ == "__main__":

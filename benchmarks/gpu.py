@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from readme_block import label
+from page_block import label
 from step_time import long_task
 
 from rftkit.environment import peak_memory_mb

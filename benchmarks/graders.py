@@ -24,8 +24,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from page_block import label
 from rapidfuzz import fuzz, utils
-from readme_block import label
 
 from rftkit.files import dataset, read_json, write_json
 from rftkit.graders.grader import Grader

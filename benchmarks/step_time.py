@@ -3,7 +3,7 @@
     python benchmarks/step_time.py             # the ratios, and where the time goes
     python benchmarks/step_time.py --curves    # do the ways learn the same? three seeds
     python benchmarks/step_time.py --cost      # seconds against group size, length and model size
-    python benchmarks/step_time.py --readme    # measure nothing, write README.md's table anew
+    python benchmarks/step_time.py --tables    # measure nothing, write docs/results.md's table anew
 
 grpo_ways.py says what the ways are. Each has a process of its own; they take turns step by step, in
 an order that is shuffled every time, so that a busy machine delays all of them alike. The ratio of
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ways import WAYS, run_way
-from readme_block import label, write_block
+from page_block import Block, label
 
 from rftkit.evaluation import bootstrap
 from rftkit.files import read_json, write_json, write_text
@@ -37,7 +37,7 @@ from rftkit.policy import load_policy
 from rftkit.task import load_task
 from rftkit.training.config import RunConfig
 
-BLOCK = ("speed", "step_time.py")  # its place in README.md
+BLOCK = Block("docs/results.md", "speed", "step_time.py")
 RECORD = Path(__file__).resolve().parents[1] / "datasets" / "recorded_runs" / "step_time.json"
 LENGTHS = {"demo": None, "140+8": (140, 8), "300+60": (300, 60)}  # prompt and completion tokens
 PARTS = ("sampling", "grading", "reference", "forward", "backward", "optimizer")
@@ -218,8 +218,8 @@ def last_line(found: dict[str, Any]) -> dict[str, Any]:
     return medians | {"spread": ratios, "shared": shared, "copied": copied}
 
 
-def readme_table(record: dict[str, Any]) -> str:
-    """README.md's block: what a step takes, at which lengths, and that all ways learn."""
+def speed_table(record: dict[str, Any]) -> str:
+    """For docs/results.md: what a step takes, at which lengths, and that all ways learn."""
     ratios, curves = record["ratios"], record["curves"]
     demo, *long = ratios["lengths"]
     header = ["8 prompts x 8 completions", "ms a step", "peak MB", "rftkit takes"]
@@ -255,10 +255,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=2, help="of torch, in each process")
     parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parser.add_argument("--readme", action="store_true", help="write README.md's table alone")
+    parser.add_argument("--tables", action="store_true", help="write docs/results.md alone")
     given = parser.parse_args(arguments)
     record = read_json(given.out) if given.out.exists() else {}
-    if not given.readme:
+    if not given.tables:
         part = "cost" if given.cost else "curves" if given.curves else "ratios"
         measure, steps = {
             "ratios": (measure_ratios, 5), "curves": (measure_curves, 24), "cost": (measure_cost, 3)
@@ -277,7 +277,7 @@ def main(arguments: list[str]) -> int:
         if given.json:
             print(json.dumps(last_line(found) if part == "ratios" else found))
     if given.out.resolve() == RECORD and {"ratios", "curves"} <= record.keys():
-        write_block(*BLOCK, readme_table(record))
+        BLOCK.write(speed_table(record))
     return 0
 
 

@@ -38,14 +38,15 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def about(version: Annotated[bool, flag("--version", "Print version and exit.")] = False) -> None:
-    """Learn and run Reinforcement Fine-Tuning (RFT): data, graders, training, evaluation.
+    """Learn and run Reinforcement Fine-Tuning (RFT).
 
-    Run the whole of RFT on this machine in minutes, then use your own data:
+    Rows and a grader in, a LoRA adapter and its held-out scores out. First all of it once, in
+    minutes; then your own table; then the grader of your OpenAI job:
 
         rftkit demo
-        rftkit check train.jsonl --validation validation.jsonl
-        rftkit train config.json --out runs/first
-        rftkit evaluate test.jsonl --model embedded:mini --model runs/first --out runs/table
+        rftkit new moods --rows moods.csv --prompt "Mood of: {text}" --answer mood
+        rftkit train moods/run.json --out runs/moods
+        rftkit validate-grader job.json
 
     `rftkit COMMAND --help` explains a command, with an example. Exit codes: 0 success, 1 findings
     or invalid input, 2 wrong usage, 3 gate verdict fix, 130 interrupted (rerun it to resume).

@@ -1,11 +1,10 @@
-"""The README's numbers are the recorded ones, and the recorded ones are of what is shipped."""
+"""The published numbers are the recorded ones, and the recorded ones are of what is shipped."""
 
 import json
 from pathlib import Path
 
 import demo_seeds
 import pytest
-import readme_block
 import step_time
 
 from rftkit.task import load_task
@@ -23,11 +22,12 @@ def speed():
     return json.loads(step_time.RECORD.read_text(encoding="utf-8"))
 
 
-def test_the_readme_shows_the_recorded_tables_and_picture(record, speed):
+def test_the_pages_show_the_recorded_tables_and_picture(record, speed):
     from PIL import Image
 
-    assert readme_block.read_block(*demo_seeds.BLOCK) == demo_seeds.readme_tables(record)
-    assert readme_block.read_block(*step_time.BLOCK) == step_time.readme_table(speed)
+    assert demo_seeds.BLOCK.read() == demo_seeds.results_tables(record)
+    assert demo_seeds.SUMMARY.read() == demo_seeds.summary_table(record)
+    assert step_time.BLOCK.read() == step_time.speed_table(speed)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"({demo_seeds.PICTURE.relative_to(ROOT).as_posix()})" in text
     with Image.open(demo_seeds.PICTURE) as picture:
