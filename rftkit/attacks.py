@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from rftkit.files import UserError
 from rftkit.graders.answer import ITEM_FIELD, answer_place, fill_template, render_value
-from rftkit.graders.grader import Grader, GraderLike, is_best, row_id
+from rftkit.graders.grader import Grader, GraderLike, is_best
 from rftkit.records import Sample
-from rftkit.rows import Row, messages_text
+from rftkit.rows import Row, messages_text, own_id
 
 Rewards = list[float | None]  # None: the grader itself failed
 EPSILON = 1e-9  # rounding in a formula is no difference
@@ -176,7 +176,7 @@ def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -
         if answer is None or not is_best(grade.reward, grader.maximum):
             reward = None if answer is None else grade.reward
             why = why or "; ".join(fault.detail for fault in grade.faults)
-            known = {"row_id": row_id(row, number), "reward": reward}
+            known = {"row_id": own_id(row) or str(number), "reward": reward}
             failures.append(known | {"answer": answer, "reason": why})
     return Check("reference check", len(rows), failures)
 
@@ -189,7 +189,7 @@ def _calibration(rows: Sequence[Row], graded: list[Rewards]) -> Check:
     for number, (row, rewards) in enumerate(zip(rows, zip(*graded)), 1):
         pairs = zip(rewards, rewards[1:])
         if None in rewards or not all(better > worse + EPSILON for better, worse in pairs):
-            failures.append({"row_id": row_id(row, number), "rewards": list(rewards)})
+            failures.append({"row_id": own_id(row) or str(number), "rewards": list(rewards)})
     names = ["best", *(f"worse {i}" for i in range(1, len(graded)))]
     means = {name: _mean(rewards) for name, rewards in zip(names, graded)}
     return Check("calibration", len(rows), failures, means)

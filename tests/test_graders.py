@@ -218,6 +218,10 @@ LOST = {"a": check(OUTPUT, "A"), "b": check(OUTPUT, "{{item.missing}}")}
     ("spec", "item", "sample", "reward", "errors"),
     [
         (preset("rank"), ITEM, "no JSON", 0.0, ["sample_parse_error"]),
+        (preset("rank"), ITEM, '{"genes": []}', 0.0, ["sample_parse_error"]),
+        (preset("rank"), ITEM, '{"genes": ["A", "BRCA1"]}', 0.7, []),  # a shorter list is no fault
+        (preset("rank", length=3), ITEM, '{"genes": ["A", "B", "BRCA1"]}', 0.5, []),
+        (check("{{sample.output_json[1]}}", "A"), {}, '["A"]', 0.0, ["sample_parse_error"]),
         (preset("top1"), {"gene": "A"}, '{"genes": ["A"]}', None, ["invalid_variable_error"]),
         (check(OUTPUT, "x"), {}, Sample(output_text="x", finish_reason="length"), 0.0,
          ["truncated_observation_error"]),

@@ -99,7 +99,7 @@ TWO = "def a(sample, item): return 1\ndef b(completions, **columns): return [1]\
 @pytest.mark.parametrize(
     ("text", "source", "says"),
     [
-        (TWO, "own.py", "a, b"), ("x = 1", "own.py", "no function"), (TWO, "own.py:c", "no .* c"),
+        (TWO, "own.py", "a.*, b"), ("x = 1", "own.py", "no function"), (TWO, "own.py:c", "no .* c"),
         ("def f(a, b, c): return 1", "own.py:f", r"f\(a, b, c\)"),
         ("def f(a:\n", "own.py", "not Python"), ("", "none.py", "cannot be read"),
         ("import nothing_here\n" + TWO, "own.py:a", "nothing_here"),

@@ -102,16 +102,14 @@ def test_answers_depend_on_prompt_and_step_and_never_on_the_reference(run):
     rows = task.rows("train")[:3]
     others = [row | {"reference_gene": "OTHER"} for row in rows]
     session = SimpleNamespace(
-        policy=run.policy,
+        policy=run.policy, task=task, step=0, timed=lambda name: nullcontext(),
         config=RunConfig(**QUICK, max_completion_tokens=64),
-        step=0,
-        timed=lambda name: nullcontext(),
-    )
+    )  # fmt: skip
 
     def drawn(rows, seed):
         session.seed = seed
         prompts = [row["messages"] for row in rows for _ in range(8)]
-        return StepReward(task, session).draw(prompts, None)
+        return StepReward(session).draw(prompts, None)
 
     first = drawn(rows, 1)
     assert first == drawn(others, 1)
@@ -370,20 +368,3 @@ def test_one_broken_run_does_not_hide_the_others(tmp_path, tiny):
     assert first.items() <= runs_table(runs)[0].items()
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 0 and "left out: " in result.output
-
-
-def test_step_reward_works_as_trl_calls_it_without_a_run():
-    texts = {
-        '<think>x</think>{"genes": ["B", "A"]}': 1.0,
-        '<think>x</think>{"genes": ["A", "B"]}': 0.73,
-        '<think>{"genes": ["B"]}': 0.0,
-    }
-    reward = StepReward(load_task("gene_ranking"))
-    rewards = reward(
-        prompts=[[{"role": "user", "content": "?"}]] * 3,
-        completions=[[{"role": "assistant", "content": text}] for text in texts],
-        completion_ids=[[1, 2, 3]] * 3, item=['{"reference_gene": "B"}'] * 3,
-        row_id=["a", "b", "c"], trainer_state=None, log_metric=lambda *_: None,
-    )  # fmt: skip
-    assert rewards == [s.grade for s in reward.samples] == pytest.approx(list(texts.values()))
-    assert reward.summary()["group_spread"] > 0

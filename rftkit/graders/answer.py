@@ -48,6 +48,10 @@ class Fault(Exception):
         return f"{self.variable}: {self.detail}" if self.variable else self.detail
 
 
+class ListEnds(Fault):
+    """A list in the answer ends before the place that a grader asks for."""
+
+
 sample_fault, grader_fault = partial(Fault, 0.0), partial(Fault, None)  # (field, detail)
 
 
@@ -208,11 +212,12 @@ class TemplatePath:
                     raise KeyError  # a path does not index into a string
                 value = value[step]
             return value
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError) as error:
             keys = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
             detail = f"{self.text} does not exist: no {step!r} in {shorten(keys)}"
             if self.namespace == "sample":  # the answer is at fault; else the row or the grader
-                raise sample_fault("sample_parse_error", detail) from None
+                kind = ListEnds if value and isinstance(error, IndexError) else Fault
+                raise kind(0.0, "sample_parse_error", detail) from None
             raise grader_fault("invalid_variable_error", detail) from None
 
 

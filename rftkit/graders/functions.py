@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import importlib.util
 import inspect
 import re
+import runpy
 import symtable
 import sys
 import textwrap
@@ -42,20 +42,17 @@ def call_trl(function, sample, item):
         inner = filter(inspect.iscode, code.co_consts)
         return "content" in code.co_consts or any(map(names_content, inner))
 
-    messages = item.get("messages", [])
-    prompt = "\n".join(str(message.get("content")) for message in messages)
-    forms = [
-        {"prompts": [prompt], "completions": [sample["output_text"]]},
-        {"prompts": [messages], "completions": [[sample["choices"][0]["message"]]]},
-    ]
+    messages, answer = item.get("messages", []), sample["choices"][0]["message"]
+    question = "\n".join(str(message.get("content")) for message in messages)
+    forms = [(question, sample["output_text"]), (messages, [answer])]
     if names_content(inspect.unwrap(function).__code__):
         forms.reverse()
     columns = {key: [value] for key, value in item.items() if key != "messages"}
     known = inspect.signature(function).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     errors = []
-    for form in forms:
-        given = columns | form
+    for prompt, completion in forms:
+        given = columns | {"prompts": [prompt], "completions": [completion]}
         try:
             (reward,) = function(**{k: v for k, v in given.items() if takes_all or k in known})
             return None if reward is None else float(reward)
@@ -74,6 +71,13 @@ def call_bedrock(function, sample, item):
 
 
 CALLS = {"openai": call_openai, "trl": call_trl, "bedrock": call_bedrock}
+
+
+def signature_of(parameters: tuple[str, ...]) -> str | None:
+    """The key of CALLS for a function's parameters."""
+    if "completions" in parameters:
+        return "trl"
+    return ("bedrock" if parameters[0] == "event" else "openai") if len(parameters) == 2 else None
 
 
 def is_function(source: Any) -> bool:
@@ -98,8 +102,7 @@ def describe(source: Callable | str | Path) -> dict[str, Any]:
         with suppress(OSError, TypeError):
             text = textwrap.dedent(inspect.getsource(source))
         text = text[max(0, text.find("def ")) :]  # without decorators
-        code = getattr(inspect.unwrap(source), "__code__", None)
-        codes = {name: code} if code else {}
+        codes = {name: getattr(inspect.unwrap(source), "__code__", None)}
     else:
         place, name = FILE.fullmatch(str(source)).groups()
         text = read_text(place)
@@ -108,43 +111,36 @@ def describe(source: Callable | str | Path) -> dict[str, Any]:
         except (SyntaxError, ValueError) as error:
             raise UserError(f"{place}: not Python ({error}): correct it") from None
         codes = {code.co_name: code for code in parts if inspect.iscode(code)}
-    names = {k: c.co_varnames[: c.co_argcount + c.co_kwonlyargcount] for k, c in codes.items()}
-    found = {key: signature for key in names if (signature := _signature(names[key]))}
+    parameters = {
+        key: code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        for key, code in codes.items()
+        if code
+    }
+    signatures = {key: kind for key in parameters if (kind := signature_of(parameters[key]))}
     # Two parameters of other names may be a helper's.
-    sure = [k for k in found if names[k] == ("sample", "item") or found[k] != "openai"]
-    candidates = [name] if name else sure or [*found]
-    if len(candidates) != 1 or candidates[0] not in found:
-        has = f"no function {name}" if name else ", ".join(candidates) or "no function"
-        if name in names:
-            has = f"{name}({', '.join(names[name])})"
+    sure = [k for k, s in signatures.items() if s != "openai" or parameters[k][0] == "sample"]
+    candidates = [name] if name else sure or [*signatures]
+    if len(candidates) != 1 or candidates[0] not in signatures:
+        shown = {key: f"{key}({', '.join(names)})" for key, names in parameters.items()}
+        has = ", ".join(shown.get(key, f"no function {key}") for key in candidates) or "no function"
         raise UserError(f"{place}: {has}, expected one {SIGNATURES}: name it, file.py:function")
-    name, digest = candidates[0], hashlib.sha256(text.encode()).hexdigest()
-    known = {"type": "function", "name": name, "signature": found[name]}
+    (name,), digest = candidates, hashlib.sha256(text.encode()).hexdigest()
+    known = {"type": "function", "name": name, "signature": signatures[name]}
     return known | {"source": text, "sha256": digest}
 
 
-def _signature(names: tuple[str, ...]) -> str | None:
-    """The key of CALLS for these parameters."""
-    if "completions" in names:
-        return "trl"
-    return ("bedrock" if names[0] == "event" else "openai") if len(names) == 2 else None
-
-
 def load(source: Callable | str | Path, name: str) -> Any:
-    """The function of that name itself: its file is imported, in this process."""
+    """The function of that name itself: its file runs, in this process."""
     if callable(source):
         return source
     path = Path(file_of(str(source)))
-    spec = importlib.util.spec_from_file_location(f"grader_{path.stem}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # for the modules beside it
     try:
-        spec.loader.exec_module(module)
+        return runpy.run_path(str(path))[name]
     except Exception as error:  # whatever a user's module raises
         raise UserError(f"{path}: cannot be imported ({error!r}): correct it") from None
     finally:
         sys.path.pop(0)
-    return getattr(module, name)
 
 
 def python_spec(record: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +148,7 @@ def python_spec(record: dict[str, Any]) -> dict[str, Any]:
     name, text, call = record["name"], record["source"], CALLS[record["signature"]]
     if f"def {name}(" not in text:
         raise UserError(f"grader {name}: has no def to take along: write one")
-    if outer := ", ".join(_outer_names(text)):
+    if outer := ", ".join(outer_names(text)):
         raise UserError(f"grader {name}: uses outer {outer}: put that inside, or name its file.py")
     if name != "grade" or call is not call_openai:
         text += f"\n\n_function = {name}\n\n\n{inspect.getsource(call)}\n\n"
@@ -160,7 +156,7 @@ def python_spec(record: dict[str, Any]) -> dict[str, Any]:
     return {"type": "python", "name": name, "source": text}
 
 
-def _outer_names(text: str) -> list[str]:
+def outer_names(text: str) -> list[str]:
     """The names that a text uses and neither defines nor imports."""
     module = symtable.symtable(text, "grader", "exec")
     tables, used = [module], set()

@@ -30,6 +30,7 @@ from rftkit.graders.answer import (
     Context,
     Fault,
     Grade,
+    ListEnds,
     Scorer,
     Template,
     TemplatePath,
@@ -39,6 +40,7 @@ from rftkit.graders.answer import (
 from rftkit.graders.judge import JudgeSettings, compile_model_grader
 from rftkit.graders.presets import PRESETS, preset
 from rftkit.graders.spec import texts_of, validate_spec
+from rftkit.rows import own_id
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ class Grader:
 
     def evaluate(self, item: dict[str, Any] | None, sample: Answer) -> Grade:
         """Grade one answer. If the sample is at fault, the sub-grader counts as 0 in the formula.
-        If a sub-grader itself fails, the reward is None, unless the formula does not use it."""
+        If a sub-grader itself fails, the reward is None, unless the formula does not use it.
+        A list that ends before one of a formula's places is short, and no parse error."""
         start, context = time.perf_counter(), Context(item, sample)
         values: dict[str, float | None] = {}
         faults: list[Fault] = []
@@ -163,7 +166,8 @@ class Grader:
                     if not isinstance(error, Fault):
                         error = grader_fault("other_error", f"{type(error).__name__}: {error}")
                     error.variable, values[variable] = variable, error.score
-                    faults.append(error)
+                    if not (self.formula and isinstance(error, ListEnds)):
+                        faults.append(error)
             reward = self._combine(values, faults) if self.formula else values[""]
         if reward is not None and not 0.0 <= reward <= self.maximum and not self.warned:
             self.warned = True
@@ -205,7 +209,7 @@ class Grader:
                 try:
                     path.resolve(Context(row, ""))
                 except Fault as fault:
-                    faults.append(f"\n  row {row_id(row, number)}: {fault.detail}")
+                    faults.append(f"\n  row {own_id(row) or number}: {fault.detail}")
         if faults:
             error = f"{plural(len(faults), 'field')} missing: correct the rows or the template"
             raise UserError(f"grader {self.name!r}: {error}{''.join(faults[:5])}")
@@ -219,11 +223,6 @@ def _compile(spec: dict[str, Any], settings: GraderSettings) -> Scorer:
     if spec["type"] == "python":
         return scorers.compile_python(spec, settings.python_runner, settings.allow_weak_isolation)
     return compile_model_grader(spec, settings.judge or JudgeSettings())
-
-
-def row_id(row: dict[str, Any], number: int) -> str:
-    """The row's `case_id` or `row_id`, else its number counted from 1."""
-    return str(row.get("case_id") or row.get("row_id") or number)
 
 
 def is_best(reward: float | None, maximum: float) -> bool:

@@ -59,9 +59,9 @@ class Measured:
 
 def plan_run(
     config: RunConfig, rows: list[dict], held_out: list[dict], policy: LocalPolicy | None = None
-) -> tuple[RunConfig, Plan, list[str]]:
-    """(the config with its max_completion_tokens, the plan, what the user should know). Without
-    the policy, whose completions are measured, an unset max_completion_tokens is a guess."""
+) -> tuple[Plan, list[str]]:
+    """(the plan, what the user should know). An unset max_completion_tokens comes from the
+    policy's completions; without the policy it is a guess."""
     model = measure_model(config, rows, held_out)
     room, notes = (model.room, model.notes) if model else (OTHER_TOKENS, [])
     if config.max_completion_tokens is None:
@@ -72,7 +72,7 @@ def plan_run(
             limit, note = completion_limit(policy, rows, room, config.temperature, config.seed)
         config, notes = config.model_copy(update={"max_completion_tokens": limit}), [note, *notes]
         model = model if limit == room else measure_model(config, rows, held_out)
-    return config, make_plan(config, rows, held_out, model), notes
+    return make_plan(config, rows, held_out, model), notes
 
 
 def make_plan(

@@ -201,6 +201,6 @@ def plan(config: RunConfig) -> Plan:
         starting_adapter(config)
     for row in [*rows[:1], *held_out[:1]] if task.answer_template else []:
         fill_template(task.answer_template, row)
-    _, chosen, notes = plan_run(config, rows, held_out)
+    chosen, notes = plan_run(config, rows, held_out)
     chosen.reasons += notes
     return chosen

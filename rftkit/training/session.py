@@ -79,17 +79,16 @@ class Session:
         self.policy, self.notes = load_trainable(config), []
         if resume:  # another batch size would add its sums in another order
             self.plan = Plan(**read_json(out / "plan.json"))
-            limit = {"max_completion_tokens": self.plan.max_completion_tokens}
-            config = config.model_copy(update=limit)
         else:
-            config, self.plan, self.notes = plan_run(config, rows, held_out, self.policy)
+            self.plan, self.notes = plan_run(config, rows, held_out, self.policy)
             if config.method == "grpo":
                 copies = reason_to_copy(self.policy.model)
                 self.plan.shared_prompts = not copies
                 if copies:
                     self.plan.reasons.append(f"each completion has its own prompt: {copies}")
             write_json(out / "plan.json", vars(self.plan))
-        self.config = config
+        limit = {"max_completion_tokens": self.plan.max_completion_tokens}
+        self.config = config = config.model_copy(update=limit)
         self.resume_from = store.newest_checkpoint(out) if resume else None
         state = read_json(self.resume_from / "run_state.json") if self.resume_from else {}
         limits = {"watchdog_steps": config.watchdog_steps, "entropy_floor": config.entropy_floor}
@@ -168,11 +167,10 @@ def with_lora(model: Any, config: RunConfig, engine: str) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if start:
-        adapted = PeftModel.from_pretrained(model, start, is_trainable=True)
-    else:
-        lora = LoraConfig(**rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapted = get_peft_model(model, lora)
-    return adapted
+        return PeftModel.from_pretrained(model, start, is_trainable=True)
+    return get_peft_model(
+        model, LoraConfig(**rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
 
 
 def starting_adapter(config: RunConfig) -> str:
@@ -192,18 +190,17 @@ def starting_adapter(config: RunConfig) -> str:
 
 
 class StepReward:
-    """The reward function that TRL calls once a step; it keeps the step's graded samples. In a run
-    it draws the completions, checks the first batch, and a truncated answer scores 0."""
+    """The reward function that TRL calls once a step: it draws the completions, checks the first
+    batch, and keeps the step's graded samples. A truncated answer scores 0."""
 
-    def __init__(self, task: Task, session: Session | None = None):
-        self.task, self.session = task, session
+    def __init__(self, session: Session):
+        self.session, policy = session, session.policy
         self.samples: list[Sample] = []
         self.prompt_ids: list[list[int]] = []  # of the completions just drawn
-        self.checked = session is None or session.step > 0
-        policy = session and session.policy
-        self.ends = end_tokens(policy.model, policy.tokenizer) if policy else None
+        self.checked = session.step > 0
+        self.ends = end_tokens(policy.model, policy.tokenizer)
         self.reward = reward_function(
-            task.grader, item_column="item", observer=self.keep, end_token_ids=self.ends
+            session.task.grader, item_column="item", observer=self.keep, end_token_ids=self.ends
         )
         self.__name__ = self.reward.__name__
 
@@ -224,8 +221,6 @@ class StepReward:
         return {"prompt_ids": self.prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     def __call__(self, prompts, completions, **columns) -> list[float | None]:
-        if self.session is None:
-            return self.reward(completions, prompts, **columns)
         try:
             with self.session.timed("grading"):
                 return self.reward(completions, prompts, **columns)
@@ -242,7 +237,7 @@ class StepReward:
             sample.model, sample.errors = "policy", grade.errors
             sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
         failed = [f for grade in grades for f in grade.faults if f.field == PROGRAM_FAILED]
-        if self.session and failed and all(PROGRAM_FAILED in grade.errors for grade in grades):
+        if failed and all(PROGRAM_FAILED in grade.errors for grade in grades):
             # A batch of zeros teaches nothing and costs a step.
             raise GraderFailure(self.__name__, len(grades), len(grades), [failed[0].detail])
 
@@ -271,7 +266,7 @@ class StepReward:
     def summary(self) -> dict[str, Any]:
         """What the log says of the samples; group_spread is the mean std of a group's grades."""
         samples, count = self.samples, len(self.samples)
-        size = self.session.config.answers_per_prompt if self.session else count
+        size = self.session.config.answers_per_prompt
         groups = (samples[i : i + size] for i in range(0, count, size))
         grades = ([s.grade for s in group if s.grade is not None] for group in groups)
         stds = [statistics.pstdev(group) for group in grades if group]
@@ -280,7 +275,7 @@ class StepReward:
         errors = Counter(error for s in samples for error in s.errors)
         return {
             "sub_rewards": rounded(means),
-            "patterns": rounded(pattern_shares(self.task, [samples])),
+            "patterns": rounded(pattern_shares(self.session.task, [samples])),
             "group_spread": round(statistics.mean(stds), 4) if stds else 0.0,
             "errors": rounded({name: n / count for name, n in errors.items()}),
         }

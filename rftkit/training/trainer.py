@@ -28,7 +28,7 @@ def run_steps(session: Session) -> None:
     from transformers import PrinterCallback
 
     config, plan, policy, rows = session.config, session.plan, session.policy, session.rows
-    reward = StepReward(session.task, session) if config.method == "grpo" else None
+    reward = StepReward(session) if config.method == "grpo" else None
     if reward:  # the prompt is all that the model reads; the row travels beside it, to the grader
         session.task.grader.check_rows(rows)
         examples = [
