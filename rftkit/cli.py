@@ -74,9 +74,9 @@ def new_command(options: NewTask, as_json: JsonFlag = False) -> None:
     else:
         print_check(report)
         dropped = "".join(f"; {n} left out: {reason}" for reason, n in made["dropped"].items())
-        commands = read_text(options.folder / "README.md").split("```")[1]
+        _, commands, expected = read_text(options.folder / "README.md").split("```")
         console.say(f"{reference}\n{options.folder}: form {made['form']}{dropped}")
-        console.say(f"next, in {options.folder}:{commands}")
+        console.say(f"next, in {options.folder}:{commands}{' '.join(expected.split())}")
     sound = report.ok and reference.status == "passed"
     raise typer.Exit(console.GOOD if sound else console.FINDINGS)
 

@@ -361,6 +361,28 @@ def test_what_the_model_does_not_know_is_said(mini, genes, role, content, named)
     assert prompt_notes(mini, genes[1]) == [] == prompt_notes(guesses(), rows)
 
 
+@pytest.mark.parametrize(
+    ("reference", "verdict", "named"),
+    [
+        ("{{item.answer}}", "undecided", ["model cannot read the rows"]),
+        (
+            "not {{item.answer}}",
+            "fix",
+            ["reference cannot score", "constant reward", "model cannot read the rows"],
+        ),
+    ],
+)
+def test_answers_of_a_model_that_cannot_read_the_rows_accuse_no_task(
+    mini, reference, verdict, named
+):
+    task, rows = sums(check(reference))
+    for row in rows:
+        row["messages"][0]["content"] += " My best friend forgot me today, please tell the sum."
+    signal = measure_signal(mini, task, rows, most=32)
+    assert (signal.verdict, signal.names()) == (verdict, named)
+    assert "embedded:mini" in signal.findings[-1].evidence and signal.samples == 32
+
+
 def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch, mini, tmp_path):
     monkeypatch.setattr("rftkit.policy.load_policy", lambda *given, settings: mini)
     config = tmp_path / "run.json"

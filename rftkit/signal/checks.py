@@ -92,7 +92,7 @@ def prompt_notes(policy: Policy, rows: Sequence[Row]) -> list[str]:
     if not hasattr(policy, "tokenizer"):
         return []
     renamed = any(policy.known_roles(row["messages"]) != row["messages"] for row in rows)
-    share = unknown_words(policy.tokenizer, rows[:64])
+    share = unknown_words(policy, rows)
     notes = {
         'role "developer" is given as "system", for the chat template has no developer': renamed,
         f"{share:.0%} of the words are unknown to this model, which reads them letter by letter: "
@@ -101,9 +101,11 @@ def prompt_notes(policy: Policy, rows: Sequence[Row]) -> list[str]:
     return [note for note, applies in notes.items() if applies]
 
 
-def unknown_words(tokenizer: Any, rows: Sequence[Row]) -> float:
+def unknown_words(policy: Policy, rows: Sequence[Row]) -> float:
     """The share of words whose tokens are shorter than two bytes on average: mostly letters."""
-    unknown, texts = [], list(map(messages_text, rows))
+    if (tokenizer := getattr(policy, "tokenizer", None)) is None:
+        return 0.0
+    unknown, texts = [], list(map(messages_text, rows[:64]))
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     for text, spans in zip(texts, encoded.get("offset_mapping", ())):
         starts, ends = zip(*spans) if spans else ((), ())

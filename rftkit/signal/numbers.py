@@ -40,11 +40,8 @@ class Finding:
     name: str  # stable, for programs
     evidence: str  # what was measured
     setting: str  # what to change; `knob` in JSON
+    level: str = "fix"  # or "open": not certain yet
     missing_rows: int = 0  # about how many more rows would tell, where there are too few
-
-    @property
-    def level(self) -> str:
-        return "open" if self.missing_rows else "fix"
 
     def to_json(self) -> dict[str, str]:
         known = {"name": self.name, "evidence": self.evidence}
@@ -75,6 +72,7 @@ class Signal:
     questions: list[Question] = field(default_factory=list)  # hard? verifiable? labels scarce?
     notes: list[str] = field(default_factory=list)
     prompt_notes: list[str] = field(default_factory=list)  # those of the notes that come first
+    unknown_words: float = 0.0  # share of the prompts' words that the model has no tokens for
     rows: int = 0  # drawn
     answers: int = 0  # to each row
     samples: int = 0  # in all, at most `budget`
@@ -117,7 +115,7 @@ class Signal:
         if share.high <= most:
             return []
         if share.low <= most:
-            finding.missing_rows = more_rows(share, most, self.rows)
+            finding.level, finding.missing_rows = "open", more_rows(share, most, self.rows)
             finding.evidence += f"; {most:.0%} lies inside the interval, so it is not certain yet"
         return [finding]
 

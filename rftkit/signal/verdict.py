@@ -45,6 +45,8 @@ def conclude(signal: Signal, findings: list[Finding], rows: list[Row], refusal: 
     elif not findings:
         signal.verdict = "go"
         signal.reason = f"{1 - signal.dead_groups.mean:.0%} of the groups are alive"
+    elif not signal.missing_rows:
+        signal.verdict, signal.reason = "undecided", CANNOT_READ
     else:
         missing, left = signal.missing_rows, len(rows) - signal.rows
         more = missing * signal.answers
@@ -113,6 +115,7 @@ def measure_signal(
     budget = min(budget, max(most or budget, 2 * PROBES))
     signal = Signal(policy.name, seed, budget, answers, temperature)
     signal.prompt_notes = checks.prompt_notes(policy, rows)
+    signal.unknown_words = checks.unknown_words(policy, rows)
     if refusal := checks.why_not_verifiable(task, rows):
         findings = [Finding("no verifiable answer", refusal, VERIFIABLE)]
         if constant := checks.constant_reward(task, rows):
@@ -212,16 +215,24 @@ MOST_LOST = 0.05  # as in training, where more grades lost in one step end the r
 
 OWN_TEMPLATE = "tokenizer.chat_template: take the template of this very model"
 READ_THE_ROW = "grader: compare the answer with the row's own field, not only its form"
+CANNOT_READ = "no fault in the grader, but this model cannot read the rows"
+READS_THEM = "model: one that read such text, such as SmolLM2 or Qwen3"
 VERIFIABLE = "the task: ask for what a rule can check; or the method: SFT, preference learning"
 
 
 def find_causes(signal: Signal) -> list[Finding]:
     """What stands in the way, causes first; what a cause explains is not named beside it."""
-    findings = grader_findings(signal) + answer_findings(signal)
+    findings, answers = grader_findings(signal), answer_findings(signal)
     # A grader's fault or garbled answers explain what the rewards say.
-    if all(finding.level != "fix" for finding in findings) and signal.dead_ability is not None:
-        findings += spread_findings(signal)
-    return sorted(findings, key=lambda finding: finding.level != "fix")
+    clear = all(finding.level != "fix" for finding in findings + answers)
+    if clear and signal.dead_ability is not None:
+        answers += spread_findings(signal)
+    if answers and signal.unknown_words > checks.MANY_UNKNOWN:
+        seen = ", ".join(finding.name for finding in answers)
+        evidence = f"{seen}: this says nothing about the task, for {signal.unknown_words:.0%} of "
+        evidence += f"the words are unknown to {signal.policy}"
+        answers = [Finding("model cannot read the rows", evidence, READS_THEM, level="open")]
+    return sorted(findings + answers, key=lambda finding: finding.level != "fix")
 
 
 def grader_findings(signal: Signal) -> list[Finding]:
