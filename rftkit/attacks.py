@@ -21,11 +21,12 @@ from itertools import cycle, islice
 from operator import getitem
 from typing import Any, NamedTuple
 
+from rftkit.contract import as_row, read_records
 from rftkit.files import UserError
 from rftkit.graders.answer import ITEM_FIELD, answer_place, fill_template, render_value
 from rftkit.graders.grader import Grader, GraderLike, is_best
 from rftkit.records import Sample
-from rftkit.rows import Row, messages_text, own_id
+from rftkit.rows import Row, Source, messages_text, own_id
 
 Rewards = list[float | None]  # None: the grader itself failed
 EPSILON = 1e-9  # rounding in a formula is no difference
@@ -232,7 +233,7 @@ class AttackReport:
 
 def attack(
     grader: GraderLike,
-    rows: Sequence[Row],
+    rows: Source,
     answer_template: Any,
     worse_answers: Sequence[Any] = (),
     *,
@@ -248,9 +249,10 @@ def attack(
 
     Without partial credit a guess that happens to be right beats an honest middle of 0: it is red.
     """
+    rows = [as_row(record)[0] for _, record, _ in read_records(rows) if record]
+    grader = Grader.load(grader)
     if answer_template is None or not rows:
         raise UserError("attack: no rows or no answer_template, expected both: add what lacks")
-    rows, grader = list(rows), Grader.load(grader)
     templates = (answer_template, *worse_answers)
     outputs = [[fill_template(template, row) for row in rows] for template in templates]
     graded = [_rewards(grader, rows, level) for level in outputs]

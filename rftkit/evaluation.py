@@ -144,7 +144,7 @@ def evaluate(
     policy: Policy,
     task: Task,
     rows: Source,
-    config: SamplingConfig,
+    config: SamplingConfig | None = None,
     samples: int = 2,
     name: str | None = None,
     extra_samples: int = 0,
@@ -154,7 +154,7 @@ def evaluate(
 ) -> SystemResult:
     """Sample every row, grade, and measure the task's metrics. samples: answers a row for the
     headline; extra_samples: k of maj@k and pass@k, the headline's first among them."""
-    rows = read_rows(rows)
+    rows, config = read_rows(rows), config or SamplingConfig()
     prompts = [row["messages"] for row in rows]
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
     cold = replace(config, temperature=0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import pytest
 
-from rftkit import SamplingConfig, evaluate, measure_signal
+from rftkit import evaluate, measure_signal
 from rftkit.evaluation import bootstrap, majority_values, measure, paired_difference, row_values
 from rftkit.records import Sample
 from rftkit.task import task_from_json
@@ -74,9 +74,10 @@ def test_clustering_widens_the_interval_and_pairing_narrows_it():
 def test_rows_in_a_frame_are_evaluated_and_measured_as_the_rows_themselves(mini, genes):
     task, rows = genes[0], genes[1][:8]
     frame = pandas.DataFrame(rows)
-    short = SamplingConfig(max_new_tokens=16, seed=1)
-    one, other = (evaluate(mini, task, given, short, 1) for given in (rows, frame))
-    assert [s.output_text for [s] in one.samples] == [s.output_text for [s] in other.samples]
+    one, other = (evaluate(mini, task, given, greedy=False) for given in (rows, frame))
+    assert [s.output_text for group in one.samples for s in group] == [
+        s.output_text for group in other.samples for s in group
+    ]
     given = {"answers": 2, "most": 32, "max_completion_tokens": 16}
     one, other = (measure_signal(mini, task, rows, **given).to_json() for rows in (rows, frame))
     assert one["samples"] == other["samples"] and one["verdict"] == other["verdict"]

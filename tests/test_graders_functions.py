@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 
+import pandas
 import pytest
 
 from rftkit import RunConfig, Task, UserError, attack, load_task, reward_function
@@ -188,6 +189,7 @@ def test_an_attack_and_a_reward_function_take_a_function_too():
     def five(sample, item):
         return 5.0 * (sample["output_text"] == item["label"])
 
-    report = attack(five, [ROW, {"label": "fear"}], "{{item.label}}")
+    rows = pandas.DataFrame([ROW, ROW | {"label": "fear"}])
+    report = attack(five, rows, "{{item.label}}")
     assert (report.maximum, report.honest["best"]) == (5, 5) and "best grade 5" in repr(report)
     assert reward_function(five)(completions=["joy", "no"], label=["joy", "joy"]) == [5.0, 0.0]
