@@ -7,6 +7,7 @@ import demo_seeds
 import pytest
 import step_time
 
+from rftkit.console import validation_text
 from rftkit.task import load_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,17 @@ def test_the_pages_show_the_recorded_tables_and_picture(record, speed):
     assert f"({demo_seeds.PICTURE.relative_to(ROOT).as_posix()})" in text
     with Image.open(demo_seeds.PICTURE) as picture:
         assert picture.text["Description"] == demo_seeds.fingerprint(record)
+
+
+def test_the_readme_prints_the_lines_and_seconds_of_the_record(record):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    validations = [line for line in record["runs"][0]["log"] if "validation" in line]
+    for line in validations[:5]:
+        found = line["validation"]
+        share = found["patterns"]["diagnose first"]
+        shown = f"  step {line['step']}, {validation_text(found)}, {share:.0%} diagnose first\n"
+        assert shown in text
+    assert "{:.0f}, {:.0f} and {:.0f} s".format(*(run["seconds"] for run in record["runs"])) in text
 
 
 def test_the_recorded_speed_is_what_was_promised(speed):
