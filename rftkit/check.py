@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rftkit.contract import (
-    Fault,
     Row,
+    RowFault,
     Source,
     read_lines,
     readable_messages,
@@ -45,8 +45,8 @@ class Line(NamedTuple):
     number: int
     row: Row
 
-    def fault(self, kind: str, found: str, key: str = "", value: str = "") -> Fault:
-        return Fault(kind, found, key, value, self.file, self.number)
+    def fault(self, kind: str, found: str, key: str = "", value: str = "") -> RowFault:
+        return RowFault(kind, found, key, value, self.file, self.number)
 
     def place_from(self, other: Line) -> str:
         """`line 3`, or `train.jsonl:3` if `other` is in another file."""
@@ -55,7 +55,7 @@ class Line(NamedTuple):
 
 @dataclass
 class CheckReport:
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[RowFault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)  # side -> number of lines with a row
     files: dict[str, str] = field(default_factory=dict)
@@ -86,26 +86,25 @@ def check_rows(
     """Check training rows, and their split from the validation rows by the key `group_by`.
     `answer_keys`: more keys that hold answers, `not_answer`: keys that hold none;
     `answer_in_prompt_ok`: prompts may contain answers."""
-    report, faults, sides = CheckReport(files={"train": source_name(rows)}), [], []
+    report, faults, sides = CheckReport(files={"train": source_name(rows)}), [], ([], [])
     if validation is None:
         report.notes.append("the split was not checked: pass the validation file with --validation")
     else:
         report.files["validation"] = source_name(validation, "held_out")
-    for (side, file), source in zip(report.files.items(), (rows, validation)):
-        side_lines, moved = [], []
-        for number, row, line_faults, found in read_lines(source, file):
+    for (side, file), source, lines in zip(report.files.items(), (rows, validation), sides):
+        moved = []  # rows whose messages are not at the top
+        for number, row, line_faults, place in read_lines(source, file):
             faults += line_faults
-            side_lines += [] if row is None else [Line(file, number, row)]
-            moved += [side_lines[-1].fault("messages", found, "messages")] if found else []
-        if len(moved) < len(side_lines):  # the other rows have them at the top
+            lines += [] if row is None else [Line(file, number, row)]
+            moved += [lines[-1].fault("messages", place, "messages")] if place else []
+        if len(moved) < len(lines):  # the other rows have them there
             faults += moved
         elif moved:
             count = plural(len(moved), "row")
             report.notes.append(f"{file}: {moved[0].found} in {count}: {CONVERT.format(file)}")
-        report.rows[side] = len(side_lines)
-        for line in side_lines[MAX_ROWS[side] :][:1]:
-            faults.append(line.fault("too many rows", f"{len(side_lines):,} rows"))
-        sides.append(side_lines)
+        for line in lines[MAX_ROWS[side] :][:1]:
+            faults.append(line.fault("too many rows", f"{len(lines):,} rows"))
+        report.rows[side] = len(lines)
     lines = sum(sides, [])
     fields = {name for line in lines for name in answer_fields(line.row)}
     likely = {name for name in fields - {*answer_keys, *not_answer} if looks_like_answer(name)}
@@ -116,14 +115,11 @@ def check_rows(
     for key in keys:
         faults += answer_faults(lines, key)
         faults += [] if answer_in_prompt_ok else answers_in_prompts(lines, key)
-    faults += repeated_ids(lines)
-    faults += repeated_prompts(lines, keys)
-    faults += group_faults(lines, group_by) if group_by else ()
-    faults += near_duplicates(lines, report.files["validation"]) if len(sides) > 1 else ()
-    if group_by and len(sides) > 1:
-        if note := closed_set_note(*([line.row for line in side] for side in sides), group_by):
-            faults = [fault for fault in faults if fault.kind != "group on both sides"]
-            report.notes.append(note)
+    faults += [*repeated_ids(lines), *repeated_prompts(lines, keys), *near_duplicates(*sides)]
+    if group_by:
+        note = closed_set_note(*([line.row for line in side] for side in sides), group_by)
+        report.notes += [note] if note else []
+        faults += group_faults(lines, group_by, is_closed=bool(note))
     order = list(report.files.values())
     report.faults = sorted(faults, key=lambda fault: (order.index(fault.file), fault.line or 0))
     return report
@@ -152,7 +148,7 @@ def looks_like_answer(key: str) -> bool:
     return any(word.startswith(start) for word in words for start in ANSWER_WORDS)
 
 
-def answer_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
+def answer_faults(lines: Sequence[Line], key: str) -> Iterator[RowFault]:
     """A key in under half of the rows is optional. Types may differ if a quarter of them do."""
     types = Counter(json_type(line.row[key]) for line in lines if key in line.row)
     [(common_type, count)] = types.most_common(1)
@@ -178,7 +174,7 @@ def json_type(value: Any) -> str:
     return "number" if type(value) in (int, float) else type(value).__name__
 
 
-def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
+def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[RowFault]:
     """Rows whose prompt contains the answer. A prompt that also contains two other rows' answers
     (or all of them) lists candidates or labels to choose from, which is no fault."""
     answers = {words_of(value) for line in lines for value in searchable(line.row.get(key))}
@@ -188,15 +184,15 @@ def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[Fault]:
         if messages and messages[-1].get("role") == "assistant":
             messages = messages[:-1]  # an answer, not part of the prompt
         prompt = messages_text({"messages": messages})
-        values = [value for value in searchable(line.row.get(key)) if occurs_in(value, prompt)]
-        leaked = [value for value in values if not is_option(value, prompt)]
+        values = searchable(line.row.get(key))
+        leaked = [v for v in values if occurs_in(v, prompt) and not is_option(v, prompt)]
         words = words_of(prompt) if leaked else ()
         phrases = {words[i : i + n] for n in range(1, longest + 1) for i in range(len(words))}
         others = phrases & answers - {words_of(value) for value in leaked[:1]}
         if leaked and len(others) < max(1, min(2, len(answers) - 1)):
             answer = value_text(leaked[0])
-            found = f'"messages" contains the value of "{key}" ({answer})'
-            yield line.fault("answer in the prompt", found, key, answer)
+            text = f'"messages" contains the value of "{key}" ({answer})'
+            yield line.fault("answer in the prompt", text, key, answer)
 
 
 # A list of options: lines or words marked A. or (2) or with a bullet, or a word such as "choose"
@@ -248,16 +244,16 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text))
 
 
-def repeated_ids(lines: Sequence[Line]) -> Iterator[Fault]:
+def repeated_ids(lines: Sequence[Line]) -> Iterator[RowFault]:
     first: dict[str, Line] = {}
     for line in lines:
         identity = own_id(line.row)
         if identity and (other := first.setdefault(identity, line)) is not line:
-            found = f"the id {value_text(identity)} is also in {other.place_from(line)}"
-            yield line.fault("duplicate id", found, "case_id", identity)
+            text = f"the id {value_text(identity)} is also in {other.place_from(line)}"
+            yield line.fault("duplicate id", text, "case_id", identity)
 
 
-def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[Fault]:
+def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[RowFault]:
     first: dict[str, Line] = {}
     for line in lines:
         other = first.setdefault(messages_key(line.row), line)
@@ -266,35 +262,36 @@ def repeated_prompts(lines: Sequence[Line], keys: Collection[str]) -> Iterator[F
         same = all(line.row.get(key) == other.row.get(key) for key in keys)
         kind = "duplicate" if same else "contradiction"
         kind = kind if other.file == line.file else "duplicate across the split"
-        found = f"the messages equal those of {other.place_from(line)}"
-        yield line.fault(kind, found, "messages", value_text(messages_text(line.row)))
+        text = f"the messages equal those of {other.place_from(line)}"
+        yield line.fault(kind, text, "messages", value_text(messages_text(line.row)))
 
 
-def group_faults(lines: Sequence[Line], key: str) -> Iterator[Fault]:
+def group_faults(lines: Sequence[Line], key: str, is_closed: bool) -> Iterator[RowFault]:
+    """is_closed: the groups are few labels, which may be on both sides."""
     first: dict[str, Line] = {}
     for line in lines:
         group = group_of(line.row, key)
         if group is None:
             yield line.fault("group missing", f'"{key}" is missing or empty', key)
-        elif (other := first.setdefault(group, line)).file != line.file:
+        elif (other := first.setdefault(group, line)).file != line.file and not is_closed:
             value = value_text(group)
-            found = f"{key} {value} is also in {other.place_from(line)}"
-            yield line.fault("group on both sides", found, key, value)
+            text = f"{key} {value} is also in {other.place_from(line)}"
+            yield line.fault("group on both sides", text, key, value)
 
 
-def near_duplicates(lines: Sequence[Line], validation: str) -> Iterator[Fault]:
+def near_duplicates(train: Sequence[Line], held_out: Sequence[Line]) -> Iterator[RowFault]:
     """Validation prompts that nearly equal a training prompt; not the exact copies."""
-    prompts: dict[str, Line] = {}
-    for line in lines:
-        if readable_messages(line.row):
-            prompts.setdefault(messages_key(line.row), line)
-    trained = [line for line in prompts.values() if line.file != validation]
-    held_out = [line for line in prompts.values() if line.file == validation]
-    texts = ([messages_text(line.row) for line in side] for side in (trained, held_out))
+    readable = [line for line in (*train, *held_out) if readable_messages(line.row)]
+    first = {messages_key(line.row): line for line in reversed(readable)}
+    train, held_out = (
+        [line for line in side if first.get(messages_key(line.row)) is line]
+        for side in (train, held_out)
+    )
+    texts = ([messages_text(line.row) for line in side] for side in (train, held_out))
     for number, other, similarity in similar_prompts(*texts):
         line, percent = held_out[number], f"{similarity:.0%}"
-        found = f"the messages are {percent} similar to {trained[other].place_from(line)}"
-        yield line.fault("near-duplicate across the split", found, "messages", percent)
+        text = f"the messages are {percent} similar to {train[other].place_from(line)}"
+        yield line.fault("near-duplicate across the split", text, "messages", percent)
 
 
 # Similarity is the weighted Jaccard index over runs of three words (Broder 1997). Runs do not cross

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from rftkit.console import GRADER, Reporter, SandboxFlag, WeakIsolationFlag, arg
 from rftkit.contract import ROW_FILES
 from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_of
-from rftkit.files import MODELS, UserError, markdown_table, read_json
+from rftkit.files import UserError, markdown_table, read_json
 from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings
 from rftkit.loading import check_weights, is_embedded, load_tokenizer, model_folder, run_folder
@@ -35,7 +36,6 @@ from rftkit.task import Task, load_task
 from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
-SAMPLE_FIELDS = ("reasoning", "finish_reason", "completion_tokens")
 # Errors of an endpoint that come with every request.
 UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
 
@@ -61,18 +61,11 @@ class Bench:
         """Evaluate a system. votes: the k of maj@k."""
         work = len(self.rows) * (max(self.samples, votes) + 1)
         self.reporter.stage(f"evaluating {name}", work)
-        result = self.results[name] = evaluation.evaluate(
-            policy,
-            self.task,
-            self.rows,
-            replace(self.sampling, prefill=prefill),
-            self.samples,
-            name,
-            extra_samples=votes,
-            progress=self.reporter.work,
-            functions=self.functions,
-        )
-        value = result.values[self.headline].mean()
+        sampling = replace(self.sampling, prefill=prefill)
+        more = {"extra_samples": votes, "progress": self.reporter.work, "functions": self.functions}
+        task, rows = self.task, self.rows
+        result = evaluation.evaluate(policy, task, rows, sampling, self.samples, name, **more)
+        self.results[name], value = result, result.values[self.headline].mean()
         self.reporter.say(f"{name}: {self.headline} {value:.3f} at T = 1")
         return result
 
@@ -99,17 +92,16 @@ class Bench:
 
 
 def count_answers(result: SystemResult) -> dict[str, Any]:
-    samples = [s for group in (*result.samples, *result.greedy_samples) for s in group]
-    failed = sum(sample.finish_reason == "error" for sample in samples)
-    truncated = sum(sample.finish_reason == "length" for sample in samples)
-    groups = map(list.__add__, result.samples, result.greedy_samples)
+    groups = list(map(list.__add__, result.samples, result.greedy_samples))
+    samples = [sample for group in groups for sample in group]
+    ended = Counter(sample.finish_reason for sample in samples)
     same = all(len({(s.reasoning, s.output_text) for s in group}) == 1 for group in groups)
     return {
         "answers": len(samples),
-        "truncated": round(truncated / len(samples), 4),
-        "failed": failed,  # the request failed
+        "truncated": round(ended["length"] / len(samples), 4),
+        "failed": ended["error"],  # the request failed
         "ignores_temperature": same and result.name.startswith("endpoint:"),
-        "ungraded": sum(sample.grade is None for sample in samples) - failed,
+        "ungraded": sum(sample.grade is None for sample in samples) - ended["error"],
         "grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in samples),
     }
 
@@ -126,16 +118,14 @@ def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
     systems, headline = report["systems"], report["headline"]
     metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
     others = [metric for metric in metrics if metric != headline]
-    return [
-        {
-            "system": system["name"],
-            f"{headline} at T = 1": str(Interval(**system[headline]))
-            + " *" * system.get("ignores_temperature", False),
-            "greedy": f"{system['greedy'][headline]:.3f}",
-        }
-        | {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
-        for system in systems
-    ]
+    rows = []
+    for system in systems:
+        sampled = f"{Interval(**system[headline])}{' *' * system.get('ignores_temperature', False)}"
+        row = {"system": system["name"], f"{headline} at T = 1": sampled}
+        row["greedy"] = f"{system['greedy'][headline]:.3f}"
+        means = {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
+        rows.append(row | means)
+    return rows
 
 
 def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -193,10 +183,13 @@ class Comparison:
 def compare_models(options: Comparison, reporter: Reporter | None = None) -> dict[str, Any]:
     """Evaluate every model, write the report to `out`, return report.json's object."""
     start, out = time.perf_counter(), options.out
-    weights = {k: v for model in options.models for k, v in local_weights(model).items()}
     rows_file, bench = open_bench(options, reporter or Reporter(quiet=True))
-    notes = [f"{model}: {n}" for model in options.models for n in check_model(model, bench)]
-    training = {model: training_record(model, bench) for model in options.models}
+    folders, notes, training = {}, [], {}
+    for model in options.models:  # all of them before the first is sampled
+        own_folders, own_notes = check_model(model, bench)
+        folders |= own_folders
+        notes += [f"{model}: {note}" for note in own_notes]
+        training[model] = training_record(model, bench)
     if is_begun(out):
         raise UserError(f"--out {out}: contains a training run: choose another folder")
     files.write_text(out / "samples.jsonl", "")
@@ -213,51 +206,44 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
         append_samples(out, result)
     report = make_report(bench, training) | {"rows": str(rows_file)}
     report["notes"] = notes + report["notes"]
+    grader = json.dumps(bench.task.grader.record, sort_keys=True)
     report["sha256"] = {
         rows_file.name: sha256_of(rows_file / "state.json" if rows_file.is_dir() else rows_file),
-        "grader": sha256(json.dumps(bench.task.grader.record, sort_keys=True).encode()).hexdigest(),
+        "grader": sha256(grader.encode()).hexdigest(),
     }
-    for name, folder in weights.items():
-        for file in folder.glob("*model.safetensors"):
+    for name, folder in folders.items():
+        for file in Path(folder).glob("*model.safetensors"):
             report["sha256"][name] = sha256_of(file)
     report["seconds"] = round(time.perf_counter() - start, 1)
     write_report(report, report["notes"], out)
     return report
 
 
-def local_weights(model: str) -> dict[str, Path]:
-    """{name in the report: folder} for the base and the adapter; {} for an endpoint."""
+def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
+    """Return ({name in the report: folder of its base or adapter}, notes). Raises UserError if it
+    cannot answer the rows, before any model is loaded; asks an endpoint for one answer."""
+    prompts = [row["messages"] for row in bench.rows]
     if model.startswith("endpoint:"):
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set the server's URL")
-        return {}
-    base, adapter = (folder and Path(folder) for folder in model_folder(model))
-    base_name = f"embedded:{base.name}" if base.parent == MODELS else str(base)
-    folders = {base_name: base, model: adapter} if adapter else {model: base}
-    for folder in folders.values():
-        check_weights(folder)
-    return folders
-
-
-def check_model(model: str, bench: Bench) -> list[str]:
-    """Return notes on the model. Raises UserError if it cannot read the rows, before any model is
-    loaded; asks an endpoint for one answer."""
-    prompts = [row["messages"] for row in bench.rows]
-    if model.startswith("endpoint:"):
         [[sample]] = load_policy(model).sample(prompts[:1], 1, bench.sampling)
         if "".join(sample.errors).startswith(UNREACHABLE):
             cause = f"no answer ({sample.errors[0]})"
             raise UserError(f"--model {model}: {cause}: check OPENAI_BASE_URL, key and name")
-        return []
+        return {}, []
     base, adapter = model_folder(model)
+    base_name = f"embedded:{Path(base).name}" if is_embedded(base) else base
+    folders = {base_name: base, model: adapter} if adapter else {model: base}
     try:
+        for folder in folders.values():
+            check_weights(folder)
         policy = LocalPolicy(None, load_tokenizer(base, adapter), model)
         policy.chat_template_kwargs = bench.settings.get("chat_template_kwargs") or {}
         policy.encode(prompts)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model}: {str(error).strip().splitlines()[0]}") from None
     kept = notes_of_run(Path(adapter).parent) if adapter else []
-    return prompt_notes(policy, bench.rows) + kept
+    return folders, prompt_notes(policy, bench.rows) + kept
 
 
 def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
@@ -268,8 +254,8 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
         name = name or path
         path = load_task(path).folder / "test.jsonl"
     elif name is None:
-        folders = [f for f in (run, path.parent) if f and (f / "task.json").exists()]
-        name = next(iter(folders), None)
+        folders = [folder for folder in (run, path.parent) if folder]
+        name = next((folder for folder in folders if (folder / "task.json").exists()), None)
         if run and name == run:
             reporter.say(f"task and grader: those of {run}")
     if name is None and options.grader is None:
@@ -278,12 +264,12 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
     weak, sandbox = options.allow_weak_isolation, options.sandbox
     own["settings"] = GraderSettings(allow_weak_isolation=weak, sandbox=sandbox)
     task = Task(path.stem, **own) if name is None else replace(load_task(name), **own)
-    group_by = task.group_by = options.group_by or task.group_by
+    task.group_by = options.group_by or task.group_by
     rows = read_rows(path)
     row_ids(rows)  # raises on a duplicate id
     task.grader.check_ready()
     task.grader.check_rows(rows)
-    needed = {group_by, task.answer_path[1] if task.answer_template else None} - {None}
+    needed = {task.group_by, task.answer_path[1] if task.answer_template else None} - {None}
     for number, row in enumerate(rows, 1):
         for key in needed - row.keys():
             raise UserError(f'{path}:{number}: no "{key}": correct the row, --group-by or --task')
@@ -294,16 +280,16 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
     if run and (run / "plan.json").exists():
         limit = read_json(run / "plan.json")["max_completion_tokens"]
     sampling = SamplingConfig(max_new_tokens=options.max_tokens or limit, seed=options.seed)
-    bench = Bench(task, rows, sampling, options.samples, reporter, functions)
-    bench.settings = read_json(run / "config.json") if run else {}
-    return path, bench
+    settings = read_json(run / "config.json") if run else {}
+    return path, Bench(task, rows, sampling, options.samples, reporter, functions, settings)
 
 
 def load_metric(name: str) -> MetricFunction:
     """Load a custom metric from "module:function"; the current folder is on the import path.
 
     The function takes (sample, item), as a python grader does, and returns one number; `sample`
-    also has SAMPLE_FIELDS. It runs IN THIS PROCESS with all your rights: load only your own code.
+    holds all of a line of samples.jsonl. It runs IN THIS PROCESS with all your rights: load only
+    your own code.
     """
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
@@ -316,8 +302,7 @@ def load_metric(name: str) -> MetricFunction:
         sys.path.pop(0)
 
     def value(row: dict[str, Any], sample: Sample) -> float:
-        extra = {key: getattr(sample, key) for key in SAMPLE_FIELDS}
-        number = metric(Context(row, sample).as_dict() | extra, row)
+        number = metric(sample.to_json() | Context(row, sample).as_dict(), row)
         if not math.isfinite(number):
             raise UserError(f"--metric {name}: {number} for row {sample.row_id}: return a number")
         return number
@@ -337,10 +322,10 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
     training, config = read_json(run / "training.json")["training"], read_config(run)
     record = {key: training.get(key) for key in ("examples", "steps", "seconds", "peak_rss_mb")}
     record |= {"method": config.method, "answer_groups_shared_with_eval": None}
-    with suppress(UserError):  # the training files are not on this machine
+    train_rows = []  # they were passed in memory, or their files are not on this machine
+    with suppress(UserError):
         train_rows, _ = config_rows(config, config_task(config))
-        if not train_rows:  # they were passed in memory
-            return record
+    if train_rows:
         shared = shared_groups(train_rows, bench.rows, bench.task)
         if shared is None:  # no group key: compare prompts
             shared = set(map(messages_key, train_rows)) & set(map(messages_key, bench.rows))

@@ -25,14 +25,12 @@ ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 WRITE_IT = "write rows with rftkit.write_rows, or json.dumps(row) and a newline"
 OBJECT = "one JSON object per line, in UTF-8"
-MAX_LINE_BYTES = 10_000_000  # ours: about ten times the longest context window, as text
 # kind -> (what was expected, the next step)
 KINDS = {
     "unreadable file": ("rows", "check the path and the format"),
     "not JSONL": (OBJECT, WRITE_IT),
     "byte order mark": ("plain UTF-8", 'save it with encoding="utf-8", not "utf-8-sig"'),
     "line ending": (r"lines that end in \n alone", 'write with newline="\\n", or: dos2unix'),
-    "line too long": ("at most 10 MB", "is a line break missing?"),
     "wrong encoding": (OBJECT, "save it as UTF-8"),
     "broken JSON": (OBJECT, WRITE_IT),
     "not an object": (OBJECT, "write each row as one JSON object"),
@@ -82,7 +80,7 @@ STARTS = {
 
 
 @dataclass
-class Fault:
+class RowFault:
     kind: str
     found: str
     key: str = ""  # a path such as messages[1].role
@@ -132,7 +130,7 @@ def readable_messages(row: Row) -> list[dict[str, Any]]:
     return messages if readable else []
 
 
-def row_faults(row: Row) -> Iterator[Fault]:
+def row_faults(row: Row) -> Iterator[RowFault]:
     """Every fault that one row shows without the other rows."""
     errors = []
     try:
@@ -146,20 +144,20 @@ def row_faults(row: Row) -> Iterator[Fault]:
         kind = "tools" if "tools" in error["loc"] else last if last in KINDS else "messages"
         key = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, error["loc"])))
         value = "" if error["type"] == "missing" else value_text(error["input"])
-        yield Fault(kind, f'"{key}" is {value or "missing"}', key, value)
+        yield RowFault(kind, f'"{key}" is {value or "missing"}', key, value)
     messages = readable_messages(row)
     role = messages[-1].get("role") if messages else None
     if role in ("system", "developer", "assistant", "tool"):
-        yield Fault("last message", f'last message has role "{role}"', "messages", role)
+        yield RowFault("last message", f'last message has role "{role}"', "messages", role)
     for path, value in walk(row):
         if isinstance(value, float) and not math.isfinite(value):
             number = json.dumps(value)
-            yield Fault("not a number", f'"{path}" is {number}, not valid JSON', path, number)
+            yield RowFault("not a number", f'"{path}" is {number}, not valid JSON', path, number)
         in_prompt = path.startswith("messages[") and path.endswith(".content")
         for kind, pattern in (TEXTS | PROMPTS if in_prompt else TEXTS).items():
             if isinstance(value, str) and (match := re.search(pattern, value)):
                 quote = value_text(value[max(0, match.start() - 15) : match.start() + 30])
-                yield Fault(kind, f'"{path}" contains {quote} ({kind})', path, quote)
+                yield RowFault(kind, f'"{path}" contains {quote} ({kind})', path, quote)
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,135 +173,136 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def as_row(record: Row) -> tuple[Row, str]:
-    """Return (row, where its messages were found if not at the top). They may be one level down or
-    under `prompt`, there also as text. Content that is a list of text parts becomes one text."""
-    row, found = dict(record), ""
+    """Return (row, where its messages were if not at the top). They may be one level down or under
+    `prompt`, there also as text. Content that is a list of text parts becomes one text."""
+    row, place = dict(record), ""
     inner = [k for k, v in row.items() if isinstance(v, dict) and {"messages", "prompt"} & {*v}]
     if "messages" not in row and inner:
         row |= row.pop(inner[0])
-        found = f'found "messages" in "{inner[0]}"'
+        place = f'found "messages" in "{inner[0]}"'
     prompt = row.get("prompt")
     if "messages" not in row and isinstance(prompt, (str, list)):
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         row = {"messages": messages} | {k: v for k, v in row.items() if k != "prompt"}
-        found = f'read "prompt" as {"messages" if messages is prompt else "a user message"}'
-    if any(isinstance(message.get("content"), list) for message in readable_messages(row)):
-        row["messages"] = [_join_text(message) for message in row["messages"]]
-    return row, found
+        place = f'read "prompt" as {"messages" if messages is prompt else "a user message"}'
+    messages = readable_messages(row)
+    if any(isinstance(message.get("content"), list) for message in messages):
+        row["messages"] = [m | {"content": joined_text(m.get("content"))} for m in messages]
+    return row, place
 
 
-def _join_text(message: dict[str, Any]) -> dict[str, Any]:
-    parts = message.get("content")
-    if not isinstance(parts, list) or not parts:
-        return message
+def joined_text(content: Any) -> Any:
+    """Text parts as one text; what has another part (an image) stays, for row_faults to report."""
+    parts = content if isinstance(content, list) else []
     texts = [p.get("text") for p in parts if isinstance(p, dict) and p.get("type") == "text"]
-    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
-        return message  # with an image, for example: row_faults reports it
-    return message | {"content": "\n".join(texts)}
+    pure = 0 < len(parts) == len(texts) and all(isinstance(text, str) for text in texts)
+    return "\n".join(texts) if pure else content
 
 
 def source_name(source: Source, in_memory: str = "rows") -> str:
     return str(source) if isinstance(source, (str, Path)) else in_memory
 
 
+Record = tuple[int | None, Row | None, list[RowFault]]  # line, object if readable, faults
+
+
 def read_lines(source: Source, in_memory: str = "rows") -> Iterator[tuple]:
-    """Yield (line number, row or None if unreadable, faults, where its messages were found) for
-    every row. Faults of the whole source have the line number None."""
+    """Yield (line number, row or None if unreadable, faults, where its messages were) for every
+    row. Faults of the whole source have the line number None."""
     for number, record, faults in read_records(source):
-        row, found = (None, "") if record is None else as_row(record)
+        row, place = (None, "") if record is None else as_row(record)
         faults += [] if row is None else row_faults(row)
         for fault in faults:
             fault.file, fault.line = source_name(source, in_memory), number
-        yield number, row, faults, found
+        yield number, row, faults, place
 
 
-def read_records(source: Source) -> Iterator[tuple[int | None, Row | None, list[Fault]]]:
-    """Yield (line number, JSON object or None if unreadable, faults), the objects unchanged."""
+def read_records(source: Source) -> Iterator[Record]:
+    """Yield the JSON objects of a source, unchanged."""
     path = Path(source) if isinstance(source, (str, Path)) else None
     try:
-        records = _read_table(source if path is None else path)
+        records = _read_table(path or source)
         if records is None:
             yield from _read_jsonl(path)
             return
     except (OSError, ValueError, TypeError) as error:
         cause = getattr(error, "strerror", None) or shorten(str(error), 120)
-        yield None, None, [Fault("unreadable file", f"cannot be read: {cause}")]
+        yield None, None, [RowFault("unreadable file", f"cannot be read: {cause}")]
         return
     # The first line of a CSV file is its header.
     for number, record in enumerate(records, 2 if path and path.suffix == ".csv" else 1):
-        fault = Fault("not an object", f"the row is {shorten(record, 60)}")
+        fault = RowFault("not an object", f"the row is {shorten(record, 60)}")
         yield (number, record, []) if isinstance(record, dict) else (number, None, [fault])
 
 
 def _read_table(source: Any) -> list[Any] | None:
     """The records of a source, or None for JSONL. CSV values stay text, so 007 and NA survive."""
-    kind = source.suffix if isinstance(source, Path) else None
-    if kind in (".csv", ".parquet"):
+    kind = source.suffix if isinstance(source, Path) else "in memory"
+    if kind == ".csv":
         import pandas  # comes with datasets
 
-        if kind == ".csv":
-            with open(source, encoding="utf-8-sig") as file:
-                separator = max(",;\t", key=file.readline().count)
-            source = pandas.read_csv(source, sep=separator, dtype=str, keep_default_na=False)
-        else:
-            source = pandas.read_parquet(source)
-    elif kind is not None and source.is_dir():
+        with open(source, encoding="utf-8-sig") as file:
+            separator = max(",;\t", key=file.readline().count)
+        source = pandas.read_csv(source, sep=separator, dtype=str, keep_default_na=False)
+    elif kind == ".parquet":
+        import pandas
+
+        source = pandas.read_parquet(source)
+    elif kind != "in memory" and source.is_dir():
         from datasets import load_from_disk
 
         source = load_from_disk(str(source))
-    elif kind is not None:
+    elif kind != "in memory":
         text = source.read_text(encoding="utf-8-sig") if kind == ".json" else ""
         return json.loads(text) if text.lstrip().startswith("[") else None
     if isinstance(source, Mapping):
         raise ValueError(f"a dict with {', '.join(map(str, source))}: pass one of its values")
     if hasattr(source, "iterrows"):  # a DataFrame: NaN becomes null, a date becomes text
         return json.loads(source.to_json(orient="records", date_format="iso", double_precision=15))
-    records = (dict(record) if isinstance(record, Mapping) else record for record in source)
     # NumPy values become numbers and lists; a date, for example, becomes text.
     form = {"default": lambda value: value.tolist() if hasattr(value, "tolist") else str(value)}
+    records = (dict(record) if isinstance(record, Mapping) else record for record in source)
     return [json.loads(json.dumps(record, **form)) for record in records]
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int | None, Row | None, list[Fault]]]:
+def _read_jsonl(path: Path) -> Iterator[Record]:
     with open(path, "rb") as file:
         head = file.peek(1024)[:1024].removeprefix(codecs.BOM_UTF8)
         for pattern, form in STARTS.items():
             if re.match(pattern, head):
-                yield None, None, [Fault("not JSONL", f"the file is {form}")]
+                yield None, None, [RowFault("not JSONL", f"the file is {form}")]
                 return
         for number, raw in enumerate(file, 1):
             row, faults = read_line(raw)
+            if number == 1 and raw.startswith(codecs.BOM_UTF8):
+                faults.append(RowFault("byte order mark", "the file starts with a byte order mark"))
             if number == 1 and raw.endswith(b"\r\n"):
-                faults.append(Fault("line ending", "the line ends in CR LF (Windows)"))
+                faults.append(RowFault("line ending", "the line ends in CR LF (Windows)"))
             yield number, row, faults
 
 
-def read_line(raw: bytes) -> tuple[Row | None, list[Fault]]:
+def read_line(raw: bytes) -> tuple[Row | None, list[RowFault]]:
     """Return (object, faults). It is None if the line is not one JSON object."""
-    faults, repeated = [], []
-    if len(raw) > MAX_LINE_BYTES:
-        return None, [Fault("line too long", f"the line has {len(raw) / 1e6:.0f} MB")]
-    if raw.startswith(codecs.BOM_UTF8):
-        faults = [Fault("byte order mark", "the file starts with a byte order mark")]
+    faults = []
 
     def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Note repeated keys: Python silently keeps only the last one (RFC 8259, section 4)."""
-        counts = Counter(key for key, _ in pairs)
-        repeated.extend(key for key, count in counts.items() if count > 1)
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                faults.append(RowFault("duplicate key", f'"{key}" is repeated', key))
         return dict(pairs)
 
     try:
         row = json.loads(raw.rstrip().decode("utf-8-sig"), object_pairs_hook=build_object)
     except UnicodeDecodeError as error:
         quote = value_text(raw[max(0, error.start - 15) : error.start + 15].decode("latin-1"))
-        kind, found = "wrong encoding", f"byte {error.start + 1} is not UTF-8, near {quote}"
+        kind, cause = "wrong encoding", f"byte {error.start + 1} is not UTF-8, near {quote}"
     except json.JSONDecodeError as error:
         quote = value_text(error.doc[max(0, error.pos - 20) : error.pos + 20].strip())
-        kind, found = "broken JSON", f"not JSON at column {error.colno}: {error.msg}, near {quote}"
+        kind, cause = "broken JSON", f"not JSON at column {error.colno}: {error.msg}, near {quote}"
     else:
         if isinstance(row, dict):
-            faults += [Fault("duplicate key", f'"{key}" is repeated', key) for key in repeated]
             return row, faults
         quote = value_text(row)
-        kind, found = "not an object", f"the line is {quote}"
-    return None, [*faults, Fault(kind, found, value=quote)]
+        kind, cause = "not an object", f"the line is {quote}"
+    return None, [RowFault(kind, cause, value=quote)]

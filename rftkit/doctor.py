@@ -67,22 +67,22 @@ class Examination:
 def examine(source: str | Path | Log) -> Examination:
     """Every finding over a run folder or a log that `read_log` reads, gravest first."""
     log = source if isinstance(source, Log) else read_log(source)
-    found: dict[str, Finding] = {}
+    findings: dict[str, Finding] = {}
     for name, (check, setting) in RULES.items():
         steps, evidence = check(log)
         steps = set(steps)
-        if name in EXPLAINED and "grader_errors" in found:
-            steps -= set(found["grader_errors"].steps)
+        if name in EXPLAINED and "grader_errors" in findings:
+            steps -= set(findings["grader_errors"].steps)
         if steps:
             why, _, limit = " ".join(str(check.__doc__).split()).partition(" Limit: ")
-            found[name] = Finding(name, sorted(steps), evidence, setting, why, limit)
+            findings[name] = Finding(name, sorted(steps), evidence, setting, why, limit)
     notes = log.notes + notes_of_run(Path(log.source).parent)
     losses = [loss for _, loss in log.points("loss")]
-    if log.graded and not log.validations() and "nothing_held_out" not in found:
+    if log.graded and not log.validations() and "nothing_held_out" not in findings:
         notes.append("no validation in this log: a rising reward alone proves no learning")
-    if losses and max(map(abs, losses)) < 1e-6 and "loss_zero" not in found:
+    if losses and max(map(abs, losses)) < 1e-6 and "loss_zero" not in findings:
         notes.append("a loss of zero beside a gradient is normal for GRPO: advantages sum to zero")
-    return Examination(log.source, len(log.records), list(found.values()), notes)
+    return Examination(log.source, len(log.records), list(findings.values()), notes)
 
 
 def level(points: Points, above=math.inf, below=0.0, also: Iterable[int] = ()) -> Evidence:
@@ -130,11 +130,13 @@ def grader_failures(log: Log) -> Evidence:
 def grader_errors(log: Log) -> Evidence:
     """An answer on which the grader's program fails scores 0: the model learns to avoid that.
     Limit: 40 % of the answers, ours: where half fail, 38 to 62 % of a batch of 64 do."""
-    answers_own = ("sample_parse_error", "truncated_observation_error")
-    found = {name: level(points, above=0.4) for name, points in log.series("errors").items()}
-    found = {name: e for name, e in found.items() if e[0] and name not in answers_own}
-    texts = [f"{name}: share of answers {text}" for name, (_, text) in found.items()]
-    return {step for steps, _ in found.values() for step in steps}, "; ".join(texts)
+    steps, texts = set(), []
+    for name, points in log.series("errors").items():
+        bad, text = level(points, above=0.4)
+        if bad and name not in ("sample_parse_error", "truncated_observation_error"):
+            steps |= bad
+            texts.append(f"{name}: share of answers {text}")
+    return steps, "; ".join(texts)
 
 
 @rule("`rftkit grade` on a right answer and a wrong one: is the right field read?")
@@ -267,10 +269,9 @@ def length_explosion(log: Log) -> Evidence:
     start, end, _ = change(points)
     unpaid = moved(points, +1, start / 2) and log.held_out_gain() < (end / max(start, 1) - 1) / 4
     far = end >= (4 if log.gained() else 2) * start
-    text = f"{start:.0f} -> {end:.0f} tokens, held-out gain {log.held_out_gain():.0%}"
-    return [step for step, _ in points[-10:] if far or unpaid], text.removesuffix(
-        ", held-out gain nan%"
-    )
+    gain = f", held-out gain {log.held_out_gain():.0%}" if unpaid else ""
+    steps = [step for step, _ in points[-10:] if far or unpaid]
+    return steps, f"{start:.0f} -> {end:.0f} tokens{gain}"
 
 
 @rule("read the shortest; is there a constant answer that pays? beta up, no cost of length")

@@ -159,16 +159,15 @@ def read_log(path: str | Path) -> Log:
         raise UserError(f"{path}: no log, expected a run, a log or an exported table: name one")
     log = Log(str(files[0]), [])
     entries = read_entries(files, log)
-    for place, entry in entries:
-        fields = renamed(entry)
+    for entry in entries:
         step = next((entry[name] for name in STEPS if name in entry), None)
         try:
-            if fields:
+            if fields := renamed(entry):
                 add_record(log.records, {"step": int(float(step))} | fields)
         except (ValueError, TypeError):
-            raise UserError(f"{place}: {step!r} is no step, expected a whole number") from None
+            raise UserError(f"{log.source}: {step!r} is no step, expected a number") from None
     if not log.records:
-        names = sorted({name for _, entry in entries for name in entry} - {*STEPS})
+        names = sorted({name for entry in entries for name in entry} - {*STEPS})
         seen = f"names seen {shorten(', '.join(names)) or 'none'}"
         raise UserError(f"{log.source}: not read: {seen}, expected TRL's or verl's: rename them")
     return log
@@ -184,35 +183,35 @@ def add_record(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
         records.append(record)
 
 
-def read_entries(files: list[Path], log: Log) -> list[tuple[str, dict[str, Any]]]:
-    """(place, entry with the names of its file); what else the log knows goes into `log`."""
+def read_entries(files: list[Path], log: Log) -> list[dict[str, Any]]:
+    """The entries under the names of their file; what else the log knows goes into `log`."""
     file = files[0]
     if file.suffix == ".csv" or "-tag-" in file.name:
-        return [(str(file), row) for row in read_tables(files)]
+        return read_tables(files)
     if file.suffix != ".json":
         log.best_is_kept = (file.parent / "training.json").exists()
-        return read_lines(file, log)
+        return read_lines(file, log.notes)
     state = read_json(file)
     if isinstance(state, dict):
         log.best_is_kept = state.get("best_model_checkpoint") is not None
         state = state.get("log_history", [])
-    return [(str(file), entry) for entry in state if isinstance(entry, dict)]
+    return [entry for entry in state if isinstance(entry, dict)]
 
 
-def read_lines(path: Path, log: Log) -> list[tuple[str, dict[str, Any]]]:
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """One object a line; verl puts its numbers under "data". A truncated last line is left out,
-    which the log's notes say."""
+    with a note."""
     entries = []
     lines = path.read_bytes().rstrip().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            entries.append((f"{path}:{number}", entry | (entry.get("data") or {})))
+            entries.append(entry | (entry.get("data") or {}))
         except (ValueError, TypeError, AttributeError):
             if number < len(lines) or not entries:
                 expected = "expected one JSON object with a step a line: delete the line"
                 raise UserError(f"{path}:{number}: {expected}") from None
-            log.notes.append(f"the last line ({number}) is truncated: the run died or still writes")
+            notes.append(f"the last line ({number}) is truncated: the run died or still writes")
     return entries
 
 
@@ -231,8 +230,8 @@ def read_tables(files: list[Path]) -> list[dict[str, Any]]:
         steps = [name for name in STEPS if name in table]
         runs = {name.rpartition(" - ")[0] for name in table} - {""}
         if not steps or len(runs) > 1:
-            found = f"{len(runs)} runs" if steps else "no column of steps"
-            raise UserError(f"{file}: {found}, expected one run with its steps: export it again")
+            seen = f"{len(runs)} runs" if steps else "no column of steps"
+            raise UserError(f"{file}: {seen}, expected one run with its steps: export it again")
         names = {name: name.rpartition(" - ")[2] for name in table} | {"Value": metric_of(file)}
         tables.append(table.set_index(steps[0]).rename(columns=names))
     rows = pandas.concat(tables).groupby(level=0).first()

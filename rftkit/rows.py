@@ -34,11 +34,11 @@ def read_rows(source: Source, in_memory: str = "rows") -> list[Row]:
     if isinstance(source, Rows):
         return source
     rows = Rows()
-    for _, row, faults, found in read_lines(source, in_memory):
+    for _, row, faults, place in read_lines(source, in_memory):
         if faults:
             raise UserError(str(faults[0]))
-        if found:
-            say_once(f"{source_name(source, in_memory)}: {found}")
+        if place:
+            say_once(f"{source_name(source, in_memory)}: {place}")
         rows.append(row)
     return rows
 
@@ -154,10 +154,8 @@ def closed_set_note(rows: Sequence[Row], held_out: Sequence[Row], key: str) -> s
     few = len(train | other) ** 2 <= 2 * (len(rows) + len(held_out))
     if not few or 2 * len(train & other) <= len(other):
         return ""
-    return (
-        f"{key} has few values, each in many rows of both sides. Labels are no group. "
-        "A source (patient, author, document) is one: then split by it"
-    )
+    labels = f"{key} has few values, each in many rows: labels are no group"
+    return f"{labels}. Split by a source (patient, author, document) if several rows share one"
 
 
 def group_of(row: Row, group_by: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class Doctor(TrainerCallback):
     def __init__(self, watchdog_steps: int = 10, entropy_floor: float = 0.01):  # as in RunConfig
         self.watchdogs = Watchdogs(watchdog_steps, entropy_floor)
         self.log, self.due = Log("log.jsonl", []), 10  # logs until the doctor looks
-        self.told: set[str] = set()  # findings that were printed
+        self.printed: set[str] = set()  # names of findings
         self.alarms: list[dict[str, Any]] = []  # since the last log
 
     def on_train_begin(self, args, state, control, **rest):
@@ -48,7 +47,8 @@ class Doctor(TrainerCallback):
             self.sound([self.watchdogs.skip_alarm(0.0)], state, control)
 
     def on_log(self, args, state, control, logs=None, **rest):
-        fields = finite(renamed(logs or {}))
+        # null for NaN and infinity, as in our log: JSON has neither.
+        fields = json.loads(json.dumps(renamed(logs or {})), parse_constant=lambda name: None)
         if not fields:
             return  # the summary at the end of training
         records, count = self.log.records, len(self.log.records)
@@ -67,10 +67,10 @@ class Doctor(TrainerCallback):
     def on_train_end(self, args, state, control, **rest):
         self.examination = examine(self.log)
         for finding in self.examination.findings:
-            if finding.name not in self.told and state.is_world_process_zero:
+            if finding.name not in self.printed and state.is_world_process_zero:
                 name = finding.name.replace("_", " ")
                 complain(f"doctor: {name}: {finding.evidence}; change: {finding.setting}")
-            self.told.add(finding.name)
+            self.printed.add(finding.name)
 
     def write(self, state: Any, anew: bool) -> None:
         if state.is_world_process_zero and anew:
@@ -84,10 +84,3 @@ class Doctor(TrainerCallback):
             control.should_training_stop |= alarm["stops"]
             if state.is_world_process_zero:
                 complain(f"watchdog: {alarm['name']}: {alarm['cause']}")
-
-
-def finite(value: Any) -> Any:
-    """null for NaN and infinity, as in our log: JSON has neither."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
