@@ -204,13 +204,11 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
         if refused := getattr(policy, "refused", set()) & {"temperature", "top_p", "seed"}:
             notes.append(f"{model}: takes no {', '.join(refused)}: it samples in its own way")
         append_samples(out, result)
-    report = make_report(bench, training) | {"rows": str(rows_file)}
-    report["notes"] = notes + report["notes"]
+    report = make_report(bench, training, notes) | {"rows": str(rows_file)}
     grader = json.dumps(bench.task.grader.record, sort_keys=True)
-    report["sha256"] = {
-        rows_file.name: sha256_of(rows_file / "state.json" if rows_file.is_dir() else rows_file),
-        "grader": sha256(grader.encode()).hexdigest(),
-    }
+    report["sha256"] = {"grader": sha256(grader.encode()).hexdigest()}
+    content = rows_file / "state.json" if rows_file.is_dir() else rows_file
+    report["sha256"][rows_file.name] = sha256_of(content)
     for name, folder in folders.items():
         for file in Path(folder).glob("*model.safetensors"):
             report["sha256"][name] = sha256_of(file)
@@ -285,12 +283,10 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
 
 
 def load_metric(name: str) -> MetricFunction:
-    """Load a custom metric from "module:function"; the current folder is on the import path.
-
-    The function takes (sample, item), as a python grader does, and returns one number; `sample`
-    holds all of a line of samples.jsonl. It runs IN THIS PROCESS with all your rights: load only
-    your own code.
-    """
+    """Load a custom metric from "module:function"; the current folder is on the import path. The
+    function takes (sample, item), as a python grader does, and returns one number; `sample` holds
+    all of a line of samples.jsonl. It runs IN THIS PROCESS with all your rights: load only your own
+    code."""
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -333,13 +329,13 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
     return record
 
 
-def make_report(bench: Bench, training: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def make_report(bench: Bench, training: dict[str, dict], notes: list[str]) -> dict[str, Any]:
     """The content of report.json. training: {model: its training record, maybe empty}"""
     custom = [(name, False) for name in bench.functions if name != bench.headline]
     compared = [(bench.headline, False), (bench.headline, True), *custom]
     systems = combinations(bench.results, 2)
     pairs = [(b, a, metric, greedy) for a, b in systems for metric, greedy in compared]
-    report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": []}
+    report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": notes}
     for system in report["systems"]:
         if record := training.get(system["name"]):
             system["training"] = record

@@ -307,7 +307,7 @@ def test_the_callback_prints_a_finding_once_and_early(tmp_path, capsys):
     entries = [entry(step) | {"completions/clipped_ratio": 0.9} for step in range(1, 31)]
     watched(doctor, tmp_path, entries)
     shown = capsys.readouterr().err
-    assert shown.count("truncation") == 1 and "truncation" in doctor.told
+    assert shown.count("truncation") == 1
     entries = [entry(step, frac_reward_zero_std=1.0) for step in range(1, 12)]
     assert watched(Doctor(watchdog_steps=3), tmp_path, entries)
     assert "watchdog: all groups dead" in capsys.readouterr().err

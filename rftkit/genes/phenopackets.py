@@ -75,18 +75,14 @@ def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]
     }
 
 
-def camel_case(part: Any) -> Any:
-    if isinstance(part, list):
-        return [camel_case(one) for one in part]
-    if not isinstance(part, dict):
-        return part
-    return {re.sub("_([a-z])", lambda m: m[1].upper(), k): camel_case(v) for k, v in part.items()}
+def camel_case(part: dict[str, Any]) -> dict[str, Any]:
+    return {re.sub("_([a-z])", lambda m: m[1].upper(), key): v for key, v in part.items()}
 
 
 def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str], set[str]]:
     """(one phenopacket as a case, or why it is lost; its terms unknown to HPO; what was odd)."""
     if any("_" in key for key in packet):
-        packet = camel_case(packet)
+        packet = json.loads(json.dumps(packet), object_hook=camel_case)
     features, subject = packet.get("phenotypicFeatures") or [], packet["subject"]
     terms = {False: {}, True: {}}  # excluded? -> each term once, in order
     unknown, notes = [], set()
