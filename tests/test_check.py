@@ -45,9 +45,6 @@ def places(report) -> list[tuple[int | None, str]]:
 
 GOOD = [make_row(n) for n in range(30)]
 ROW = json.dumps(GOOD[0]).encode()
-
-# Of one line.
-
 BROKEN = dataset("broken") / "rows.jsonl"
 KINDS = """
     last message, answer in the prompt, broken JSON, broken JSON, messages, duplicate key,
@@ -132,14 +129,18 @@ def test_what_counts_as_the_answer_and_where_it_is_found():
 
 
 LEAK = "answer in the prompt"
-TOLD = make_row(11, f"The lab says {GENES[11]}.")
+LEAKING = make_row(11, f"The lab says {GENES[11]}.")
 ONE_OTHER = [*GOOD[:8], make_row(8, f"Not {GENES[1]} but {GENES[8]}.")]
 JOY = [make_row(len(mood), "joy or anger?", reference_gene=mood) for mood in ("joy", "anger")]
 NO_ANSWER = [{"messages": row["messages"]} for row in GOOD]
 # what is looked at -> (training rows, options, its faults)
 ANSWERS = {
-    "told": ([*GOOD[:4], TOLD], {}, [(5, LEAK)]),
-    "one in a list told": ([TOLD | {"reference_gene": ["GAL", {"a": GENES[11]}]}], {}, [(1, LEAK)]),
+    "told": ([*GOOD[:4], LEAKING], {}, [(5, LEAK)]),
+    "one in a list told": (
+        [LEAKING | {"reference_gene": ["GAL", {"a": GENES[11]}]}],
+        {},
+        [(1, LEAK)],
+    ),
     "a short number": ([make_row(1, "aged 42", reference_gene=42)], {}, []),
     "yes": ([make_row(1, "yes or no?", reference_gene="yes")], {}, []),
     "other field": ([make_row(1, "old", onset="old")], {}, []),
@@ -166,11 +167,11 @@ def asked(text: str, answer: str = "A", **more) -> dict:
 
 def test_a_field_that_repeats_the_prompt_is_no_answer_and_a_named_one_is_none():
     def row(n: int) -> dict:
-        told = {"role": "developer", "content": "Answer with one code.\n"}
+        rules = {"role": "developer", "content": "Answer with one code.\n"}
         question = {"role": "user", "content": f"Which shelf holds crate {n}?"}
-        messages = {"messages": [told, question], "reference_answer": f"S{n}"}
-        copies = {"reference_developer": told["content"], "reference_user": question["content"]}
-        return messages | copies | {"reference_both": f"{told['content']}{question['content']}"}
+        messages = {"messages": [rules, question], "reference_answer": f"S{n}"}
+        copies = {"reference_developer": rules["content"], "reference_user": question["content"]}
+        return messages | copies | {"reference_both": f"{rules['content']}{question['content']}"}
 
     rows = [row(n) for n in range(30)]
     report = check_memory(rows)
@@ -181,56 +182,45 @@ def test_a_field_that_repeats_the_prompt_is_no_answer_and_a_named_one_is_none():
     assert check_memory(rows, answer_keys=["reference_user"]).counts == {LEAK: 30}
 
 
-OFFERED = {
-    "lines with letters": ("Which?\nA. tin{n}\nB. ore{n}\nC. zinc{n}\nD. lead{n}", "C. zinc{n}"),
-    "the text alone": ("Which?\nA) tin{n}\nB) ore{n}\nC) zinc{n}", "zinc{n}"),
-    "in a line": ("(1) tin{n} (2) zinc{n}\nWrite the name.", "zinc{n}"),
-    "bullets": ("Which metal?\n- red tin{n}\n- raw zinc{n}\n- lead", "raw zinc{n}"),
-    "after a word": ("Choose one of: tin{n}, zinc{n} or lead{n}.", "zinc{n}"),
-    "quoted": ("Options: 'tin{n}', 'zinc{n}'", "zinc{n}"),
-}
-TOLD_IN = {
-    "in a sentence": "Choose a metal. The label says zinc{n}.",
-    "in an item of a list": "Known:\n1. It is grey.\n2. A zinc{n} plate.\n3. Heavy.",
-    "alone on a line": "Metal:\nzinc{n}\nWhich is it?",
+OPTIONS = {  # a prompt, its answer, is that a leak?
+    "lines with letters": ("Which?\nA. tin#\nB. ore#\nC. zinc#\nD. lead#", "C. zinc#", False),
+    "the text alone": ("Which?\nA) tin#\nB) ore#\nC) zinc#", "zinc#", False),
+    "in a line": ("(1) tin# (2) zinc#\nWrite the name.", "zinc#", False),
+    "bullets": ("Which metal?\n- red tin#\n- raw zinc#\n- lead", "raw zinc#", False),
+    "after a word": ("Choose one of: tin#, zinc# or lead#.", "zinc#", False),
+    "quoted": ("Options: 'tin#', 'zinc#'", "zinc#", False),
+    "in a sentence": ("Choose a metal. The label says zinc#.", "zinc#", True),
+    "in an item": ("Known:\n1. It is grey.\n2. A zinc# plate.\n3. Heavy.", "zinc#", True),
+    "alone on a line": ("Metal:\nzinc#\nWhich is it?", "zinc#", True),
 }
 
 
-@pytest.mark.parametrize("name", OFFERED)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_in_a_list_of_options_is_no_leak(name):
-    text, answer = (part.replace("{n}", "{0}") for part in OFFERED[name])
-    report = check_memory([asked(text.format(n), answer.format(n)) for n in range(100, 130)])
-    assert report.ok, report.faults[0]
-
-
-@pytest.mark.parametrize("name", TOLD_IN)
-def test_an_answer_that_is_told_beside_other_words_is_a_leak(name):
-    text = TOLD_IN[name].replace("{n}", "{0}")
-    rows = [asked(text.format(n), f"zinc{n}") for n in range(100, 130)]
-    assert check_memory(rows).counts == {LEAK: 30}
+    text, answer, is_leak = OPTIONS[name]
+    rows = [asked(text.replace("#", f"{n}"), answer.replace("#", f"{n}")) for n in range(100, 130)]
+    assert check_memory(rows).counts == ({LEAK: 30} if is_leak else {})
 
 
 WRAPPED = {
-    "one level down": [{"item": asked(f"Which crate? {n}")} for n in range(30)],
-    "a prompt of messages": [
-        {"prompt": [{"role": "user", "content": f"Which crate? {n}"}], "answer": "A"}
-        for n in range(30)
-    ],
-    "a prompt of text": [{"prompt": f"Which crate? {n}", "answer": "A"} for n in range(30)],
-    "a prompt one level down": [{"data": {"prompt": f"{n}?", "answer": "A"}} for n in range(30)],
+    "one level down": lambda row: {"item": row},
+    "a prompt of messages": lambda row: {"prompt": row["messages"], "answer": "A"},
+    "a prompt of text": lambda row: {"prompt": row["messages"][0]["content"], "answer": "A"},
+    "a prompt one level down": lambda row: {"data": {"prompt": row["messages"], "answer": "A"}},
 }
 
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_messages_are_found_elsewhere_and_the_conversion_is_offered(tmp_path, name):
-    report = check_rows(tmp_path, WRAPPED[name])
+    rows = [WRAPPED[name](asked(f"Which crate? {n}")) for n in range(30)]
+    report = check_rows(tmp_path, rows)
     assert report.ok and report.answer_keys == ["answer"]
     [note] = [note for note in report.notes if "write_rows" in note]
     assert "30 rows" in note
     write_rows(tmp_path / "new.jsonl", read_rows(tmp_path / "train.jsonl"))
     again = check_file(tmp_path / "new.jsonl")
     assert again.ok and len(again.notes) == 1
-    mixed = check_rows(tmp_path, [*GOOD, WRAPPED[name][0]])
+    mixed = check_rows(tmp_path, [*GOOD, rows[0]])
     assert (31, "messages") in places(mixed)  # the one that differs from all others
 
 
@@ -265,32 +255,28 @@ def test_groups_on_both_sides_and_rows_too_many_or_without_a_group_are_found(tmp
     validation = [make_row(50 + n, family=f) for n, f in enumerate(("F9", "F4", "F4", None))]
     report = check_split(tmp_path, train, validation, group_by="family")
     missing, both = "group missing", "group on both sides"
-    found = [place for place in places(report) if place[1] in (missing, both, "too many rows")]
-    assert found == [(2, missing), (10, "too many rows"), (2, both), (3, both), (4, missing)]
+    faults = [place for place in places(report) if place[1] in (missing, both, "too many rows")]
+    assert faults == [(2, missing), (10, "too many rows"), (2, both), (3, both), (4, missing)]
 
 
-def labelled(count: int, values: int, **more) -> list[dict]:
+def labelled(count: int, values: int) -> list[dict]:
     words = random.Random(0).sample(range(100_000), 3 * count)
     texts = [" ".join(f"w{w}" for w in words[3 * n : 3 * n + 3]) for n in range(count)]
-    return [asked(text, mood=f"v{n % values}", **more) for n, text in enumerate(texts)]
+    return [asked(text, mood=f"v{n % values}") for n, text in enumerate(texts)]
 
 
 @pytest.mark.parametrize(
-    ("count", "values", "is_closed"),
-    [(60, 6, True), (5000, 28, True), (240, 30, False), (2000, 500, False)],
+    ("count", "values", "new", "faults"),
+    [(60, 6, 0, 0), (5000, 28, 0, 0), (240, 30, 0, 48), (2000, 500, 0, 400), (60, 3, 2, 4)],
 )
-def test_a_closed_set_of_answers_is_no_group_and_an_open_one_is(count, values, is_closed):
+def test_a_closed_set_of_answers_is_no_group_and_an_open_one_is(count, values, new, faults):
+    """new: so many of the held-out values do not occur in training."""
     rows = labelled(count, values)
     train, held_out = rows[: count * 4 // 5], rows[count * 4 // 5 :]
+    held_out = [row | {"mood": f"v{n % values + new}"} for n, row in enumerate(held_out)]
     report = check_memory(train, held_out, group_by="mood")
-    assert report.counts == ({} if is_closed else {"group on both sides": len(held_out)})
-    assert any("mood" in note for note in report.notes) is is_closed
-
-
-def test_few_held_out_values_of_which_most_are_new_are_groups():
-    rows = labelled(72, 3)
-    held_out = [row | {"mood": f"v{n % 3 + 2}"} for n, row in enumerate(rows[60:])]
-    assert check_memory(rows[:60], held_out, group_by="mood").counts == {"group on both sides": 4}
+    assert report.counts == ({"group on both sides": faults} if faults else {})
+    assert any("mood" in note for note in report.notes) is (not faults)
 
 
 @pytest.mark.parametrize(
