@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from rftkit.cli import app
 from rftkit.compare import load_metric
-from rftkit.files import UserError, embedded_model
+from rftkit.files import UserError, embedded_model, write_json
 from rftkit.logs import KEPT_START
 from rftkit.records import Sample
 from rftkit.rows import write_rows
@@ -47,14 +47,13 @@ def run_folder(adapted, tmp_path_factory):
     seen = [row | {"case_id": f"seen-{n}"} for n, row in enumerate(ROWS[:2])]
     write_rows(folder / "trained_on.jsonl", [*TASK.rows("train")[:3], *seen])
     config = {"train_file": str(folder / "trained_on.jsonl"), "grader": TASK.grader_spec}
-    (folder / "config.json").write_text(json.dumps(config | {"group_by": "reference_gene"}))
+    write_json(folder / "config.json", config | {"group_by": "reference_gene"})
     (folder / "log.jsonl").write_text("{}\n")
     training = {"examples": 5, "steps": 7, "seconds": 1.5, "peak_rss_mb": 100.0}
-    best = {"best": {"step": 0}}
-    (folder / "training.json").write_text(json.dumps({"training": training} | best))
-    (folder / "task.json").write_text(json.dumps(TASK.to_json()))
-    (folder / "plan.json").write_text('{"max_completion_tokens": 40}')
-    (folder / "data.json").write_text("{}")
+    write_json(folder / "training.json", {"training": training, "best": {"step": 0}})
+    write_json(folder / "task.json", TASK.to_json())
+    write_json(folder / "plan.json", {"max_completion_tokens": 40})
+    write_json(folder / "data.json", {})
     return folder
 
 
@@ -94,12 +93,15 @@ def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(tmp_path, ro
     assert f"{run_folder}: {KEPT_START}" in " ".join(stderr.split())
 
 
-def test_a_run_brings_task_grader_and_limit(tmp_path, rows, run_folder):
-    result = evaluate(rows, "--model", run_folder, "--samples", 1, "--out", tmp_path, "--json")
+def test_a_run_brings_task_grader_and_limit_to_a_dataset(tmp_path, run_folder):
+    Dataset.from_list(ROWS[:3]).save_to_disk(tmp_path / "rows")
+    words = (tmp_path / "rows", "--model", run_folder, "--samples", 1, "--out", tmp_path / "o")
+    result = evaluate(*words, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert (report["task"], report["headline"]) == (TASK.name, TASK.headline)
     assert report["sampling"]["max_new_tokens"] == 40
+    assert report["n_cases"] == 3 and len(report["sha256"]["rows"]) == 64
     assert f"task and grader: those of {run_folder}" in " ".join(result.stderr.split())
 
 
@@ -132,17 +134,6 @@ def test_a_developer_is_given_as_system_or_missed_before_sampling(
         assert f"--model {model}: " in str(result.exception) and named in str(result.exception)
     else:
         assert 'role "developer" is given as "system"' in " ".join(result.stderr.split())
-
-
-@pytest.mark.parametrize("name", ["some.parquet", "folder"])
-def test_rows_of_a_table_or_a_dataset_are_evaluated(tmp_path, name):
-    place, data = tmp_path / name, Dataset.from_list(ROWS[:3])
-    data.to_parquet(place) if name == "some.parquet" else data.save_to_disk(place)
-    words = (place, "--task", "gene_ranking", *MINI, "--max-tokens", 3, "--samples", 1)
-    result = evaluate(*words, "--out", tmp_path / "o", "--json")
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
-    assert report["n_cases"] == 3 and len(report["sha256"][name]) == 64
 
 
 METRICS = """
