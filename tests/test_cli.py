@@ -96,7 +96,7 @@ def test_a_mistake_is_one_message_and_an_exit_code(run, files, command, code):
 @pytest.mark.parametrize("item", ["item.json", '{"reference_gene": "A"}'])
 def test_grade_prints_the_report(run, files, sample, item):
     code, out, err = run("grade", "--grader", "grader.json", "--sample", sample, "--item", item)
-    assert code == 0 and json.loads(out)["reward"] == pytest.approx(0.73) and "genes[2]" in err
+    assert code == 0 and json.loads(out)["reward"] == pytest.approx(0.73) and err == ""
 
 
 def test_a_grade_that_is_lost_prints_the_report_and_exits_1(run, files):
@@ -122,19 +122,13 @@ def test_validate_grader_gives_every_problem_with_its_file(run, files, text, pro
     assert json.loads(run("validate-grader", "grader.json", "--json")[1])["valid"]
 
 
-def test_presets_are_listed_printed_and_used_with_their_arguments(run, files):
+def test_presets_are_listed_and_printed_with_their_arguments(run):
     listed = json.loads(run("graders", "--json")[1])["graders"]
     assert [row["name"] for row in listed] == list(PRESETS)
     assert json.loads(run("graders", "gene_rank")[1]) == preset("gene_rank")
     assert run("graders", "exact_match", "--length", 3)[0] == 1
     three = run("graders", "rank", "--key", "moods", "--reference", "mood", "--length", 3)[1]
     assert json.loads(three) == preset("rank", key="moods", reference="mood", length=3)
-    (files / "own.json").write_text(three)
-    sample, item = '{"moods": ["joy", "love", "fear"]}', '{"mood": "love"}'
-    code, out, err = run("grade", "--grader", "own.json", "--sample", sample, "--item", item)
-    report = json.loads(out)
-    assert (code, report["reward"], err) == (0, 0.7, "")
-    assert not any(report["metadata"]["errors"].values())
 
 
 @pytest.mark.parametrize("boxed", [[], ["--sandbox", "--allow-weak-isolation"]])
