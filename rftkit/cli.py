@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,7 +137,7 @@ def print_check(report: Any) -> None:
 @app.command("grade")
 def grade_command(
     grader: Annotated[str, option("G", GRADER)],
-    sample: Annotated[str, option("TEXT", "The model's answer, or @FILE.")],
+    sample: Annotated[str, option("TEXT", "The answer, or @FILE: its text or JSON sample.")],
     item: Annotated[str, option("ROW", "The row: JSON object or file.")] = "{}",
     allow_weak_isolation: WeakIsolationFlag = False,
     sandbox: SandboxFlag = False,
@@ -151,12 +152,16 @@ def grade_command(
     from rftkit.graders.grader import Grader, GraderSettings
 
     settings = GraderSettings(allow_weak_isolation=allow_weak_isolation, sandbox=sandbox)
-    text = read_text(sample[1:]) if sample.startswith("@") else sample
+    answer = read_text(sample[1:]) if sample.startswith("@") else sample
+    with suppress(ValueError, RecursionError):
+        record = json.loads(answer)
+        if isinstance(record, dict) and record.keys() & {"output_text", "output_tools"}:
+            answer = record
     try:
         row = json.loads(item) if item.lstrip().startswith("{") else read_json(item)
     except json.JSONDecodeError as error:
         raise UserError(f"--item: not JSON ({error}): pass one row as a JSON object") from None
-    report = Grader.load(grader, settings).evaluate(row, text)
+    report = Grader.load(grader, settings).evaluate(row, answer)
     console.print_json(report.to_json())
     for line in [] if as_json else report.explanations:
         console.complain(line)

@@ -27,7 +27,7 @@ from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings
 from rftkit.loading import check_weights, is_embedded, load_tokenizer, model_folder, run_folder
 from rftkit.logs import notes_of_run
-from rftkit.policy import LocalPolicy, Policy, load_policy
+from rftkit.policy import LocalPolicy, Policy, Prompt, load_policy
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
 from rftkit.signal.checks import prompt_notes
@@ -95,7 +95,7 @@ def count_answers(result: SystemResult) -> dict[str, Any]:
     groups = list(map(list.__add__, result.samples, result.greedy_samples))
     samples = [sample for group in groups for sample in group]
     ended = Counter(sample.finish_reason for sample in samples)
-    same = all(len({(s.reasoning, s.output_text) for s in group}) == 1 for group in groups)
+    same = all(len({(s.reasoning, s.answer) for s in group}) == 1 for group in groups)
     return {
         "answers": len(samples),
         "truncated": round(ended["length"] / len(samples), 4),
@@ -220,7 +220,7 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
 def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
     """Return ({name in the report: folder of its base or adapter}, notes). Raises UserError if it
     cannot answer the rows, before any model is loaded; asks an endpoint for one answer."""
-    prompts = [row["messages"] for row in bench.rows]
+    prompts = list(map(Prompt, bench.rows))
     if model.startswith("endpoint:"):
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set the server's URL")

@@ -195,5 +195,4 @@ def choose(
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Every token that ends a completion, by the tokenizer and the model's generation config."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    both = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
-    return {token for token in both if token is not None}
+    return {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}

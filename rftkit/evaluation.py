@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rftkit.policy import Policy
+from rftkit.policy import Policy, Prompt
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import Source, read_rows
 from rftkit.task import Task
@@ -155,7 +155,7 @@ def evaluate(
     """Sample every row, grade, and measure the task's metrics. samples: answers a row for the
     headline; extra_samples: k of maj@k and pass@k, the headline's first among them."""
     rows, config = read_rows(rows), config or SamplingConfig()
-    prompts = [row["messages"] for row in rows]
+    prompts = list(map(Prompt, rows))
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
     cold = replace(config, temperature=0.0)
     likeliest = policy.sample(prompts, 1, cold, progress) if greedy else []

@@ -23,7 +23,7 @@ from rftkit.decoding import decode
 from rftkit.environment import set_seed
 from rftkit.evaluation import row_values
 from rftkit.packing import token_logprobs
-from rftkit.policy import LocalPolicy, load_model, merged_adapter, model_folder
+from rftkit.policy import LocalPolicy, Prompt, load_model, merged_adapter, model_folder
 from rftkit.records import Sample, SamplingConfig
 from rftkit.task import Task, load_task
 
@@ -75,7 +75,7 @@ def grpo(settings: Settings) -> Iterator[tuple[dict[str, Any], list[list[Sample]
         start = time.perf_counter()
         # 1. Sample a group of completions for each prompt from the current policy.
         batch_P = [rows[next(order)] for _ in range(P)]
-        prompts_P = policy.encode([row["messages"] for row in batch_P])
+        prompts_P = policy.encode(list(map(Prompt, batch_P)))
         sampling = SamplingConfig(
             temperature=settings.temperature,
             max_new_tokens=settings.max_tokens,
@@ -175,7 +175,7 @@ def validate(policy: LocalPolicy, task: Task, settings: Settings) -> float:
     """The task's headline metric: mean over two samples per validation row at temperature 1."""
     rows = task.rows("validation")
     sampling = SamplingConfig(max_new_tokens=settings.max_tokens, seed=VALIDATION_SEED)
-    samples = policy.sample([row["messages"] for row in rows], 2, sampling)
+    samples = policy.sample(list(map(Prompt, rows)), 2, sampling)
     task.grade(rows, samples)
     return float(row_values(task.headline, task, rows, samples).mean())
 

@@ -7,10 +7,11 @@ samples = policy.sample([[{"role": "user", "content": "…"}]], n=2)
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +22,16 @@ from rftkit.loading import load_adapter, load_model, load_tokenizer, model_folde
 from rftkit.records import Sample, SamplingConfig
 
 Messages = list[dict[str, Any]]  # one prompt: [{"role": "user", "content": "..."}, ...]
+
+
+class Prompt(list[dict[str, Any]]):
+    """A row's messages; a policy gives the model the row's `tools` with them."""
+
+    def __init__(self, row: dict[str, Any]):
+        super().__init__(row["messages"])
+        self.tools = row.get("tools") or None
+
+
 Progress = Callable[[int], None] | None  # called with the number of completions just finished
 Config = SamplingConfig | None
 
@@ -60,12 +71,13 @@ class LocalPolicy(Policy):
 
     def apply_template(self, messages: Messages, **form: Any) -> str:
         """What the chat template makes of the messages; it raises errors of its own."""
-        form = {"tokenize": False} | self.chat_template_kwargs | form
-        return self.tokenizer.apply_chat_template(self.known_roles(messages), **form)
+        form = {"tokenize": False, "tools": tools_of(messages)} | self.chat_template_kwargs | form
+        known = json.loads(json.dumps(self.known_roles(messages)), object_hook=with_object)
+        return self.tokenizer.apply_chat_template(known, **form)
 
     def render(self, messages: Messages | str, prefill: str = "") -> str:
         """The text that the model reads: the chat template, then the prefill. UserError where a
-        message is refused or left out."""
+        message is refused, or a message or the tools are left out."""
         if isinstance(messages, str):
             return messages + prefill
         try:
@@ -74,6 +86,9 @@ class LocalPolicy(Policy):
             roles = ", ".join(str(message.get("role")) for message in messages)
             fault = f"the chat template fails on roles {roles}: {shorten(str(error), 200)}"
             raise UserError(fault + OWN_TEMPLATE) from None
+        tools = tools_of(messages)
+        if tools and text == self.apply_template(list(messages), add_generation_prompt=True):
+            raise UserError("the chat template leaves its tools out" + KNOWS_TOOLS)
         # Earlier reasoning may be left out, and a tool's result be written as JSON.
         known = [m for m in messages if isinstance(m.get("content"), str) and m["role"] != "tool"]
         contents = [message["content"].rpartition("</think>")[2].strip() for message in known]
@@ -83,9 +98,19 @@ class LocalPolicy(Policy):
                 raise UserError(f"the prompt {text[:120]!r} {fault}{OWN_TEMPLATE}")
         return text + prefill
 
+    def render_all(self, prompts: Iterable, prefill: str = "", name: str = "row") -> list[str]:
+        """What render makes of each; its error names the number of the prompt, from 1."""
+        texts = []
+        for number, messages in enumerate(prompts, 1):
+            try:
+                texts.append(self.render(messages, prefill))
+            except UserError as error:
+                raise UserError(f"{name} {number}: {error}") from None
+        return texts
+
     def encode(self, prompts: Sequence[Messages | str], prefill: str = "") -> list[list[int]]:
         """The token ids that the model reads, one list a prompt."""
-        texts = [self.render(messages, prefill) for messages in prompts]
+        texts = self.render_all(prompts, prefill)
         return self.tokenizer(texts, add_special_tokens=False).input_ids
 
     def sample(
@@ -110,6 +135,7 @@ class LocalPolicy(Policy):
                     text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                     sample = Sample.from_text(
                         config.prefill + text,
+                        tools_of(prompts[p]),
                         model=self.name,
                         index=i % n,
                         seed=config.seed,
@@ -124,6 +150,17 @@ class LocalPolicy(Policy):
         return samples
 
 
+def tools_of(messages: Messages) -> list[dict[str, Any]] | None:
+    return getattr(messages, "tools", None)
+
+
+def with_object(part: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments are text in the chat API; templates expect an object (so does vLLM)."""
+    text = isinstance(part.get("arguments"), str)
+    return part | {"arguments": json.loads(part["arguments"])} if text else part
+
+
+KNOWS_TOOLS = ": take a model whose template knows tools, such as Qwen3"
 OWN_TEMPLATE = ": take the model's own chat template, or another role"
 SMALL = 50_000_000  # parameters under which an adapter is merged while sampling
 
@@ -143,16 +180,16 @@ def merged_adapter(model: Any) -> Iterator[Any]:
     if not small or any(getattr(m, "merged", False) for m in model.modules()):
         yield model
         return
-    base = {name: p for name, p in model.named_parameters() if "base_layer" in name}
-    kept = {name: p.detach().clone() for name, p in base.items()}
+    base = [p for name, p in model.named_parameters() if "base_layer" in name]
+    kept = [p.detach().clone() for p in base]
     model.merge_adapter()
     try:
         yield model.get_base_model()
     finally:
         model.unmerge_adapter()
         with torch.no_grad():
-            for name, parameter in base.items():
-                parameter.copy_(kept[name])
+            for parameter, value in zip(base, kept):
+                parameter.copy_(value)
 
 
 @dataclass
@@ -198,10 +235,11 @@ class EndpointPolicy(Policy):
     def ask(self, client: Any, messages: Messages, index: int, config: SamplingConfig) -> Sample:
         import openai
 
-        began, extra, asked = time.perf_counter(), None, self.parameters(config, index)
+        began, asked = time.perf_counter(), self.parameters(config, index)
+        extra = {"tools": tools} if (tools := tools_of(messages)) else {}
         if config.prefill:
             messages = [*messages, {"role": "assistant", "content": config.prefill}]
-            extra = {"add_generation_prompt": False, "continue_final_message": True}
+            extra |= {"add_generation_prompt": False, "continue_final_message": True}
         known = dict(model=self.name, index=index, seed=config.seed)
         try:
             reply = client.chat.completions.create(
@@ -221,6 +259,8 @@ class EndpointPolicy(Policy):
         choice, usage = reply.choices[0], reply.usage
         return Sample.from_text(
             config.prefill + (choice.message.content or ""),
+            tools,
+            output_tools=[c.model_dump(exclude_none=True) for c in choice.message.tool_calls or ()],
             finish_reason="length" if choice.finish_reason == "length" else "stop",
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,8 +40,26 @@ def split_completion(text: str) -> tuple[str, str]:
     return (thinking, "") if opened else ("", text)
 
 
-def is_unclosed(text: str) -> bool:
-    return THINK_OPEN in text and THINK_CLOSE not in text
+TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
+
+
+def split_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
+    """(the rest, the calls as the chat API has them) of a text with calls as Qwen and Hermes write
+    them: `<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>`. Others stay in the text."""
+    calls = []
+
+    def take(match: re.Match) -> str:
+        try:
+            call = json.loads(match[1])
+            arguments = json.dumps(call["arguments"], ensure_ascii=False)
+            function = {"name": call["name"], "arguments": arguments}
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return match[0]
+        calls.append({"id": f"call_{len(calls)}", "type": "function", "function": function})
+        return ""
+
+    rest = TOOL_CALL.sub(take, text)
+    return (rest.strip() if calls else text), calls
 
 
 @dataclass
@@ -53,6 +72,7 @@ class Sample:
     seed: int = 0
     reasoning: str = ""
     output_text: str = ""
+    output_tools: list[dict[str, Any]] = field(default_factory=list)  # the chat API's tool_calls
     finish_reason: str = "stop"  # or "length" (cut at the limit), "error" (endpoint)
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -63,12 +83,22 @@ class Sample:
     errors: list[str] = field(default_factory=list)  # error fields that the grader's report raised
 
     @classmethod
-    def from_text(cls, text: str, **known: Any) -> Sample:
-        """A sample from a model's whole completion, thinking tags included."""
+    def from_text(cls, text: str, tools: Any = None, **known: Any) -> Sample:
+        """A sample from a model's whole completion, thinking tags included. Calls in the text are
+        moved to output_tools if the model was given `tools`, as an endpoint does."""
         reasoning, output = split_completion(text)
         sample = cls(reasoning=reasoning, output_text=output, **known)
-        sample.parse_stage = UNCLOSED if is_unclosed(text) else sample.find_parse_stage()
+        if tools and not sample.output_tools:
+            sample.output_text, sample.output_tools = split_tool_calls(output)
+        sample.parse_stage = sample.find_parse_stage()
+        if THINK_OPEN in text and THINK_CLOSE not in text:
+            sample.parse_stage = UNCLOSED
         return sample
+
+    @property
+    def answer(self) -> str:
+        """Output and tool calls as one text."""
+        return self.output_text + (json.dumps(self.output_tools) if self.output_tools else "")
 
     @property
     def output_json(self) -> Any:
@@ -80,7 +110,7 @@ class Sample:
             return None
 
     def find_parse_stage(self) -> str:
-        if not self.output_text.strip():
+        if not self.answer.strip():
             return "empty"
         return "text" if self.output_json is None else "json"
 

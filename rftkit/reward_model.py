@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader, grader
-from rftkit.policy import LocalPolicy
+from rftkit.policy import LocalPolicy, Prompt
 from rftkit.records import Sample
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read_answers(policy: LocalPolicy, rows: Rows, outputs: Sequence[str]) -> tor
     tokenizer, model = policy.tokenizer, policy.model
     device, features = next(model.parameters()).device, []
     answers = [text + tokenizer.eos_token for text in outputs]
-    whole = policy.encode([policy.render(r["messages"], text) for r, text in zip(rows, answers)])
+    whole = policy.encode([policy.render(Prompt(r), text) for r, text in zip(rows, answers)])
     lengths = list(map(len, policy.encode(answers)))
     with torch.inference_mode():
         for start in range(0, len(whole), BATCH):

@@ -85,7 +85,7 @@ class Task:
         """The ranked answers of a sample, best first; empty where none can be read."""
         path = self.answer_path[0]
         if not path:
-            return [text] if (text := sample.output_text.strip()) else []
+            return [text] if (text := sample.answer.strip()) else []
         value = sample.output_json
         for step in path:
             if isinstance(step, int):

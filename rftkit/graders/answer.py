@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from rftkit.files import UserError, shorten
-from rftkit.records import UNCLOSED, Sample, is_unclosed, split_completion
+from rftkit.records import UNCLOSED, Sample, split_tool_calls
 
 PROGRAM_FAILED = "python_grader_runtime_error"  # the reward is then 0
 # Error flag of graders/run -> the field for its message; None if the API has no such field.
@@ -125,11 +125,8 @@ class Context:
 
     def __init__(self, item: dict[str, Any] | None, sample: Answer):
         if isinstance(sample, str):
-            reasoning, output = split_completion(sample)
-            stage = UNCLOSED if is_unclosed(sample) else ""
-            fields = {"reasoning": reasoning, "output_text": output, "parse_stage": stage}
-        else:
-            fields = sample if isinstance(sample, dict) else vars(sample)
+            sample = Sample.from_text(sample)
+        fields = sample if isinstance(sample, dict) else vars(sample)
         self.item: dict[str, Any] = item or {}
         self.usage: dict[str, dict[str, int]] = {}
         self.output_text: str = fields.get("output_text") or ""
@@ -137,6 +134,8 @@ class Context:
         self.finish_reason: str = fields.get("finish_reason") or "stop"
         self.unclosed = fields.get("parse_stage") == UNCLOSED
         self.output_tools: list[Any] = fields.get("output_tools") or []
+        if self.item.get("tools") and not self.output_tools:  # a text that calls them
+            self.output_text, self.output_tools = split_tool_calls(self.output_text)
         for key in ("output_json", "choices"):  # a given value replaces the cached property
             if fields.get(key) is not None:
                 vars(self)[key] = fields[key]

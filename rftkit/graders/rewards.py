@@ -31,7 +31,7 @@ def reward_function(
     max_lost_share: float = MAX_LOST_SHARE,
     end_token_ids: Collection[int] | None = None,
     item_column: str | None = None,
-    observer: Callable[[list[Sample | dict], list[Grade]], None] | None = None,
+    observer: Callable[[list[Sample], list[Grade]], None] | None = None,
 ) -> Callable[..., list[float | None]]:
     """TRL's signature over a grader: `completions, **columns -> list[float | None]`.
 
@@ -58,12 +58,13 @@ def reward_function(
         for index, completion in enumerate(completions):
             item = {key: values[index] for key, values in own.items()}
             items.append(json.loads(item[item_column]) if item_column else item)
-            sample, tools = _read(completion, prompts[index] if prompts else None)
+            prompt = prompts[index] if prompts else None
+            sample = _read(completion, prompt, items[-1].get("tools"))
             cut = sample.parse_stage == UNCLOSED
             if token_ids is not None:
                 cut = not token_ids[index] or int(token_ids[index][-1]) not in end_token_ids
             sample.finish_reason = "length" if cut else "stop"
-            samples.append({**vars(sample), "output_tools": tools} if tools else sample)
+            samples.append(sample)
         grades = grader.evaluate_many(items, samples)
         if observer is not None:
             observer(samples, grades)
@@ -82,18 +83,19 @@ def reward_function(
     return reward
 
 
-def _read(completion: Any, prompt: Any) -> tuple[Sample, list[Any]]:
-    """(sample, tool calls) of a text, or of chat messages, whose last assistant message counts.
+def _read(completion: Any, prompt: Any, tools: Any) -> Sample:
+    """The sample of a text, or of chat messages, whose last assistant message counts.
 
     A plain prompt that ends in `<think>` opened the thinking itself, so the completion is read
     as if it began there.
     """
     if isinstance(completion, str):
         opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
-        return Sample.from_text("<think>" + completion if opened else completion), []
+        return Sample.from_text("<think>" + completion if opened else completion, tools)
     assistant = [message for message in completion if message["role"] == "assistant"]
-    tools = [call for message in assistant for call in message.get("tool_calls") or []]
-    return Sample.from_text(assistant[-1].get("content") or "" if assistant else ""), tools
+    calls = [call for message in assistant for call in message.get("tool_calls") or []]
+    text = assistant[-1].get("content") or "" if assistant else ""
+    return Sample.from_text(text, tools, output_tools=calls)
 
 
 def _metrics(grades: list[Grade]) -> dict[str, float]:

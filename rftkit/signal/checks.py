@@ -17,7 +17,7 @@ from rftkit.attacks import Check, filled, reference_check
 from rftkit.decoding import end_tokens
 from rftkit.files import UserError
 from rftkit.graders.answer import fill_template
-from rftkit.policy import OWN_TEMPLATE, Policy
+from rftkit.policy import OWN_TEMPLATE, Policy, Prompt
 from rftkit.records import Sample
 from rftkit.rows import Row, messages_text
 from rftkit.task import Task
@@ -32,7 +32,7 @@ def check_template(policy: Policy, rows: Sequence[Row]) -> list[str]:
         return []
     try:
         for row in rows:
-            policy.render(row["messages"])
+            policy.render(Prompt(row))
     except UserError as error:
         return [str(error).removesuffix(OWN_TEMPLATE)]
     # A text of ours in place of the user's: what a user wrote is no marker.
@@ -88,9 +88,12 @@ MANY_UNKNOWN = 0.3  # ours: share of words; of the gene task's prompts 0 are unk
 
 
 def prompt_notes(policy: Policy, rows: Sequence[Row]) -> list[str]:
-    """What a user should know before this model reads these rows."""
+    """What a user should know before this model reads these rows. UserError where it cannot be
+    given a row's tools."""
     if not hasattr(policy, "tokenizer"):
         return []
+    if any(row.get("tools") for row in rows):
+        policy.render_all(Prompt(row) if row.get("tools") else "" for row in rows)
     renamed = any(policy.known_roles(row["messages"]) != row["messages"] for row in rows)
     share = unknown_words(policy, rows)
     notes = {

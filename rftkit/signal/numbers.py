@@ -223,7 +223,7 @@ def spread_parts(rewards: Sequence[float], readable: Sequence[bool]) -> tuple[fl
 
 def repeat_chance(group: list[Sample]) -> float:
     """The chance that two answers of a row are the same text, thinking included."""
-    counts = Counter((sample.reasoning, sample.output_text) for sample in group).values()
+    counts = Counter((sample.reasoning, sample.answer) for sample in group).values()
     return sum(count * (count - 1) for count in counts) / (len(group) * (len(group) - 1))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from rftkit.evaluation import Groups
 from rftkit.files import UserError
 from rftkit.loading import is_embedded
-from rftkit.policy import Policy
+from rftkit.policy import Policy, Prompt
 from rftkit.records import SamplingConfig
 from rftkit.rows import Row, Source, read_rows, row_ids
 from rftkit.signal import checks
@@ -164,7 +164,7 @@ def measure_signal(
 
 def draw(sample: Callable, rows: list[Row], each: int, settings: SamplingConfig) -> Groups:
     """Answers to these rows; UserError where most did not come."""
-    groups = sample([row["messages"] for row in rows], each, settings)
+    groups = sample(list(map(Prompt, rows)), each, settings)
     failed = [s for group in groups for s in group if s.finish_reason == "error"]
     if len(failed) > len(groups) * each / 2:
         lost = f"{len(failed)} of {len(groups) * each} answers did not come"

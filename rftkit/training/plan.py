@@ -14,7 +14,7 @@ from typing import Any
 
 from rftkit.environment import choose_device
 from rftkit.loading import hub_place, is_embedded, load_tokenizer
-from rftkit.policy import LocalPolicy
+from rftkit.policy import LocalPolicy, Prompt
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS, completion_limit
 from rftkit.training.config import RunConfig, config_base
@@ -157,10 +157,10 @@ def measure_model(
         return None
     kwargs = config.chat_template_kwargs or {}
     policy = LocalPolicy(None, tokenizer, config.model, chat_template_kwargs=kwargs)
-    for row in [*rows, *held_out]:
-        policy.render(row["messages"])
+    policy.render_all(map(Prompt, rows))
+    policy.render_all(map(Prompt, held_out), name="held-out row")
     some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]
-    longest = max(map(len, policy.encode([row["messages"] for row in some])))
+    longest = max(map(len, policy.encode(list(map(Prompt, some)))))
     context = getattr(model, "max_position_embeddings", None)
     limit = config.max_completion_tokens or (EMBEDDED_TOKENS if is_embedded(base) else None)
     room = limit or max(1, (context or 8 * OTHER_TOKENS) - longest)

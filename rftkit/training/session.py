@@ -77,6 +77,10 @@ class Session:
         set_seed(config.seed)
         self.out, self.task, self.rows, self.interrupted = out, task, rows, interrupted
         self.policy, self.notes = load_trainable(config), []
+        tooled = [number for number, row in enumerate(rows, 1) if row.get("tools")]
+        if tooled and config.method == "grpo" and self.policy.engine == "unsloth":
+            fault = "has tools, which Unsloth's sampling is not given"
+            raise UserError(f'row {tooled[0]}: {fault}: set engine to "transformers"')
         if resume:  # another batch size would add its sums in another order
             self.plan = Plan(**read_json(out / "plan.json"))
         else:
@@ -223,7 +227,7 @@ class StepReward:
     def __call__(self, prompts, completions, **columns) -> list[float | None]:
         try:
             with self.session.timed("grading"):
-                return self.reward(completions, prompts, **columns)
+                return self.reward(completions, **columns)
         finally:  # a batch whose grader fails is kept, too
             self.complete_samples(prompts, **columns)
             if not self.checked:

@@ -13,6 +13,7 @@ from rftkit.files import UserError
 from rftkit.graders.answer import fill_template
 from rftkit.graders.rewards import GraderFailure
 from rftkit.packing import rows_apart, token_logprobs
+from rftkit.policy import Prompt
 from rftkit.rows import row_ids
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
@@ -31,9 +32,11 @@ def run_steps(session: Session) -> None:
     reward = StepReward(session) if config.method == "grpo" else None
     if reward:  # the prompt is all that the model reads; the row travels beside it, to the grader
         session.task.grader.check_rows(rows)
+        # TRL renders messages for Unsloth, but knows no tools of a row.
+        read = policy.known_roles if policy.engine == "unsloth" else policy.render
         examples = [
-            {"prompt": policy.known_roles(r["messages"]), "item": json.dumps(r), "row_id": row_id}
-            for r, row_id in zip(rows, row_ids(rows))
+            {"prompt": read(Prompt(row)), "item": json.dumps(row), "row_id": row_id}
+            for row, row_id in zip(rows, row_ids(rows))
         ]
     else:
         examples = [sft_example(policy, session.task, row, config) for row in rows]
@@ -131,7 +134,7 @@ def sft_example(policy, task: Task, row: dict, config: RunConfig) -> dict[str, l
         head, _, body = template.rpartition("</think>")
         completion = (head + "</think>" if head else "") + fill_template(body, row)
     tokenizer = policy.tokenizer
-    (prompt,) = policy.encode([row["messages"]])
+    (prompt,) = policy.encode([Prompt(row)])
     answer = tokenizer(completion, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
