@@ -8,17 +8,21 @@ import openai
 import pytest
 from typer.testing import CliRunner
 
+from rftkit.attacks import reference_check
 from rftkit.cli import app
 from rftkit.files import UserError
+from rftkit.graders.grader import Grader
 from rftkit.graders.rewards import reward_function
 from rftkit.policy import Prompt
-from rftkit.records import SamplingConfig, split_tool_calls
+from rftkit.records import Sample, SamplingConfig, split_tool_calls
 from rftkit.rows import write_rows
+from rftkit.signal.numbers import repeat_chance
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import task_from_json
 from rftkit.training import trainer
 from rftkit.training.config import RunConfig
 from rftkit.training.plan import plan_run
+from rftkit.training.session import Session
 
 FIND = {"type": "function", "function": {"name": "find_part", "parameters": {"type": "object"}}}
 ASK = [{"role": "user", "content": "Look it up."}]
@@ -78,6 +82,18 @@ def test_a_local_model_reads_tools_and_its_calls_are_graded(knowing):
     assert reward([RIGHT, "find_part"], tools=[[FIND]] * 2, code=["K7"] * 2) == [1.0, 0.0]
 
 
+def test_an_answer_template_may_be_a_call():
+    template, row = RIGHT.replace("K7", "{{item.code}}"), ROWS[1]
+    assert reference_check(Grader.load(GRADER), template, [row]).status == "passed"
+    assert Grader.load(GRADER).grade(row, f"<think>{RIGHT}</think>No.")[0] == 0
+
+
+def test_two_calls_are_two_answers():
+    others = [CALL | {"function": {"name": name, "arguments": "{}"}} for name in "ab"]
+    assert repeat_chance([Sample(output_tools=[call]) for call in others]) == 0
+    assert Sample(output_tools=[CALL]).find_parse_stage() != "empty"
+
+
 def test_earlier_calls_reach_the_template_as_objects(knowing):
     past = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert '<|assistant|>{"code": "K7"}<|user|>' in knowing.render([*ASK, past, *ASK])
@@ -93,6 +109,14 @@ def test_training_gives_trl_the_text_with_the_tools(knowing, monkeypatch):
         trainer.run_steps(SimpleNamespace(config=config, plan=plan, policy=knowing, **rows))
     table = {row["row_id"]: row["prompt"] for row in given[0]["train_dataset"]}
     assert table == {row["row_id"]: knowing.render(Prompt(row)) for row in ROWS}
+
+
+def test_unsloth_which_draws_without_tools_is_refused_them(tmp_path, monkeypatch):
+    made = SimpleNamespace(engine="unsloth")
+    monkeypatch.setattr("rftkit.training.session.load_trainable", lambda config: made)
+    config = RunConfig(model="embedded:mini", grader=GRADER)
+    with pytest.raises(UserError, match="^row 2: has tools"):
+        Session(config, tmp_path, None, ROWS, [], [], None, False)
 
 
 def test_a_row_whose_tools_the_template_leaves_out_is_refused_by_number(mini, tmp_path):
