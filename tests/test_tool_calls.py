@@ -28,14 +28,9 @@ FIND = {"type": "function", "function": {"name": "find_part", "parameters": {"ty
 ASK = [{"role": "user", "content": "Look it up."}]
 ROWS = [{"row_id": f"r{i}", "messages": ASK, "code": "K7"} for i in range(3)]
 ROWS[1] |= {"tools": [FIND]}
-PARTS = {"find_part": "name", '{"code": "{{item.code}}"}': "arguments"}
-CHECKS = {
-    key: {"type": "string_check", "name": key, "input": given, "operation": "eq",
-          "reference": f"{{{{sample.output_tools[0].function.{key}}}}}"}
-    for given, key in PARTS.items()
-}  # fmt: skip
-GRADER = {"type": "multi", "name": "call", "graders": CHECKS}
-GRADER["calculate_output"] = "(name + arguments) / 2"
+GRADER = {"type": "string_check", "name": "call", "operation": "eq"}
+GRADER["input"] = '{"code": "{{item.code}}"}'
+GRADER["reference"] = "{{sample.output_tools[0].function.arguments}}"
 RIGHT = '<tool_call>\n{"name": "find_part", "arguments": {"code": "K7"}}\n</tool_call>'
 CALL = {"id": "call_0", "type": "function"}
 CALL["function"] = {"name": "find_part", "arguments": '{"code": "K7"}'}
