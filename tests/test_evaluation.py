@@ -71,13 +71,17 @@ def test_clustering_widens_the_interval_and_pairing_narrows_it():
     assert bootstrap(values + 0.05, groups).low < together.high
 
 
-def test_rows_in_a_frame_are_evaluated_and_measured_as_the_rows_themselves(mini, genes):
-    task, rows = genes[0], genes[1][:8]
-    frame = pandas.DataFrame(rows)
-    one, other = (evaluate(mini, task, given, greedy=False) for given in (rows, frame))
-    assert [s.output_text for group in one.samples for s in group] == [
-        s.output_text for group in other.samples for s in group
-    ]
-    given = {"answers": 2, "most": 32, "max_completion_tokens": 16}
-    one, other = (measure_signal(mini, task, rows, **given).to_json() for rows in (rows, frame))
-    assert one["samples"] == other["samples"] and one["verdict"] == other["verdict"]
+class Says:
+    """A policy that answers with the prompt's own text."""
+
+    name = "says"
+
+    def sample(self, prompts, n, config, progress=None):
+        return [[answer(prompt[0]["content"]) for _ in range(n)] for prompt in prompts]
+
+
+def test_rows_in_a_frame_are_evaluated_and_measured():
+    frame = pandas.DataFrame({"prompt": ["X", "Z"], "gene": ["X", "Y"]})
+    result = evaluate(Says(), TASK, frame, samples=1)
+    assert result.values["top1"].tolist() == result.greedy["top1"].tolist() == [1.0, 0.0]
+    assert measure_signal(Says(), TASK, frame, max_completion_tokens=8).rows == 2

@@ -39,6 +39,12 @@ OPINION = {"type": "score_model", "name": "n", "model": "m", "input": [
 TEMPLATE = '{"sum": "{{item.answer}}"}'
 
 
+TIDY = formula(
+    "0.9 * right + 0.1 * tidy",
+    right=GOOD, tidy=check(reference="yes", path="{{sample.output_json.tidy}}"),
+), 40, '{"sum": "{{item.answer}}", "tidy": "yes"}'  # fmt: skip
+
+
 def sums(grader=GOOD, count=40, template=TEMPLATE):
     """(task, rows): row i asks for i + 100."""
     record = {"name": "sums", "question": "?", "grader": grader, "group_by": "answer"}
@@ -191,9 +197,7 @@ def test_pass_at_k_and_dead_groups_are_means_over_all_groups_of_k(rewards, unrea
 
 
 def test_right_is_what_the_tasks_metric_says_and_the_reward_stands_beside_it():
-    tidy = check(reference="yes", path="{{sample.output_json.tidy}}")
-    grader = formula("0.9 * right + 0.1 * tidy", right=GOOD, tidy=tidy)
-    task, rows = sums(grader, template='{"sum": "{{item.answer}}", "tidy": "yes"}')
+    task, rows = sums(*TIDY)
     signal = gate(guesses(share=0.4), (replace(task, headline="top1"), rows))
     assert signal.metric == "top1" and signal.pass_at[1].low < 0.4 < signal.pass_at[1].high
     assert signal.pass_at_reward[8].mean == 0 and len(signal.never) < len(rows)
@@ -236,11 +240,8 @@ def test_variance_is_taken_apart_into_form_and_ability():
 
 
 def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():
-    tidy = check(reference="yes", path="{{sample.output_json.tidy}}")
-    grader = formula("0.9 * right + 0.1 * tidy", right=GOOD, tidy=tidy)
-    task_and_rows = sums(grader, template='{"sum": "{{item.answer}}", "tidy": "yes"}')
     wrong = Scripted(lambda m, i, rng: f'{{"sum": "0", "tidy": "{rng.choice(["yes", "no"])}"}}')
-    signal = gate(wrong, task_and_rows)
+    signal = gate(wrong, sums(*TIDY))
     assert signal.dead_groups.mean < 0.2 and signal.dead_ability.mean == 1
 
 

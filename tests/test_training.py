@@ -18,7 +18,6 @@ from rftkit.dashboard import TrainingDashboard
 from rftkit.evaluation import Interval
 from rftkit.files import embedded_model
 from rftkit.policy import LocalPolicy
-from rftkit.records import SamplingConfig
 from rftkit.rows import write_rows
 from rftkit.training.report import list_runs, runs_table
 from rftkit.training.run import GateSaysFix
@@ -80,9 +79,6 @@ def test_labels_on_both_sides_are_no_group(tmp_path):
     report = json.loads((run.out / "report.json").read_text())
     assert report["training"]["answer_groups_shared_with_eval"] is None
     assert [text for text in said if text.startswith("mood ")]
-    open_set = [row | {"mood": f"m{n // 2}"} for n, row in enumerate(rows)]
-    with pytest.raises(UserError, match="mood"):
-        train(config, tmp_path / "b", rows=open_set[:17], held_out=open_set[17:])
 
 
 def test_rft_raises_the_held_out_score_and_logs_each_step(run):
@@ -166,31 +162,24 @@ def test_samples_say_where_they_come_from(tiny):
     assert all(s["prompt_tokens"] == tokens[s["row_id"]] > 20 for s in samples)
 
 
-def test_the_saved_adapter_gives_the_answers_of_the_run(run):
-    prompts = [row["messages"] for row in load_task("gene_ranking").rows("validation")[:10]]
-    greedy = SamplingConfig(temperature=0, max_new_tokens=48)
-    trained, loaded, base = (
-        [group[0].output_text for group in policy.sample(prompts, 1, greedy)]
-        for policy in (run.policy, load_policy(str(run.out)), load_policy("embedded:mini"))
-    )
-    assert trained == loaded != base
-
-
-def test_a_run_folder_moves_and_its_adapter_loads_in_plain_peft(tiny, tmp_path, monkeypatch):
+def test_a_run_folder_moves_and_its_adapter_answers_in_plain_peft_too(run, tmp_path, monkeypatch):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
-    moved = shutil.copytree(tiny.out, tmp_path / "elsewhere")
+    moved = shutil.copytree(run.out, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     model = AutoPeftModelForCausalLM.from_pretrained("elsewhere/adapter", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained("elsewhere/adapter")
-    theirs = LocalPolicy(model.eval(), tokenizer, "theirs")
-    prompts = [row["messages"] for row in load_task("gene_ranking").rows("validation")[:4]]
-    drawn = [p.sample(prompts, 2) for p in (theirs, load_run(moved).policy, tiny.policy)]
-    texts = [[[s.output_text for s in group] for group in groups] for groups in drawn]
-    assert texts[0] == texts[1] == texts[2]
+    policies = {"theirs": LocalPolicy(model.eval(), tokenizer, "theirs"), "ours": run.policy}
+    policies |= {"moved": load_run(moved).policy, "base": load_policy("embedded:mini")}
+    prompts = [row["messages"] for row in load_task("gene_ranking").rows("validation")[:8]]
+    texts = {
+        name: [s.output_text for group in policy.sample(prompts, 2) for s in group]
+        for name, policy in policies.items()
+    }
+    assert texts["theirs"] == texts["moved"] == texts["ours"] != texts["base"]
     card = (moved / "adapter" / "README.md").read_text()
-    assert str(Interval(*(tiny.best[k] for k in ("mean", "low", "high")))) in card
+    assert str(Interval(*(run.best[k] for k in ("mean", "low", "high")))) in card
     assert "base_model: embedded:mini" in card and load_task("gene_ranking").grader.name in card
 
 
@@ -284,19 +273,17 @@ def test_files_that_no_run_wrote_are_kept(tmp_path, name):
     assert (tmp_path / name).read_text() == '{"mine": 1}'
 
 
-def test_a_held_out_group_must_not_be_trained_on(tmp_path):
-    rows = load_task("gene_ranking").rows("train")[:4]
-    with pytest.raises(UserError, match="both training and held-out rows"):
-        train(RunConfig(**TINY), tmp_path, rows=rows, held_out=rows[:1])
-
-
-def test_a_row_without_its_answer_stops_the_run(tmp_path):
+@pytest.mark.parametrize("lacking", ["a group of its own", "an answer"])
+def test_held_out_rows_without_what_they_need_stop_the_run(tmp_path, lacking):
     task = load_task("gene_ranking")
-    task.group_by = None
-    rows = {"rows": task.rows("train")[:4], "held_out": task.rows("validation")[:4]}
-    rows["held_out"][2].pop("reference_gene")
+    rows, held_out = task.rows("train")[:4], task.rows("validation")[:4]
+    if lacking == "an answer":
+        held_out[2].pop("reference_gene")
+        task.group_by = None
+    else:
+        held_out[2] = rows[0]
     with pytest.raises(UserError, match="reference_gene"):
-        train(RunConfig(**VALIDATED), tmp_path, task=task, **rows)
+        train(RunConfig(**VALIDATED), tmp_path, task=task, rows=rows, held_out=held_out)
     assert read_lines(tmp_path / "log.jsonl") == []
 
 

@@ -49,8 +49,7 @@ class RunConfig(BaseModel):
     learning_rate: float | None = Field(None, gt=0)  # of the LoRA; None: by the model's width
     beta: float = Field(0.04, ge=0)  # weight of the KL term that ties the policy to its start
     temperature: float = Field(1.0, gt=0)  # of the completions that are learned from
-    # A longer answer is truncated. None: from the model (plan.with_limit).
-    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)  # None: see plan_run
     lora_rank: int = Field(4, ge=1, le=4_096)  # alpha is the same, so the adapter's scale is 1
     init_adapter: str | None = None  # an adapter or run folder to start from
     micro_batch: int | None = Field(None, ge=1)  # completions a pass; None: what the memory holds
@@ -157,8 +156,8 @@ def read_run_config(file: str | Path, model: str | None = None, sandbox: bool = 
         is_path = name in PATHS and isinstance(value, str) and value
         if is_path and (folder / file_of(value)).exists():
             record[name] = str(folder / value)
-    given = {"model": model, "sandbox": sandbox}
-    return RunConfig(**record | {name: value for name, value in given.items() if value})
+    record |= {"model": model} if model else {}
+    return RunConfig(**record | ({"sandbox": True} if sandbox else {}))
 
 
 def config_base(config: RunConfig) -> str:
@@ -173,14 +172,12 @@ def config_base(config: RunConfig) -> str:
 def config_task(config: RunConfig) -> Task:
     """The task that it names, with the config's own fields in place of the task's; or the task that
     these make up."""
-    names = ("answer_template", "group_by", "patterns")
+    names = ("grader", "answer_template", "group_by", "patterns")
     own = {name: value for name in names if (value := getattr(config, name)) is not None}
     weak, sandbox = config.allow_weak_isolation, config.sandbox
     own["settings"] = GraderSettings(allow_weak_isolation=weak, sandbox=sandbox)
-    if config.grader is not None or config.grader_maximum is not None:
+    if "grader" in own or config.grader_maximum is not None:
         own["maximum"] = config.grader_maximum
-    if config.grader is not None:
-        own["grader"] = config.grader
     if config.task:
         return replace(load_task(config.task), **own)
     if not config.grader:
