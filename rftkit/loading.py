@@ -27,31 +27,30 @@ def model_folder(model: str) -> tuple[str, str | None]:
     if model.startswith("embedded:"):
         return str(embedded_model(model.removeprefix("embedded:"))), None
     path = Path(model)
-    if (path / "adapter" / "adapter_config.json").exists():
-        path = path / "adapter"
-    config = path / "adapter_config.json"
-    if config.exists():
-        record = read_json(config)
-        base = record.get("base_model_name_or_path") if isinstance(record, dict) else None
-        if not isinstance(base, str) or not base:
-            missing = 'no "base_model_name_or_path", expected the model it was made for'
-            raise UserError(f"{config}: {missing}: write its name there, such as embedded:mini")
-        return adapter_base(base, config, record.get("revision")), str(path)
+    for folder in (path / "adapter", path):
+        if (folder / "adapter_config.json").exists():
+            return adapter_base(folder / "adapter_config.json"), str(folder)
     # An unfinished run's folder has a config.json too: its RunConfig.
     if path.exists() and "model_type" not in read_json(path / "config.json"):
         raise UserError(f"{path}: not a model, an adapter or a finished run: name one of these")
     return model, None
 
 
-def adapter_base(base: str, config: Path, revision: str | None) -> str:
-    """Where an adapter's base is. A relative path is looked for in the adapter's run first."""
+def adapter_base(config: Path) -> str:
+    """Where the base of an adapter is. A relative path is looked for in the adapter's run first."""
+    record = read_json(config)
+    base = isinstance(record, dict) and record.get("base_model_name_or_path")
+    if not base:
+        missing = 'no "base_model_name_or_path", expected the model it was made for'
+        raise UserError(f"{config}: {missing}: write its name there, such as embedded:mini")
     if Path(base).parent.parts[-2:] == MODELS.parts[-2:]:  # an embedded one, of any installation
-        return model_folder(f"embedded:{Path(base).name}")[0]
-    for folder in (*config.parents[:2], run_folder(str(config.parent)) or Path()):
+        return str(embedded_model(Path(base).name))
+    for folder in config.parents[:4]:  # RUN/checkpoints/best/step-000010
         if (folder / base).is_dir():
             return str(folder / base)
     if Path(base).is_absolute():
         raise UserError(f"{config}: its base {base} is not there: write its new place or hub name")
+    revision = record.get("revision")
     return model_folder(f"{base}@{revision}" if revision else base)[0]
 
 

@@ -278,28 +278,14 @@ def test_what_a_python_grader_did_becomes_the_right_kind_of_fault(outcome, rewar
 FACTOR = 2
 
 
-def test_a_decorated_function_is_a_grader_that_travels_if_it_stands_alone():
-    @grader(name="long enough", maximum=2)
-    def longer(sample, item):
-        import re
-
-        return len(re.sub("!", "", sample.get("output_text").strip())) / item["limit"]
-
-    assert (longer.name, longer.maximum) == ("long enough", 2)
-    assert longer.grade({"limit": 4}, " abc!")[0] == 0.75
-    grade = longer.evaluate({}, "abc")
-    assert (grade.reward, grade.errors) == (0.0, ["python_grader_runtime_error"])
-    assert Grader.load(longer.to_json(), SETTINGS).grade({"limit": 4}, " abc!")[0] == 0.75
-
-
-def test_a_function_that_cannot_be_called_or_exported_is_refused():
+def test_a_decorated_function_is_a_grader_and_exported_if_it_stands_alone():
     local = 3
 
-    @grader
+    @grader(name="borrower", maximum=2)
     def borrows(sample, item):
         return FACTOR * local / 6
 
-    assert borrows.grade({}, "x")[0] == 1.0
+    assert (borrows.name, borrows.maximum, borrows.grade({}, "x")[0]) == ("borrower", 2, 1.0)
     with pytest.raises(UserError, match="FACTOR, local"):
         borrows.to_json()
     with pytest.raises(UserError, match="no def"):

@@ -31,12 +31,9 @@ FUNCTIONS = {
         def reward(completions, label, **columns):
             assert columns["length"] == [3] and columns["prompts"] == ["Which mood?"]
             return [float(text.strip() == right) for text, right in zip(completions, label)]""",
-    "of TRL, messages": """
+    "of TRL, messages, nothing raised": """
         def reward(prompts, completions, label):
             assert prompts[0][0]["role"] == "user"
-            return [float(c[0]["content"] == right) for c, right in zip(completions, label)]""",
-    "of TRL, messages, nothing raised": """
-        def reward(completions, label, **columns):
             def one(said, right):
                 try:
                     return float(said[-1]["content"] == right)
@@ -85,9 +82,8 @@ def test_each_signature_grades_alike_here_and_in_the_sandbox(kind, write):
         assert [made.grade(ROW, text)[0] for text in ("<think>?</think>joy", "no")] == [1.0, 0.0]
 
 
-def test_none_is_no_grade_and_an_exception_is_zero(write):
-    file = write("def f(completions, **columns): return [None if completions == ['x'] else 1 / 0]")
-    made = Grader.load(file)
+def test_none_is_no_grade_and_an_exception_is_zero():
+    made = Grader.load(lambda completions, **columns: [None if completions == ["x"] else 1 / 0])
     lost, failed = made.evaluate(ROW, "x"), made.evaluate(ROW, "y")
     assert (lost.reward, lost.errors) == (None, ["other_error"])
     assert (failed.reward, failed.errors) == (0.0, ["python_grader_runtime_error"])

@@ -76,23 +76,17 @@ def changed_template(folder, change):
     return RunConfig(**TINY | {"model": str(folder)})
 
 
-@pytest.mark.parametrize("role", ["developer", "assistant"])
-def test_a_template_that_loses_a_message_is_named_before_anything_is_sampled(tmp_path, role):
-    """In the last of the held-out rows alone, which no plan looks at."""
-    lost = [{"role": role, "content": "Ataxia."}]
+def test_a_template_that_loses_a_message_is_named_before_anything_is_sampled(tmp_path):
+    """In the last of the held-out rows alone."""
+    rows, place = load_task("gene_ranking").rows("validation"), tmp_path / "held_out.jsonl"
+    rows[-1]["messages"].insert(0, {"role": "assistant", "content": "Ataxia."})
+    write_rows(place, rows)
     config = changed_template(
-        tmp_path / "model",
-        lambda own: own.replace("{% else %}", "{% elif message.role != 'system' %}").replace(
-            "'<|assistant|>' + message.content", "''"
-        ),
-    )
-    rows, held_out = (load_task("gene_ranking").rows(side) for side in ("train", "validation"))
-    held_out[-1] = held_out[-1] | {"messages": lost + held_out[-1]["messages"]}
-    write_rows(tmp_path / "held_out.jsonl", held_out)
-    with pytest.raises(UserError, match=f"does not hold 'Ataxia.' .{role}"):
-        plan(config.replace(validation_file=tmp_path / "held_out.jsonl"))
-    with pytest.raises(UserError, match=f"does not hold 'Ataxia.' .{role}"):
-        train(config, tmp_path / "run", rows=rows, held_out=held_out)
+        tmp_path / "model", lambda own: own.replace("'<|assistant|>' + message.content", "''")
+    ).replace(validation_file=place)
+    for start in (plan, lambda config: train(config, tmp_path / "run")):
+        with pytest.raises(UserError, match=r"does not hold 'Ataxia\.' \(assistant"):
+            start(config)
     assert read_lines(tmp_path / "run" / "samples.jsonl") == []
 
 
@@ -212,6 +206,7 @@ def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
     assert dice.model.training, "the model is left in evaluation"
 
 
+@pytest.mark.prove
 def test_a_hacked_grader_raises_the_alarm(tmp_path):
     """The grader pays for a phrase. The phrase is learned, the answers get worse, and the adapter
     that is kept is the one before."""
@@ -228,10 +223,15 @@ def test_a_hacked_grader_raises_the_alarm(tmp_path):
     assert done.best["mean"] >= done.start["mean"]
 
 
-def test_the_best_three_adapters_are_kept_and_the_best_is_loaded(tmp_path):
-    changes = {"eval_every": 1, "eval_rows": 8, "patience": 0, "save_every": 2}
-    done = train(RunConfig(**FOUR | changes), tmp_path)
-    means = [(0, done.start["mean"])] + [(r["step"], r["validation"]["mean"]) for r in done.log]
+def test_the_best_three_adapters_are_kept_and_alarms_of_a_validation_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(HeldOut, "drift", lambda self, values, step: [{"name": "drift"}])
+    changes = {"eval_every": 2, "eval_rows": 8, "patience": 0, "steps": 6}
+    done = train(RunConfig(**TINY | changes), tmp_path)
+    assert [(alarm["step"], alarm["name"]) for alarm in done.alarms] == [
+        (step, "drift") for step in (2, 4, 6)
+    ]
+    means = [(r["step"], r["validation"]["mean"]) for r in done.log if "validation" in r]
+    means.append((0, done.start["mean"]))
     expected = sorted(means, key=lambda found: (-found[1], found[0]))[:3]
     best = tmp_path / "checkpoints" / "best"
     assert {p.name for p in best.iterdir()} == {f"step-{step:06d}" for step, _ in expected}

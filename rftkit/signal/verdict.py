@@ -197,8 +197,8 @@ def completion_limit(
     """(max_completion_tokens for this model, a sentence): the p95 of its own completions."""
     if is_embedded(getattr(getattr(policy, "model", None), "name_or_path", "")):
         return EMBEDDED_TOKENS, f"max_completion_tokens {EMBEDDED_TOKENS}: it is an embedded model"
-    rows, settings = rows[:: -(-len(rows) // PROBES)], SamplingConfig(temperature, seed=seed)
-    settings.max_new_tokens = most
+    rows = rows[:: -(-len(rows) // PROBES)]
+    settings = SamplingConfig(temperature, max_new_tokens=most, seed=seed)
     drawn = sum(draw(policy.sample, rows, -(-PROBES // len(rows)), settings), [])
     p95 = quantiles(drawn)["p95"]
     limit = min(roomy(p95), most)
