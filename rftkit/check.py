@@ -11,10 +11,10 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from rftkit.contract import (
-    Row,
+    Line,
     RowFault,
     Source,
     read_lines,
@@ -36,21 +36,6 @@ from rftkit.rows import (
 
 CONVERT = 'rftkit.write_rows("new.jsonl", rftkit.read_rows("{}")) writes the form OpenAI requires'
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
-
-
-class Line(NamedTuple):
-    """A line that holds a row."""
-
-    file: str
-    number: int
-    row: Row
-
-    def fault(self, kind: str, found: str, key: str = "", value: str = "") -> RowFault:
-        return RowFault(kind, found, key, value, self.file, self.number)
-
-    def place_from(self, other: Line) -> str:
-        """`line 3`, or `train.jsonl:3` if `other` is in another file."""
-        return f"line {self.number}" if other.file == self.file else f"{self.file}:{self.number}"
 
 
 @dataclass
@@ -92,16 +77,15 @@ def check_rows(
     else:
         report.files["validation"] = source_name(validation, "held_out")
     for (side, file), source, lines in zip(report.files.items(), (rows, validation), sides):
-        moved = []  # rows whose messages are not at the top
-        for number, row, line_faults, place in read_lines(source, file):
-            faults += line_faults
-            lines += [] if row is None else [Line(file, number, row)]
-            moved += [lines[-1].fault("messages", place, "messages")] if place else []
-        if len(moved) < len(lines):  # the other rows have them there
-            faults += moved
+        for line in read_lines(source, file):
+            faults += line.faults
+            lines += [] if line.row is None else [line]
+        moved = [line for line in lines if line.moved]
+        if len(moved) < len(lines):  # the other rows have them at the top
+            faults += [line.fault("messages", line.moved, "messages") for line in moved]
         elif moved:
-            count = plural(len(moved), "row")
-            report.notes.append(f"{file}: {moved[0].found} in {count}: {CONVERT.format(file)}")
+            place = f"{moved[0].moved} in {plural(len(moved), 'row')}"
+            report.notes.append(f"{file}: {place}: {CONVERT.format(file)}")
         for line in lines[MAX_ROWS[side] :][:1]:
             faults.append(line.fault("too many rows", f"{len(lines):,} rows"))
         report.rows[side] = len(lines)

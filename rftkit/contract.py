@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -199,26 +199,43 @@ def joined_text(content: Any) -> Any:
     return "\n".join(texts) if pure else content
 
 
+class Line(NamedTuple):
+    """A line of a file or a row in memory, or with the number None the whole of either."""
+
+    file: str
+    number: int | None  # counted from 1
+    row: Row | None  # None if unreadable
+    faults: list[RowFault]
+    moved: str = ""  # where its messages were, if not at the top
+
+    def fault(self, kind: str, found: str, key: str = "", value: str = "") -> RowFault:
+        return RowFault(kind, found, key, value, self.file, self.number)
+
+    def place_from(self, other: Line) -> str:
+        """`line 3`, or `train.jsonl:3` if `other` is in another file."""
+        return f"line {self.number}" if other.file == self.file else f"{self.file}:{self.number}"
+
+
 def source_name(source: Source, in_memory: str = "rows") -> str:
     return str(source) if isinstance(source, (str, Path)) else in_memory
 
 
-Record = tuple[int | None, Row | None, list[RowFault]]  # line, object if readable, faults
-
-
-def read_lines(source: Source, in_memory: str = "rows") -> Iterator[tuple]:
-    """Yield (line number, row or None if unreadable, faults, where its messages were) for every
-    row. Faults of the whole source have the line number None."""
+def read_lines(source: Source, in_memory: str = "rows") -> Iterator[Line]:
+    """in_memory: what messages call rows that are in no file."""
+    file = source_name(source, in_memory)
     for number, record, faults in read_records(source):
-        row, place = (None, "") if record is None else as_row(record)
+        row, moved = (None, "") if record is None else as_row(record)
         faults += [] if row is None else row_faults(row)
         for fault in faults:
-            fault.file, fault.line = source_name(source, in_memory), number
-        yield number, row, faults, place
+            fault.file, fault.line = file, number
+        yield Line(file, number, row, faults, moved)
+
+
+Record = tuple[int | None, Row | None, list[RowFault]]
 
 
 def read_records(source: Source) -> Iterator[Record]:
-    """Yield the JSON objects of a source, unchanged."""
+    """Yield (line number, JSON object or None if unreadable, faults), the objects unchanged."""
     path = Path(source) if isinstance(source, (str, Path)) else None
     try:
         records = _read_table(path or source)

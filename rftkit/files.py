@@ -89,9 +89,9 @@ def say_once(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def plural(count: int, one: str, many: str = "") -> str:
+def plural(count: int, one: str) -> str:
     """`3 rows`, `1 row`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {one if count == 1 else one + 's'}"
 
 
 def printable(text: str) -> str:

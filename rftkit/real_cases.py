@@ -18,6 +18,7 @@ from typing import Any
 from rftkit.files import MODELS, UserError, read_json
 from rftkit.genes.hpo import Hpo, load_hpo
 from rftkit.genes.phenopackets import read_cases
+from rftkit.rows import Row
 
 WORLD_FILE = MODELS / "world.json"  # written by `python -m tools.medical_school.world`
 
@@ -32,9 +33,6 @@ ONSET_OF = {f"{name} onset": group for group, names in ONSETS.items() for name i
 QUESTION = "Which genes may be responsible?"
 MOST_PRESENT, MOST_ABSENT, FEWEST_PRESENT = 6, 3, 3
 NO_ONSET, NO_SEX = "infancy", "female"  # what is written where a case records none: counted
-
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -64,7 +62,7 @@ def question_text(present: list[str], absent: list[str], onset: str, sex: str) -
     )
 
 
-def read_real_cases(source: str | Path, world: World) -> tuple[Rows, dict[str, Any]]:
+def read_real_cases(source: str | Path, world: World) -> tuple[list[Row], dict[str, Any]]:
     """(cases of the world's genes as rows that its models can read, counts of what was kept, lost
     and filled in). The source holds phenopackets, or rows of `rftkit cases`."""
     hpo = load_hpo()
@@ -96,9 +94,8 @@ def read_real_cases(source: str | Path, world: World) -> tuple[Rows, dict[str, A
         row["present"] = [{"id": term, "label": world.terms[term]} for term in present]
         rows.append(row)
     if not rows:
-        raise UserError(
-            f"{source}: none of {counts['records']} cases is of this world: {dict(lost)}"
-        )
+        few = f"none of {counts['records']} cases is of this world"
+        raise UserError(f"{source}: {few}: {dict(lost)}")
     return rows, {
         "read": counts["records"],
         "kept": len(rows),

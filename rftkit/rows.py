@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.contract import Row, Source, read_lines, source_name, value_text
+from rftkit.contract import Row, Source, read_lines, value_text
 from rftkit.files import UserError, plural, say_once, write_text
 
 ID_KEYS = ("case_id", "row_id")
@@ -34,12 +34,12 @@ def read_rows(source: Source, in_memory: str = "rows") -> list[Row]:
     if isinstance(source, Rows):
         return source
     rows = Rows()
-    for _, row, faults, place in read_lines(source, in_memory):
-        if faults:
-            raise UserError(str(faults[0]))
-        if place:
-            say_once(f"{source_name(source, in_memory)}: {place}")
-        rows.append(row)
+    for line in read_lines(source, in_memory):
+        if line.faults:
+            raise UserError(str(line.faults[0]))
+        if line.moved:
+            say_once(f"{line.file}: {line.moved}")
+        rows.append(line.row)
     return rows
 
 
