@@ -36,8 +36,7 @@ from rftkit.task import Task, load_task
 from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
-# Errors of an endpoint that come with every request.
-UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
+UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")  # every time
 
 
 @dataclass
@@ -283,10 +282,9 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
 
 
 def load_metric(name: str) -> MetricFunction:
-    """Load a custom metric from "module:function"; the current folder is on the import path. The
-    function takes (sample, item), as a python grader does, and returns one number; `sample` holds
-    all of a line of samples.jsonl. It runs IN THIS PROCESS with all your rights: load only your own
-    code."""
+    """Load a custom metric from "module:function", which may be in the current folder. It takes
+    (sample, item), as a python grader does, and returns one number; `sample` holds all of a line of
+    samples.jsonl. It runs IN THIS PROCESS with all your rights: load only your own code."""
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -294,8 +292,6 @@ def load_metric(name: str) -> MetricFunction:
     except Exception as error:  # a user's module may raise anything on import
         cause = f"cannot be loaded ({error!r})"
         raise UserError(f"--metric {name}: {cause}, expected importable module:function") from None
-    finally:
-        sys.path.pop(0)
 
     def value(row: dict[str, Any], sample: Sample) -> float:
         number = metric(sample.to_json() | Context(row, sample).as_dict(), row)

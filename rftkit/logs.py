@@ -105,8 +105,8 @@ class Log:
 
 
 KEPT_START = (
-    "kept step 0: this adapter is the untrained start, for no validation beat it; to keep another, "
-    "set keep_start to false, or take one of checkpoints/best/"
+    "kept step 0: this adapter is the untrained start, no validation beat it; to keep another, "
+    "set keep_start to false or take one of checkpoints/best/"
 )
 
 
