@@ -17,7 +17,7 @@ from rftkit.attacks import Check, filled, reference_check
 from rftkit.decoding import end_tokens
 from rftkit.files import UserError
 from rftkit.graders.answer import fill_template
-from rftkit.policy import OWN_TEMPLATE, Policy, Prompt
+from rftkit.policy import OWN_TEMPLATE, LocalPolicy, Policy, Prompt
 from rftkit.records import Sample
 from rftkit.rows import Row, messages_text
 from rftkit.task import Task
@@ -90,7 +90,7 @@ MANY_UNKNOWN = 0.3  # ours: share of words; of the gene task's prompts 0 are unk
 def prompt_notes(policy: Policy, rows: Sequence[Row]) -> list[str]:
     """What a user should know before this model reads these rows. UserError where it cannot be
     given a row's tools."""
-    if not hasattr(policy, "tokenizer"):
+    if not isinstance(policy, LocalPolicy):
         return []
     if any(row.get("tools") for row in rows):
         policy.render_all(Prompt(row) if row.get("tools") else "" for row in rows)
