@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -360,9 +359,10 @@ def test_what_the_model_does_not_know_is_said(mini, genes, role, content, named)
     rows = [{"messages": [{"role": role, "content": content}]}]
     notes = prompt_notes(mini, rows)
     assert [named in note for note in notes] == ([True] if named else [])
-    wrapped = SimpleNamespace(tokenizer=mini.tokenizer, sample=mini.sample)
-    assert prompt_notes(mini, genes[1]) == [] == prompt_notes(guesses(), rows)
-    assert prompt_notes(wrapped, rows) == []  # a policy of one's own
+    assert prompt_notes(mini, genes[1]) == []
+    own = guesses()  # a policy of one's own that wraps a model
+    own.tokenizer = mini.tokenizer
+    assert gate(own, sums()).verdict == "go"
 
 
 @pytest.mark.parametrize(

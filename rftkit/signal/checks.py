@@ -17,7 +17,7 @@ from rftkit.attacks import Check, filled, reference_check
 from rftkit.decoding import end_tokens
 from rftkit.files import UserError
 from rftkit.graders.answer import fill_template
-from rftkit.policy import OWN_TEMPLATE, LocalPolicy, Policy, Prompt
+from rftkit.policy import OWN_TEMPLATE, LocalPolicy, Prompt
 from rftkit.records import Sample
 from rftkit.rows import Row, messages_text
 from rftkit.task import Task
@@ -26,10 +26,8 @@ MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of
 QUESTION, ANSWER = "Rftkit asks.", "Rftkit answers."  # what the template is tried on
 
 
-def check_template(policy: Policy, rows: Sequence[Row]) -> list[str]:
+def check_template(policy: LocalPolicy, rows: Sequence[Row]) -> list[str]:
     """What is wrong with the prompts that the chat template makes of the rows' messages."""
-    if not hasattr(policy, "tokenizer"):  # an endpoint applies its own
-        return []
     try:
         for row in rows:
             policy.render(Prompt(row))
@@ -49,7 +47,7 @@ def check_template(policy: Policy, rows: Sequence[Row]) -> list[str]:
     return faults
 
 
-def check_opening(policy: Policy, messages: list[Row], prompt: str, opening: str) -> list[str]:
+def check_opening(policy: LocalPolicy, messages: list[Row], prompt: str, opening: str) -> list[str]:
     """Does the prompt end where an answer begins? `opening` is all that stands before an answer."""
     tokenizer = policy.tokenizer
     unprompted = policy.apply_template(messages, add_generation_prompt=False).rstrip()
@@ -64,7 +62,7 @@ def check_opening(policy: Policy, messages: list[Row], prompt: str, opening: str
     return [f"the prompt ends with {prompt[-30:]!r}, but an answer begins after {opening[-30:]!r}"]
 
 
-def _rendered(policy: Policy, messages: list[Row], role: str) -> str:
+def _rendered(policy: LocalPolicy, messages: list[Row], role: str) -> str:
     """The conversation that ends with ANSWER; "" where the template refuses to write it."""
     more = [*messages, {"role": role, "content": ANSWER}]
     try:
@@ -73,10 +71,8 @@ def _rendered(policy: Policy, messages: list[Row], role: str) -> str:
         return ""
 
 
-def unended(policy: Policy, row: Row) -> str:
+def unended(policy: LocalPolicy, row: Row) -> str:
     """What closes an answer in the chat template and is no end token; "" where one is."""
-    if not hasattr(policy, "tokenizer"):  # nothing is known
-        return ""
     ends = end_tokens(policy.model, policy.tokenizer)
     closing = _rendered(policy, row["messages"], "assistant").partition(ANSWER)[2].strip()
     first = policy.tokenizer(closing, add_special_tokens=False).input_ids[:1]
@@ -87,15 +83,13 @@ WORD = re.compile(r"[^\W\d_]{3,}")
 MANY_UNKNOWN = 0.3  # ours: share of words; of the gene task's prompts 0 are unknown to the mini
 
 
-def prompt_notes(policy: Policy, rows: Sequence[Row]) -> list[str]:
+def prompt_notes(policy: LocalPolicy, rows: Sequence[Row]) -> list[str]:
     """What a user should know before this model reads these rows. UserError where it cannot be
     given a row's tools."""
-    if not isinstance(policy, LocalPolicy):
-        return []
     if any(row.get("tools") for row in rows):
         policy.render_all(Prompt(row) if row.get("tools") else "" for row in rows)
     renamed = any(policy.known_roles(row["messages"]) != row["messages"] for row in rows)
-    share = unknown_words(policy, rows)
+    share = unknown_words(policy.tokenizer, rows)
     notes = {
         'role "developer" is given as "system", for the chat template has no developer': renamed,
         f"{share:.0%} of the words are unknown to this model, which reads them letter by letter: "
@@ -104,10 +98,8 @@ def prompt_notes(policy: Policy, rows: Sequence[Row]) -> list[str]:
     return [note for note, applies in notes.items() if applies]
 
 
-def unknown_words(policy: Policy, rows: Sequence[Row]) -> float:
+def unknown_words(tokenizer: Any, rows: Sequence[Row]) -> float:
     """The share of words whose tokens are shorter than two bytes on average: mostly letters."""
-    if (tokenizer := getattr(policy, "tokenizer", None)) is None:
-        return 0.0
     unknown, texts = [], list(map(messages_text, rows[:64]))
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     for text, spans in zip(texts, encoded.get("offset_mapping", ())):

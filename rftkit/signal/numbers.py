@@ -259,13 +259,11 @@ def take_numbers(signal: Signal, task: Task, rows: list[Row], groups: Groups) ->
 def take_reward_numbers(signal: Signal, task: Task, rows: list[Row], groups: Groups) -> None:
     """pass@k, rewards, their std and dead groups, of rows whose answers have grades."""
     k, least, clusters = signal.group, min(map(len, groups)), clusters_of(rows, task)
-    best = [[is_best(s.grade, signal.reference.maximum) for s in group] for group in groups]
-    right, signal.metric = best, task.headline
-    if task.headline != "grade":
-        right = [
-            [sample_metric(task.headline, task, row, sample) == 1 for sample in group]
-            for row, group in zip(rows, groups)
-        ]
+    right = best = [[is_best(s.grade, signal.reference.maximum) for s in g] for g in groups]
+    signal.metric = metric = task.headline
+    if metric != "grade":
+        pairs = zip(rows, groups)
+        right = [[sample_metric(metric, task, row, s) == 1 for s in group] for row, group in pairs]
     signal.never = [group[0].row_id for group, hits in zip(groups, right) if not any(hits)]
     signal.always = [group[0].row_id for group, hits in zip(groups, right) if all(hits)]
     for size in sorted(size for size in {1, 2, 4, k, least} if size <= least):

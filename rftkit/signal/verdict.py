@@ -18,7 +18,7 @@ import numpy as np
 from rftkit.evaluation import Groups
 from rftkit.files import UserError
 from rftkit.loading import is_embedded
-from rftkit.policy import Policy, Prompt
+from rftkit.policy import LocalPolicy, Policy, Prompt
 from rftkit.records import SamplingConfig
 from rftkit.rows import Row, Source, read_rows, row_ids
 from rftkit.signal import checks
@@ -114,8 +114,10 @@ def measure_signal(
     budget = max(int(BUDGET_SHARE * completions), LEAST_BUDGET)
     budget = min(budget, max(most or budget, 2 * PROBES))
     signal = Signal(policy.name, seed, budget, answers, temperature)
-    signal.prompt_notes = checks.prompt_notes(policy, rows)
-    signal.unknown_words = checks.unknown_words(policy, rows)
+    is_local = isinstance(policy, LocalPolicy)  # of others it is not known what their models read
+    if is_local:
+        signal.prompt_notes = checks.prompt_notes(policy, rows)
+        signal.unknown_words = checks.unknown_words(policy.tokenizer, rows)
     if refusal := checks.why_not_verifiable(task, rows):
         findings = [Finding("no verifiable answer", refusal, VERIFIABLE)]
         if constant := checks.constant_reward(task, rows):
@@ -130,7 +132,7 @@ def measure_signal(
     count = max(1, min(len(rows), first // answers))
     each = first // count if count == len(rows) else min(answers, first)
     signal.reference = checks.check_reference(task, rows, shuffled[:count])
-    if faults := checks.check_template(policy, shuffled[:count]):
+    if is_local and (faults := checks.check_template(policy, shuffled[:count])):
         broken = Finding("chat template broken", "; ".join(faults), OWN_TEMPLATE)
         return conclude(signal, [broken, *grader_findings(signal)], rows)
     # Stage 2: draw, measure, judge; and again where that settles nothing.
@@ -138,7 +140,8 @@ def measure_signal(
     if limit is None:
         limit, why = completion_limit(policy, rows, OTHER_TOKENS, temperature, seed)
         signal.prompt_notes.append(why)
-    signal.lengths, signal.unended = {"limit": limit}, checks.unended(policy, rows[0])
+    signal.lengths = {"limit": limit}
+    signal.unended = checks.unended(policy, rows[0]) if is_local else ""
     settings = SamplingConfig(temperature, max_new_tokens=limit)
     sample = partial(policy.sample, progress=progress) if progress else policy.sample
     groups: Groups = []

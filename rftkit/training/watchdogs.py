@@ -75,7 +75,7 @@ class Watchdogs:
         ]
 
     def skip_alarm(self, loss: float | None) -> dict[str, Any]:
-        """loss   None where it was not finite"""
+        """loss: None where it was not finite."""
         stops = self.skipped >= SKIPS_IN_A_ROW
         if stops:  # once the cause is fixed, the full patience is due again
             self.skipped = 0
