@@ -120,7 +120,7 @@ class Tool(BaseModel):
 
 class RowShape(BaseModel):  # other keys may hold anything
     messages: list[Message] = Field(min_length=1)
-    tools: list[Tool] = []
+    tools: list[Tool] | None = None
 
 
 def readable_messages(row: Row) -> list[dict[str, Any]]:

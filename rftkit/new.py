@@ -109,7 +109,7 @@ def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, int]]:
             dropped["repeated prompt" if prompt in rows else "no answer"] += 1
             continue
         row = {"row_id": str(number), "messages": [{"role": "user", "content": prompt}]}
-        row |= {field_name(k): v for k, v in record.items() if k not in ("messages", "tools")}
+        row |= {field_name(k): v for k, v in record.items() if k != "messages"}
         rows[prompt] = row | {field_name(options.answer): answer}
     if not rows:
         raise UserError(f"{options.rows}: no row has an answer, expected some: fill the column in")

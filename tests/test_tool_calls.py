@@ -6,21 +6,17 @@ from types import SimpleNamespace
 import httpx
 import openai
 import pytest
+from pandas import DataFrame
 from typer.testing import CliRunner
 
+import rftkit
+from rftkit import RunConfig, UserError
 from rftkit.attacks import reference_check
 from rftkit.cli import app
-from rftkit.files import UserError
-from rftkit.graders.grader import Grader
-from rftkit.graders.rewards import reward_function
 from rftkit.policy import Prompt
-from rftkit.records import Sample, SamplingConfig, split_tool_calls
-from rftkit.rows import write_rows
+from rftkit.records import split_tool_calls
 from rftkit.signal.numbers import repeat_chance
-from rftkit.signal.verdict import measure_signal
-from rftkit.task import task_from_json
 from rftkit.training import trainer
-from rftkit.training.config import RunConfig
 from rftkit.training.plan import plan_run
 from rftkit.training.session import Session
 
@@ -31,6 +27,7 @@ ROWS[1] |= {"tools": [FIND]}
 GRADER = {"type": "string_check", "name": "call", "operation": "eq"}
 GRADER["input"] = '{"code": "{{item.code}}"}'
 GRADER["reference"] = "{{sample.output_tools[0].function.arguments}}"
+TASK = rftkit.Task("call", grader=GRADER)
 RIGHT = '<tool_call>\n{"name": "find_part", "arguments": {"code": "K7"}}\n</tool_call>'
 CALL = {"id": "call_0", "type": "function"}
 CALL["function"] = {"name": "find_part", "arguments": '{"code": "K7"}'}
@@ -67,26 +64,30 @@ def test_calls_are_split_off_and_what_is_none_stays_text(text, rest, names):
 
 
 def test_a_local_model_reads_tools_and_its_calls_are_graded(knowing):
-    config = SamplingConfig(max_new_tokens=1, prefill=RIGHT)
+    config = rftkit.SamplingConfig(max_new_tokens=1, prefill=RIGHT)
     plain, tooled, _ = knowing.sample(list(map(Prompt, ROWS)), 1, config)
     assert knowing.render(Prompt(ROWS[1])).count("find_part") == 1
     assert plain[0].output_text.startswith(RIGHT) and plain[0].output_tools == []
     assert tooled[0].output_tools == [CALL] == tooled[0].to_json()["output_tools"]
     assert "<tool_call>" not in tooled[0].output_text
-    reward = reward_function(GRADER)
+    reward = rftkit.reward_function(GRADER)
     assert reward([RIGHT, "find_part"], tools=[[FIND]] * 2, code=["K7"] * 2) == [1.0, 0.0]
 
 
 def test_an_answer_template_may_be_a_call():
     template, row = RIGHT.replace("K7", "{{item.code}}"), ROWS[1]
-    assert reference_check(Grader.load(GRADER), template, [row]).status == "passed"
-    assert Grader.load(GRADER).grade(row, f"<think>{RIGHT}</think>No.")[0] == 0
+    assert reference_check(rftkit.Grader.load(GRADER), template, [row]).status == "passed"
+    assert rftkit.Grader.load(GRADER).grade(row, f"<think>{RIGHT}</think>No.")[0] == 0
+
+
+def test_a_table_may_hold_tools_in_some_rows():
+    assert [row.get("tools") for row in rftkit.read_rows(DataFrame(ROWS))] == [None, [FIND], None]
 
 
 def test_two_calls_are_two_answers():
     others = [CALL | {"function": {"name": name, "arguments": "{}"}} for name in "ab"]
-    assert repeat_chance([Sample(output_tools=[call]) for call in others]) == 0
-    assert Sample(output_tools=[CALL]).find_parse_stage() != "empty"
+    assert repeat_chance([rftkit.Sample(output_tools=[call]) for call in others]) == 0
+    assert rftkit.Sample(output_tools=[CALL]).find_parse_stage() != "empty"
 
 
 def test_earlier_calls_reach_the_template_as_objects(knowing):
@@ -97,11 +98,11 @@ def test_earlier_calls_reach_the_template_as_objects(knowing):
 def test_training_gives_trl_the_text_with_the_tools(knowing, monkeypatch):
     given = []
     monkeypatch.setattr(trainer, "grpo_trainer", lambda *parts: given.append(parts[2]) or 1 / 0)
-    task = task_from_json({"name": "call", "grader": GRADER})
-    config = RunConfig(model="embedded:mini", grader=GRADER, prompts_per_step=3)
-    plan, rows = SimpleNamespace(steps=1), {"rows": ROWS, "step": 0, "task": task}
+    session = SimpleNamespace(policy=knowing, rows=ROWS, task=TASK, step=0)
+    session.plan = SimpleNamespace(steps=1)
+    session.config = RunConfig(model="embedded:mini", grader=GRADER, prompts_per_step=3)
     with pytest.raises(ZeroDivisionError):
-        trainer.run_steps(SimpleNamespace(config=config, plan=plan, policy=knowing, **rows))
+        trainer.run_steps(session)
     table = {row["row_id"]: row["prompt"] for row in given[0]["train_dataset"]}
     assert table == {row["row_id"]: knowing.render(Prompt(row)) for row in ROWS}
 
@@ -114,11 +115,10 @@ def test_unsloth_which_draws_without_tools_is_refused_them(tmp_path, monkeypatch
         Session(config, tmp_path, None, ROWS, [], [], None, False)
 
 
-def test_a_row_whose_tools_the_template_leaves_out_is_refused_by_number(mini, tmp_path):
-    task = task_from_json({"name": "call", "grader": GRADER})
+def test_a_row_whose_tools_the_template_leaves_out_is_refused_by_number(mini):
     config = RunConfig(model="embedded:mini", grader=GRADER)
     for refuse, place in {
-        lambda: measure_signal(mini, task, ROWS): "^row 2: ",
+        lambda: rftkit.measure_signal(mini, TASK, ROWS): "^row 2: ",
         lambda: plan_run(config, ROWS, []): "^row 2: ",
         lambda: plan_run(config, ROWS[:1], ROWS[1:]): "^held-out row 1: ",
         lambda: mini.sample(list(map(Prompt, ROWS))): "^row 2: ",
@@ -141,7 +141,7 @@ def test_an_endpoint_is_sent_the_tools_and_its_calls_are_graded(tmp_path, monkey
     monkeypatch.setattr("openai.OpenAI", lambda **given: made)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://x/v1")
     (tmp_path / "grader.json").write_text(json.dumps(GRADER))
-    write_rows(tmp_path / "rows.jsonl", [row | {"tools": [FIND]} for row in ROWS])
+    rftkit.write_rows(tmp_path / "rows.jsonl", [row | {"tools": [FIND]} for row in ROWS])
     (tmp_path / "sample.json").write_text(json.dumps({"output_text": "", "output_tools": [CALL]}))
     monkeypatch.chdir(tmp_path)
     words = "evaluate rows.jsonl --model endpoint:m --grader grader.json --out o --json".split()
