@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rftkit.contract import (
@@ -34,7 +35,7 @@ from rftkit.rows import (
     own_id,
 )
 
-CONVERT = 'rftkit.write_rows("new.jsonl", rftkit.read_rows("{}")) writes the form OpenAI requires'
+CONVERT = 'rftkit.write_rows("new.jsonl", rftkit.read_rows({})) writes the form OpenAI requires'
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
 
 
@@ -85,7 +86,8 @@ def check_rows(
             faults += [line.fault("messages", line.moved, "messages") for line in moved]
         elif moved:
             place = f"{moved[0].moved} in {plural(len(moved), 'row')}"
-            report.notes.append(f"{file}: {place}: {CONVERT.format(file)}")
+            name = f'"{file}"' if isinstance(source, (str, Path)) else file
+            report.notes.append(f"{file}: {place}: {CONVERT.format(name)}")
         for line in lines[MAX_ROWS[side] :][:1]:
             faults.append(line.fault("too many rows", f"{len(lines):,} rows"))
         report.rows[side] = len(lines)

@@ -264,7 +264,8 @@ def _read_table(source: Any) -> list[Any] | None:
     elif kind == ".parquet":
         import pandas
 
-        source = pandas.read_parquet(source)
+        with open(source, "rb") as file:
+            source = pandas.read_parquet(file)
     elif kind != "in memory" and source.is_dir():
         from datasets import load_from_disk
 
