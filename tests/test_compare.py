@@ -170,6 +170,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
         ((*RANK, "--group-by", "gene"), 'some.jsonl:1: no "gene"'),
         ((*RANK, "--model", "endpoint:m"), "OPENAI_BASE_URL"),
         ((*RANK, "--model", "NOTHING"), "config.json"),
+        ((*RANK, "--model", "CUT"), "no whole safetensors file"),
         ((*RANK, "--model", "nobody/nothing"), "--model nobody/nothing"),
         ((*RANK, "--out", "RUN"), "contains a training run"),
     ],
@@ -181,7 +182,9 @@ def test_a_mistake_is_named_before_anything_is_sampled(
         monkeypatch.delenv(name, raising=False)
     loaded = []
     monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
-    for name, place in {"NOTHING": tmp_path, "RUN": run_folder}.items():
+    cut = shutil.copytree(embedded_model("mini"), tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes(b"cut")
+    for name, place in {"NOTHING": tmp_path, "CUT": cut, "RUN": run_folder}.items():
         words = [word.replace(name, str(place)) for word in words]
     result = evaluate(rows, "--out", tmp_path / "o", *words)
     assert result.exit_code == 1 and named in str(result.exception) and loaded == []
@@ -198,12 +201,22 @@ def test_a_grader_that_fails_on_every_answer_is_a_finding(tmp_path, rows):
     assert system["grader_errors"] == system["answers"] > 0 and system["ungraded"] == 0
 
 
-@pytest.mark.parametrize("lost", [0, 4, 12])
-def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, monkeypatch, lost):
+@pytest.mark.parametrize(
+    ("lost", "error", "named"),
+    [
+        (0, "", ""),
+        (4, "Timeout", ""),
+        (12, "Timeout", "all answers failed"),
+        (12, "NotFoundError", "no answer"),  # to the one that is asked for before all others
+    ],
+)
+def test_answers_that_never_came_count_as_zero_and_are_counted(
+    tmp_path, rows, monkeypatch, lost, error, named
+):
     def sample(prompts, n, config, progress=None):
         assert config.max_new_tokens == 1024
         right = Sample(output_text='{"genes": ["A", "B", "C", "D", "E"]}')
-        failed = Sample(finish_reason="error", errors=["refused"])
+        failed = Sample(finish_reason="error", errors=[error])
         return [[replace(failed if number < lost else right)] for number in range(len(prompts))]
 
     policy = SimpleNamespace(name="m", sample=sample)
@@ -212,8 +225,8 @@ def test_answers_that_never_came_count_as_zero_and_are_counted(tmp_path, rows, m
     words = ("--model", "endpoint:m", "--grader", "gene_rank", "--samples", 1)
     result = evaluate(rows, *words, "--out", tmp_path / "o")
     assert result.exit_code == (1 if lost else 0)
-    if lost == len(ROWS):
-        assert "all answers failed" in str(result.exception)
+    if named:
+        assert named in str(result.exception)
         return
     (system,) = json.loads((tmp_path / "o" / "report.json").read_text())["systems"]
     assert system["failed"] == 2 * lost

@@ -158,12 +158,8 @@ def test_a_broken_foreign_or_useless_source_is_refused_with_its_place(tmp_path):
 
 def snake_case(part):
     """As the Python classes of `phenopackets` write it with preserving_proto_field_name."""
-    if isinstance(part, list):
-        return [snake_case(one) for one in part]
-    if not isinstance(part, dict):
-        return part
-    names = {key: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key) for key in part}
-    return {names[key]: snake_case(value) for key, value in part.items()}
+    capital_in_a_key = r'[A-Z](?=\w*": )'
+    return json.loads(re.sub(capital_in_a_key, lambda m: "_" + m[0].lower(), json.dumps(part)))
 
 
 def version_1(packet, onset):
