@@ -19,7 +19,7 @@ from typing import Any
 
 from rftkit.files import UserError, dataset, read_json
 from rftkit.graders.answer import answer_place
-from rftkit.graders.functions import file_of
+from rftkit.graders.functions import beside
 from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.records import Sample
 from rftkit.rows import Row, read_rows, row_ids
@@ -141,8 +141,7 @@ def task_from_json(record: dict[str, Any], folder: Path | None = None) -> Task:
         raise UserError(f"{place}: unknown {', '.join(unknown)}, expected {', '.join(KEYS)}")
     values = dict(record)
     if isinstance(named := record["grader"], str):
-        beside = folder is not None and (folder / file_of(named)).exists()
-        values["grader"] = read_grader(str(folder / named) if beside else named)[0]
+        values["grader"] = read_grader(beside(folder or Path(), named))[0]
     if record.get("answer_template") is not None:
         values["answer_template"] = _text(record["answer_template"])
     values["worse_answers"] = [_text(worse) for worse in record.get("worse_answers", [])]

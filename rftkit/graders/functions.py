@@ -86,10 +86,11 @@ def is_function(source: Any) -> bool:
     return bool(FILE.fullmatch(str(source))) if is_text else callable(source)
 
 
-def file_of(source: str) -> str:
-    """The file of "file.py:function"; another path as it is."""
+def beside(folder: Path, source: str) -> str:
+    """A path, or file.py:function, in that folder where it is there; else as it is."""
     match = FILE.fullmatch(source)
-    return match[1] if match else source
+    is_there = (folder / (match[1] if match else source)).exists()
+    return str(folder / source) if is_there else source
 
 
 def describe(source: Callable | str | Path) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def load(source: Callable | str | Path, name: str) -> Any:
     """The function of that name itself: its file runs, in this process."""
     if callable(source):
         return source
-    path = Path(file_of(str(source)))
+    path = Path(FILE.fullmatch(str(source))[1])
     sys.path.insert(0, str(path.parent.resolve()))  # for the modules beside it
     try:
         return runpy.run_path(str(path))[name]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rftkit.files import UserError, read_json, shorten
-from rftkit.graders.functions import file_of, is_function
+from rftkit.graders.functions import beside, is_function
 from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.loading import model_folder
 from rftkit.rows import read_rows
@@ -153,9 +153,8 @@ def read_run_config(file: str | Path, model: str | None = None, sandbox: bool = 
     if not isinstance(record, dict):
         raise UserError(f"{file}: {type(record).__name__}, expected one JSON object (a RunConfig)")
     for name, value in record.items():
-        is_path = name in PATHS and isinstance(value, str) and value
-        if is_path and (folder / file_of(value)).exists():
-            record[name] = str(folder / value)
+        if name in PATHS and isinstance(value, str) and value:
+            record[name] = beside(folder, value)
     record |= {"model": model} if model else {}
     return RunConfig(**record | ({"sandbox": True} if sandbox else {}))
 
