@@ -25,9 +25,9 @@ from rftkit.training.session import StepReward
 from rftkit.training.store import FIELDS, open_folder, read_lines
 from rftkit.training.trainer import sft_example
 
-# Quicker than the demo's settings, and rougher: enough to see the direction in half a minute.
+# Quicker than the demo's settings, and rougher: enough to see the direction in twenty seconds.
 QUICK = dict(
-    task="gene_ranking", steps=24, learning_rate=3e-3, beta=0.01, eval_every=6, patience=0,
+    task="gene_ranking", steps=12, learning_rate=3e-3, beta=0.01, eval_every=6, patience=0,
     eval_rows=120, gate="off",
 )  # fmt: skip
 TINY = dict(
@@ -71,7 +71,7 @@ def test_rows_from_memory_give_the_run_that_files_give(tmp_path, tiny):
 def test_labels_on_both_sides_are_no_group(tmp_path):
     moods = ("joy", "anger", "fear")
     rows = [{"prompt": f"Note {n}?", "mood": moods[n % 3]} for n in range(24)]
-    grader = {"type": "string_check", "name": "mood", "operation": "ne",
+    grader = {"type": "string_check", "name": "mood", "operation": "ne", "maximum": 5,
               "input": "{{sample.output_text}}", "reference": "{{item.mood}}"}  # fmt: skip
     config = RunConfig(**VALIDATED | {"task": None, "steps": 1}, grader=grader, group_by="mood")
     said = []
@@ -79,15 +79,16 @@ def test_labels_on_both_sides_are_no_group(tmp_path):
     report = json.loads((run.out / "report.json").read_text())
     assert report["training"]["answer_groups_shared_with_eval"] is None
     assert [text for text in said if text.startswith("mood ")]
+    assert load_task(run.out).grader.maximum == 5
 
 
 def test_rft_raises_the_held_out_score_and_logs_each_step(run):
     assert run.best["mean"] >= run.start["mean"] + 0.15
     before, after = run.start["patterns"], run.best["patterns"]
     assert after["diagnose first"] > 2 * before["diagnose first"]
-    assert [line["step"] for line in run.log] == list(range(1, 25))
+    assert [line["step"] for line in run.log] == list(range(1, 13))
     assert all({"step", "seconds", "sub_rewards", *FIELDS} <= line.keys() for line in run.log)
-    assert [line["step"] for line in run.log if "validation" in line] == [6, 12, 18, 24]
+    assert [line["step"] for line in run.log if "validation" in line] == [6, 12]
     assert read_lines(run.out / "log.jsonl") == run.log
     assert all(0 <= line["dead_groups"] <= 1 and line["truncated"] < 0.2 for line in run.log)
     assert set(run.log[0]["sub_rewards"]) == set(load_task("gene_ranking").grader.variables)

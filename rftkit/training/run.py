@@ -99,7 +99,8 @@ def train(
                 say(f"{out}: this run is finished; its adapter is loaded")
                 return load_run(out)
             with suppress(ValueError, TypeError):  # a grader that is a function in memory
-                write_json(out / "task.json", task.to_json() | {"grader": task.grader.to_json()})
+                grader = {"grader": task.grader.to_json(), "maximum": task.grader.maximum}
+                write_json(out / "task.json", task.to_json() | grader)
             session = Session(config, out, task, rows, held_out, observers, interrupted, resume)
             for note in session.notes:
                 say(note)
