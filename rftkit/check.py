@@ -184,13 +184,14 @@ def answers_in_prompts(lines: Sequence[Line], key: str) -> Iterator[RowFault]:
 # A list of options: lines or words marked A. or (2) or with a bullet, or a word such as "choose"
 # with a list after it.
 MARK = r"(?:^|\s)(?:[-*•]|\(?(?:[A-Za-z]|\d\d?)[.):])\s+"
-OFFER = r"(?i:\b(?:options|choices|candidates|choose|one of|either)\b)[^.?!]*?(?:[,;/|:([]|\bor)"
+OFFER = r"(?i:\b(?:options|choices|candidates|labels|categories|classes|choose|one of|either)\b)"
+OFFER += r"[^.?!]*?(?:[,;/|:([\n]|\bor)"
 
 
 def is_option(value: str, prompt: str) -> bool:
     """True if the prompt offers the value in a list of options."""
     bare = re.escape(re.sub(rf"\A{MARK}", "", value))
-    marked = rf"{MARK}{bare}\s*(?:[.;,\n]|\Z)"
+    marked = rf"{MARK}{bare}(?:\s*(?:[.;,\n]|\Z)|{MARK})"
     if len(re.findall(MARK, prompt)) > 1 and re.search(marked, prompt):
         return True
     return re.search(rf"{OFFER}\W*{bare}(?!\w)", prompt) is not None

@@ -186,6 +186,8 @@ OPTIONS = {  # a prompt, its answer, is that a leak?
     "lines with letters": ("Which?\nA. tin#\nB. ore#\nC. zinc#\nD. lead#", "C. zinc#", False),
     "the text alone": ("Which?\nA) tin#\nB) ore#\nC) zinc#", "zinc#", False),
     "in a line": ("(1) tin# (2) zinc#\nWrite the name.", "zinc#", False),
+    "in a line with letters": ("Which metal? A: tin# B: zinc# C: lead#", "zinc#", False),
+    "lines after a word": ("Categories:\ntin#\nzinc#\n\nWhich is it?", "zinc#", False),
     "bullets": ("Which metal?\n- red tin#\n- raw zinc#\n- lead", "raw zinc#", False),
     "after a word": ("Choose one of: tin#, zinc# or lead#.", "zinc#", False),
     "quoted": ("Options: 'tin#', 'zinc#'", "zinc#", False),
