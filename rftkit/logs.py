@@ -222,10 +222,12 @@ def read_tables(files: list[Path]) -> list[dict[str, Any]]:
 
     tables = []
     for file in files:
-        if file.suffix == ".json":
-            table = pandas.DataFrame(read_json(file), columns=["", "Step", "Value"])
-        else:  # an empty cell was not logged; NaN was, as it stands there
-            table = pandas.read_csv(file, keep_default_na=False, na_values=[""])
+        table = pandas.DataFrame()  # what cannot be read has no column of steps
+        with suppress(ValueError):
+            if file.suffix == ".json":
+                table = pandas.DataFrame(read_json(file), columns=["", "Step", "Value"])
+            else:  # an empty cell was not logged; NaN was, as it stands there
+                table = pandas.read_csv(file, keep_default_na=False, na_values=[""])
         table = table[[name for name in table if not name.endswith(("__MIN", "__MAX"))]]
         steps = [name for name in STEPS if name in table]
         runs = {name.rpartition(" - ")[0] for name in table} - {""}

@@ -265,6 +265,7 @@ def lines_of(**entry):
         ("trainer_state.json", '{"log_history": []}', "trainer_state.json: not read"),
         ("two.csv", "Step,a - train/loss,b - train/loss\n1,0.5,0.6\n", "two.csv: 2 runs"),
         ("no.csv", "Relative Time,a - train/loss\n1,0.5\n", "no.csv: no column of steps"),
+        ("empty.csv", "", "empty.csv: no column of steps"),
         ("notes.txt", "", "no log"),
     ],
 )
