@@ -83,21 +83,20 @@ def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str], 
     """(one phenopacket as a case, or why it is lost; its terms unknown to HPO; what was odd)."""
     if any("_" in key for key in packet):
         packet = json.loads(json.dumps(packet), object_hook=camel_case)
-    features, subject = packet.get("phenotypicFeatures") or [], packet["subject"]
-    terms = {False: {}, True: {}}  # excluded? -> each term once, in order
-    unknown, notes = [], set()
-    for feature in features:
+    subject, unknown, notes = packet["subject"], [], set()
+    present, absent = {}, {}  # each term once, in order
+    for feature in packet.get("phenotypicFeatures") or []:
         given = feature["type"]
         if term := hpo.resolve(given["id"]):
-            terms[is_excluded(feature, notes)][term] = None
+            (absent if is_excluded(feature, notes) else present)[term] = None
         else:
             unknown.append(f"{given['id']} {given.get('label', '')}".strip())
     genes = causative_genes(packet)
     if len(genes) != 1:
         return "several causative genes" if genes else "no causative gene", unknown, notes
-    if not terms[False]:
+    if not present:
         return "no present feature", unknown, notes
-    if not hpo.closure_of(terms[False]).isdisjoint(terms[True]):
+    if not hpo.closure_of(present).isdisjoint(absent):
         notes.add(CONTRADICTION)
     disease = next((d for d in packet.get("diseases") or [] if not is_excluded(d, notes)), {})
     age = subject.get("timeAtLastEncounter") or subject.get("ageAtCollection")
@@ -109,8 +108,8 @@ def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str], 
         gene=genes.pop(),
         disease=disease.get("term", {}).get("id", ""),
         pmid=next((r["id"] for r in references if r["id"].startswith("PMID:")), ""),
-        present=list(terms[False]),
-        absent=[term for term in terms[True] if term not in terms[False]],
+        present=list(present),
+        absent=[term for term in absent if term not in present],
         sex=SEXES.get(subject.get("sex")),
         age=describe_time(age or {}, hpo),
         onset=describe_time(onset, hpo),
