@@ -102,19 +102,18 @@ def results_tables(record: Record) -> str:
 
 def summary_table(record: Record) -> str:
     """The README's six rows: the range over the seeds; the large base with the plan: its gates."""
-    runs, rows = record["runs"], []
+    rows = []
     for name, text in IN_SHORT.items():
-        own = [system_of(run, name) for run in runs]
-        sampled = [f"{system['top1']['mean']:.3f}" for system in own]
-        greedy = [f"{system['greedy']['top1']:.3f}" for system in own]
-        ranges = (" to ".join(sorted({min(n), max(n)})) for n in (sampled, greedy))
-        rows.append([name, text, *ranges])
+        own = [system_of(run, name) for run in record["runs"]]
+        rows.append(
+            [name, text, [s["top1"]["mean"] for s in own], [s["greedy"]["top1"] for s in own]]
+        )
     gates = read_json(embedded_model("large") / "gates_test.json")
     figures, greedy = gates["figures"], gates["gates"][0]["value"]
     text = f"the same with that plan, on {figures['cases']} other cases of these genes"
-    rows.append(
-        ["large base, prompted", text, f"{figures['prompted_sampled']:.3f}", f"{greedy:.3f}"]
-    )
+    rows.append(["large base, prompted", text, [figures["prompted_sampled"]], [greedy]])
+    for row in rows:
+        row[2:] = [" to ".join(sorted({f"{f(row[i]):.3f}" for f in (min, max)})) for i in (2, 3)]
     header = ["system", "what it is", "top1, sampled", "top1, greedy"]
     return markdown_table([dict(zip(header, row)) for row in rows])
 

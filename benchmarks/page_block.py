@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -27,24 +28,18 @@ class Block(NamedTuple):
     name: str
     script: str
 
+    @property
+    def pattern(self) -> re.Pattern:
+        begin = f"<!-- {self.name}: written by benchmarks/{self.script} -->"
+        return re.compile(f"({begin}\n)(.*)(\n<!-- end of {self.name} -->)", re.DOTALL)
+
     def read(self) -> str:
-        return self._split()[1].strip()
+        return self.pattern.search((ROOT / self.page).read_text(encoding="utf-8"))[2]
 
     def write(self, text: str) -> None:
         """Replace what stands between the comments; all else stays."""
-        before, _, after = self._split()
-        begin, end = self._marks()
-        write_text(ROOT / self.page, f"{before}{begin}\n{text}\n{end}{after}")
-
-    def _marks(self) -> tuple[str, str]:
-        begin = f"<!-- {self.name}: written by benchmarks/{self.script} -->"
-        return begin, f"<!-- end of {self.name} -->"
-
-    def _split(self) -> tuple[str, str, str]:
-        begin, end = self._marks()
-        text = (ROOT / self.page).read_text(encoding="utf-8")
-        before, found, rest = text.partition(begin)
-        block, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise ValueError(f"{self.page}: no block {begin} … {end}: put both where it belongs")
-        return before, block, after
+        page = (ROOT / self.page).read_text(encoding="utf-8")
+        new, count = self.pattern.subn(lambda match: match[1] + text + match[3], page)
+        if not count:
+            raise ValueError(f"{self.page}: no block {self.name}: put its two comments there")
+        write_text(ROOT / self.page, new)

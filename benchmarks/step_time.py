@@ -32,7 +32,7 @@ from grpo_ways import WAYS, run_way
 from page_block import Block, label
 
 from rftkit.evaluation import bootstrap
-from rftkit.files import read_json, write_json, write_text
+from rftkit.files import markdown_table, read_json, write_json, write_text
 from rftkit.policy import load_policy
 from rftkit.task import load_task
 from rftkit.training.config import RunConfig
@@ -103,9 +103,6 @@ def report(child: Any) -> dict[str, Any]:
     if "error" in numbers:
         raise WayFailed(numbers["error"])
     return numbers
-
-
-# --- the parts of the record ---------------------------------------------------------------------
 
 
 def measure_ratios(given: argparse.Namespace) -> dict[str, Any]:
@@ -203,9 +200,6 @@ def measure_cost(given: argparse.Namespace) -> dict[str, Any]:
     return {"steps": given.steps, "middle": middle, "parameters": parameters, "points": points}
 
 
-# --- who reads it --------------------------------------------------------------------------------
-
-
 def last_line(found: dict[str, Any]) -> dict[str, Any]:
     """The object that --json prints of the ratios, which are those of the first length."""
     shared, copied = {}, {}
@@ -222,17 +216,19 @@ def speed_table(record: dict[str, Any]) -> str:
     """For docs/results.md: what a step takes, at which lengths, and that all ways learn."""
     ratios, curves = record["ratios"], record["curves"]
     demo, *long = ratios["lengths"]
-    header = ["8 prompts x 8 completions", "ms a step", "peak MB", "rftkit takes"]
-    header += [*(f"at {name} tokens" for name in long), "reward, last quarter"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    rows = []
     for way, title in TITLES.items():
         found = ratios["lengths"][demo]["ways"][way]
-        texts = [f"{1000 * found['seconds_a_step']:.0f}", f"{found['peak_rss_mb']:.0f}"]
+        row = {"8 prompts x 8 completions": title}
+        row["ms a step"] = f"{1000 * found['seconds_a_step']:.0f}"
+        row["peak MB"] = f"{found['peak_rss_mb']:.0f}"
         for name in (demo, *long):
             value = ratios["lengths"][name]["ratios"][f"ratio_to_{way}"]
-            texts.append("{median:.2f} ({low:.2f} to {high:.2f})".format(**value))
-        texts.append("{mean:.2f} [{low:.2f}, {high:.2f}]".format(**curves["quarters"][way][-1]))
-        lines.append(f"| {title} | " + " | ".join(texts) + " |")
+            heading = f"at {name} tokens" if name in long else "rftkit takes"
+            row[heading] = "{median:.2f} ({low:.2f} to {high:.2f})".format(**value)
+        quarter = curves["quarters"][way][-1]
+        row["reward, last quarter"] = "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**quarter)
+        rows.append(row)
     text = (
         f"Measured with `{ratios['command']}` on {ratios['machine']}, {ratios['date']}. *ms a "
         "step*: the median. *rftkit takes*: its seconds over that way's in the same round, median "
@@ -241,7 +237,7 @@ def speed_table(record: dict[str, Any]) -> str:
         f"{curves['date']}: mean training reward of the last quarter of {curves['steps']} steps, "
         f"{curves['seeds']} seeds, 95 % interval over steps and seeds."
     )
-    return "\n".join([*lines, "", text])
+    return f"{markdown_table(rows)}\n\n{text}"
 
 
 def main(arguments: list[str]) -> int:
