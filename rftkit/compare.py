@@ -36,7 +36,8 @@ from rftkit.task import Task, load_task
 from rftkit.training.store import append_lines, is_begun, read_config
 
 Rows = list[dict[str, Any]]
-UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")  # every time
+# Errors of an endpoint that come with every request.
+UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
 
 
 @dataclass
@@ -251,8 +252,7 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
         name = name or path
         path = load_task(path).folder / "test.jsonl"
     elif name is None:
-        folders = [folder for folder in (run, path.parent) if folder]
-        name = next((folder for folder in folders if (folder / "task.json").exists()), None)
+        name = next((f for f in (run, path.parent) if f and (f / "task.json").exists()), None)
         if run and name == run:
             reporter.say(f"task and grader: those of {run}")
     if name is None and options.grader is None:
@@ -292,6 +292,8 @@ def load_metric(name: str) -> MetricFunction:
     except Exception as error:  # a user's module may raise anything on import
         cause = f"cannot be loaded ({error!r})"
         raise UserError(f"--metric {name}: {cause}, expected importable module:function") from None
+    finally:
+        sys.path.pop(0)
 
     def value(row: dict[str, Any], sample: Sample) -> float:
         number = metric(sample.to_json() | Context(row, sample).as_dict(), row)

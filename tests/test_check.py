@@ -8,8 +8,7 @@ import random
 import pytest
 from typer.testing import CliRunner
 
-from rftkit import check_rows as check_memory
-from rftkit.check import check_file, looks_like_answer, occurs_in, similar_prompts
+from rftkit.check import check_file, check_rows, looks_like_answer, occurs_in, similar_prompts
 from rftkit.cli import app
 from rftkit.files import UserError, dataset
 from rftkit.rows import read_rows, write_rows
@@ -27,16 +26,6 @@ def make_row(number: int, words: str = "", **more) -> dict:
         "reference_gene": GENES[number % len(GENES)],
         "case_id": f"case-{number}",
     } | more
-
-
-def check_rows(tmp_path, rows: list[dict], **options):
-    write_rows(tmp_path / "train.jsonl", rows)
-    return check_file(tmp_path / "train.jsonl", **options)
-
-
-def check_split(tmp_path, train: list[dict], validation: list[dict], **options):
-    write_rows(tmp_path / "validation.jsonl", validation)
-    return check_rows(tmp_path, train, validation=tmp_path / "validation.jsonl", **options)
 
 
 def places(report) -> list[tuple[int | None, str]]:
@@ -67,7 +56,7 @@ def test_each_line_of_the_broken_dataset_has_its_one_fault():
         assert fault.key or fault.kind in ("broken JSON", "not an object")
 
 
-def test_a_chat_with_tools_is_clean(tmp_path):
+def test_a_chat_with_tools_is_clean():
     row = make_row(1, tools=[{"type": "function", "function": {"name": "search"}}])
     row["messages"] = [
         {"role": "developer", "content": "Search first."},
@@ -75,7 +64,7 @@ def test_a_chat_with_tools_is_clean(tmp_path):
         {"role": "tool", "content": "nothing", "tool_call_id": "1"},
         *row["messages"],
     ]
-    assert check_rows(tmp_path, [row]).ok
+    assert check_rows([row]).ok
 
 
 LATIN_1 = json.dumps(make_row(1, note="Sjögren"), ensure_ascii=False).encode("latin-1")
@@ -113,8 +102,8 @@ USER = {"role": "user", "content": "x"}
         ({"reference_gene": "\u200bGLA"}, "answer with blanks", "reference_gene"),
     ],
 )
-def test_a_fault_of_a_row_is_found_at_its_key(tmp_path, change, kind, key):
-    report = check_rows(tmp_path, [*GOOD[:7], GOOD[7] | change, *GOOD[8:]])
+def test_a_fault_of_a_row_is_found_at_its_key(change, kind, key):
+    report = check_rows([*GOOD[:7], GOOD[7] | change, *GOOD[8:]])
     assert (8, kind, key) in [(fault.line, fault.kind, fault.key) for fault in report.faults]
     assert {fault.line for fault in report.faults} == {8}
 
@@ -135,12 +124,8 @@ JOY = [make_row(len(mood), "joy or anger?", reference_gene=mood) for mood in ("j
 NO_ANSWER = [{"messages": row["messages"]} for row in GOOD]
 # what is looked at -> (training rows, options, its faults)
 ANSWERS = {
-    "told": ([*GOOD[:4], LEAKING], {}, [(5, LEAK)]),
-    "one in a list told": (
-        [LEAKING | {"reference_gene": ["GAL", {"a": GENES[11]}]}],
-        {},
-        [(1, LEAK)],
-    ),
+    "in a sentence": ([*GOOD[:4], LEAKING], {}, [(5, LEAK)]),
+    "one of a list": ([LEAKING | {"reference_gene": ["GAL", {"a": "HBB"}]}], {}, [(1, LEAK)]),
     "a short number": ([make_row(1, "aged 42", reference_gene=42)], {}, []),
     "yes": ([make_row(1, "yes or no?", reference_gene="yes")], {}, []),
     "other field": ([make_row(1, "old", onset="old")], {}, []),
@@ -156,9 +141,9 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_what_is_wrong_with_answers_is_found_and_nothing_else(tmp_path, name):
+def test_what_is_wrong_with_answers_is_found_and_nothing_else(name):
     rows, options, expected = ANSWERS[name]
-    assert places(check_rows(tmp_path, rows, **options)) == expected
+    assert places(check_rows(rows, **options)) == expected
 
 
 def asked(text: str, answer: str = "A", **more) -> dict:
@@ -174,12 +159,12 @@ def test_a_field_that_repeats_the_prompt_is_no_answer_and_a_named_one_is_none():
         return messages | copies | {"reference_both": f"{rules['content']}{question['content']}"}
 
     rows = [row(n) for n in range(30)]
-    report = check_memory(rows)
+    report = check_rows(rows)
     assert report.ok and report.answer_keys == ["reference_answer"] and len(report.notes) == 4
     part = [row | {"reference_part": f"crate {n}"} for n, row in enumerate(rows)]
-    assert check_memory(part).counts == {LEAK: 30}
-    assert check_memory(part, group_by="reference_part", not_answer=["reference_part"]).ok
-    assert check_memory(rows, answer_keys=["reference_user"]).counts == {LEAK: 30}
+    assert check_rows(part).counts == {LEAK: 30}
+    assert check_rows(part, group_by="reference_part", not_answer=["reference_part"]).ok
+    assert check_rows(rows, answer_keys=["reference_user"]).counts == {LEAK: 30}
 
 
 OPTIONS = {  # a prompt, its answer, is that a leak?
@@ -201,7 +186,7 @@ OPTIONS = {  # a prompt, its answer, is that a leak?
 def test_an_option_in_a_list_of_options_is_no_leak(name):
     text, answer, is_leak = OPTIONS[name]
     rows = [asked(text.replace("#", f"{n}"), answer.replace("#", f"{n}")) for n in range(100, 130)]
-    assert check_memory(rows).counts == ({LEAK: 30} if is_leak else {})
+    assert check_rows(rows).counts == ({LEAK: 30} if is_leak else {})
 
 
 WRAPPED = {
@@ -215,47 +200,47 @@ WRAPPED = {
 @pytest.mark.parametrize("name", WRAPPED)
 def test_messages_are_found_elsewhere_and_the_conversion_is_offered(tmp_path, name):
     rows = [WRAPPED[name](asked(f"Which crate? {n}")) for n in range(30)]
-    report = check_rows(tmp_path, rows)
+    report = check_rows(rows)
     assert report.ok and report.answer_keys == ["answer"]
     [note] = [note for note in report.notes if "write_rows" in note]
     assert "30 rows" in note
-    write_rows(tmp_path / "new.jsonl", read_rows(tmp_path / "train.jsonl"))
+    write_rows(tmp_path / "new.jsonl", read_rows(rows))
     again = check_file(tmp_path / "new.jsonl")
     assert again.ok and len(again.notes) == 1
-    mixed = check_rows(tmp_path, [*GOOD, rows[0]])
+    mixed = check_rows([*GOOD, rows[0]])
     assert (31, "messages") in places(mixed)  # the one that differs from all others
 
 
 def test_parts_of_text_are_joined_and_an_image_is_refused():
     parts = [{"type": "text", "text": "Which shelf?"}, {"type": "text", "text": "Crate 7."}]
     rows = [asked(parts), asked("Which shelf?")]
-    assert check_memory(rows).ok and rows[0]["messages"][0]["content"] is parts
+    assert check_rows(rows).ok and rows[0]["messages"][0]["content"] is parts
     assert read_rows(rows)[0]["messages"][0]["content"] == "Which shelf?\nCrate 7."
     image = {"type": "image_url", "image_url": {"url": "shelf.png"}}
     for wrong in ([*parts, image], [image], ["Which?"], []):
-        assert places(check_memory([asked(wrong)])) == [(1, "content")], wrong
+        assert places(check_rows([asked(wrong)])) == [(1, "content")], wrong
 
 
-def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split(tmp_path):
+def test_copies_and_contradictions_are_found_on_one_side_and_across_the_split():
     other_answer = GOOD[4] | {"case_id": "x", "reference_gene": "X1X"}
     train = [*GOOD, GOOD[3] | {"case_id": "copy"}, other_answer]
     near = make_row(60)
     near["messages"][0]["content"] = GOOD[11]["messages"][0]["content"].replace("Which", "which")
     validation = [make_row(50, case_id="case-2"), GOOD[7] | {"case_id": "y"}, make_row(50), near]
-    report = check_split(tmp_path, train, validation)
+    report = check_rows(train, validation)
     across = [(2, "duplicate across the split"), (3, "duplicate")]
     across = [(1, "duplicate id"), *across, (4, "near-duplicate across the split")]
     assert places(report) == [(31, "duplicate"), (32, "contradiction"), *across]
-    seen = ("line 4", "line 5", "train.jsonl:3", "train.jsonl:8", "line 1", "train.jsonl:12")
+    seen = ("line 4", "line 5", "rows:3", "rows:8", "line 1", "rows:12")
     assert all(place in fault.found for fault, place in zip(report.faults, seen))
 
 
-def test_groups_on_both_sides_and_rows_too_many_or_without_a_group_are_found(tmp_path, monkeypatch):
+def test_groups_on_both_sides_and_rows_too_many_or_without_a_group_are_found(monkeypatch):
     monkeypatch.setattr("rftkit.check.MAX_ROWS", {"train": 9, "validation": 4})
     train = [make_row(n, family=f"F{n // 2}") for n in range(10)]
     del train[1]["family"]
     validation = [make_row(50 + n, family=f) for n, f in enumerate(("F9", "F4", "F4", None))]
-    report = check_split(tmp_path, train, validation, group_by="family")
+    report = check_rows(train, validation, group_by="family")
     missing, both = "group missing", "group on both sides"
     faults = [place for place in places(report) if place[1] in (missing, both, "too many rows")]
     assert faults == [(2, missing), (10, "too many rows"), (2, both), (3, both), (4, missing)]
@@ -276,7 +261,7 @@ def test_a_closed_set_of_answers_is_no_group_and_an_open_one_is(count, values, n
     rows = labelled(count, values)
     train, held_out = rows[: count * 4 // 5], rows[count * 4 // 5 :]
     held_out = [row | {"mood": f"v{n % values + new}"} for n, row in enumerate(held_out)]
-    report = check_memory(train, held_out, group_by="mood")
+    report = check_rows(train, held_out, group_by="mood")
     assert report.counts == ({"group on both sides": faults} if faults else {})
     assert any("mood" in note for note in report.notes) is (not faults)
 
@@ -300,16 +285,16 @@ def run(*arguments: object):
 
 
 def test_the_command_prints_every_fault_and_its_exit_code_is_0_where_clean(tmp_path):
-    check_split(tmp_path, GOOD, [make_row(50)])
+    write_rows(tmp_path / "train.jsonl", GOOD)
+    write_rows(tmp_path / "validation.jsonl", [make_row(50)])
     both = (tmp_path / "train.jsonl", "--validation", tmp_path / "validation.jsonl")
     assert run(*both).exit_code == 0
     leak = run(*both, "--group-by", "reference_gene")
     assert leak.exit_code == 1 and "validation.jsonl:1: " in leak.output
     assert run(tmp_path / "nowhere.jsonl").exit_code == run(BROKEN).exit_code == 1
-    many = check_rows(tmp_path, [row | {"reference_gene": " A"} for row in GOOD])
+    write_rows(tmp_path / "train.jsonl", [row | {"reference_gene": " A"} for row in GOOD])
     shown = run(tmp_path / "train.jsonl").output
     assert shown.count('"reference_gene" is') == 5 and "25 more" in shown
-    assert len(many.faults) == 30
     assert run().exit_code == run(tmp_path / "train.jsonl", "--no-such-option").exit_code == 2
     record = json.loads(run(BROKEN, "--json").stdout)
     assert record["ok"] is False and len(record["faults"]) == 28
