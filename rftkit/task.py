@@ -99,19 +99,17 @@ class Task:
         return answers.index(reference) + 1 if reference in answers else None
 
     def grade(self, rows: list[Row], samples: list[list[Sample]]) -> None:
-        """Fill row_id, grade, sub_grades and errors of samples[row][index], in place."""
+        """Fill row_id, grade, sub_grades and errors of samples[row][index], in place. A sample that
+        never came back has no grade."""
+        came: list[tuple[Row, Sample]] = []
         for row, row_id, group in zip(rows, row_ids(rows), samples, strict=True):
             for sample in group:
                 sample.row_id = row_id
-                self.grade_sample(row, sample)
-
-    def grade_sample(self, row: Row, sample: Sample) -> None:
-        """Fill the grade fields of one sample; one that never came back has none."""
-        if sample.finish_reason == "error":
-            return
-        grade = self.grader.evaluate(row, sample)
-        sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
-        sample.errors = grade.errors
+            came += [(row, sample) for sample in group if sample.finish_reason != "error"]
+        grades = self.grader.evaluate_many(*zip(*came)) if came else []
+        for (_, sample), grade in zip(came, grades):
+            sample.grade, sample.sub_grades = grade.reward, dict(grade.sub_rewards)
+            sample.errors = grade.errors
 
     def to_json(self) -> dict[str, Any]:
         """task.json's object."""

@@ -1,10 +1,13 @@
 """A task folder: what task.json may say, and how a model's answer is found and graded."""
 
 import json
+import threading
 
 import pytest
 
 from rftkit import Sample, Task, UserError, load_task
+from rftkit.graders.grader import GraderSettings
+from rftkit.sandbox.runner import Outcome
 from rftkit.task import task_from_json
 
 GRADER = {
@@ -71,3 +74,17 @@ def test_grading_fills_each_sample_but_not_those_that_never_came():
     assert [[s.grade for s in group] for group in samples] == [[1.0, None], [0.0, 0.0]]
     assert [group[0].row_id for group in samples] == ["a", "2"]
     assert lost.errors == ["refused"] and samples[1][1].errors == ["sample_parse_error"]
+
+
+def test_sandboxed_answers_are_graded_side_by_side():
+    both = threading.Barrier(2, timeout=10)
+
+    def runner(*call):
+        both.wait()
+        return Outcome(1.0)
+
+    runner.workers = 2
+    source = {"type": "python", "source": "def grade(sample, item): return 1"}
+    samples = [[Sample()], [Sample()]]
+    Task("n", source, settings=GraderSettings(python_runner=runner)).grade([{}, {}], samples)
+    assert [group[0].grade for group in samples] == [1.0, 1.0]

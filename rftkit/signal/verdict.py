@@ -270,20 +270,20 @@ def grader_findings(signal: Signal) -> list[Finding]:
 
 def answer_findings(signal: Signal) -> list[Finding]:
     """Do answers end, do they fit into the limit, and can they be read?"""
-    found, setting, limit = [], "max_completion_tokens", signal.lengths["limit"]
+    findings, limit = [], f"max_completion_tokens: {signal.lengths['limit']}"
     if probe := signal.lengths.get("probe"):
         more = "more than" if signal.endless else "about"
-        setting += f": {limit} -> {more} {roomy(probe['p95'])}, the p95 of the probe and a little"
+        limit += f" -> {more} {roomy(probe['p95'])}, the p95 of the probe and a little"
     if signal.cut.low > MOST_CUT and signal.endless and signal.unended:
         end = "tokenizer.eos_token or generation_config.eos_token_id: "
         end += f"{signal.unended} closes an answer"
-        found.append(Finding("end token missing", signal.cut_text(), end))
-    cut = Finding("limit too short", signal.cut_text(), setting)
+        findings.append(Finding("end token missing", signal.cut_text(), end))
+    cut = Finding("limit too short", signal.cut_text(), limit)
     evidence = f"{signal.unreadable} ended, but cannot be read: {shown(signal.stages)}"
-    setting = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
-    unreadable = Finding("unreadable answers", evidence, setting)
-    found += signal.of_share(signal.cut, MOST_CUT, cut)
-    return found + signal.of_share(signal.unreadable, MOST_UNREADABLE, unreadable)
+    example = "the prompt: show the form by an example; or init_adapter: SFT on some dozen rows"
+    unreadable = Finding("unreadable answers", evidence, example)
+    findings += signal.of_share(signal.cut, MOST_CUT, cut)
+    return findings + signal.of_share(signal.unreadable, MOST_UNREADABLE, unreadable)
 
 
 def spread_findings(signal: Signal) -> list[Finding]:
