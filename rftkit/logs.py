@@ -157,8 +157,17 @@ def read_log(path: str | Path) -> Log:
     files = [place for place in places if place.is_file()][:1] or exports
     if not files:
         raise UserError(f"{path}: no log, expected a run, a log or an exported table: name one")
-    log = Log(str(files[0]), [])
-    entries = read_entries(files, log)
+    file, log = files[0], Log(str(files[0]), [])
+    if file.suffix == ".csv" or "-tag-" in file.name:
+        entries = read_tables(files)
+    elif file.suffix == ".json":
+        state = read_json(file)
+        state = state if isinstance(state, dict) else {"log_history": state}
+        log.best_is_kept = state.get("best_model_checkpoint") is not None
+        entries = [entry for entry in state.get("log_history", []) if isinstance(entry, dict)]
+    else:
+        log.best_is_kept = (file.parent / "training.json").exists()
+        entries = read_lines(file, log.notes)
     for entry in entries:
         step = next((entry[name] for name in STEPS if name in entry), None)
         try:
@@ -181,21 +190,6 @@ def add_record(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
         last |= {key: value for key, value in record.items() if value is not None}
     else:
         records.append(record)
-
-
-def read_entries(files: list[Path], log: Log) -> list[dict[str, Any]]:
-    """The entries under the names of their file; what else the log knows goes into `log`."""
-    file = files[0]
-    if file.suffix == ".csv" or "-tag-" in file.name:
-        return read_tables(files)
-    if file.suffix != ".json":
-        log.best_is_kept = (file.parent / "training.json").exists()
-        return read_lines(file, log.notes)
-    state = read_json(file)
-    if isinstance(state, dict):
-        log.best_is_kept = state.get("best_model_checkpoint") is not None
-        state = state.get("log_history", [])
-    return [entry for entry in state if isinstance(entry, dict)]
 
 
 def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
