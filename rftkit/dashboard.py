@@ -115,7 +115,7 @@ class TrainingDashboard:
         self.newest: list[Sample] = []
         self.start: dict[str, Any] | None = None
         self.steps, self.ended = 0, None
-        self.drawn_at, self.drawing_took = float("-inf"), 0.0
+        self.next_drawing = 0.0  # on the clock of time.perf_counter
 
     def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
         self.log, self.steps, self.start, self.ended = list(log), plan.steps, start or None, None
@@ -143,8 +143,7 @@ class TrainingDashboard:
     def answers(self, record: dict[str, Any], samples: list[Sample]) -> None:
         """The slower a drawing is, the fewer there are."""
         self.newest = samples
-        rested = time.perf_counter() - self.drawn_at
-        if "alarms" in record or rested * DRAWING_SHARE >= self.drawing_took:
+        if "alarms" in record or time.perf_counter() >= self.next_drawing:
             self.draw()
 
     def end(self, run: Any) -> None:
@@ -178,14 +177,14 @@ class TrainingDashboard:
         steps = 0 if self.ended else self.steps  # at the end no room is kept for more
         figure = dashboard_figure(self.log, self.start, steps)
         self.show(dashboard_html(line, figure, self.log, self.newest), line)
-        self.drawn_at = time.perf_counter()
-        self.drawing_took = self.drawn_at - began
+        drawn = time.perf_counter()
+        self.next_drawing = drawn + (drawn - began) / DRAWING_SHARE
 
     def show(self, page: str, line: str) -> None:
         """Put HTML, and a line for what shows no HTML, in place of what this run showed before."""
         from IPython.display import display
 
-        both, again = {"text/html": page, "text/plain": line}, self.drawn_at > 0
+        both, again = {"text/html": page, "text/plain": line}, self.next_drawing > 0
         display(both, raw=True, display_id=f"rftkit-{id(self)}", update=again)
 
 

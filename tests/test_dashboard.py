@@ -104,7 +104,7 @@ def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn(monkeypatch,
     for record in made_log(5):
         dashboard(record)
         dashboard.answers(record, SAMPLES)
-        dashboard.drawing_took = 1e9
+        dashboard.next_drawing = 1e12
     dashboard.end(ENDED)
     assert capsys.readouterr().out == ""
     (first, _), (last, line) = shown
