@@ -202,7 +202,7 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
             cause = ", ".join(result.samples[0][0].errors)
             raise UserError(f"--model {model}: all answers failed ({cause}): read the cause")
         if refused := getattr(policy, "refused", set()) & {"temperature", "top_p", "seed"}:
-            notes.append(f"{model}: takes no {', '.join(sorted(refused))}: it samples in its own way")
+            notes.append(f"{model}: takes no {', '.join(sorted(refused))}: it samples its own way")
         append_samples(out, result)
     report = make_report(bench, training, notes) | {"rows": str(rows_file)}
     grader = json.dumps(bench.task.grader.record, sort_keys=True)
