@@ -61,11 +61,9 @@ def bootstrap(values: Sequence[float], clusters: Sequence[Any], seed: int = 0) -
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], clusters: Sequence[Any], seed: int = 0
-) -> Interval:
+def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence[Any]) -> Interval:
     """Mean of a - b over the same rows, with its interval: it says more than two intervals do."""
-    return bootstrap(np.asarray(a, float) - np.asarray(b, float), clusters, seed)
+    return bootstrap(np.asarray(a, float) - np.asarray(b, float), clusters)
 
 
 def clusters_of(rows: list[dict], task: Task) -> list[str]:

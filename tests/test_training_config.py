@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from test_training import CONSTANT
@@ -14,10 +14,9 @@ from rftkit.cli import app
 from rftkit.files import embedded_model
 from rftkit.rows import write_rows
 from rftkit.training.config import config_rows, config_task, read_run_config
-from rftkit.training.plan import Measured, make_plan, memory_of, run_order
+from rftkit.training.plan import Measured, make_plan, run_order
 
 TASK = {"task": "gene_ranking"}
-SMALL = Measured(hidden=64, prompt_tokens=100, answer_bytes=4e6)
 
 
 def write(place, **record):
@@ -73,26 +72,28 @@ def test_fields_of_the_config_stand_in_for_the_tasks(tmp_path):
         config_task(RunConfig(train_file=few))
 
 
-def plan(model=SMALL, rows=10, held_out=0, measured=None, **changes):
-    config = RunConfig(**TASK | changes)
-    return make_plan(config, [{}] * rows, [{}] * held_out, replace(model, **measured or {}))
+def plan(rows=10, held_out=0, width=64, usable=1e12, **changes):
+    """Of a model with that width, one answer of which takes 4 MB."""
+    model = Measured(SimpleNamespace(hidden_size=width), prompt_tokens=100)
+    model.memory = lambda tokens: (4e6, usable)
+    return make_plan(RunConfig(**TASK | changes), [{}] * rows, [{}] * held_out, model)
 
 
 def test_the_micro_batch_is_the_largest_divisor_that_fits():
-    whole, tight, none = (plan(measured={"free_bytes": free}) for free in (1e12, 1e8, 1.0))
+    whole, tight, none = (plan(usable=usable) for usable in (1e12, 4e7, 1.0))
     assert (whole.micro_batch, whole.accumulation, whole.validations) == (64, 1, 0)
     assert 1 < tight.micro_batch < 64 and tight.micro_batch * tight.accumulation == 64
     assert tight.passes == 56.0 and "8 passes" in tight.reasons[0]
     assert none.micro_batch == 1 and "may not fit" in none.reasons[0]
     assert plan(micro_batch=16).micro_batch == 16
     model = load_policy("embedded:mini").model.config
-    short, long = (memory_of(model, n, 64)[0] for n in (35, 935))
+    short, long = (Measured(model, n).memory(64)[0] for n in (35, 935))
     assert 0 < 10 * short < long  # attention grows with the square
 
 
 def test_the_learning_rate_follows_the_width():
-    wide = {"hidden": 1024}
-    rates = [plan(measured=wide), plan(measured=wide, method="sft"), plan(method="sft"), plan()]
+    wide, wide_sft = plan(width=1024), plan(width=1024, method="sft")
+    rates = [wide, wide_sft, plan(method="sft"), plan()]
     assert [p.learning_rate for p in rates] == sorted({p.learning_rate for p in rates})
     unknown = make_plan(RunConfig(**TASK, model="someone/model"), [{}], [])
     assert unknown.learning_rate == rates[0].learning_rate

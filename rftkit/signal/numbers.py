@@ -199,13 +199,13 @@ def share_interval(values: Sequence[float], clusters: Sequence, trials: int = 0)
     return bootstrap(values, clusters)
 
 
-def more_rows(interval: Interval, threshold: float, rows: int, most: int = 100_000) -> int:
+def more_rows(interval: Interval, threshold: float, rows: int) -> int:
     """About how many more rows would put the threshold outside the interval: it shrinks with the
     square root of their number."""
     distance = max(abs(interval.mean - threshold), 1e-9)
     end = interval.high if interval.mean < threshold else interval.low
     half = abs(end - interval.mean)
-    return min(most, max(1, math.ceil(rows * (half / distance) ** 2) - rows))
+    return min(100_000, max(1, math.ceil(rows * (half / distance) ** 2) - rows))
 
 
 def spread_parts(rewards: Sequence[float], readable: Sequence[bool]) -> tuple[float, float]:

@@ -7,7 +7,6 @@ not hold it, passes of `micro_batch` completions add up their gradients: the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -46,15 +45,45 @@ class Plan(SimpleNamespace):
 
 @dataclass
 class Measured:
-    """Of a model: what memory and learning rate depend on."""
+    """Of a model and its prompts: what memory and learning rate depend on."""
 
-    hidden: int  # numbers a token
+    architecture: Any  # the config of its language model
+    prompt_tokens: int  # of the longest prompt
     context: int | None = None  # tokens it was made for, prompt and answer together
-    prompt_tokens: int = 0  # of the longest prompt
-    answer_bytes: float = 0.0  # that one more answer in a pass takes
-    free_bytes: float = 0.0  # beside the weights
-    room: int = OTHER_TOKENS  # completion tokens that context and memory hold
-    notes: list[str] = field(default_factory=list)  # on its prompts
+    notes: list[str] = field(default_factory=list)  # on the prompts
+
+    @property
+    def room(self) -> int:
+        """Completion tokens that context and memory hold."""
+        room = max(1, (self.context or 8 * OTHER_TOKENS) - self.prompt_tokens)
+        answer, usable = self.memory(room)
+        while room > 1 and answer > usable:
+            room //= 2
+            answer, usable = self.memory(room)
+        return room
+
+    def memory(self, completion_tokens: int) -> tuple[float, float]:
+        """(bytes of one more answer in a pass, bytes for all of them), both on the safe side.
+
+        Activations in 16 bits: s·h·(34 + 5·a·s/h) bytes a layer (Korthikanti et al. 2022, eq. 1).
+        Logits: in fp32 over the completion, with a gradient and a copy for log-probabilities.
+        """
+        import psutil  # comes with accelerate
+        import torch
+
+        model, (device, dtype, _) = self.architecture, choose_device()
+        on_gpu = device == "cuda"
+        free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+        number = 4 if dtype == "float32" else 2  # bytes
+        tokens, hidden = self.prompt_tokens + completion_tokens, model.hidden_size
+        heads = getattr(model, "num_attention_heads", 1)
+        inner = getattr(model, "intermediate_size", None) or 4 * hidden
+        activations = tokens * hidden * (34 + 5 * heads * tokens / hidden) * number / 2
+        logits = completion_tokens * model.vocab_size * 4 * 3
+        layers = model.num_hidden_layers
+        weights = layers * (4 * hidden**2 + 3 * hidden * inner) + 2 * model.vocab_size * hidden
+        usable = MEMORY_SHARE * max(float(free) - weights * number, 1.0)
+        return layers * activations + logits, usable
 
 
 def plan_run(
@@ -63,15 +92,16 @@ def plan_run(
     """(the plan, what the user should know). An unset max_completion_tokens comes from the
     policy's completions; without the policy it is a guess."""
     model = measure_model(config, rows, held_out)
-    room, notes = (model.room, model.notes) if model else (OTHER_TOKENS, [])
+    notes = model.notes if model else []
     if config.max_completion_tokens is None:
-        limit = min(room, OTHER_TOKENS)
-        note = f"max_completion_tokens {limit}: a run takes it from its model"
+        room = model.room if model else OTHER_TOKENS
         if policy:
             policy.model.eval()
             limit, note = completion_limit(policy, rows, room, config.temperature, config.seed)
+        else:
+            limit = EMBEDDED_TOKENS if is_embedded(config_base(config)) else min(room, OTHER_TOKENS)
+            note = f"max_completion_tokens {limit}: a run takes it from its model"
         config, notes = config.model_copy(update={"max_completion_tokens": limit}), [note, *notes]
-        model = model if limit == room else measure_model(config, rows, held_out)
     return make_plan(config, rows, held_out, model), notes
 
 
@@ -85,7 +115,7 @@ def make_plan(
         steps = min(steps, -(-config.epochs * len(rows) // config.prompts_per_step))
         reasons.append(f"{steps} steps: at most {config.epochs} passes over {len(rows)} rows")
     if micro is None:
-        micro, reason = choose_micro_batch(batch, model)
+        micro, reason = choose_micro_batch(config, model)
         reasons.append(reason)
     if rate is None:
         rate, reason = choose_learning_rate(config, model)
@@ -123,35 +153,38 @@ def make_plan(
 
 def choose_learning_rate(config: RunConfig, model: Measured | None) -> tuple[float, str]:
     """The wider a model, the smaller the step. Of unknown width only embedded models are tiny."""
-    tiny = model.hidden < TINY_WIDTH if model else config.model.startswith("embedded:")
+    tiny = (
+        model.architecture.hidden_size < TINY_WIDTH
+        if model
+        else config.model.startswith("embedded:")
+    )
     rate = (TINY_RATES if tiny else USUAL_RATES)[config.method]
     kind = "tiny width, measured on the mini" if tiny else "usual width, from Unsloth's guide"
     return rate, f"learning_rate {rate:g}: {kind}; three times that if nothing moves"
 
 
-def choose_micro_batch(batch: int, model: Measured | None) -> tuple[int, str]:
+def choose_micro_batch(config: RunConfig, model: Measured | None) -> tuple[int, str]:
     """The largest divisor of the batch that the memory holds."""
+    batch = config.batch
     if model is None:
         return batch, f"micro_batch {batch}, the whole batch: the model's size is not known"
-    room = MEMORY_SHARE * model.free_bytes
-    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * model.answer_bytes <= room]
+    answer, usable = model.memory(config.max_completion_tokens or OTHER_TOKENS)
+    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * answer <= usable]
     chosen = max(fitting, default=1)
     return chosen, (
-        f"micro_batch {chosen}, {batch // chosen} passes a step: {model.answer_bytes / 1e6:.0f} MB "
-        f"an answer, {room / 1e9:.1f} GB may be used{'' if fitting else '; even that may not fit'}"
+        f"micro_batch {chosen}, {batch // chosen} passes a step: {answer / 1e6:.0f} MB an answer, "
+        f"{usable / 1e9:.1f} GB may be used{'' if fitting else '; even that may not fit'}"
     )
 
 
-def measure_model(
-    config: RunConfig, rows: list[dict], held_out: Sequence[dict] = ()
-) -> Measured | None:
+def measure_model(config: RunConfig, rows: list[dict], held_out: list[dict]) -> Measured | None:
     """From config and tokenizer, without weights; None where loading the model will say why.
     UserError where the chat template does not write a row's messages."""
     from transformers import AutoConfig
 
     base = config_base(config)
     try:
-        model = AutoConfig.from_pretrained(**hub_place(base)).get_text_config()
+        architecture = AutoConfig.from_pretrained(**hub_place(base)).get_text_config()
         tokenizer = load_tokenizer(base)
     except (OSError, ValueError):
         return None
@@ -161,37 +194,8 @@ def measure_model(
     policy.render_all(map(Prompt, held_out), name="held-out row")
     some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]
     longest = max(map(len, policy.encode(list(map(Prompt, some)))))
-    context = getattr(model, "max_position_embeddings", None)
-    limit = config.max_completion_tokens or (EMBEDDED_TOKENS if is_embedded(base) else None)
-    room = limit or max(1, (context or 8 * OTHER_TOKENS) - longest)
-    answer, free = memory_of(model, longest, room)
-    while not limit and room > 1 and answer > MEMORY_SHARE * free:
-        room //= 2
-        answer, free = memory_of(model, longest, room)
-    notes = prompt_notes(policy, rows)
-    return Measured(model.hidden_size, context, longest, answer, free, room, notes)
-
-
-def memory_of(model: Any, prompt_tokens: int, completion_tokens: int) -> tuple[float, float]:
-    """(bytes of one more answer in a pass, bytes free beside the weights), both on the safe side.
-
-    Activations in 16 bits: s·h·(34 + 5·a·s/h) bytes a layer (Korthikanti et al. 2022, equation 1).
-    Logits: in fp32 over the completion, with their gradient and one copy for log-probabilities.
-    """
-    import psutil  # comes with accelerate
-    import torch
-
-    device, dtype, _ = choose_device()
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    number = 4 if dtype == "float32" else 2  # bytes
-    tokens, hidden = prompt_tokens + completion_tokens, model.hidden_size
-    heads = getattr(model, "num_attention_heads", 1)
-    inner = getattr(model, "intermediate_size", None) or 4 * hidden
-    activations = tokens * hidden * (34 + 5 * heads * tokens / hidden) * number / 2
-    logits = completion_tokens * model.vocab_size * 4 * 3
-    layers = model.num_hidden_layers
-    weights = layers * (4 * hidden**2 + 3 * hidden * inner) + 2 * model.vocab_size * hidden
-    return layers * activations + logits, max(float(free) - weights * number, 1.0)
+    context = getattr(architecture, "max_position_embeddings", None)
+    return Measured(architecture, longest, context, prompt_notes(policy, rows))
 
 
 def run_order(rows: int, steps: int, prompts_per_step: int, seed: int) -> list[int]:
