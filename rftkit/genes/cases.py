@@ -51,8 +51,8 @@ def make_cases(
         lists = candidate_lists(own, hpo, candidates, seed) if candidates else [()] * len(own)
         rows[side] = [case_row(case, hpo, names) for case, names in zip(own, lists)]
     copies = {side: copies_of(side_rows) for side, side_rows in rows.items()}
-    found = Counter(reason for reasons in copies.values() for reason in reasons.values())
-    counts = {reason: found[reason] for reason in (REPEATED, CONTRADICTED)}
+    reasons = Counter(reason for side in copies.values() for reason in side.values())
+    counts = {reason: reasons[reason] for reason in (REPEATED, CONTRADICTED)}
     if without_copies:
         rows, counts[NEAR] = drop_copies(rows, copies)
     files = {}
