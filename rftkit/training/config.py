@@ -77,7 +77,6 @@ class RunConfig(BaseModel):
             raise UserError("\n".join(lines)) from None
 
     @field_validator("*", mode="before")
-    @classmethod
     def _as_text(cls, value: Any, info: Any) -> Any:
         """A path, and an answer_template that is given as JSON, as in a task.json."""
         if isinstance(value, os.PathLike):
@@ -86,27 +85,23 @@ class RunConfig(BaseModel):
         return json.dumps(value, ensure_ascii=False) if is_json else value
 
     @field_validator("train_file", "validation_file", "init_adapter")
-    @classmethod
     def _place_exists(cls, place: str | None) -> str | None:
         if place is not None and not os.path.exists(place):
             raise ValueError(f"{place!r}, expected a file or folder that exists")
         return place
 
     @field_validator("task")
-    @classmethod
     def _task_loads(cls, name: str | None) -> str | None:
         if name is not None:
             load_task(name)
         return name
 
     @field_validator("grader")
-    @classmethod
     def _grader_is_read(cls, grader: Any) -> Any:
         record = None if grader is None else read_grader(grader)[0]
         return grader if isinstance(grader, Grader) or is_function(grader) else record
 
     @field_validator("report_to", "load_in_4bit")
-    @classmethod
     def _package_is_installed(cls, value: str | bool) -> str | bool:
         name = "bitsandbytes" if value is True else value
         if name not in ("none", False) and not find_spec(name):
