@@ -113,7 +113,9 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """task.json's object."""
-        record = {key: getattr(self, key) for key in KEYS} | {"grader": self.grader_spec}
+        maximum = None if self.grader.maximum == 1 else self.grader.maximum
+        record = {key: getattr(self, key) for key in KEYS}
+        record |= {"grader": self.grader_spec, "maximum": maximum}
         return {key: value for key, value in record.items() if value is not None}
 
 

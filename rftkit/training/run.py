@@ -98,9 +98,6 @@ def train(
             if (out / "training.json").exists():
                 say(f"{out}: this run is finished; its adapter is loaded")
                 return load_run(out)
-            with suppress(ValueError, TypeError):  # a grader that is a function in memory
-                grader = {"grader": task.grader.to_json(), "maximum": task.grader.maximum}
-                write_json(out / "task.json", task.to_json() | grader)
             session = Session(config, out, task, rows, held_out, observers, interrupted, resume)
             for note in session.notes:
                 say(note)
@@ -110,6 +107,9 @@ def train(
             if session.step == 0:
                 if config.gate == "on" and config.method == "grpo":
                     pass_gate(session, force)
+                with suppress(ValueError, TypeError):  # a function that cannot be exported
+                    record = task.to_json() | {"grader": task.grader.to_json()}
+                    write_json(out / "task.json", record)
                 if session.held_out.rows:
                     session.held_out.validate(session.policy, 0)
             # Stage 4: the steps.
