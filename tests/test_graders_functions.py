@@ -181,13 +181,14 @@ def test_a_config_takes_a_function_or_its_file_and_its_best_grade(write, tmp_pat
     assert replace(task, settings=BOXED).grader.type == "python"
 
 
-def test_an_attack_measures_the_best_grade_of_a_function_and_a_reward_function_takes_one():
+def test_an_attack_and_a_reward_function_take_a_function_too_and_measure_its_best_grade():
     def five(sample, item):
         return 5.0 * (sample["output_text"] == item["label"])
 
     rows = pandas.DataFrame([ROW, ROW | {"label": "fear"}])
-    task = Task("n", five)
-    report = attack(task.grader, rows, "{{item.label}}")
+    report = attack(five, rows, "{{item.label}}")
     assert (report.maximum, report.honest["best"]) == (5, 5) and "best grade 5" in repr(report)
-    assert task.to_json()["maximum"] == 5  # measured
+    task = Task("n", five)
+    attack(task.grader, rows, "{{item.label}}", strategies=())
+    assert task.to_json()["maximum"] == 5
     assert reward_function(five)(completions=["joy", "no"], label=["joy", "joy"]) == [5.0, 0.0]
