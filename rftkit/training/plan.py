@@ -55,7 +55,7 @@ class Measured:
     @property
     def room(self) -> int:
         """Completion tokens that context and memory hold."""
-        room = max(1, (self.context or 8 * OTHER_TOKENS) - self.prompt_tokens)
+        room = max(1, (self.context or OTHER_TOKENS) - self.prompt_tokens)
         answer, usable = self.memory(room)
         while room > 1 and answer > usable:
             room //= 2
@@ -94,12 +94,12 @@ def plan_run(
     model = measure_model(config, rows, held_out)
     notes = model.notes if model else []
     if config.max_completion_tokens is None:
-        room = model.room if model else OTHER_TOKENS
+        room = min(model.room, OTHER_TOKENS) if model else OTHER_TOKENS
         if policy:
             policy.model.eval()
             limit, note = completion_limit(policy, rows, room, config.temperature, config.seed)
         else:
-            limit = EMBEDDED_TOKENS if is_embedded(config_base(config)) else min(room, OTHER_TOKENS)
+            limit = EMBEDDED_TOKENS if is_embedded(config_base(config)) else room
             note = f"max_completion_tokens {limit}: a run takes it from its model"
         config, notes = config.model_copy(update={"max_completion_tokens": limit}), [note, *notes]
     return make_plan(config, rows, held_out, model), notes
