@@ -146,7 +146,7 @@ class Check:
     def __str__(self) -> str:
         text = f"{self.title}: {self.status}"
         if not self.rows:
-            return f"{text}: it needs rows and the task's answer templates"
+            return f"{text}: it needs rows, answer_template and, to compare levels, worse_answers"
         if self.failures:
             text += f" on {len(self.failures)} of {self.rows} rows: fix the grader, or the rows"
             return "\n  ".join([text, *map(str, self.failures[:5])])

@@ -70,8 +70,8 @@ def check_rows(
     not_answer: Collection[str] = (),
 ) -> CheckReport:
     """Check training rows, and their split from the validation rows by the key `group_by`.
-    `answer_keys`: more keys that hold answers, `not_answer`: keys that hold none;
-    `answer_in_prompt_ok`: prompts may contain answers."""
+    `answer_keys`: more keys that hold answers (without any: `group_by`), `not_answer`: keys that
+    hold none; `answer_in_prompt_ok`: prompts may contain answers."""
     report, faults, sides = CheckReport(files={"train": source_name(rows)}), [], ([], [])
     if validation is None:
         report.notes.append("the split was not checked: pass the validation file with --validation")
@@ -96,7 +96,7 @@ def check_rows(
     likely = {name for name in fields - {*answer_keys, *not_answer} if looks_like_answer(name)}
     copies = {name for name in likely if repeats_prompt(lines, name)}
     report.notes += [f'"{name}" repeats the prompt: not an answer key' for name in sorted(copies)]
-    passed = ({*answer_keys, group_by} & fields) - {*not_answer}
+    passed = ({*answer_keys} or {group_by}) & fields - {*not_answer}
     keys = report.answer_keys = sorted(likely - copies | passed)
     for key in keys:
         faults += answer_faults(lines, key)

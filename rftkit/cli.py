@@ -74,7 +74,7 @@ def new_command(options: NewTask, as_json: JsonFlag = False) -> None:
         console.print_json(made | {"check": report.to_json(), "reference": str(reference)})
     else:
         print_check(report)
-        dropped = "".join(f"; {n} left out: {reason}" for reason, n in made["dropped"].items())
+        dropped = "".join(f"; {why}: left out {rows}" for why, rows in made["dropped"].items())
         _, commands, expected = read_text(options.folder / "README.md").split("```")
         console.say(f"{reference}\n{options.folder}: form {made['form']}{dropped}")
         console.say(f"next, in {options.folder}:{commands}{' '.join(expected.split())}")
@@ -97,7 +97,8 @@ def check_command(
     """Check RFT data. Each fault comes with its line, the expected value and the next step.
 
     It searches prompts for the values of answer keys: keys named reference..., answer...,
-    label..., gold... or similar, the --group-by key and each --answer-key, without --not-answer.
+    label..., gold... or similar, and each --answer-key (none: the --group-by key), without
+    --not-answer.
     Group by the answer if new answers will come (genes), or by the source of several rows
     (patient, author, document). A few labels are no group.
 

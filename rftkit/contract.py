@@ -37,7 +37,7 @@ KINDS = {
     "broken JSON": (OBJECT, WRITE_IT),
     "not an object": (OBJECT, "write each row as one JSON object"),
     "duplicate key": ("each key once", "remove one: JSON parsers keep only the last one"),
-    "messages": ("a list of messages", 'write [{"role": "user", "content": "..."}], or "prompt"'),
+    "messages": ("a list of messages", 'write "prompt" (text), or make a task with `rftkit new`'),
     "role": ("system, developer, user, assistant or tool", 'write "user" for the question'),
     "content": ("a string", "write plain text (no list, no image)"),
     "tools": ("a list of function tools", "if it is an answer, rename it: the key is reserved"),
@@ -182,10 +182,11 @@ def as_row(record: Row) -> tuple[Row, str]:
     if "messages" not in row and inner:
         row |= row.pop(inner[0])
         place = f'found "messages" in "{inner[0]}"'
-    prompt = row.get("prompt")
-    if "messages" not in row and isinstance(prompt, (str, list)):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        row = {"messages": messages} | {k: v for k, v in row.items() if k != "prompt"}
+    if "messages" not in row and "prompt" in row:
+        prompt = row.pop("prompt")
+        text = "" if prompt is None else str(prompt)  # an empty cell: row_faults reports it
+        messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": text}]
+        row = {"messages": messages} | row
         place = f'read "prompt" as {"messages" if messages is prompt else "a user message"}'
     messages = readable_messages(row)
     if any(isinstance(message.get("content"), list) for message in messages):

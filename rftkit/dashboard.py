@@ -153,12 +153,12 @@ class TrainingDashboard:
     def headline(self) -> str:
         """One line: the step, the time left or what ended the run, the reward, the validation."""
         zero = {"step": 0, "seconds": 0.0}
-        before, last = [zero, *self.log][-21:][0], [zero, *self.log][-1]
+        last, recent = [zero, *self.log][-1], self.log[-21:]
         line = f"step {last['step']}/{self.steps or last['step']}"
         if self.ended:
             line += f", ended by {self.ended}"
-        elif self.log:  # as long a step as the mean of the last 20, validations and all
-            mean = (last["seconds"] - before["seconds"]) / (last["step"] - before["step"])
+        elif len(recent) > 1:  # the mean of the last 20, validations and all; before: the gate
+            mean = (last["seconds"] - recent[0]["seconds"]) / (last["step"] - recent[0]["step"])
             line += f", {timedelta(seconds=round(mean * (self.steps - last['step'])))} left"
         if last.get("reward_mean") is not None:
             std, dead = last.get("group_spread") or 0, last.get("dead_groups") or 0

@@ -33,6 +33,10 @@ def model_folder(model: str) -> tuple[str, str | None]:
     # An unfinished run's folder has a config.json too: its RunConfig.
     if path.exists() and "model_type" not in read_json(path / "config.json"):
         raise UserError(f"{path}: not a model, an adapter or a finished run: name one of these")
+    if not path.exists() and (len(path.parts) > 2 or model[:1] in "./~"):  # a hub name: OWNER/NAME
+        raise UserError(
+            f"{path}: no such folder, expected a model, an adapter or a run: correct it"
+        )
     return model, None
 
 
@@ -89,6 +93,8 @@ def load_tokenizer(base: str, adapter: str | None = None) -> Any:
 
     own = adapter and (Path(adapter) / "tokenizer_config.json").exists()
     tokenizer = AutoTokenizer.from_pretrained(**hub_place(adapter if own else base))
+    if "BPE" in str(type(getattr(tokenizer, "backend_tokenizer", tokenizer).model)):
+        tokenizer.clean_up_tokenization_spaces = False  # transformers ignores it, and warns
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer

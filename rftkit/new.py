@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+import shutil
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from string import Template
 from typing import Annotated, Any
 
-from rftkit.console import argument, option
+from rftkit.console import GRADER, argument, option
 from rftkit.files import PACKAGE, UserError, read_text, write_json, write_text
 
 # Forms that one preset grades: its name and arguments.
@@ -36,13 +38,16 @@ class NewTask:
     answer: Annotated[str, option("COLUMN", "The column with the right answer.")]
     form: Annotated[str | None, option("F", f"{FORMS}; default: from the answers.")] = None
     group: Annotated[str | None, option("COLUMN", "No value may be on both sides.")] = None
+    grader: Annotated[str | None, option("G", f"{GRADER} Default: by the form.")] = None
 
 
 def make_task(options: NewTask) -> dict[str, Any]:
-    """Write the folder. Return its "form", row counts ("rows", "dropped") and what the checks
-    found ("check": a CheckReport, "reference": an attacks.Check)."""
+    """Write the folder. Return its "form", row counts ("rows"), records left out ("dropped"), and
+    what the checks found ("check": a CheckReport, "reference": an attacks.Check)."""
     from rftkit.attacks import reference_check
     from rftkit.check import check_rows
+    from rftkit.graders.functions import FILE
+    from rftkit.graders.grader import read_grader
     from rftkit.rows import split_by_group, write_rows
     from rftkit.task import load_task
 
@@ -53,6 +58,7 @@ def make_task(options: NewTask) -> dict[str, Any]:
     answers = [row[field] for row in rows]
     form = options.form or form_of(answers)
     instruction, grader, task = make_grader(form, field, answers)
+    grader = read_grader(options.grader)[0] if options.grader else grader
     for row in rows:
         row["messages"][0]["content"] += f"\n\n{instruction}"
         row[field] = row[field] if form == "json" else str(row[field])
@@ -63,8 +69,13 @@ def make_task(options: NewTask) -> dict[str, Any]:
     for side, side_rows in sides.items():
         write_rows(folder / f"{side}.jsonl", side_rows)
     task |= {"name": folder.name, "question": options.prompt, "grader": "grader.json"}
-    write_json(folder / "task.json", task | ({"group_by": group} if group else {}))
-    write_json(folder / "grader.json", grader)
+    task |= {"group_by": group} if group else {}
+    if file := FILE.fullmatch(options.grader or ""):  # beside task.json, to edit
+        task["grader"] = Path(options.grader).name
+        shutil.copy(file[1], folder)
+    else:
+        write_json(folder / "grader.json", grader)
+    write_json(folder / "task.json", task)
     # Without labels the task may be to extract the answer from the prompt.
     extract = task["headline"] == "grade"
     flags = f"--answer-key {field}" + " --answer-in-prompt-ok" * extract
@@ -75,6 +86,12 @@ def make_task(options: NewTask) -> dict[str, Any]:
     report = check_rows(
         folder / "train.jsonl", folder / "validation.jsonl", group, [field], extract
     )
+    labels = sorted({str(answer) for answer in answers}) if form == "class" else []
+    for one, other in combinations(labels, 2):
+        if one.casefold() == other.casefold():
+            report.notes.append(
+                f"{one} and {other} are two answers, expected one spelling: correct it"
+            )
     check = reference_check(load_task(folder).grader, task["answer_template"], rows)
     counts = {side: len(side_rows) for side, side_rows in sides.items()}
     known = {"form": form, "rows": counts, "dropped": dropped}
@@ -86,11 +103,11 @@ def field_name(column: str) -> str:
     return re.sub(r"\W+", "_", column).strip("_")
 
 
-def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return (rows, {reason: number of records left out})."""
+def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    """Return (rows, {reason: numbers of the records left out})."""
     from rftkit.contract import read_records
 
-    rows, dropped, used = {}, Counter(), COLUMN.findall(options.prompt)
+    rows, dropped, used = {}, defaultdict(list), COLUMN.findall(options.prompt)
     if not used or options.answer in used:
         contains = f"contains the answer {{{options.answer}}}" if used else "contains no {COLUMN}"
         raise UserError(f"--prompt: {contains}, expected the column with the question: insert it")
@@ -105,8 +122,10 @@ def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, int]]:
         with suppress(ValueError):  # an object in a cell is written as JSON
             if isinstance(answer, str):
                 answer = json.loads(answer) if answer.lstrip()[:1] == "{" else answer.strip()
-        if prompt in rows or answer in (None, "", [], {}):
-            dropped["repeated prompt" if prompt in rows else "no answer"] += 1
+        empty = [name for name in used if record[name] is None or not str(record[name]).strip()]
+        if prompt in rows or empty or answer in (None, "", [], {}):
+            reason = f"no {empty[0]}" if empty else "no answer"
+            dropped["repeated prompt" if prompt in rows else reason].append(number)
             continue
         row = {"row_id": str(number), "messages": [{"role": "user", "content": prompt}]}
         row |= {field_name(k): v for k, v in record.items() if k != "messages"}

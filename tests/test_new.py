@@ -63,8 +63,9 @@ def test_a_task_of_each_form_passes_its_own_checks(table, monkeypatch, form):
     assert result.exit_code == 0, result.output
     made = json.loads(result.stdout)
     assert made["check"]["ok"] and made["reference"].startswith("reference check: passed")
-    assert made["rows"]["train"] == 29 and made["dropped"]["repeated prompt"] == 1
-    assert sum(made["rows"].values()) + sum(made["dropped"].values()) == len(NOTES) + 2
+    left_out = {"repeated prompt": [50]} | ({"no answer": [51]} if answer == "mood" else {})
+    assert made["rows"]["train"] == 29 and made["dropped"] == left_out
+    assert sum(made["rows"].values()) + len(left_out) == len(NOTES) + 2
     monkeypatch.chdir("mine")
     check, validate, signal, *_ = commands(table / "mine")
     for command in (check, validate, signal):
@@ -114,12 +115,30 @@ def test_a_group_stays_on_one_side_and_the_notebook_runs_to_its_end(table, monke
         (("--answer", "mood"), "No column", "no {COLUMN}"),
         (("--answer", "mood", "--form", "best"), "{Message text}", "best"),
         (("--answer", "mood", "--form", "json"), "{Message text}", "mood"),
+        (("--answer", "mood", "--grader", "none.py"), "{Message text}", "none.py"),
     ],
 )
 def test_a_mistake_is_named_and_no_folder_is_left(table, words, prompt, named):
     result = new(*words, prompt=prompt)
     assert result.exit_code == 1 and named in str(result.exception)
     assert not (table / "mine").exists()
+
+
+def test_a_grader_of_ones_own_comes_along_boxed(table):
+    (table / "own.py").write_text("def mine(completions, mood, **row):\n    return [0.5]\n")
+    made = new("--answer", "mood", "--grader", "own.py")
+    assert made.exit_code == 1 and "reference check: failed" in made.stdout  # 0.5 at most
+    (table / "own.py").unlink()
+    grader = load_task("mine").grader
+    assert grader.type == "python" and grader.grade(ROW, "joy")[0] == 0.5
+
+
+def test_empty_cells_are_left_out_and_two_spellings_of_a_label_are_named(table):
+    with open("notes.csv", "a") as file:
+        file.write(" ,joy,nobody,1,t,o\nNew,JOY,nobody,1,t,o\n")
+    made = json.loads(new("--answer", "mood", "--json").stdout)
+    assert made["dropped"]["no Message text"] == [52]
+    assert any(note.startswith("JOY and joy") for note in made["check"]["notes"])
 
 
 def test_a_table_without_an_answer_is_refused(table):

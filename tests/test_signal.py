@@ -385,6 +385,9 @@ def test_answers_of_a_model_that_cannot_read_the_rows_accuse_no_task(
     signal = measure_signal(mini, task, rows, most=32)
     assert (signal.verdict, signal.names()) == (verdict, named)
     assert "embedded:mini" in signal.findings[-1].evidence and signal.samples == 32
+    untested = replace(task, answer_template=None, metrics=["grade"], headline="grade")
+    signal = measure_signal(mini, untested, rows, most=32)
+    assert signal.names() == ["model cannot read the rows"], "only the answers speak of this grader"
 
 
 def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch, mini, tmp_path):

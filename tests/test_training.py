@@ -71,15 +71,19 @@ def test_rows_from_memory_give_the_run_that_files_give(tmp_path, tiny):
 def test_labels_on_both_sides_are_no_group(tmp_path):
     moods = ("joy", "anger", "fear")
     rows = [{"prompt": f"Note {n}?", "mood": moods[n % 3]} for n in range(24)]
-    grader = {"type": "string_check", "name": "mood", "operation": "ne", "maximum": 5,
-              "input": "{{sample.output_text}}", "reference": "{{item.mood}}"}  # fmt: skip
-    config = RunConfig(**VALIDATED | {"task": None, "steps": 1}, grader=grader, group_by="mood")
+
+    def other_mood(sample, item):
+        return 5.0 * (sample["output_text"] != item["mood"])
+
+    fields = VALIDATED | {"task": None, "steps": 1, "grader_maximum": 5}
+    config = RunConfig(**fields, grader=other_mood, group_by="mood")
     said = []
     run = train(config, tmp_path, rows=rows[:16], held_out=rows[16:], say=said.append)
     report = json.loads((run.out / "report.json").read_text())
     assert report["training"]["answer_groups_shared_with_eval"] is None
     assert [text for text in said if text.startswith("mood ")]
-    assert load_task(run.out).grader.maximum == 5
+    kept = load_task(run.out).grader  # of a folder: boxed
+    assert (kept.type, kept.maximum) == ("python", 5)
 
 
 def test_rft_raises_the_held_out_score_and_logs_each_step(run):

@@ -231,9 +231,8 @@ def find_causes(signal: Signal) -> list[Finding]:
     if clear and signal.dead_ability is not None:
         answers += spread_findings(signal)
     if answers and signal.unknown_words > checks.MANY_UNKNOWN:
-        seen = ", ".join(finding.name for finding in answers)
-        evidence = f"{seen}: this says nothing about the task, for {signal.unknown_words:.0%} of "
-        evidence += f"the words are unknown to {signal.policy}"
+        evidence = f"{signal.unknown_words:.0%} of the words are unknown to {signal.policy}: its "
+        evidence += "answers say nothing about the task"
         answers = [Finding("model cannot read the rows", evidence, READS_THEM, level="open")]
     return sorted(findings + answers, key=lambda finding: finding.level != "fix")
 
@@ -249,7 +248,9 @@ def grader_findings(signal: Signal) -> list[Finding]:
     if reference.inverted:
         setting = "grader: its sign (1 - x), its operation (eq, ne) or the formula"
         return [*findings, Finding("inverted reward", str(reference), setting)]
-    constant = signal.distinct_rewards == 1 and (reference.right is None or reference.blind)
+    unread = signal.unknown_words > checks.MANY_UNKNOWN  # then the answers say nothing of a grader
+    untested = reference.right is None and not unread
+    constant = signal.distinct_rewards == 1 and (untested or reference.blind)
     if check.failures and not (constant and signal.reward.mean > 0):
         first = check.failures[0]
         why = "" if first["reward"] else f" ({first['reason'][:120]})"
@@ -262,7 +263,8 @@ def grader_findings(signal: Signal) -> list[Finding]:
         findings.append(Finding("reference cannot score", evidence, setting))
     if constant:
         evidence = f"all {signal.samples} sampled answers score {signal.reward.mean:.2f}"
-        findings.append(Finding("constant reward", f"{evidence}; {reference}", READ_THE_ROW))
+        evidence = "; ".join(filter(None, [evidence, str(reference)]))
+        findings.append(Finding("constant reward", evidence, READ_THE_ROW))
     elif reference.blind and not check.failures:
         findings.append(Finding("blind grader", str(reference), READ_THE_ROW))
     return findings
@@ -272,8 +274,11 @@ def answer_findings(signal: Signal) -> list[Finding]:
     """Do answers end, do they fit into the limit, and can they be read?"""
     findings, limit = [], f"max_completion_tokens: {signal.lengths['limit']}"
     if probe := signal.lengths.get("probe"):
-        more = "more than" if signal.endless else "about"
-        limit += f" -> {more} {roomy(probe['p95'])}, the p95 of the probe and a little"
+        more = "more than" if probe["p95"] >= probe["room"] else "about"
+        limit += (
+            f" -> {more} {roomy(probe['p95'])}, the p95 of the probe and a little; or a prompt "
+        )
+        limit += "that asks for shorter answers"
     if signal.cut.low > MOST_CUT and signal.endless and signal.unended:
         end = "tokenizer.eos_token or generation_config.eos_token_id: "
         end += f"{signal.unended} closes an answer"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,9 +106,7 @@ def train(
             if session.step == 0:
                 if config.gate == "on" and config.method == "grpo":
                     pass_gate(session, force)
-                with suppress(ValueError, TypeError):  # a function that cannot be exported
-                    record = task.to_json() | {"grader": task.grader.to_json()}
-                    write_json(out / "task.json", record)
+                write_json(out / "task.json", task.to_json())
                 if session.held_out.rows:
                     session.held_out.validate(session.policy, 0)
             # Stage 4: the steps.
@@ -132,14 +129,16 @@ def pass_gate(session: Session, force: bool) -> None:
         verdict = read_json(place)
     else:
         session.policy.model.eval()
-        signal = run_signal(config, session.policy, session.task, session.rows)
+        most = max(64, config.steps * config.batch // 2)  # a small run's gate is small, too
+        signal = run_signal(config, session.policy, session.task, session.rows, most=most)
         session.recorder.notify("gate", signal)
         verdict = signal.to_json()
     stop = verdict["verdict"] == "fix"
     write_json(place, verdict | {"forced": force and stop})
     if stop and not force:
         names = ", ".join(finding["name"] for finding in verdict["findings"])
-        message = f"the signal gate says fix ({names}): see {place}; --force trains all the same"
+        go_on = f"see {place}, change what it names; --force (in Python force=True) trains anyway"
+        message = f"the signal gate says fix ({names}): {go_on}"
         raise GateSaysFix(message, verdict)
 
 

@@ -139,7 +139,8 @@ def open_folder(out: Path, config: RunConfig, data: dict[str, Any], existing: st
     differing = differences(out, config, data) if names else []
     resume = existing == "resume" and is_begun(out)
     if resume and differing:
-        raise UserError(f"{out}: another run ({'; '.join(differing)}): name another folder")
+        go_on = f'name another folder; to go on from this run, set "init_adapter": "{out}"'
+        raise UserError(f"{out}: another run ({'; '.join(differing)}): {go_on}")
     if resume and (out / "training.json").exists():
         return True
     kept = {"config.json", "data.json"}  # written anew below
