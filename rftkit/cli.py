@@ -66,7 +66,7 @@ def new_command(options: NewTask, as_json: JsonFlag = False) -> None:
 
     Example:
 
-        rftkit new emotions --rows messages.csv --prompt "How does this feel? {text}" --answer mood
+        rftkit new moods --rows messages.csv --prompt "How does this feel? {text}" --answer mood
     """
     made = make_task(options)
     report, reference = made["check"], made["reference"]

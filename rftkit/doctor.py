@@ -256,7 +256,7 @@ def overfitting(log: Log) -> Evidence:
 
 @rule("max_completion_tokens [max_completion_length] up, or pay for shorter answers")
 def truncation(log: Log) -> Evidence:
-    """A completion that is cut usually scores 0: the limit has become part of the task.
+    """A completion that is cut scores 0: the limit has become part of the task.
     Limit: 0.3 of the completions, in five of eight steps (Axolotl)."""
     return level(log.points("truncated"), above=0.3)
 

@@ -49,7 +49,8 @@ class RunConfig(BaseModel):
     learning_rate: float | None = Field(None, gt=0)  # of the LoRA; None: by the model's width
     beta: float = Field(0.04, ge=0)  # weight of the KL term that ties the policy to its start
     temperature: float = Field(1.0, gt=0)  # of the completions that are learned from
-    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)  # None: see plan_run
+    # None: see plan_run. A completion that is cut there scores 0.
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     lora_rank: int = Field(4, ge=1, le=4_096)  # alpha is the same, so the adapter's scale is 1
     init_adapter: str | None = None  # an adapter or run folder to start from
     micro_batch: int | None = Field(None, ge=1)  # completions a pass; None: what the memory holds
