@@ -104,8 +104,9 @@ def check_rows(
     faults += [*repeated_ids(lines), *repeated_prompts(lines, keys), *near_duplicates(*sides)]
     if group_by:
         note = closed_set_note(*([line.row for line in side] for side in sides), group_by)
-        report.notes += [note] if note else []
-        faults += group_faults(lines, group_by, is_closed=bool(note))
+        is_closed = bool(note) and group_by in keys  # a source, such as an author, is a group
+        report.notes += [note] if is_closed else []
+        faults += group_faults(lines, group_by, is_closed)
     order = list(report.files.values())
     report.faults = sorted(faults, key=lambda fault: (order.index(fault.file), fault.line or 0))
     return report

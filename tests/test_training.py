@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
@@ -53,7 +54,7 @@ def tiny(tmp_path_factory):
     return train(RunConfig(**VALIDATED), tmp_path_factory.mktemp("tiny") / "run")
 
 
-def test_rows_from_memory_give_the_run_that_files_give(tmp_path, tiny):
+def test_rows_from_memory_give_the_run_that_files_give(tmp_path, tiny, capsys):
     task = load_task("gene_ranking")
     frame = pandas.DataFrame(task.rows("train"))
     held_out = ({"prompt": row.pop("messages"), **row} for row in task.rows("validation"))
@@ -64,6 +65,9 @@ def test_rows_from_memory_give_the_run_that_files_give(tmp_path, tiny):
         for name in ("reward_mean", "completion_tokens", "entropy", "kl", "grad_norm", "loss"):
             assert one[name] == other[name]
         assert one["validation"] | {"seconds": 0} == other["validation"] | {"seconds": 0}
+    told = capsys.readouterr().out  # without an observer
+    for part in ("because ", "step 1: validation top1 ", "ended by steps: ", "kept step "):
+        assert part in told
     bench = SimpleNamespace(rows=task.rows("test")[:3], task=task)
     assert training_record(str(tmp_path), bench)["answer_groups_shared_with_eval"] is None
 
@@ -268,6 +272,8 @@ def test_rows_are_compared_by_content(tmp_path):
     with pytest.raises(UserError, match="train_file.*training rows: 6 there, 128 here"):
         train(other, tmp_path / "run")
     assert train(other, tmp_path / "run", existing="replace").training["examples"] == 128
+    with pytest.raises(UserError, match="expected resume or replace"):
+        train(other, tmp_path / "run", existing="keep")
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "config.json"])  # the second may be a model's
@@ -278,18 +284,32 @@ def test_files_that_no_run_wrote_are_kept(tmp_path, name):
     assert (tmp_path / name).read_text() == '{"mine": 1}'
 
 
-@pytest.mark.parametrize("lacking", ["a group of its own", "an answer"])
-def test_held_out_rows_without_what_they_need_stop_the_run(tmp_path, lacking):
-    task = load_task("gene_ranking")
+@pytest.mark.parametrize(
+    ("lacking", "group_by", "named"),
+    [
+        ("an answer", None, "reference_gene"),
+        ("a group of its own", "reference_gene", "reference_gene"),
+        ("a prompt of its own", None, "1 of 4 held-out rows have a prompt"),
+        ("the column of the groups", "author", "no row has 'author', expected one of messages"),
+    ],
+)
+def test_held_out_rows_without_what_they_need_stop_the_run(tmp_path, lacking, group_by, named):
+    task = replace(load_task("gene_ranking"), group_by=group_by)
     rows, held_out = task.rows("train")[:4], task.rows("validation")[:4]
     if lacking == "an answer":
         held_out[2].pop("reference_gene")
-        task.group_by = None
     else:
         held_out[2] = rows[0]
-    with pytest.raises(UserError, match="reference_gene"):
-        train(RunConfig(**VALIDATED), tmp_path, task=task, rows=rows, held_out=held_out)
-    assert read_lines(tmp_path / "log.jsonl") == []
+    with pytest.raises(UserError, match=named):
+        train(RunConfig(**VALIDATED), tmp_path / "run", task=task, rows=rows, held_out=held_out)
+    assert not (log := tmp_path / "run" / "log.jsonl").exists() or read_lines(log) == []
+
+
+def test_authors_are_a_group_although_they_are_few(tmp_path):
+    rows = [{"prompt": f"Note {n}?", "mood": "joy", "author": f"a{n % 4}"} for n in range(24)]
+    config = RunConfig(grader=CONSTANT | {"reference": "{{item.mood}}"}, group_by="author")
+    with pytest.raises(UserError, match="4 values of author"):
+        train(config, tmp_path, rows=rows[:16], held_out=rows[16:])
 
 
 def test_an_adapter_as_the_model_is_refused(tiny):

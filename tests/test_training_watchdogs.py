@@ -224,7 +224,9 @@ def test_a_hacked_grader_raises_the_alarm(tmp_path):
 
 
 def test_the_best_three_adapters_are_kept_and_alarms_of_a_validation_logged(tmp_path, monkeypatch):
-    monkeypatch.setattr(HeldOut, "drift", lambda self, values, step: [{"name": "drift"}])
+    monkeypatch.setattr(
+        HeldOut, "drift", lambda self, values, step: [{"name": "drift", "cause": "x"}]
+    )
     changes = {"eval_every": 2, "eval_rows": 8, "patience": 0, "steps": 6}
     done = train(RunConfig(**TINY | changes), tmp_path)
     assert [(alarm["step"], alarm["name"]) for alarm in done.alarms] == [

@@ -177,9 +177,12 @@ def config_task(config: RunConfig) -> Task:
         return replace(load_task(config.task), **own)
     if not config.grader:
         raise UserError("RunConfig: no task, no grader: name a task, or train_file and grader")
-    if config.answer_template:
-        own |= {"metrics": ["top1", "mrr"], "headline": "top1"}
-    return Task(Path(config.train_file or "run").stem, **own)
+    task = Task(Path(config.train_file or "run").stem, **own)
+    # A function judges text by itself: a right answer need not be equal to the template's.
+    by_itself = task.grader.function and not (config.answer_template or "").startswith(("[", '{"'))
+    if config.answer_template and not by_itself:
+        task.metrics, task.headline = ["top1", "mrr"], "top1"
+    return task
 
 
 def config_rows(config: RunConfig, task: Task) -> tuple[list[dict], list[dict]]:

@@ -11,14 +11,14 @@ from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
 from rftkit.policy import LocalPolicy, Policy, load_policy
-from rftkit.rows import Source, closed_set_note, read_rows
+from rftkit.rows import Row, Source, closed_set_note, messages_key, read_rows
 from rftkit.signal.numbers import Signal
 from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
 from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
 from rftkit.training.plan import Plan, plan_run
-from rftkit.training.report import shared_groups, write_report
+from rftkit.training.report import Lines, shared_groups, write_report
 from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
 from rftkit.training.watchdogs import TrainingStopped, is_full_disk
@@ -54,40 +54,40 @@ class Run:
 def train(
     config: RunConfig,
     out: str | Path,
-    observers: Sequence[store.Observer] = (),
+    observers: Sequence[store.Observer] | None = None,
     task: Task | None = None,
     rows: Source | None = None,
     held_out: Source | None = None,
     existing: str = "resume",
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
     force: bool = False,
 ) -> Run:
     """Train, and leave in `out` what store.py lists, the best adapter among it.
 
     Observers are called with each step's log object (see store.Observer), `say` with a sentence
-    when something is decided. `task`, `rows` and `held_out` replace what the config names, with
-    rows as read_rows takes them; for sft a row may have a "completion". `existing`: "resume" the
-    run in `out` (a finished one is loaded) or "replace" it. With `force` it trains though the
-    signal gate says fix.
+    when something is decided; without observers it prints both (see report.Lines). `task`, `rows`
+    and `held_out` replace what the config names, with rows as read_rows takes them; for sft a row
+    may have a "completion". `existing`: "resume" the run in `out` (a finished one is loaded) or
+    "replace" it. With `force` it trains though the signal gate says fix.
 
     Raises UserError, GateSaysFix, TrainingStopped by a watchdog, Interrupted after Ctrl-C.
     """
     # Stage 1: what is trained, and on what.
+    say = say or (print if observers is None else lambda text: None)
+    observers = [Lines(say)] if observers is None else observers
+    if existing not in ("resume", "replace"):
+        raise UserError(f'existing: "{existing}", expected resume or replace')
     config_base(config)
     out = Path(out)
     task = task or config_task(config)
-    if rows is None:
-        rows, named = config_rows(config, task)
-        held_out = named if held_out is None else held_out
-    rows, held_out = read_rows(rows), read_rows([] if held_out is None else held_out, "held_out")
-    if not rows:
-        raise UserError("training rows: none, expected one at least: see `rftkit check`")
-    if task.group_by and (note := closed_set_note(rows, held_out, task.group_by)):
+    rows, held_out = known_rows(config, task, rows, held_out)
+    if not held_out:
+        say("no held-out rows: nothing will show whether it learned more than these rows")
+    is_answer = task.group_by and task.group_by in f"{task.answer_template} {task.grader.record}"
+    if is_answer and (note := closed_set_note(rows, held_out, task.group_by)):
         say(note)
         task = replace(task, group_by=None)
-    if shared := shared_groups(rows, held_out, task):
-        count = f"{len(shared)} values of {task.group_by} (first: {min(shared)})"
-        raise UserError(f"{count} stand in both training and held-out rows: split by it")
+    refuse_leaks(rows, held_out, task)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with interrupts_heard(say) as interrupted:
@@ -120,6 +120,31 @@ def train(
         last = getattr(store.newest_checkpoint(out), "name", "no checkpoint")
         message = f"{out}: no space left on the disk; {last} stands: free some and start it again"
         raise TrainingStopped("disk full", message) from error
+
+
+def known_rows(config: RunConfig, task: Task, rows: Any, held_out: Any) -> tuple[list, list]:
+    """(training rows, held-out rows): those given, else those that the config names."""
+    if rows is None:
+        rows, named = config_rows(config, task)
+        held_out = named if held_out is None else held_out
+    rows, held_out = read_rows(rows), read_rows([] if held_out is None else held_out, "held_out")
+    if not rows:
+        raise UserError("training rows: none, expected one at least: see `rftkit check`")
+    if task.group_by and not any(task.group_by in row for row in rows):
+        columns = ", ".join(rows[0])
+        raise UserError(f"group_by: no row has {task.group_by!r}, expected one of {columns}")
+    return rows, held_out
+
+
+def refuse_leaks(rows: list[Row], held_out: list[Row], task: Task) -> None:
+    """Raise UserError where held-out rows share a prompt or a group with training rows."""
+    if shared := shared_groups(rows, held_out, task):
+        count = f"{len(shared)} values of {task.group_by} (first: {min(shared)})"
+        raise UserError(f"{count} stand in both training and held-out rows: split by it")
+    seen = set(map(messages_key, rows))
+    if copies := [row for row in held_out if messages_key(row) in seen]:
+        count = f"{len(copies)} of {len(held_out)} held-out rows"
+        raise UserError(f"{count} have a prompt that is trained on, too: hold out other rows")
 
 
 def pass_gate(session: Session, force: bool) -> None:
@@ -191,10 +216,11 @@ def load_run(out: str | Path, policy: LocalPolicy | None = None) -> Run:
     return Run(policy, log, record["start"], record["best"], record["training"], out)
 
 
-def plan(config: RunConfig) -> Plan:
-    """What `--dry-run` shows: without weights, it finds what would stop the run."""
+def plan(config: RunConfig, rows: Source | None = None, held_out: Source | None = None) -> Plan:
+    """What `--dry-run` shows: without weights, it finds what would stop the run. Rows: as train()
+    takes them."""
     task = config_task(config)
-    rows, held_out = config_rows(config, task)
+    rows, held_out = known_rows(config, task, rows, held_out)
     if config.method == "grpo":
         task.grader.check_ready()
     if config.init_adapter:
