@@ -255,6 +255,8 @@ def attack(
         raise UserError("attack: no rows or no answer_template, expected both: add what lacks")
     templates = (answer_template, *worse_answers)
     outputs = [[fill_template(template, row) for row in rows] for template in templates]
+    if why := grader.evaluate(rows[0], Sample(output_text=outputs[0][0])).explanations:
+        raise UserError(f"grader {grader.name}: fails on a right answer: {why[0]}")
     graded = [_rewards(grader, rows, level) for level in outputs]
     grader.learn_maximum(graded[0])
     calibration = _calibration(rows, graded)

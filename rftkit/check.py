@@ -24,7 +24,7 @@ from rftkit.contract import (
     value_text,
     walk,
 )
-from rftkit.files import plural
+from rftkit.files import UserError, plural
 from rftkit.rows import (
     ID_KEYS,
     answer_fields,
@@ -39,7 +39,7 @@ CONVERT = 'rftkit.write_rows("new.jsonl", rftkit.read_rows({})) writes the form 
 MAX_ROWS = {"train": 50_000, "validation": 1_000}  # OpenAI's reinforcement fine-tuning guide
 
 
-@dataclass
+@dataclass(repr=False)
 class CheckReport:
     faults: list[RowFault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -55,6 +55,12 @@ class CheckReport:
     def counts(self) -> dict[str, int]:
         """Number of faults of each kind, the most frequent first."""
         return dict(Counter(fault.kind for fault in self.faults).most_common())
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in self.rows.items())
+        counts = ", ".join(f"{kind} {count}" for kind, count in self.counts.items())
+        verdict = f"{plural(len(self.faults), 'fault')} ({counts})" if counts else "clean"
+        return f"{rows}: {verdict}"
 
     def to_json(self) -> dict[str, Any]:
         record = {"ok": self.ok, "counts": self.counts} | vars(self)
@@ -93,6 +99,9 @@ def check_rows(
         report.rows[side] = len(lines)
     lines = sum(sides, [])
     fields = {name for line in lines for name in answer_fields(line.row)}
+    if lines and (unknown := {*answer_keys, *not_answer} - fields):
+        columns = ", ".join(sorted(fields)) or "none"
+        raise UserError(f"answer key {min(unknown)}: no such column, expected one of {columns}")
     likely = {name for name in fields - {*answer_keys, *not_answer} if looks_like_answer(name)}
     copies = {name for name in likely if repeats_prompt(lines, name)}
     report.notes += [f'"{name}" repeats the prompt: not an answer key' for name in sorted(copies)]

@@ -23,7 +23,7 @@ from rftkit.console import (
     option,
     options_from,
 )
-from rftkit.files import UserError, plural, read_json, read_text
+from rftkit.files import UserError, read_json, read_text
 from rftkit.new import NewTask, make_task
 
 SHOWN = 5  # faults of each kind
@@ -130,9 +130,7 @@ def print_check(report: Any) -> None:
     for note in report.notes:
         console.say(f"note: {note}", style="yellow")
     console.say(f"answer keys checked in prompts: {', '.join(report.answer_keys) or 'none'}")
-    rows = ", ".join(f"{side}: {plural(count, 'row')}" for side, count in report.rows.items())
-    verdict = "clean" if report.ok else plural(len(report.faults), "fault")
-    console.say(f"{rows}: {verdict}", style="green" if report.ok else "red")
+    console.say(str(report), style="green" if report.ok else "red")
 
 
 @app.command("grade")

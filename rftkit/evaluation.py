@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rftkit.files import plural
 from rftkit.policy import Policy, Prompt
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import Source, read_rows
@@ -105,7 +106,7 @@ def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray
     return np.array(values)
 
 
-@dataclass
+@dataclass(repr=False)
 class SystemResult:
     """One system on the test rows: the samples drawn and one number a row for each metric."""
 
@@ -117,6 +118,12 @@ class SystemResult:
     greedy_samples: Groups = field(default_factory=list)
     patterns: dict[str, float] = field(default_factory=dict)
     places: dict[str, float] = field(default_factory=dict)  # of the reference: "1", "not listed"
+
+    def __repr__(self) -> str:
+        means = {metric: values.mean() for metric, values in self.values.items()}
+        means |= {f"greedy {metric}": values.mean() for metric, values in self.greedy.items()}
+        shown = ", ".join(f"{metric} {mean:.3f}" for metric, mean in means.items())
+        return f"{self.name} on {plural(self.n, 'row')}: {shown}"
 
     def to_json(self, clusters: Sequence[Any]) -> dict[str, Any]:
         """The entry of report.json's `systems`."""

@@ -20,6 +20,10 @@ class UserError(ValueError):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook prints."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def dataset(name: str) -> Path:
     """The folder of a dataset, for example `dataset("gene_ranking")`."""

@@ -51,7 +51,7 @@ def make_task(options: NewTask) -> dict[str, Any]:
     from rftkit.rows import split_by_group, write_rows
     from rftkit.task import load_task
 
-    folder, field = options.folder, field_name(options.answer)
+    folder, field = Path(options.folder), field_name(options.answer)
     if folder.exists():
         raise UserError(f"{folder}: exists already, expected a new folder: choose another name")
     rows, dropped = read_table(options)

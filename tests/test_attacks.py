@@ -143,6 +143,14 @@ def test_the_reference_check_names_rows_whose_right_answer_does_not_score_the_ma
     assert lacking.status == "failed" and "'x'" in str(lacking)
 
 
+@pytest.mark.parametrize(
+    ("answers", "why"), [("good", r"returned good \(str\)"), (None, "ZeroDivisionError")]
+)
+def test_an_attack_on_a_grader_that_fails_says_why(answers, why):
+    with pytest.raises(UserError, match=f"grader g: fails on a right answer: .*{why}"):
+        check(grader(lambda sample, item: answers or 1 / 0, name="g"))
+
+
 @pytest.mark.parametrize(("rows", "template"), [(ROWS, None), ([], TEMPLATE), ([{}], TEMPLATE)])
 def test_an_attack_without_what_it_needs_is_refused(rows, template):
     with pytest.raises(UserError):

@@ -147,6 +147,17 @@ def test_what_is_wrong_with_answers_is_found_and_nothing_else(name):
     assert places(check_rows(rows, **options)) == expected
 
 
+@pytest.mark.parametrize("option", ["answer_keys", "not_answer"])
+def test_an_answer_key_that_no_row_has_is_refused_with_those_they_have(option):
+    with pytest.raises(UserError, match="mood: no such column, expected .* reference_gene"):
+        check_rows(GOOD, **{option: ["mood"]})
+
+
+def test_a_report_shows_its_counts():
+    assert repr(check_rows(GOOD, GOOD[:1])).startswith("train: 30 rows, validation: 1 row: 2 fau")
+    assert repr(check_rows(GOOD)) == "train: 30 rows: clean"
+
+
 def asked(text: str, answer: str = "A", **more) -> dict:
     return {"messages": [{"role": "user", "content": text}], "answer": answer} | more
 

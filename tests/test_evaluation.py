@@ -84,4 +84,6 @@ def test_rows_in_a_frame_are_evaluated_and_measured():
     frame = pandas.DataFrame({"prompt": ["X", "Z"], "gene": ["X", "Y"]})
     result = evaluate(Says(), TASK, frame, samples=1)
     assert result.values["top1"].tolist() == result.greedy["top1"].tolist() == [1.0, 0.0]
-    assert measure_signal(Says(), TASK, frame, max_completion_tokens=8).rows == 2
+    assert repr(result).startswith("says on 2 rows: top1 0.500, top5 0.500,")
+    signal = measure_signal(Says(), TASK, frame, max_completion_tokens=8)
+    assert signal.rows == 2 and repr(signal) == signal.text()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from rftkit import load_task
 from rftkit.cli import app
+from rftkit.new import NewTask, make_task
 from rftkit.rows import read_rows
 
 MOODS = {"joy": "great lovely", "anger": "furious mad", "fear": "scared afraid"}
@@ -144,6 +145,11 @@ def test_empty_cells_are_left_out_and_two_spellings_of_a_label_are_named(table):
 def test_a_table_without_an_answer_is_refused(table):
     (table / "notes.csv").write_text("Message text,mood\nHello,\n")
     assert "notes.csv" in str(new("--answer", "mood").exception)
+
+
+def test_a_task_is_made_in_python_with_plain_strings(table):
+    made = make_task(NewTask("mine", "notes.csv", "Read it. {Message text}", "mood"))
+    assert made["check"].ok and load_task("mine").rows("train")
 
 
 def test_a_folder_that_exists_is_left_alone(table):

@@ -6,10 +6,20 @@ import random
 import pandas
 import pytest
 from datasets import Dataset, DatasetDict
+from IPython.core.interactiveshell import InteractiveShell
 
 from rftkit.environment import choose_device, profile
 from rftkit.files import UserError, dataset, read_json
 from rftkit.rows import messages_text, read_rows, row_ids, split_by_group, write_rows
+
+
+def test_a_notebook_shows_a_users_mistake_as_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    shell = InteractiveShell()
+    shell.run_cell("from rftkit import UserError, load_task\nload_task('none')")
+    shell.run_cell("class Mine(UserError): ...\nraise Mine('a.csv: gone')")
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("UserError: 'none'") and last == "Mine: a.csv: gone"
 
 
 def test_a_gpu_is_taken_with_the_dtype_that_it_computes_in(monkeypatch):

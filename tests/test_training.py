@@ -380,3 +380,5 @@ def test_one_broken_run_does_not_hide_the_others(tmp_path, tiny):
     assert first.items() <= runs_table(runs)[0].items()
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 0 and "left out: " in result.output
+    assert "…" not in result.stdout and "\na\n  held out: top1" in f"\n{result.stdout}"
+    assert len(repr(tiny)) < 1_000 and "Embedding" not in repr(tiny)

@@ -172,8 +172,8 @@ class Grader:
         if reward is not None and not 0.0 <= reward <= self.maximum and not self.warned:
             self.warned = True
             outside = f"returned {reward:g}, outside 0 to {self.maximum:g}: used unchanged"
-            warning = f'grader {self.name!r} {outside}; state its best grade as "maximum"'
-            warnings.warn(warning, stacklevel=3)
+            state = "state its best grade (RunConfig: grader_maximum, Task and JSON: maximum)"
+            warnings.warn(f"grader {self.name!r} {outside}; {state}", stacklevel=3)
         sub_rewards, seconds = values if self.formula else {}, time.perf_counter() - start
         metadata = (self.name, self.type, seconds, context.usage, context.unclosed)
         return Grade(reward, sub_rewards, faults, *metadata)

@@ -57,7 +57,7 @@ class Question:
     evidence: str
 
 
-@dataclass
+@dataclass(repr=False)  # a notebook shows text()
 class Signal:
     """The gate's result. Shares and rewards are means over rows, with 95 % intervals."""
 
@@ -99,7 +99,7 @@ class Signal:
     patterns: dict[str, dict[str, float | None]] = field(default_factory=dict)
     reference: Reference = field(default_factory=Reference)
     shown: list[dict[str, Any]] = field(default_factory=list)  # some samples, worst to best
-    drawn: Groups = field(default_factory=list, repr=False)  # all samples, [row][index]
+    drawn: Groups = field(default_factory=list)  # all samples, [row][index]
 
     def names(self) -> list[str]:
         """The names of the findings, causes first."""
@@ -162,6 +162,8 @@ class Signal:
             answer = f"{sample['row_id']}: {sample['reasoning']} => {sample['output_text']}"
             lines.append("  " + shorten(f"{shown(sample['grade'])} {answer}", width - 2))
         return "\n".join(lines)
+
+    __repr__ = text
 
 
 def shown(value: Any) -> str:

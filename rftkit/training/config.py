@@ -19,6 +19,11 @@ from rftkit.loading import model_folder
 from rftkit.rows import read_rows
 from rftkit.task import Task, load_task
 
+# Names of TRL and OpenAI that are not spelled like ours.
+OURS = {"lr": "learning_rate", "batch_size": "prompts_per_step", "reward_funcs": "grader",
+        "per_device_train_batch_size": "prompts_per_step", "num_generations": "answers_per_prompt",
+        "num_train_epochs": "epochs", "eval_steps": "eval_every", "save_steps": "save_every",
+        "r": "lora_rank"}  # fmt: skip
 # In a config file these may be paths relative to that file.
 PATHS = ("model", "task", "train_file", "validation_file", "init_adapter", "grader")
 
@@ -134,7 +139,7 @@ def fault_line(fault: Any) -> str:
     """One of pydantic's errors in our form: "steps: -1, expected to be …"."""
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(name, RunConfig.model_fields, n=1)
+        near = [OURS[name]] if name in OURS else get_close_matches(name, RunConfig.model_fields, 1)
         return f"{name}: unknown field, expected {near[0] if near else 'one of RunConfig'}"
     if fault["type"] == "value_error":  # raised by a validator above, or a UserError from below
         return f"{name}: {fault['ctx']['error']}".removeprefix(": ")
@@ -176,7 +181,7 @@ def config_task(config: RunConfig) -> Task:
     if config.task:
         return replace(load_task(config.task), **own)
     if not config.grader:
-        raise UserError("RunConfig: no task, no grader: name a task, or train_file and grader")
+        raise UserError("RunConfig: no grader: set grader (a function, preset or JSON), or task")
     task = Task(Path(config.train_file or "run").stem, **own)
     # A function judges text by itself: a right answer need not be equal to the template's.
     by_itself = task.grader.function and not (config.answer_template or "").startswith(("[", '{"'))

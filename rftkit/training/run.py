@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ class GateSaysFix(UserError):
 class Run:
     """A finished run, as it stands in its folder."""
 
-    policy: LocalPolicy
-    log: list[dict[str, Any]]
+    policy: LocalPolicy = field(repr=False)
+    log: list[dict[str, Any]] = field(repr=False)
     start: dict[str, Any]  # the validation before step 1
     best: dict[str, Any]
     training: dict[str, Any]

@@ -167,17 +167,28 @@ def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]
     """In what the run in `out` would train differently: "steps: 70 there, 40 here"."""
     before, known = dict(read_config(out)), read_json(out / "data.json")
     fields = {
-        name: f"{name}: {shorten(repr(before[name]))} there, {shorten(repr(value))} here"
+        name: difference(name, before[name], value)
         for name, value in config.to_json().items()
         if before[name] != value and name not in FREE_FIELDS
     }
-    parts = [
-        f"{name}: {known[name][0]} there, {data[name][0]} here, not the same"
+    parts = {
+        name: difference(name, known[name][0], data[name][0])
         for name in data
         if known[name] != data[name]
-    ]
+    }
     same = not parts and fields.keys() <= {*COMPARED_BY_CONTENT}
-    return [] if same else [*fields.values(), *parts]
+    return [] if same else [*(fields | parts | fields).values()]  # both may name the grader
+
+
+def difference(name: str, there: Any, here: Any) -> str:
+    """Of two objects the first entry that differs, of two functions no more than their names."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        key = next(key for key in there | here if there.get(key) != here.get(key))
+        if key == "source":
+            return f"{name}: the source of {here.get('name')} changed"
+        return difference(f"{name}.{key}", there.get(key), here.get(key))
+    values = f"{shorten(repr(there))} there, {shorten(repr(here))} here"
+    return f"{name}: {'changed' if there == here else values}"  # as many rows, but others
 
 
 def newest_checkpoint(out: Path) -> Path | None:
