@@ -58,6 +58,8 @@ def kill_at(place: str, call: int) -> None:
 
 def session(config: RunConfig, out: Path, wound: dict) -> int:
     """One session of the run in a fork of this process; -> its exit code, -9 if it was killed."""
+    log, ended = out / "log.jsonl", 0
+    before = log.stat().st_mtime_ns if log.exists() else 0
     child = os.fork()
     if child == 0:
         code = 0
@@ -70,9 +72,9 @@ def session(config: RunConfig, out: Path, wound: dict) -> int:
             print(f"{type(error).__name__}: {error}", flush=True)
             code = 130 if isinstance(error, KeyboardInterrupt) else 1
         os._exit(code)
-    log, ended = out / "log.jsonl", 0
     while "lines" in wound and not ended:
-        if log.exists() and log.read_bytes().count(b"\n") >= wound["lines"]:
+        touched = log.exists() and log.stat().st_mtime_ns > before  # by this session
+        if touched and log.read_bytes().count(b"\n") >= wound["lines"]:
             time.sleep(wound.get("delay", 0.0))
             os.kill(child, getattr(signal, wound.get("signal", "SIGKILL")))
             break
