@@ -157,8 +157,10 @@ class TrainingDashboard:
         line = f"step {last['step']}/{self.steps or last['step']}"
         if self.ended:
             line += f", ended by {self.ended}"
-        elif len(recent) > 1:  # the mean of the last 20, validations and all; before: the gate
-            mean = (last["seconds"] - recent[0]["seconds"]) / (last["step"] - recent[0]["step"])
+        elif self.log:  # of the last 20, validations and all; the first one's clock holds the gate
+            mean = sum(last.get("timings", {}).values())
+            if len(recent) > 1:
+                mean = (last["seconds"] - recent[0]["seconds"]) / (last["step"] - recent[0]["step"])
             line += f", {timedelta(seconds=round(mean * (self.steps - last['step'])))} left"
         if last.get("reward_mean") is not None:
             std, dead = last.get("group_spread") or 0, last.get("dead_groups") or 0
