@@ -196,3 +196,12 @@ def test_an_attack_and_a_reward_function_take_a_function_too_and_measure_its_bes
     attack(task.grader, rows, "{{item.label}}", strategies=())
     assert task.to_json()["maximum"] == 5
     assert reward_function(five)(completions=["joy", "no"], label=["joy", "joy"]) == [5.0, 0.0]
+
+
+def test_an_attack_echoes_the_prompts_of_a_table():
+    def parrot(sample, item):
+        return 1.0 if "Mood?" in sample["output_text"] else 0.5
+
+    rows = pandas.DataFrame([{"prompt": "Mood?", "label": label} for label in ("joy", "fear")])
+    report = attack(parrot, rows, "{{item.label}}")
+    assert {result.name: result.mean for result in report.results}["echo"] == 1.0
