@@ -37,6 +37,11 @@ def embedded_model(name: str) -> Path:
     return one_of(MODELS, name, f"embedded:{name}")
 
 
+def fetched_folder(name: str) -> Path:
+    """Where `rftkit fetch` puts a model: in RFTKIT_CACHE, by default ~/.cache/rftkit."""
+    return Path(os.environ.get("RFTKIT_CACHE", "~/.cache/rftkit")).expanduser() / name
+
+
 def one_of(folder: Path, name: str, called: str) -> Path:
     if not (folder / name).exists():
         names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
