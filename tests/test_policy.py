@@ -323,6 +323,7 @@ def test_an_adapter_config_that_is_broken_or_does_not_fit_is_refused(adapter, br
     ("record", "found"),
     [
         ({"base": "/elsewhere/site-packages/rftkit/models/mini"}, str(embedded_model("mini"))),
+        ({"base": "/cache/of/another/machine/smollm2"}, "RUN/smollm2"),
         ({"base": "own"}, "RUN/own"),  # beside the adapter's run, wherever that stands now
         ({"base": "org/name", "revision": "abc"}, "org/name@abc"),
         ({"base": "/nowhere/model"}, None),
@@ -330,6 +331,8 @@ def test_an_adapter_config_that_is_broken_or_does_not_fit_is_refused(adapter, br
 )
 def test_an_adapter_finds_its_base(adapter, monkeypatch, tmp_path, record, found):
     (adapter.parent / "own").mkdir()
+    (adapter.parent / "smollm2").mkdir()
+    monkeypatch.setenv("RFTKIT_CACHE", str(adapter.parent))
     monkeypatch.chdir(tmp_path)
     file = adapter / "adapter_config.json"
     base = {"base_model_name_or_path": record.pop("base")}
