@@ -222,7 +222,8 @@ def graders_command(
 def cases_command(
     source: Annotated[Path, argument("SOURCE", "A .jsonl.gz, .jsonl, folder of .json, or .zip.")],
     out: Annotated[Path, option("DIR", "Output folder.")],
-    candidates: Annotated[int | None, option("N", "List N genes in the prompt.", min=5)] = None,
+    candidates: Annotated[int | None, option("N", "List N genes in the prompt.", min=2)] = None,
+    signs: Annotated[int | None, option("M", "Show M signs of each gene.", min=1)] = None,
     baselines: Annotated[bool, flag("--baselines", "Also rank without a model.")] = False,
     drop_copies: Annotated[bool, flag("--drop-copies", "Keep one copy of each case.")] = False,
     seed: Annotated[int, option("N", "Seed of split and candidate order.")] = 0,
@@ -232,14 +233,17 @@ def cases_command(
 
     Splits by gene. Writes train.jsonl, validation.jsonl, test.jsonl and report.json (with counts).
     The archive of github.com/monarch-initiative/phenopacket-store (BSD-3) has 10,000 cases.
+    For a model that knows no genes, `--candidates 3 --signs 4` shows all that an answer needs.
 
     Example: `rftkit cases all_phenopackets.zip --out cases --drop-copies --baselines`
     """
     from rftkit.genes.cases import make_cases
 
+    if (candidates or signs) and (candidates or 0) < (2 if signs else 5):
+        raise typer.BadParameter("expected 5 or more, 2 with --signs", param_hint="--candidates")
     with console.Reporter() as reporter:
         reporter.stage("ranking without a model" if baselines else "reading")
-        report = make_cases(source, out, candidates or 0, baselines, seed, drop_copies)
+        report = make_cases(source, out, candidates or 0, baselines, seed, drop_copies, signs or 0)
     if as_json:
         console.print_json(report)
         return

@@ -63,6 +63,8 @@ def test_version_and_environment_are_printed(run):
         ("doctor missing", 1),
         ("train missing.json --out r", 1),
         ("cases missing.zip --out o", 1),
+        ("cases missing.zip --out o --candidates 4", 2),
+        ("cases missing.zip --out o --signs 4", 2),
         ("demo --profile huge", 1),
         ("demo --profile smoke --out sample.txt/demo", 1),
         ("evaluate gene_ranking --model embedded:giant --out o", 1),

@@ -36,7 +36,7 @@ class OverlapRanker:
     def __init__(self, hpo: Hpo, genes: Iterable[str] | None = None):
         self.hpo = hpo
         self.genes = sorted(hpo.gene_diseases if genes is None else set(genes))
-        annotated = (self._annotated(gene) for gene in self.genes)
+        annotated = map(hpo.annotated, self.genes)
         self.members = self._closures(annotated).T.tocsr()  # (terms, G)
 
     def scores(self, present: Sequence[Sequence[str]]):
@@ -45,17 +45,13 @@ class OverlapRanker:
 
     def score_without(self, gene: str, paper: str, present: Sequence[Sequence[str]]) -> list[float]:
         """C scores of one gene without the rows that cite the paper."""
-        left = self.hpo.closure_of(self._annotated(gene, paper))
+        left = self.hpo.closure_of(self.hpo.annotated(gene, paper))
         return [len(left & self.hpo.closure_of(terms)) for terms in present]
 
     def rank_many(self, present: Sequence[Sequence[str]], k: int = 5) -> list[list[str]]:
         """The k best genes for each case, most likely first; ties in alphabetical order."""
         best = np.argsort(-self.scores(present), axis=1, kind="stable")[:, :k]
         return [[self.genes[column] for column in row] for row in best]
-
-    def _annotated(self, gene: str, without: str = "") -> set[str]:
-        rows = (row for disease in self.hpo.gene_diseases.get(gene, []) for row in disease.rows)
-        return {row.term for row in rows if without not in row.references}
 
     def _closures(self, term_lists: Iterable[Iterable[str]]):
         closures = (self.hpo.closure_of(terms) for terms in term_lists)

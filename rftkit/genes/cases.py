@@ -17,6 +17,7 @@ from typing import Any
 from rftkit.check import similar_prompts
 from rftkit.files import UserError, write_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
+from rftkit.genes.candidates import ladder, sign_rows
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
 from rftkit.genes.phenopackets import Case, case_row, read_cases
 from rftkit.rows import Row, messages_text, sha256_of, split_by_group, write_rows
@@ -32,6 +33,7 @@ SHOWN = ("present", "absent", "sex", "age", "onset")  # the fields that a prompt
 REPEATED = "with the prompt and gene of another case"
 CONTRADICTED = "with the prompt of a case of another gene"
 NEAR = "near-duplicates of a case on another side"
+UNLISTED = "too few signs annotated to the gene, or no other genes to share a list"
 
 
 def make_cases(
@@ -41,20 +43,30 @@ def make_cases(
     with_baselines: bool = False,
     seed: int = 0,
     without_copies: bool = False,
+    signs: int = 0,
 ) -> dict[str, Any]:
     """Write train, validation, test.jsonl and report.json. With N candidates each prompt names N
-    genes, the true one among them. The baselines rank all genes for all cases (about 10 s)."""
+    genes, the true one among them; with signs see candidates.py. The baselines rank all genes for
+    all cases (about 10 s), or the candidates with signs of the test rows."""
     hpo = load_hpo()
     cases, reading = read_cases(source, hpo)
     rows = {}
     for side, own in split_cases(cases, seed).items():
-        lists = candidate_lists(own, hpo, candidates, seed) if candidates else [()] * len(own)
+        named = candidates and not signs
+        lists = candidate_lists(own, hpo, candidates, seed) if named else [()] * len(own)
         rows[side] = [case_row(case, hpo, names) for case, names in zip(own, lists)]
     copies = {side: copies_of(side_rows) for side, side_rows in rows.items()}
     reasons = Counter(reason for side in copies.values() for reason in side.values())
     counts = {reason: reasons[reason] for reason in (REPEATED, CONTRADICTED)}
     if without_copies:
         rows, counts[NEAR] = drop_copies(rows, copies)
+    if signs:
+        case_of = {case.case_id: case for case in cases}
+        for side, side_rows in rows.items():
+            own = [case_of[row["case_id"]] for row in side_rows]
+            rows[side] = sign_rows(own, hpo, candidates, signs, seed)
+            reading["kept"] -= (lost := len(own) - len(rows[side]))
+            reading["lost"][UNLISTED] = reading["lost"].get(UNLISTED, 0) + lost
     files = {}
     for side, side_rows in rows.items():
         path, genes = Path(out) / f"{side}.jsonl", Counter(row[GENE] for row in side_rows)
@@ -75,11 +87,14 @@ def make_cases(
         "duplicates": len(written) - len(features),
         "split": {"by": GENE, "shares": SHARES, "seed": seed},
         "candidates": candidates,
+        "signs": signs,
         "files": files,
         "dropped" if without_copies else "copies": counts,
         "attribution": ATTRIBUTION,
     }
-    if with_baselines:
+    if with_baselines and signs:
+        report["baselines"] = ladder(rows["test"], hpo)
+    elif with_baselines:
         rankers = (OverlapRanker(hpo), LikelihoodRanker(hpo))
         report["baselines"] = [r for ranker in rankers for r in measure(ranker, cases)]
     write_json(Path(out) / "report.json", report)

@@ -85,6 +85,12 @@ class Hpo:
                     by_gene[gene].append(disease)
         return dict(sorted(by_gene.items()))
 
+    def annotated(self, gene: str, without: str = "") -> dict[str, float]:
+        """{term: highest frequency in the gene's diseases}, without the rows that cite a paper."""
+        diseases = self.gene_diseases.get(gene, [])
+        rows = [row for d in diseases for row in d.rows if without not in row.references]
+        return {row.term: row.frequency for row in sorted(rows, key=lambda row: row.frequency)}
+
 
 @cache
 def load_hpo(folder: str | Path | None = None) -> Hpo:
