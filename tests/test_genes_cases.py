@@ -33,6 +33,7 @@ from rftkit.genes.phenopackets import (
 )
 from rftkit.real_cases import load_world, onset_group, read_real_cases
 from rftkit.rows import read_rows, sha256_of, write_rows
+from tools import make_candidates
 
 SEIZURE, TALL, LENS, UNKNOWN = "HP:0001250", "HP:0001519", "HP:0001083", "HP:9999999"
 TERMS = sorted(load_hpo().terms)[1000:9000:5]  # cases that draw five of them hardly ever share one
@@ -388,6 +389,19 @@ def test_the_published_cases_give_the_documented_counts_and_baselines(tmp_path):
         assert measured == pytest.approx(numbers, abs=0.1), line
     checked = check_file(tmp_path / "train.jsonl", tmp_path / "validation.jsonl", "reference_gene")
     assert checked.ok, checked.counts
+
+
+@needs_published
+def test_published_cases_as_candidates_with_signs_give_the_documented_ladder(tmp_path):
+    report = cases.make_cases(PUBLISHED, tmp_path, 3, with_baselines=True, signs=4)
+    assert {name: side["rows"] for name, side in report["files"].items()} == {
+        "train.jsonl": 4920,
+        "validation.jsonl": 483,
+        "test.jsonl": 1221,
+    }
+    ladder = make_candidates.LADDERS["published, 3"]
+    for record, numbers in zip(report["baselines"], ladder, strict=True):
+        assert [record[k] for k in ("top1", "low", "high")] == pytest.approx(numbers, abs=0.1)
 
 
 @needs_published

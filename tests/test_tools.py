@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -11,12 +12,14 @@ import pytest
 from rftkit.check import check_file
 from rftkit.files import MODELS, dataset, embedded_model, read_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
+from rftkit.genes.candidates import ladder
 from rftkit.genes.hpo import load_hpo
 from rftkit.policy import LocalPolicy, load_policy
 from rftkit.real_cases import WORLD_FILE, load_world
+from rftkit.records import Sample
 from rftkit.rows import sha256_of
 from rftkit.task import load_task
-from tools import make_gene_ranking, make_realistic
+from tools import make_candidates, make_gene_ranking, make_realistic
 from tools.medical_school import card, corpus, gates, pretrain
 from tools.medical_school.world import build_world, log_likelihood, simulate, write_world
 
@@ -31,7 +34,7 @@ def small_world():
     return build_world(seed=9, n_terms=150, n_genes=40)
 
 
-@pytest.mark.parametrize("maker", [make_gene_ranking, make_realistic])
+@pytest.mark.parametrize("maker", [make_gene_ranking, make_realistic, make_candidates])
 def test_a_dataset_is_made_again_byte_for_byte(tmp_path, maker):
     maker.write_task(tmp_path)
     shipped = dataset(maker.NAME)
@@ -141,8 +144,33 @@ def test_the_realistic_cases_follow_their_recipe_and_are_as_hard_as_their_card_s
         assert [line[key] for key in ("top1", "top5", "top10")] == pytest.approx(quoted, abs=0.2)
 
 
-def test_the_realistic_rows_are_clean():
-    folder = dataset(make_realistic.NAME)
-    for side in ("validation", "test"):
+def test_the_candidates_ladder_is_as_the_card_says():
+    records = ladder(load_task(make_candidates.NAME).rows("test"), load_hpo())
+    for record, numbers in zip(records, make_candidates.LADDERS["simulated, 3"], strict=True):
+        assert [record[k] for k in ("top1", "low", "high")] == pytest.approx(numbers, abs=0.1)
+
+
+def test_a_worked_completion_compares_shown_signs_and_answers_what_it_named_most():
+    task = load_task(make_candidates.NAME)
+    rows = task.rows("warm_start")
+    samples = [Sample.from_text(row["completion"]) for row in rows]
+    task.grade(rows, [[sample] for sample in samples])
+    for row, sample in zip(rows, samples):
+        assert sample.errors == [] and sorted(task.answers(sample)) == sorted(row["candidates"])
+        pairs = re.findall(r"(\S.*?) ~ (.*?): ([\w-]+)\.", sample.reasoning)
+        for own, sign, gene in pairs:
+            lines = row["messages"][0]["content"].splitlines()
+            assert own in lines[-2] and sign in next(x for x in lines if x.startswith(f"{gene}: "))
+        named = [gene for *_, gene in pairs]
+        assert bool(named) != (sample.reasoning == "No sign is close.") and len(named) <= 3
+        assert named == [] or task.answers(sample)[0] == max(named, key=named.count)
+    right = [task.place(row, sample) == 1 for row, sample in zip(rows, samples)]
+    assert 0.6 < sum(right) / len(rows) < 0.75  # of what the ontology says: no label was used
+
+
+@pytest.mark.parametrize("maker", [make_realistic, make_candidates])
+def test_the_realistic_rows_are_clean(maker):
+    folder = dataset(maker.NAME)
+    for side in sorted({path.stem for path in folder.glob("*.jsonl")} - {"train"}):
         report = check_file(folder / "train.jsonl", folder / f"{side}.jsonl", "reference_gene")
         assert report.ok and not report.notes, report.counts
