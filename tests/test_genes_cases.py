@@ -300,6 +300,12 @@ def test_signs_are_annotated_without_the_own_paper_and_the_patient_shows_as_many
     }
 
 
+def test_a_side_with_too_few_genes_is_refused():
+    for size, n_signs in ((999, 4), (3, 999)):
+        with pytest.raises(UserError, match=f"--candidates {size} --signs {n_signs}"):
+            sign_rows(size, n_signs)
+
+
 def test_the_ladder_counts_ties_by_expected_credit():
     hpo = load_hpo()
     seizures = {"id": "HP:0007359"}  # focal-onset seizure

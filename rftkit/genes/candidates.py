@@ -1,9 +1,9 @@
 """Candidates with signs: what a small model does not know about genes stands in the prompt.
 
-N cases of N different genes make a group. Its N rows share one list: the N genes, each with M signs
-annotated to it. Each row shows M signs of another of the patients. So every gene, place and sign of
-the list is right in one of the N rows, and a rule that does not read the patient is right in
-exactly 1/N. For the same reason each gene's signs are drawn without the paper of its own case.
+N cases of N different genes share one list, the genes with M signs annotated to each, and each case
+is the patient of one row, with M of its signs. So every gene, place and sign of the list is right
+in one of N rows, and a rule that does not read the patient is right in exactly 1/N. For the same
+reason each gene's signs, not only the true one's, are drawn without the paper of its own case.
 
 Left out: absent signs (authors list what a disease is known for: naming a gene BECAUSE its signs
 are absent would pay); distractors of the same organ system (they make the steps of `ladder`
@@ -45,8 +45,7 @@ def sign_rows(cases: Sequence[Case], hpo: Hpo, size: int, n_signs: int, seed: in
                 waiting.remove(group)
                 rows += group_rows(list(group.values()), hpo, n_signs, seed)
     if not rows:
-        expected = f"expected a side with {size} genes that have {n_signs} signs each"
-        raise UserError(f"--candidates {size} --signs {n_signs}: {expected}: ask for fewer")
+        raise UserError(f"--candidates {size} --signs {n_signs}: too few genes: ask for fewer")
     return rows
 
 
@@ -67,11 +66,10 @@ def group_rows(group: list[Case], hpo: Hpo, n_signs: int, seed: int) -> Iterator
 
 
 def prompt_text(row: Row, hpo: Hpo) -> str:
-    names = [*row["candidates"], "Patient"]
-    lists = [*row["signs"], [term["id"] for term in row["present"]]]
-    labels = ["; ".join(hpo.terms[term] for term in terms) for terms in lists]
-    lines = "\n".join(map(": ".join, zip(names, labels)))
-    places = ", ".join([f'"GENE{i + 1}"' for i in range(len(names) - 1)][:5])  # the grader reads 5
+    lists = zip(row["candidates"], row["signs"])
+    lists = [*lists, ("Patient", [term["id"] for term in row["present"]])]
+    lines = "\n".join(f"{name}: {'; '.join(map(hpo.terms.get, own))}" for name, own in lists)
+    places = ", ".join([f'"GENE{i + 1}"' for i in range(len(lists) - 1)][:5])  # the grader reads 5
     form = f'Answer with JSON alone: {{"genes": [{places}]}}'
     return f"Candidates and their signs:\n{lines}\nRank the genes, most likely first. {form}"
 
@@ -96,6 +94,6 @@ def ladder(rows: Sequence[Row], hpo: Hpo) -> list[dict[str, Any]]:
         first = scores[method] >= scores[method].max(axis=1, keepdims=True) - SAME_SCORE
         interval = bootstrap(100 * (first & right).sum(axis=1) / first.sum(axis=1), genes)
         top1, low, high = (round(share, 2) for share in vars(interval).values())
-        record = {"method": method, "how": how, "n": len(rows), "top1": top1}
-        records.append(record | {"low": low, "high": high})
+        numbers = {"n": len(rows), "top1": top1, "low": low, "high": high}
+        records.append({"method": method, "how": how} | numbers)
     return records
