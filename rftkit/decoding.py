@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,22 +37,28 @@ def decode(
 
     device = next(model.parameters()).device
     ends = end_tokens(model, tokenizer)
-    width = max(len(p) for p in prompts)
+    width, head = max(len(p) for p in prompts), shared_head(prompts)
     ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for i, p in enumerate(prompts):
-        ids[i, width - len(p) :] = torch.tensor(p)
-        mask[i, width - len(p) :] = 1
+    for i, p in enumerate(prompts):  # what they share, padding, the rest
+        ids[i, :head] = torch.tensor(p[:head])
+        ids[i, width - len(p) + head :] = torch.tensor(p[head:])
+        mask[i, :head] = mask[i, width - len(p) + head :] = 1
     uniforms = None if config.greedy else uniform_numbers(numbers, n, config).to(device)
     tokens: list[list[int]] = [[] for _ in range(len(prompts) * n)]
     finished = [False] * len(tokens)
     lanes = n if side_by_side(model, width, n, config) else 1  # completions in a row
     with torch.inference_mode():
         ids, mask = ids.to(device), mask.to(device)
+        cache = None
+        if head:  # read once, for all prompts
+            cache = model(input_ids=ids[:1, :head], use_cache=True).past_key_values
+            cache.batch_repeat_interleave(len(ids))
         out = model(
-            input_ids=ids,
+            input_ids=ids[:, head:],
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, head:],
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -91,6 +98,16 @@ def decode(
             )
             cache, logits, position = out.past_key_values, out.logits.flatten(0, 1), position + 1
     return [(row, "stop" if end else "length") for row, end in zip(tokens, finished)]
+
+
+LONG_HEAD = 64  # tokens
+
+
+def shared_head(prompts: Sequence[list[int]]) -> int:
+    """How many first tokens all prompts share, where that saves much: instructions, examples. One
+    token of each prompt is left."""
+    head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+    return head if head >= LONG_HEAD and len(prompts) > 1 else 0
 
 
 def side_by_side(model: Any, width: int, n: int, config: SamplingConfig) -> bool:

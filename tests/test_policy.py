@@ -87,6 +87,19 @@ def test_completions_beside_each_other_are_those_that_stand_apart(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_head_that_prompts_share_is_read_once_and_changes_no_completion(
+    mini, prompts, monkeypatch, n
+):
+    config, found = SamplingConfig(max_new_tokens=50, seed=4), []
+    for least in (2, 10_000):  # tokens that count as a long head
+        monkeypatch.setattr(decoding, "LONG_HEAD", least)
+        heads = [decoding.shared_head(mini.encode(part)) for part in (prompts, prompts[:1])]
+        assert heads == [heads[0], 0] and (heads[0] >= 2) == (least == 2)
+        found.append(texts(mini.sample(prompts, n, config)))
+    assert found[0] == found[1]
+
+
 def test_a_cache_with_room_copies_no_token_twice():
     import torch
 
