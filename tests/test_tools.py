@@ -19,7 +19,7 @@ from rftkit.real_cases import WORLD_FILE, load_world
 from rftkit.records import Sample
 from rftkit.rows import sha256_of
 from rftkit.task import load_task
-from tools import make_candidates, make_gene_ranking, make_realistic
+from tools import make_candidates, make_extraction, make_gene_ranking, make_realistic
 from tools.medical_school import card, corpus, gates, pretrain
 from tools.medical_school.world import build_world, log_likelihood, simulate, write_world
 
@@ -34,7 +34,9 @@ def small_world():
     return build_world(seed=9, n_terms=150, n_genes=40)
 
 
-@pytest.mark.parametrize("maker", [make_gene_ranking, make_realistic, make_candidates])
+@pytest.mark.parametrize(
+    "maker", [make_gene_ranking, make_realistic, make_candidates, make_extraction]
+)
 def test_a_dataset_is_made_again_byte_for_byte(tmp_path, maker):
     maker.write_task(tmp_path)
     shipped = dataset(maker.NAME)
