@@ -1,0 +1,279 @@
+"""SmolLM2-135M-Instruct on datasets/extraction: RFT beside its rivals, three seeds.
+
+    rftkit fetch smollm2
+    python benchmarks/real_model.py               # seeds 0, 1, 2
+    python benchmarks/real_model.py --seeds 0     # one seed
+    python benchmarks/real_model.py --size 4      # few rows, two steps: does it run?
+
+Everything stands in runs/real_model: what is finished is not run again, a run that was stopped
+resumes. The record goes to datasets/recorded_runs/extraction.json.
+
+All systems answer the same test rows, sampled with the same random numbers and once greedily. The
+seed is that of training: the order of rows and what RFT and rejection sampling draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rftkit import RunConfig, load_policy, load_task, train
+from rftkit.console import Reporter
+from rftkit.environment import machine, versions
+from rftkit.evaluation import bootstrap, clusters_of, paired_difference
+from rftkit.files import read_json, write_json
+from rftkit.graders.answer import fill_template
+from rftkit.policy import Policy, Prompt
+from rftkit.records import Sample, SamplingConfig
+from rftkit.task import Task
+from rftkit.training.run import Run
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "datasets" / "recorded_runs" / "extraction.json"
+FIELDS = ("customer", "item", "amount", "due")
+TOKENS = 48  # an answer has 26 to 37
+SAMPLING = SamplingConfig(max_new_tokens=TOKENS, seed=1_000)
+COMMON = dict(model="smollm2", task="extraction", max_completion_tokens=TOKENS, patience=0)
+COMMON |= dict(eval_rows=48, eval_samples=1, gate="off")
+RFT = COMMON | dict(prompts_per_step=4, answers_per_prompt=8, learning_rate=5e-4, beta=0.0)
+RFT |= dict(steps=32, eval_every=8, save_every=4)
+# SFT validates after every epoch, and keeps the best one.
+SFT = COMMON | dict(method="sft", prompts_per_step=8, steps=10_000, epochs=4, learning_rate=1e-3)
+
+Row = dict[str, Any]
+Answers = list[list[Sample]]
+
+
+class Extraction:
+    """What the systems are made of and measured on; `size` takes few rows and two steps."""
+
+    def __init__(self, out: Path, seed: int, size: int | None = None):
+        self.task, self.out, self.seed = load_task("extraction"), out / f"seed-{seed}", seed
+        splits = ("train", "validation", "test")
+        self.rows, self.held_out, self.test = (self.task.rows(split)[:size] for split in splits)
+        for row in self.rows:
+            row["completion"] = fill_template(self.task.answer_template, row)
+        first = {row["form"]: row for row in reversed(self.task.rows("train"))}
+        self.examples = [first[f"train {form}"] for form in (4, 5, 7, 8)]
+        self.changes = dict(steps=2, eval_every=2, epochs=1) if size else {}
+
+    def train(self, name: str, settings: dict[str, Any], rows: list[Row]) -> Run:
+        config = RunConfig(**settings | self.changes, seed=self.seed)
+        if config.method == "sft":
+            config = config.replace(eval_every=-(-len(rows) // config.prompts_per_step))
+        return train(config, self.out / name, rows=rows, held_out=self.held_out)
+
+    def rft(self) -> Run:
+        return self.train("rft", RFT, self.rows)
+
+    def sft(self) -> Run:
+        return self.train("sft", SFT, self.rows)
+
+    def rejection_sampling(self) -> Run:
+        """SFT on the base's best answer to each row, among as many as RFT draws."""
+        steps = (RFT | self.changes)["steps"]
+        each = -(-steps * RFT["prompts_per_step"] * RFT["answers_per_prompt"] // len(self.rows))
+        with Reporter() as reporter:
+            reporter.stage("drawing answers", each * len(self.rows))
+            config = replace(SAMPLING, seed=2_000 + self.seed)
+            prompts = list(map(Prompt, self.rows))
+            drawn = load_policy("smollm2").sample(prompts, each, config, reporter.work)
+        self.task.grade(self.rows, drawn)
+        best = [max(group, key=lambda sample: sample.grade or 0) for group in drawn]
+        kept = [
+            row | {"completion": sample.output_text}
+            for row, sample in zip(self.rows, best)
+            if sample.grade
+        ]
+        return self.train("rejection_sampling", SFT, kept)
+
+    def sft_then_rft(self) -> Run:
+        """One epoch of SFT on half of the labels, RFT on the other half: on the same rows every
+        group would be right, and none would teach anything."""
+        half = len(self.rows) // 2
+        self.train("sft_half", SFT | dict(epochs=1), self.rows[:half])
+        start = dict(init_adapter=str(self.out / "sft_half"), steps=16)
+        return self.train("sft_then_rft", RFT | start, self.rows[half:])
+
+
+TRAINED = {
+    "SFT": Extraction.sft,
+    "rejection-sampling SFT": Extraction.rejection_sampling,
+    "RFT": Extraction.rft,
+    "SFT, then RFT": Extraction.sft_then_rft,
+}
+
+
+def without_example(row: Row) -> Row:
+    return row | {"messages": [row["messages"][0], row["messages"][-1]]}
+
+
+def with_examples(row: Row, examples: list[Row]) -> Row:
+    """More worked examples: training rows of different forms."""
+    *head, question = row["messages"]
+    for example in examples:
+        text = json.dumps({key: example[key] for key in FIELDS})
+        head += [example["messages"][-1], {"role": "assistant", "content": text}]
+    return row | {"messages": [*head, question]}
+
+
+class SchemaPolicy:
+    """The base behind a strict schema: the keys are written for it, it fills in the values."""
+
+    name = "base, strict schema"
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def sample(self, prompts: list, n: int = 1, config: Any = None, progress: Any = None) -> list:
+        texts, outputs = [self.policy.render(prompt) for prompt in prompts], [{} for _ in prompts]
+        config = replace(config, max_new_tokens=14, stop=[",", "}", "\n"])
+        for key in FIELDS:
+            texts = [f'{text}{", " if outputs[0] else "{"}"{key}":' for text in texts]
+            drawn = self.policy.sample(texts, 1, config)
+            for i, (sample,) in enumerate(drawn):
+                value = re.split(r"[,}\n]", sample.output_text)[0].strip()
+                try:
+                    outputs[i][key] = json.loads(value)
+                except ValueError:
+                    outputs[i][key] = value.strip('"')
+                texts[i] += f" {json.dumps(outputs[i][key])}"
+        return [[Sample.from_text(json.dumps(output))] for output in outputs]
+
+
+MONTHS = "January February March April May June July August September October November December"
+DATE = rf"\d{{1,2}} (?:{'|'.join(MONTHS.split())})"
+
+
+def by_regex(message: str) -> Row:
+    """What an afternoon of rules gives, written on the training rows alone."""
+    found = {
+        "customer": re.search(r"[A-Z][a-z]+ [A-Z][a-z]+(?= (?:ordered|bought|paid|has))", message)
+        or re.search(r"(?:to|by|\d:|July:|[a-z]:) ?([A-Z][a-z]+ [A-Z][a-z]+)", message)
+        or re.search(r"[A-Z][a-z]+ [A-Z][a-z]+", message),
+        "item": re.search(r"(?:\d+|for|, |: |the) ?([a-z]+ (?:[a-z]+s|paper))\b", message),
+        "amount": re.search(r"(?:remaining |for |pay |charge |, )(\d+)(?= euros)", message)
+        or re.search(r"(\d+)(?= euros)", message),
+        "due": re.search(rf"(?:payable by|paid by|by|is|due on|until) ({DATE})(?=\.|;|$)", message),
+    }
+    answer = {key: match and match[match.lastindex or 0] for key, match in found.items()}
+    return answer | {"amount": answer["amount"] and int(answer["amount"])}
+
+
+def values_of(row: Row, sample: Sample) -> dict[str, float]:
+    """What is measured in one answer. All fields of an unreadable one are wrong."""
+    right = [sample.sub_grades.get(key) or 0.0 for key in FIELDS]
+    readable = float(bool(sample.grade))
+    known = dict(grade=sample.grade or 0.0, fields=sum(right) / 4, all_four=float(sum(right) == 4))
+    return known | {"readable": readable}
+
+
+def measured(task: Task, rows: list[Row], sampled: Answers, greedy: Answers) -> Row:
+    """Values a row, and the answers' texts."""
+    record: Row = {}
+    for name, answers in (("sampled", sampled), ("greedy", greedy)):
+        task.grade(rows, answers)
+        values = [values_of(row, sample) for row, (sample,) in zip(rows, answers)]
+        record[name] = {key: [value[key] for value in values] for key in values[0]}
+        record[name]["texts"] = [sample.output_text for (sample,) in answers]
+    return record
+
+
+def answer(policy: Policy, task: Task, rows: list[Row]) -> Row:
+    prompts = list(map(Prompt, rows))
+    sampled = policy.sample(prompts, 1, SAMPLING)
+    return measured(
+        task, rows, sampled, policy.sample(prompts, 1, replace(SAMPLING, temperature=0))
+    )
+
+
+def evaluate_bases(work: Extraction, place: Path) -> dict[str, Row]:
+    """The systems without training, each in a file once it is done."""
+    policy, task, test = load_policy("smollm2"), work.task, work.test
+    systems = {
+        "base, no example": (policy, list(map(without_example, test))),
+        "base": (policy, test),
+        "base, five examples": (policy, [with_examples(row, work.examples) for row in test]),
+        "base, strict schema": (SchemaPolicy(policy), test),
+    }
+    results = {}
+    for name, (system, rows) in systems.items():
+        results[name] = kept(place / f"{name}.json", partial(answer, system, task, rows))
+    rules = [[Sample.from_text(json.dumps(by_regex(row["message"])))] for row in test]
+    return results | {"regex": measured(task, test, rules, rules)}
+
+
+def kept(place: Path, make: Any) -> Row:
+    if not place.exists():
+        write_json(place, make())
+    return read_json(place)
+
+
+def evaluate_seed(work: Extraction) -> tuple[dict[str, Row], dict[str, Row]]:
+    """(results, what training took) of the systems that are trained."""
+    results, training = {}, {}
+
+    def made(name: str) -> Row:
+        run = TRAINED[name](work)
+        took = run.training | {"start": run.start, "best": run.best}
+        return answer(run.policy, work.task, work.test) | {"training": took, "log": run.log}
+
+    for name in TRAINED:
+        print(f"seed {work.seed}: {name}", flush=True)
+        results[name] = kept(work.out / f"{name}.json", partial(made, name))
+        training[name] = results[name]["training"] | {"log": results[name]["log"]}
+    return results, training
+
+
+def summary(results: dict[str, Row], rows: list[Row], task: Task) -> Row:
+    """Means with intervals, clustered by customer, and every difference to RFT."""
+    clusters, systems, paired = clusters_of(rows, task), [], []
+    for name, result in results.items():
+        record: Row = {"name": name}
+        for how in ("sampled", "greedy"):
+            values = {key: v for key, v in result[how].items() if key != "texts"}
+            record[how] = {key: bootstrap(v, clusters).to_json() for key, v in values.items()}
+            readable = np.array(values["readable"]) > 0
+            right = np.array(values["fields"])[readable]
+            record[how]["fields_if_readable"] = float(right.mean()) if len(right) else None
+            if name != "RFT" and "RFT" in results:
+                pair = results["RFT"][how]["fields"], values["fields"]
+                interval = paired_difference(*pair, clusters).to_json()
+                paired.append({"a": "RFT", "b": name, "how": how, "metric": "fields"} | interval)
+        systems.append(record)
+    return {"systems": systems, "paired": paired}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--size", type=int, help="so many rows of each file, and two steps")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "real_model")
+    parser.add_argument("--record", type=Path, default=RECORD)
+    given = parser.parse_args()
+    began, runs = time.perf_counter(), []
+    for seed in given.seeds:
+        work = Extraction(given.out, seed, given.size)
+        bases = evaluate_bases(work, given.out)
+        results, training = evaluate_seed(work)
+        report = {"seed": seed, **summary(bases | results, work.test, work.task)}
+        runs.append(report | {"training": training})
+    examples = {name: result["greedy"]["texts"][:8] for name, result in (bases | results).items()}
+    rows = {"train": len(work.rows), "validation": len(work.held_out), "test": len(work.test)}
+    record = {"rows": rows, "settings": {"RFT": RFT, "SFT": SFT}, "runs": runs, "answers": examples}
+    record |= {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+    write_json(given.record, record | {"seconds": round(time.perf_counter() - began, 1)})
+
+
+if __name__ == "__main__":
+    main()
