@@ -7,19 +7,24 @@ not hold it, passes of `micro_batch` completions add up their gradients: the sam
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import ChainMap
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 from rftkit.environment import choose_device
+from rftkit.files import UserError
 from rftkit.loading import hub_place, is_embedded, load_tokenizer
 from rftkit.policy import LocalPolicy, Prompt
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS, completion_limit
+from rftkit.training import memory
 from rftkit.training.config import RunConfig, config_base
 
-MEMORY_SHARE = 0.4  # of the free memory, for what grows with the batch
+# Of the free memory, for what grows with the batch. glibc may hold 1.7 times what a CPU run needs.
+MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.8}
 PROMPTS_MEASURED = 256
+USUAL_TOKENS = 300, 256  # of prompt and completion, for a model that is planned without rows
 TINY_WIDTH = 512  # hidden numbers a token; the embedded models have 128 and 256
 # Measured on the embedded mini: grpo on validation genes (docs/embedded_models.md); sft is the rate
 # of the demo's two SFT rivals (datasets/recorded_runs/demo.json).
@@ -51,6 +56,10 @@ class Measured:
     prompt_tokens: int  # of the longest prompt
     context: int | None = None  # tokens it was made for, prompt and answer together
     notes: list[str] = field(default_factory=list)  # on the prompts
+    how: str = "measured"  # or estimated: prompt_tokens
+    config: RunConfig = field(default_factory=RunConfig)
+    card: SimpleNamespace | None = None  # see memory.find_card; None: this machine
+    loaded: bool = False  # do the weights take their memory already?
 
     @property
     def room(self) -> int:
@@ -63,27 +72,21 @@ class Measured:
         return room
 
     def memory(self, completion_tokens: int) -> tuple[float, float]:
-        """(bytes of one more answer in a pass, bytes for all of them), both on the safe side.
-
-        Activations in 16 bits: s·h·(34 + 5·a·s/h) bytes a layer (Korthikanti et al. 2022, eq. 1).
-        Logits: in fp32 over the completion, with a gradient and a copy for log-probabilities.
-        """
+        """(bytes of one more answer in a pass, bytes for all of them), both on the safe side."""
         import psutil  # comes with accelerate
         import torch
 
-        model, (device, dtype, _) = self.architecture, choose_device()
-        on_gpu = device == "cuda"
-        free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
-        number = 4 if dtype == "float32" else 2  # bytes
-        tokens, hidden = self.prompt_tokens + completion_tokens, model.hidden_size
-        heads = getattr(model, "num_attention_heads", 1)
-        inner = getattr(model, "intermediate_size", None) or 4 * hidden
-        activations = tokens * hidden * (34 + 5 * heads * tokens / hidden) * number / 2
-        logits = completion_tokens * model.vocab_size * 4 * 3
-        layers = model.num_hidden_layers
-        weights = layers * (4 * hidden**2 + 3 * hidden * inner) + 2 * model.vocab_size * hidden
-        usable = MEMORY_SHARE * max(float(free) - weights * number, 1.0)
-        return layers * activations + logits, usable
+        device, dtype, _ = ("cuda", "", "") if self.card else choose_device()
+        number, tokens = 4 if dtype == "float32" else 2, (self.prompt_tokens, completion_tokens)
+        parts = memory.parts(self.architecture, self.config, *tokens, number=number)
+        if self.card:
+            free = self.card.memory * 1e9 * memory.USABLE
+        elif device == "cuda":
+            free = torch.cuda.mem_get_info()[0]
+        else:
+            free = psutil.virtual_memory().available
+        free -= 0 if self.loaded else parts["weights"] + parts["adapter"]
+        return parts["activations"] + parts["logits"], MEMORY_SHARE[device] * max(free, 1.0)
 
 
 def plan_run(
@@ -93,6 +96,8 @@ def plan_run(
     policy's completions; without the policy it is a guess."""
     model = measure_model(config, rows, held_out)
     notes = model.notes if model else []
+    if policy and model:
+        model.loaded = True
     if config.max_completion_tokens is None:
         room = min(model.room, OTHER_TOKENS) if model else OTHER_TOKENS
         if policy:
@@ -151,6 +156,44 @@ def make_plan(
     )
 
 
+def plan_on_card(
+    config: RunConfig, rows: list, held_out: list, gpu: str, usd: float | None
+) -> Plan:
+    """make_plan's, and what the run takes on a card: GB by part, whether that fits, else the
+    nearest settings that do; seconds a step, hours, dollars (at `usd` an hour)."""
+    card, model = memory.find_card(gpu), measure_model(config, rows, held_out)
+    if model is None:
+        names = ", ".join(memory.known("models"))
+        raise UserError(f'model "{config.model}": no config.json: name a folder or one of {names}')
+    limit, group = config.max_completion_tokens or USUAL_TOKENS[1], config.answers_per_prompt
+
+    def planned(**changes: Any) -> Plan:
+        now = config.model_copy(update={"max_completion_tokens": limit} | changes)
+        plan = make_plan(now, rows, held_out, replace(model, config=now, card=card))
+        form = now, model.prompt_tokens, plan.max_completion_tokens, plan.micro_batch
+        parts = memory.parts(model.architecture, *form)
+        sampling, update = memory.seconds(model.architecture, *form, card)
+        sampled = plan.steps + plan.validations * plan.validation_answers / plan.batch
+        plan.model, plan.prompt_tokens, plan.prompts = config.model, model.prompt_tokens, model.how
+        plan.memory_gb = {name: size / 1e9 for name, size in parts.items()}
+        plan.gpu, plan.card_gb, plan.peak_gb = gpu, card.memory, memory.peak(parts) / 1e9
+        plan.fits, plan.nearest = plan.peak_gb <= memory.USABLE * card.memory, {}
+        plan.seconds_a_step = sampling + update
+        plan.hours = (sampled * sampling + plan.steps * update) / 3600
+        plan.usd = plan.hours * (card.usd if usd is None else usd)
+        plan.price = card.quoted if usd is None else "given"
+        return plan
+
+    plan = planned()
+    half = {"max_completion_tokens": limit // 2}, {"answers_per_prompt": max(group // 2, 2)}
+    ways = [{}, {"load_in_4bit": True}, *half]  # what costs a run least comes first
+    for changes in [] if plan.fits else [*ways, *(dict(ChainMap(*ways[:n])) for n in (3, 4))]:
+        if (other := planned(micro_batch=None, **changes)).fits:
+            plan.nearest = changes | {"micro_batch": other.micro_batch}
+            break
+    return plan
+
+
 def choose_learning_rate(config: RunConfig, model: Measured | None) -> tuple[float, str]:
     """The wider a model, the smaller the step. Of unknown width only embedded models are tiny."""
     tiny = (
@@ -178,7 +221,8 @@ def choose_micro_batch(config: RunConfig, model: Measured | None) -> tuple[int, 
 
 
 def measure_model(config: RunConfig, rows: list[dict], held_out: list[dict]) -> Measured | None:
-    """From config and tokenizer, without weights; None where loading the model will say why.
+    """From config and tokenizer, without weights; out of the hub's reach from models/cards.json;
+    None where loading the model will say why.
     UserError where the chat template does not write a row's messages."""
     from transformers import AutoConfig
 
@@ -187,15 +231,22 @@ def measure_model(config: RunConfig, rows: list[dict], held_out: list[dict]) -> 
         architecture = AutoConfig.from_pretrained(**hub_place(base)).get_text_config()
         tokenizer = load_tokenizer(base)
     except (OSError, ValueError):
-        return None
+        name = config.model.rpartition("/")[2].lower()
+        near = [m for n, m in memory.known("models").items() if name.startswith(n.lower())]
+        letters = [sum(len(str(m.get("content"))) for m in row["messages"]) for row in rows]
+        longest = max(letters, default=3 * USUAL_TOKENS[0]) // 3
+        return Measured(near[0], longest, how="estimated", config=config) if near else None
     kwargs = config.chat_template_kwargs or {}
     policy = LocalPolicy(None, tokenizer, config.model, chat_template_kwargs=kwargs)
     policy.render_all(map(Prompt, rows))
     policy.render_all(map(Prompt, held_out), name="held-out row")
+    context = getattr(architecture, "max_position_embeddings", None)
+    if not rows:
+        return Measured(architecture, USUAL_TOKENS[0], context, how="estimated", config=config)
     some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]
     longest = max(map(len, policy.encode(list(map(Prompt, some)))))
-    context = getattr(architecture, "max_position_embeddings", None)
-    return Measured(architecture, longest, context, prompt_notes(policy, rows))
+    notes = prompt_notes(policy, rows)
+    return Measured(architecture, longest, context, notes, config=config)
 
 
 def run_order(rows: int, steps: int, prompts_per_step: int, seed: int) -> list[int]:

@@ -17,7 +17,7 @@ from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
 from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
-from rftkit.training.plan import Plan, plan_run
+from rftkit.training.plan import Plan, plan_on_card, plan_run
 from rftkit.training.report import Lines, shared_groups, write_report
 from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
@@ -216,11 +216,21 @@ def load_run(out: str | Path, policy: LocalPolicy | None = None) -> Run:
     return Run(policy, log, record["start"], record["best"], record["training"], out)
 
 
-def plan(config: RunConfig, rows: Source | None = None, held_out: Source | None = None) -> Plan:
+def plan(
+    config: RunConfig | str,
+    rows: Source | None = None,
+    held_out: Source | None = None,
+    gpu: str | None = None,
+    usd: float | None = None,
+) -> Plan:
     """What `--dry-run` shows: without weights, it finds what would stop the run. Rows: as train()
-    takes them."""
+    takes them. With `gpu`, what `rftkit plan` shows; `config` may then be a model's name."""
+    if isinstance(config, str):
+        return plan_on_card(RunConfig(model=config, lora_rank=16), [], [], gpu, usd)
     task = config_task(config)
     rows, held_out = known_rows(config, task, rows, held_out)
+    if gpu:
+        return plan_on_card(config, rows, held_out, gpu, usd)
     if config.method == "grpo":
         task.grader.check_ready()
     if config.init_adapter:
