@@ -33,7 +33,7 @@ COMMAND = f"python -m tools.make_candidates --out datasets/{NAME}"
 SIZE, SIGNS = 3, 4
 # One case a gene. Divisible by 2, 3, 4 and 5: a list of candidates belongs to as many rows.
 ROWS = {"warm_start": 240, "train": 480, "validation": 120, "test": 480}
-MOST_PAIRS = 3  # of a worked completion
+MOST_PAIRS, MOST_CHARACTERS = 3, 150  # of a worked completion's thinking: 60 tokens, few have more
 # Top 1 in percent and its interval, on test rows, in the order of `ladder`. Published: 8,099 cases
 # through `rftkit cases … --candidates 3 --signs 4 --baselines`. Tests measure both with 3 again.
 LADDERS = {
@@ -94,13 +94,13 @@ def worked(row: Row) -> str:
         (best, sign), (second, _) = sorted(closest, reverse=True)[:2]
         if best > second:
             pairs.append((best, own, sign, row["candidates"][closest.index((best, sign))]))
-    pairs = sorted(pairs, key=lambda pair: -pair[0])[:MOST_PAIRS]
-    text = " ".join(
-        f"{hpo.terms[own]} ~ {hpo.terms[sign]}: {gene}." for _, own, sign, gene in pairs
-    )
-    named = [gene for *_, gene in pairs]
+    text, named = "", []
+    for _, own, sign, gene in sorted(pairs, key=lambda pair: -pair[0])[:MOST_PAIRS]:
+        pair = f"{hpo.terms[own]} ~ {hpo.terms[sign]}: {gene}. "
+        if len(text + pair) <= MOST_CHARACTERS:
+            text, named = text + pair, [*named, gene]
     genes = sorted(dict.fromkeys([*named, *row["candidates"]]), key=lambda gene: -named.count(gene))
-    return f"<think>{text or 'No sign is close.'}</think>{json.dumps({'genes': genes[:5]})}"
+    return f"<think>{text.strip() or 'No sign is close.'}</think>{json.dumps({'genes': genes[:5]})}"
 
 
 def closeness(one: str, other: str) -> float:
@@ -166,7 +166,7 @@ from the ontology alone, without a label: {right / len(rows["warm_start"]):.0%} 
 first. Use them for `"method": "sft"` and `train.jsonl` for RFT: no gene is in both.
 
 **Length**, in SmolLM2's tokens with its chat template: prompts 144 to 202 (median 166) with 3
-candidates, 197 to 272 (228) with 5; completions 66 (at most 99) and 78 (104).
+candidates, 197 to 272 (228) with 5; completions 57 (at most 87) and 70 (96).
 
 ## Fields
 `messages` is all that a model sees. For the grader and the report: `reference_gene` (the answer),
