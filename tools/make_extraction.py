@@ -196,7 +196,7 @@ Sentence forms, names and items of one file occur in no other. Messages hold wha
 with the answer: a second date, a second amount, a second name, the number of pieces. Of the eight
 training forms one names no due date, one no amount, one neither; of the eight test forms two name
 no due date, one no amount. `form` says which form a row has. Each prompt holds one worked example:
-without one a model of 135 million parameters answers with prose.
+without one a model of 135 million parameters copies that of the instructions, or writes prose.
 
 All rows are made up, by `python -m tools.make_extraction --out datasets/extraction` (seed {SEED}),
 byte for byte. No real person, firm or message is meant.
@@ -204,9 +204,9 @@ byte for byte. No real person, firm or message is meant.
 ## Grader (`grader.json`)
 `{grader()["calculate_output"]}`
 
-A field earns its share where it is equal to the row's, word for word; a value that the message does
-not contain costs .05. An answer that is no JSON object with all four keys earns 0. Placeholders
-write values as text, so `"474"` is taken for `474`.
+A field earns its share where it is equal to the row's, word for word; one that is missing, or whose
+value the message does not contain, costs .05. An answer that is no JSON earns 0. Placeholders write
+values as text, so `"474"` is taken for `474`.
 
 What strategies that do not read the message earn on the test rows (`rftkit.attack`):
 
