@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from rftkit import RunConfig, load_policy, load_task, train
+from rftkit import RunConfig, load_policy, load_task, measure_signal, train
 from rftkit.console import Reporter
 from rftkit.environment import machine, versions
 from rftkit.evaluation import bootstrap, clusters_of, paired_difference
@@ -169,11 +169,15 @@ def by_regex(message: str) -> Row:
 
 
 def values_of(row: Row, sample: Sample) -> dict[str, float]:
-    """What is measured in one answer. All fields of an unreadable one are wrong."""
+    """What is measured in one answer. All fields of one that is no JSON are wrong."""
     right = [sample.sub_grades.get(key) or 0.0 for key in FIELDS]
-    readable = float(bool(sample.grade))
-    known = dict(grade=sample.grade or 0.0, fields=sum(right) / 4, all_four=float(sum(right) == 4))
-    return known | {"readable": readable}
+    return dict(grade=sample.grade or 0.0, fields=sum(right) / 4, all_four=float(sum(right) == 4))
+
+
+def readable(text: str) -> float:
+    """Is it an object with all four keys?"""
+    answer = Sample.from_text(text).output_json
+    return float(isinstance(answer, dict) and answer.keys() >= {*FIELDS})
 
 
 def measured(task: Task, rows: list[Row], sampled: Answers, greedy: Answers) -> Row:
@@ -211,6 +215,16 @@ def evaluate_bases(work: Extraction, place: Path) -> dict[str, Row]:
     return results | {"regex": measured(task, test, rules, rules)}
 
 
+def measure_gates(work: Extraction) -> dict[str, Row]:
+    """What the signal gate says of the training rows, with the example and without it."""
+    forms = {"base, no example": list(map(without_example, work.rows)), "base": work.rows}
+    policy, options = load_policy("smollm2"), dict(answers=8, max_completion_tokens=TOKENS)
+    return {
+        name: measure_signal(policy, work.task, rows, **options).to_json()
+        for name, rows in forms.items()
+    }
+
+
 def kept(place: Path, make: Any) -> Row:
     if not place.exists():
         write_json(place, make())
@@ -234,22 +248,24 @@ def evaluate_seed(work: Extraction) -> tuple[dict[str, Row], dict[str, Row]]:
 
 
 def summary(results: dict[str, Row], rows: list[Row], task: Task) -> Row:
-    """Means with intervals, clustered by customer, and every difference to RFT."""
-    clusters, systems, paired = clusters_of(rows, task), [], []
+    """Means with intervals, clustered by customer, and every difference to RFT; the answers to
+    the first rows in full."""
+    clusters, systems, paired, answers = clusters_of(rows, task), [], [], {}
     for name, result in results.items():
         record: Row = {"name": name}
         for how in ("sampled", "greedy"):
             values = {key: v for key, v in result[how].items() if key != "texts"}
+            values["readable"] = list(map(readable, result[how]["texts"]))
             record[how] = {key: bootstrap(v, clusters).to_json() for key, v in values.items()}
-            readable = np.array(values["readable"]) > 0
-            right = np.array(values["fields"])[readable]
+            right = np.array(values["fields"])[np.array(values["readable"]) > 0]
             record[how]["fields_if_readable"] = float(right.mean()) if len(right) else None
             if name != "RFT" and "RFT" in results:
                 pair = results["RFT"][how]["fields"], values["fields"]
                 interval = paired_difference(*pair, clusters).to_json()
                 paired.append({"a": "RFT", "b": name, "how": how, "metric": "fields"} | interval)
         systems.append(record)
-    return {"systems": systems, "paired": paired}
+        answers[name] = {how: result[how]["texts"][:8] for how in ("sampled", "greedy")}
+    return {"systems": systems, "paired": paired, "answers": answers}
 
 
 def main() -> None:
@@ -268,9 +284,9 @@ def main() -> None:
         results, training = evaluate_seed(work)
         report = {"seed": seed, **summary(bases | results, work.test, work.task)}
         runs.append(report | {"training": training})
-    examples = {name: result["greedy"]["texts"][:8] for name, result in (bases | results).items()}
+    gates = kept(given.out / "gates.json", partial(measure_gates, work))
     rows = {"train": len(work.rows), "validation": len(work.held_out), "test": len(work.test)}
-    record = {"rows": rows, "settings": {"RFT": RFT, "SFT": SFT}, "runs": runs, "answers": examples}
+    record = {"rows": rows, "settings": {"RFT": RFT, "SFT": SFT}, "runs": runs, "gates": gates}
     record |= {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
     write_json(given.record, record | {"seconds": round(time.perf_counter() - began, 1)})
 
