@@ -125,11 +125,10 @@ def plan_command(
     usd: Annotated[float | None, option("USD", "Price of an hour.", "--price", min=0)] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """What a GRPO run takes on a GPU: memory by part, seconds a step, hours, dollars.
+    """What a GRPO run takes on a GPU: GB by part, seconds a step, hours, dollars.
 
-    MODEL is a hub name, a local model or a RunConfig; no weights are loaded. All is computed, for
-    completions that reach the limit; the formula and its sources are in rftkit/training/memory.py.
-    Exit code 1: it does not fit; the nearest settings that do are named.
+    No weights are loaded; the formula and its sources are in rftkit/training/memory.py. Completions
+    reach the limit. Exit code 1: it does not fit; the nearest settings that do are named.
 
     Example: `rftkit plan Qwen3-4B --gpu t4`, `rftkit plan run.json --gpu h100 --price 2.50`
     """
@@ -139,24 +138,19 @@ def plan_command(
 
     config = read_run_config(model) if model.endswith(".json") else model
     plans = [plan(config, gpu=name, usd=usd) for name in ([gpu] if gpu else known("cards"))]
-    first, how = plans[0], {"card_gb": "data sheet", "usd": "quoted price"}
     if as_json:
-        console.print_json(vars(first) if gpu else {"plans": [vars(p) for p in plans]})
+        console.print_json(vars(plans[0]) if gpu else {"plans": list(map(vars, plans))})
     else:
-        form = f"{first.prompts_per_step} prompts x {first.answers_per_prompt} answers"
-        tokens = f"{first.prompt_tokens} tokens ({first.prompts}) + {first.max_completion_tokens}"
-        console.say(f"{first.model}: {form}, {tokens}")
-        names = [*first.memory_gb, "peak_gb", "card_gb", "micro_batch"]
-        names += ["seconds_a_step", "hours", "usd"]
+        how = {"card_gb": "data sheet", "usd": "quoted", "prompt_tokens": plans[0].prompts}
+        names = [*plans[0].memory_gb, "peak_gb", "card_gb", "prompt_tokens", "micro_batch"]
         console.print_table([
             {"GB of": name} | {p.gpu: (p.memory_gb | vars(p))[name] for p in plans}
-            | {"": how.get(name, "computed")} for name in names
+            | {"": how.get(name, "computed")} for name in [*names, "seconds_a_step", "hours", "usd"]
         ])  # fmt: skip
-        console.say("; ".join(f"{p.gpu}: {p.price}" for p in plans))
+        console.say("prices: " + "; ".join(f"{p.gpu} {p.price}" for p in plans))
     for p in [p for p in plans if not p.fits]:
-        change = ", ".join(f"{name} {json.dumps(v)}" for name, v in p.nearest.items())
-        change = f"set {change}" if change else "take a larger card"
-        console.complain(f"{p.gpu}: {p.peak_gb:.1f} of {p.card_gb:g} GB do not fit: {change}")
+        fits = f"set {json.dumps(p.nearest)}" if p.nearest else "take a larger card"
+        console.complain(f"{p.gpu}: {p.peak_gb:.1f} of {p.card_gb:g} GB do not fit: {fits}")
     raise typer.Exit(console.GOOD if any(p.fits for p in plans) else console.FINDINGS)
 
 

@@ -7,7 +7,6 @@ not hold it, passes of `micro_batch` completions add up their gradients: the sam
 from __future__ import annotations
 
 import math
-from collections import ChainMap
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +55,6 @@ class Measured:
     prompt_tokens: int  # of the longest prompt
     context: int | None = None  # tokens it was made for, prompt and answer together
     notes: list[str] = field(default_factory=list)  # on the prompts
-    how: str = "measured"  # or estimated: prompt_tokens
     config: RunConfig = field(default_factory=RunConfig)
     card: SimpleNamespace | None = None  # see memory.find_card; None: this machine
     loaded: bool = False  # do the weights take their memory already?
@@ -79,12 +77,10 @@ class Measured:
         device, dtype, _ = ("cuda", "", "") if self.card else choose_device()
         number, tokens = 4 if dtype == "float32" else 2, (self.prompt_tokens, completion_tokens)
         parts = memory.parts(self.architecture, self.config, *tokens, number=number)
-        if self.card:
-            free = self.card.memory * 1e9 * memory.USABLE
-        elif device == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-        else:
-            free = psutil.virtual_memory().available
+        free = psutil.virtual_memory().available
+        if device == "cuda":
+            known = self.card and self.card.memory * 1e9 * memory.USABLE
+            free = known or torch.cuda.mem_get_info()[0]
         free -= 0 if self.loaded else parts["weights"] + parts["adapter"]
         return parts["activations"] + parts["logits"], MEMORY_SHARE[device] * max(free, 1.0)
 
@@ -174,7 +170,8 @@ def plan_on_card(
         parts = memory.parts(model.architecture, *form)
         sampling, update = memory.seconds(model.architecture, *form, card)
         sampled = plan.steps + plan.validations * plan.validation_answers / plan.batch
-        plan.model, plan.prompt_tokens, plan.prompts = config.model, model.prompt_tokens, model.how
+        plan.prompt_tokens = model.prompt_tokens
+        plan.prompts = "measured" if rows and model.context else "estimated"
         plan.memory_gb = {name: size / 1e9 for name, size in parts.items()}
         plan.gpu, plan.card_gb, plan.peak_gb = gpu, card.memory, memory.peak(parts) / 1e9
         plan.fits, plan.nearest = plan.peak_gb <= memory.USABLE * card.memory, {}
@@ -184,11 +181,11 @@ def plan_on_card(
         plan.price = card.quoted if usd is None else "given"
         return plan
 
-    plan = planned()
-    half = {"max_completion_tokens": limit // 2}, {"answers_per_prompt": max(group // 2, 2)}
-    ways = [{}, {"load_in_4bit": True}, *half]  # what costs a run least comes first
-    for changes in [] if plan.fits else [*ways, *(dict(ChainMap(*ways[:n])) for n in (3, 4))]:
-        if (other := planned(micro_batch=None, **changes)).fits:
+    plan, changes, half = planned(), {"micro_batch": None}, {"max_completion_tokens": limit // 2}
+    ways = {}, {"load_in_4bit": True}, half, {"answers_per_prompt": max(2, group // 2)}
+    for way in () if plan.fits else ways:  # what costs a run least comes first
+        changes |= way
+        if (other := planned(**changes)).fits:
             plan.nearest = changes | {"micro_batch": other.micro_batch}
             break
     return plan
@@ -235,14 +232,14 @@ def measure_model(config: RunConfig, rows: list[dict], held_out: list[dict]) -> 
         near = [m for n, m in memory.known("models").items() if name.startswith(n.lower())]
         letters = [sum(len(str(m.get("content"))) for m in row["messages"]) for row in rows]
         longest = max(letters, default=3 * USUAL_TOKENS[0]) // 3
-        return Measured(near[0], longest, how="estimated", config=config) if near else None
+        return Measured(near[0], longest, config=config) if near else None
     kwargs = config.chat_template_kwargs or {}
     policy = LocalPolicy(None, tokenizer, config.model, chat_template_kwargs=kwargs)
     policy.render_all(map(Prompt, rows))
     policy.render_all(map(Prompt, held_out), name="held-out row")
     context = getattr(architecture, "max_position_embeddings", None)
     if not rows:
-        return Measured(architecture, USUAL_TOKENS[0], context, how="estimated", config=config)
+        return Measured(architecture, USUAL_TOKENS[0], context, config=config)
     some = rows[:: -(-len(rows) // PROMPTS_MEASURED)]
     longest = max(map(len, policy.encode(list(map(Prompt, some)))))
     notes = prompt_notes(policy, rows)
