@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -42,6 +43,33 @@ def test_a_committed_notebook_is_whole_and_short_and_its_links_and_pins_are_righ
     links = re.findall(r"\]\(<?([^)\s>#]+)", re.sub(r"```.*?```", "", text, flags=re.S))
     local = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def install_cell(path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return next(cell.source for cell in cells if cell.get("id") == "install")
+
+
+@pytest.mark.parametrize("host", ["Colab", "Kaggle", "here"])
+def test_a_hosted_notebook_installs_beside_the_torch_and_numpy_that_are_loaded(host, monkeypatch):
+    """The one cell of all notebooks, run by IPython with pip and the host replaced."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    (cell,) = set(map(install_cell, NOTEBOOKS))
+    calls, shell = [], InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.register_magic_function(calls.append, magic_name="pip")
+    for name in ("torch", "numpy"):  # newer than those on disk
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__=f"99.1+{name}"))
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    if host == "Colab":
+        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    elif host == "Kaggle":
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    shell.run_cell(cell).raise_error()
+    kept = "torch==99.1+torch numpy==99.1+numpy"
+    expected = f"install -q {kept} transformers=={pins()['transformers']} "
+    assert [call.startswith(expected) for call in calls] == [True] * (host != "here")
 
 
 def test_the_readme_names_the_notebooks_that_exist():
