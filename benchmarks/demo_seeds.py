@@ -24,7 +24,8 @@ from rftkit.compare import paired_text, systems_table
 from rftkit.demo import PLAN_PATTERN, SYSTEMS, checksums
 from rftkit.evaluation import Interval
 from rftkit.files import embedded_model, markdown_table, read_json, write_json
-from rftkit.plots import BLUE, GREY, ORANGE, colour_of, new_figure, validations_of
+from rftkit.logs import validations_of
+from rftkit.plots import BLUE, GREY, ORANGE, colour_of, new_figure
 from rftkit.task import load_task
 from rftkit.training.store import read_lines
 

@@ -14,7 +14,7 @@ from rftkit.compare import Comparison, compare_models, paired_table, systems_tab
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
 from rftkit.files import UserError, plural
-from rftkit.logs import notes_of_run
+from rftkit.logs import Lines, ending
 
 app = typer.Typer()
 
@@ -77,7 +77,7 @@ def train_command(
 
     Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
     """
-    from rftkit.dashboard import TrainingDashboard, dashboard_figure
+    from rftkit.dashboard import dashboard_figure
     from rftkit.training.config import read_run_config
     from rftkit.training.run import GateSaysFix, plan, train
     from rftkit.training.session import Interrupted
@@ -92,7 +92,7 @@ def train_command(
         return
     try:
         with Reporter() as reporter:
-            run = train(config, out, [TrainingDashboard(reporter)], say=reporter.say, force=force)
+            run = train(config, out, [Lines(reporter.say, reporter)], say=reporter.say, force=force)
     except GateSaysFix as refusal:
         if as_json:
             console.print_json({"out": str(out), "gate": refusal.verdict})
@@ -108,12 +108,7 @@ def train_command(
         record = {"training": run.training, "start": run.start, "best": run.best}
         console.print_json({"out": str(out), **record, "alarms": run.alarms, "picture": picture})
     else:
-        if run.best:
-            kept = f"kept step {run.best['step']}, {console.validation_text(run.best)}"
-            console.say(f"{kept}, before training {run.start['mean']:.3f}")
-        for note in notes_of_run(out):
-            console.say(f"note: {note}", style="yellow")
-        console.say(f"{run.training['steps']} steps, ended by {run.training['stopped']}: {out}")
+        console.say("\n".join(ending(run)))
     if any(alarm.get("stops") for alarm in run.alarms):
         raise typer.Exit(console.FINDINGS)
 

@@ -14,21 +14,20 @@ import io
 import sys
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from rftkit import plots
-from rftkit.console import Reporter, validation_text
 from rftkit.files import shorten
-from rftkit.plots import BLUE, GREY, ORANGE, RED, Log, best_of, points_of, validations_of
+from rftkit.logs import Lines, Records, best_of, points_of, validations_of
+from rftkit.plots import BLUE, GREY, ORANGE, RED
 from rftkit.records import Sample
 
 DRAWING_SHARE = 0.1  # of the run's time, at most
 
 
-def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int = 0) -> Figure:
+def dashboard_figure(log: Records, start: dict[str, Any] | None = None, steps: int = 0) -> Figure:
     """Six panels over the steps: reward, validation, thinking patterns, length, dead groups,
     entropy. Alarms are red lines."""
     figure, panels = plots.new_figure(11, 4.6, rows=2, columns=3, sharex=True)
@@ -66,7 +65,7 @@ def dashboard_figure(log: Log, start: dict[str, Any] | None = None, steps: int =
     return figure
 
 
-def _draw_reward(axes: Any, log: Log) -> None:
+def _draw_reward(axes: Any, log: Records) -> None:
     records = [record for record in log if record.get("reward_mean") is not None]
     if not records:  # supervised training has none
         return _draw_series(axes, log, "loss", "loss", GREY)
@@ -77,14 +76,14 @@ def _draw_reward(axes: Any, log: Log) -> None:
     _draw_series(axes, log, "reward_mean", "training reward ± std in a group", GREY)
 
 
-def _draw_series(axes: Any, log: Log, field: str, title: str, colour: str) -> None:
+def _draw_series(axes: Any, log: Records, field: str, title: str, colour: str) -> None:
     axes.set_title(title, fontsize=9)
     if points := points_of(log, field):
         axes.plot(*zip(*points), color=colour, lw=1.3, marker=plots.marker(points))
     axes.set_ylim(bottom=0)
 
 
-def dashboard_html(line: str, figure: Figure, log: Log, samples: Sequence[Sample] = ()) -> str:
+def dashboard_html(line: str, figure: Figure, log: Records, samples: Sequence[Sample] = ()) -> str:
     """The headline, the last alarms, the picture, the best and worst of the newest completions."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -104,41 +103,14 @@ def dashboard_html(line: str, figure: Figure, log: Log, samples: Sequence[Sample
     return "".join(f"<div>{part}</div>" for part in parts)
 
 
-class TrainingDashboard:
-    """An observer for train(). In Jupyter one output is redrawn; elsewhere, and with a reporter,
-    whose bar it moves, each validation and each alarm is a line of text."""
+class TrainingDashboard(Lines):
+    """An observer for train(). In Jupyter one output is redrawn; elsewhere it prints lines."""
 
-    def __init__(self, reporter: Reporter | None = None):
-        self.reporter, self.live = reporter, reporter is None and in_jupyter()
-        self.say = reporter.say if reporter else print
-        self.log: list[dict[str, Any]] = []
+    def __init__(self):
+        self.live = in_jupyter()
+        super().__init__((lambda text: None) if self.live else print)
         self.newest: list[Sample] = []
-        self.start: dict[str, Any] | None = None
-        self.steps, self.ended = 0, None
         self.next_drawing = 0.0  # on the clock of time.perf_counter
-
-    def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
-        self.log, self.steps, self.start, self.ended = list(log), plan.steps, start or None, None
-        if self.reporter:
-            self.reporter.stage("training", plan.steps)
-        if not self.live:
-            self.say("\n".join(plan.lines()))
-
-    def gate(self, signal: Any) -> None:
-        if not self.live:
-            self.say(f"signal gate: {signal.verdict}: {signal.reason}")
-            for finding in signal.findings:
-                self.say(f"  {finding.name}: {finding.evidence}\n    -> {finding.setting}")
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        self.log.append(record)
-        if self.reporter:
-            bar = self.reporter.bar
-            self.reporter.update(bar, description=self.headline(), completed=record["step"])
-        if not self.live and ("validation" in record or "alarms" in record):
-            self.say(self.headline())
-            for alarm in record.get("alarms", []):
-                self.say(f"  ALARM {alarm['name']}: {alarm['cause']}")
 
     def answers(self, record: dict[str, Any], samples: list[Sample]) -> None:
         """The slower a drawing is, the fewer there are."""
@@ -147,30 +119,8 @@ class TrainingDashboard:
             self.draw()
 
     def end(self, run: Any) -> None:
-        self.ended = run.training["stopped"]
+        super().end(run)
         self.draw()
-
-    def headline(self) -> str:
-        """One line: the step, the time left or what ended the run, the reward, the validation."""
-        zero = {"step": 0, "seconds": 0.0}
-        last, recent = [zero, *self.log][-1], self.log[-21:]
-        line = f"step {last['step']}/{self.steps or last['step']}"
-        if self.ended:
-            line += f", ended by {self.ended}"
-        elif self.log:  # of the last 20, validations and all; the first one's clock holds the gate
-            mean = sum(last.get("timings", {}).values())
-            if len(recent) > 1:
-                mean = (last["seconds"] - recent[0]["seconds"]) / (last["step"] - recent[0]["step"])
-            line += f", {timedelta(seconds=round(mean * (self.steps - last['step'])))} left"
-        if last.get("reward_mean") is not None:
-            std, dead = last.get("group_spread") or 0, last.get("dead_groups") or 0
-            line += f"; reward {last['reward_mean']:.2f} (std in a group {std:.2f})"
-            line += f"; dead groups {dead:.0%}"
-        if validations := validations_of(self.log, self.start):
-            best = best_of(validations)
-            line += f"; {validation_text(validations[-1])}"
-            line += f", best {best['mean']:.3f} at step {best['step']}"
-        return line
 
     def draw(self) -> None:
         if not self.live:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any
 
+from rftkit.console import Reporter, validation_text
 from rftkit.files import UserError, read_json, shorten
 
 # Our fields, and what TRL and Unsloth (past and present) and verl call them; the first counts.
@@ -41,6 +43,7 @@ UNDERSCORED = {name.replace("/", "_"): name for name in NAMES}  # a file's name 
 GAIN = 0.02  # a change of a grade (0 to 1) that counts: our own
 
 Points = list[tuple[int, float]]  # (step, value)
+Records = Sequence[dict[str, Any]]  # the objects of log.jsonl
 
 
 @dataclass
@@ -114,6 +117,88 @@ def notes_of_run(run: Path) -> list[str]:
     """What must be known of the adapter that a finished run kept."""
     record = read_json(run / "training.json") if (run / "training.json").exists() else {}
     return [KEPT_START] if record.get("best", {}).get("step") == 0 else []
+
+
+def points_of(log: Records, field: str) -> list[tuple[int, float]]:
+    return [(record["step"], record[field]) for record in log if record.get(field) is not None]
+
+
+def validations_of(log: Records, start: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The validations of a run with their steps, the one before step 1 among them."""
+    before = [{"step": 0, **start}] if start else []
+    return before + [{"step": r["step"], **r["validation"]} for r in log if "validation" in r]
+
+
+def best_of(validations: Records) -> dict[str, Any]:
+    return max(validations, key=lambda validation: validation["mean"])
+
+
+class Lines:
+    """What a run tells of itself as text, an observer of train(): the plan, the gate, validations,
+    alarms, the end. A `reporter` shows each step in its bar."""
+
+    def __init__(self, say: Callable[[str], Any] = print, reporter: Reporter | None = None):
+        self.say, self.reporter = say, reporter
+        self.log: list[dict[str, Any]] = []
+        self.start: dict[str, Any] | None = None
+        self.steps, self.ended = 0, None
+
+    def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
+        self.log, self.steps, self.start = list(log), plan.steps, start or None
+        if self.reporter:
+            self.reporter.stage("training", plan.steps)
+        self.say("\n".join(plan.lines()))
+
+    def gate(self, signal: Any) -> None:
+        self.say(f"signal gate: {signal.verdict}: {signal.reason}")
+        for finding in signal.findings:
+            self.say(f"  {finding.name}: {finding.evidence}\n    -> {finding.setting}")
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self.log.append(record)
+        if self.reporter:
+            bar = self.reporter.bar
+            self.reporter.update(bar, description=self.headline(), completed=record["step"])
+        if "validation" in record or "alarms" in record:
+            self.say(self.headline())
+        for alarm in record.get("alarms", []):
+            self.say(f"  ALARM {alarm['name']}: {alarm['cause']}")
+
+    def end(self, run: Any) -> None:
+        self.ended = run.training["stopped"]
+        for line in [] if self.reporter else ending(run):  # a command prints its result itself
+            self.say(line)
+
+    def headline(self) -> str:
+        """One line: the step, the time left or what ended the run, the reward, the validation."""
+        zero = {"step": 0, "seconds": 0.0}
+        last, recent = [zero, *self.log][-1], self.log[-21:]
+        line = f"step {last['step']}/{self.steps or last['step']}"
+        if self.ended:
+            line += f", ended by {self.ended}"
+        elif self.log:  # of the last 20, validations and all; the first one's clock holds the gate
+            mean = sum(last.get("timings", {}).values())
+            if len(recent) > 1:
+                mean = (last["seconds"] - recent[0]["seconds"]) / (last["step"] - recent[0]["step"])
+            line += f", {timedelta(seconds=round(mean * (self.steps - last['step'])))} left"
+        if last.get("reward_mean") is not None:
+            std, dead = last.get("group_spread") or 0, last.get("dead_groups") or 0
+            line += f"; reward {last['reward_mean']:.2f} (std in a group {std:.2f})"
+            line += f"; dead groups {dead:.0%}"
+        if validations := validations_of(self.log, self.start):
+            best = best_of(validations)
+            line += f"; {validation_text(validations[-1])}"
+            line += f", best {best['mean']:.3f} at step {best['step']}"
+        return line
+
+
+def ending(run: Any) -> list[str]:
+    """What a finished run came to."""
+    lines = [f"{run.training['steps']} steps, ended by {run.training['stopped']}: {run.out}"]
+    if run.best:
+        kept = f"kept step {run.best['step']}, {validation_text(run.best)}"
+        lines.append(f"{kept}, before training {run.start['mean']:.3f}")
+    return lines + notes_of_run(run.out)
 
 
 def finite(values: Iterable[tuple[int, float | None]]) -> Points:

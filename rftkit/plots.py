@@ -12,11 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rftkit.attacks import AttackReport
+from rftkit.logs import Records, best_of, points_of, validations_of
 
 GREY, BLUE, ORANGE, GREEN, RED = "#8c8c8c", "#3b6fb6", "#d9722e", "#4c9a5b", "#c0392b"
 DPI = 80
-
-Log = Sequence[dict[str, Any]]  # the objects of log.jsonl
 
 
 def colour_of(name: str) -> str:
@@ -63,7 +62,7 @@ def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
 
 
 def curve_figure(
-    log: Log, start: dict[str, Any] | None = None, base: float | None = None
+    log: Records, start: dict[str, Any] | None = None, base: float | None = None
 ) -> Figure:
     """A run over its steps: training reward and validation, and the share of each pattern.
     `start` is the validation before step 1, `base` a value to compare with."""
@@ -92,32 +91,18 @@ def curve_figure(
     return figure
 
 
-def points_of(log: Log, field: str) -> list[tuple[int, float]]:
-    return [(record["step"], record[field]) for record in log if record.get(field) is not None]
-
-
-def validations_of(log: Log, start: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The validations of a run with their steps, the one before step 1 among them."""
-    before = [{"step": 0, **start}] if start else []
-    return before + [{"step": r["step"], **r["validation"]} for r in log if "validation" in r]
-
-
-def best_of(validations: Log) -> dict[str, Any]:
-    return max(validations, key=lambda validation: validation["mean"])
-
-
 def marker(points: Sequence[Any]) -> str | None:
     """A line through one point is invisible: the first steps are dots."""
     return "." if len(points) < 10 else None
 
 
-def draw_validations(axes: Any, validations: Log, label: str | None = None) -> None:
+def draw_validations(axes: Any, validations: Records, label: str | None = None) -> None:
     steps, low, high, mean = ([v[k] for v in validations] for k in ("step", "low", "high", "mean"))
     axes.fill_between(steps, low, high, color=ORANGE, alpha=0.2, lw=0)
     axes.plot(steps, mean, color=ORANGE, marker="o", ms=3.5, label=label, clip_on=False)
 
 
-def draw_patterns(axes: Any, log: Log, validations: Log) -> str:
+def draw_patterns(axes: Any, log: Records, validations: Records) -> str:
     """The share of each thinking pattern in validation where there is one, else in training;
     says in which."""
     records = [validation for validation in validations if validation.get("patterns")]

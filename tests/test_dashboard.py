@@ -1,6 +1,7 @@
 """The live view and the pictures: everything that they say comes from the log."""
 
 import base64
+from pathlib import Path
 from types import SimpleNamespace
 
 from rftkit.dashboard import TrainingDashboard, dashboard_figure, dashboard_html
@@ -32,7 +33,10 @@ SAMPLES = [
     Sample(row_id="r3", output_text="never graded"),
 ]
 PLAN = SimpleNamespace(steps=20, lines=lambda: ["because of this"])
-ENDED = SimpleNamespace(training={"stopped": "patience"})
+ENDED = SimpleNamespace(
+    training={"steps": 10, "stopped": "patience"}, best=validation(0.6) | {"step": 5}, start=START,
+    out=Path("nowhere"),
+)  # fmt: skip
 
 
 def headline(log, steps=20, start=None, ended=None):
@@ -99,8 +103,8 @@ def test_html_shows_alarms_and_completions_escaped():
 
 
 def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn(monkeypatch, capsys):
+    monkeypatch.setattr("rftkit.dashboard.in_jupyter", lambda: True)
     shown, dashboard = [], TrainingDashboard()
-    monkeypatch.setattr(dashboard, "live", True)
     monkeypatch.setattr(dashboard, "show", lambda page, line: shown.append((page, line)))
     dashboard.begin(PLAN, [], START)
     for record in made_log(5):
@@ -114,7 +118,7 @@ def test_drawing_is_rare_where_it_is_slow_and_an_ended_run_is_drawn(monkeypatch,
     assert line.startswith("step 5/20, ended by patience") and " left" not in line
 
 
-def test_without_jupyter_it_prints_the_plan_the_gate_validations_and_alarms(capsys):
+def test_without_jupyter_it_prints_plan_gate_validations_alarms_and_end(capsys):
     dashboard, log = TrainingDashboard(), made_log(10)
     log[6]["alarms"] = [{"name": "entropy collapse", "cause": "flat"}]
     dashboard.gate(SimpleNamespace(verdict="go", reason="60% of the groups are alive", findings=[]))
@@ -125,5 +129,6 @@ def test_without_jupyter_it_prints_the_plan_the_gate_validations_and_alarms(caps
     dashboard.end(ENDED)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["signal gate: go: 60% of the groups are alive", "because of this"]
-    starts = ["step 5/20", "step 7/20", "  ALARM entropy collapse: flat", "step 10/20"]
+    starts = ["step 5/20", "step 7/20", "  ALARM entropy collapse: flat", "step 10/20",
+              "10 steps, ended by patience", "kept step 5, validation top1 0.600"]  # fmt: skip
     assert all(line.startswith(start) for line, start in zip(lines[2:], starts, strict=True))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rftkit.console import validation_text
 from rftkit.environment import machine, versions
 from rftkit.evaluation import Interval, SystemResult, clusters_of, paired_record
 from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
-from rftkit.logs import KEPT_START, notes_of_run
+from rftkit.logs import KEPT_START
 from rftkit.rows import sha256_of
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
@@ -23,34 +21,6 @@ CHOSEN_ON_THESE = (
     "Which step is kept was chosen on these rows, so its number is a little too high: report one "
     "from rows that no choice has seen (`rftkit evaluate`)."
 )
-
-
-class Lines:
-    """What train() tells where it is given no observer: the plan, validations, alarms, the end."""
-
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
-
-    def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
-        self.say("\n".join(plan.lines()))
-
-    def gate(self, signal: Any) -> None:
-        self.say(f"signal gate: {signal.verdict}: {signal.reason}")
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        shown = [f"ALARM {a['name']}: {a['cause']}" for a in record.get("alarms", [])]
-        if "validation" in record:
-            shown.append(validation_text(record["validation"]))
-        for text in shown:
-            self.say(f"step {record['step']}: {text}")
-
-    def end(self, run: Any) -> None:
-        line = f"{run.training['steps']} steps, ended by {run.training['stopped']}: {run.out}"
-        if run.best:
-            line += f"; kept step {run.best['step']}, {validation_text(run.best)}"
-            line += f", before training {run.start['mean']:.3f}"
-        for text in [line, *notes_of_run(run.out)]:
-            self.say(text)
 
 
 ADAPTER_CARD = """---

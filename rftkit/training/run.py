@@ -10,6 +10,7 @@ from typing import Any
 from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
+from rftkit.logs import Lines
 from rftkit.policy import LocalPolicy, Policy, load_policy
 from rftkit.rows import Row, Source, closed_set_note, messages_key, read_rows
 from rftkit.signal.numbers import Signal
@@ -18,7 +19,7 @@ from rftkit.task import Task
 from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
 from rftkit.training.plan import Plan, plan_on_card, plan_run
-from rftkit.training.report import Lines, shared_groups, write_report
+from rftkit.training.report import shared_groups, write_report
 from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
 from rftkit.training.watchdogs import TrainingStopped, is_full_disk
@@ -65,7 +66,7 @@ def train(
     """Train, and leave in `out` what store.py lists, the best adapter among it.
 
     Observers are called with each step's log object (see store.Observer), `say` with a sentence
-    when something is decided; without observers it prints both (see report.Lines). `task`, `rows`
+    when something is decided; without observers it prints both (see logs.Lines). `task`, `rows`
     and `held_out` replace what the config names, with rows as read_rows takes them; for sft a row
     may have a "completion". `existing`: "resume" the run in `out` (a finished one is loaded) or
     "replace" it. With `force` it trains though the signal gate says fix.

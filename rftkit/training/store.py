@@ -165,30 +165,15 @@ def read_config(out: Path) -> RunConfig:
 
 def differences(out: Path, config: RunConfig, data: dict[str, Any]) -> list[str]:
     """In what the run in `out` would train differently: "steps: 70 there, 40 here"."""
-    before, known = dict(read_config(out)), read_json(out / "data.json")
+    before, now, known = dict(read_config(out)), config.to_json(), read_json(out / "data.json")
+    contents = {name: f"{name}: changed" for name in data if known[name] != data[name]}
+    free = FREE_FIELDS if contents else (*FREE_FIELDS, *COMPARED_BY_CONTENT)
     fields = {
-        name: difference(name, before[name], value)
-        for name, value in config.to_json().items()
-        if before[name] != value and name not in FREE_FIELDS
+        name: f"{name}: {shorten(repr(before[name]))} there, {shorten(repr(value))} here"
+        for name, value in now.items()
+        if before[name] != value and name not in free
     }
-    parts = {
-        name: difference(name, known[name][0], data[name][0])
-        for name in data
-        if known[name] != data[name]
-    }
-    same = not parts and fields.keys() <= {*COMPARED_BY_CONTENT}
-    return [] if same else [*(fields | parts | fields).values()]  # both may name the grader
-
-
-def difference(name: str, there: Any, here: Any) -> str:
-    """Of two objects the first entry that differs, of two functions no more than their names."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        key = next(key for key in there | here if there.get(key) != here.get(key))
-        if key == "source":
-            return f"{name}: the source of {here.get('name')} changed"
-        return difference(f"{name}.{key}", there.get(key), here.get(key))
-    values = f"{shorten(repr(there))} there, {shorten(repr(here))} here"
-    return f"{name}: {'changed' if there == here else values}"  # as many rows, but others
+    return [*(fields | contents).values()]
 
 
 def newest_checkpoint(out: Path) -> Path | None:
@@ -246,13 +231,8 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
-    """File by file: a run's adapters differ in their weights alone, so `folder` is always whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        beside = folder / f".{file.name}"
-        shutil.copyfile(file, beside)
-        force_to_disk(beside)
-        os.replace(beside, folder / file.name)
+    with written_whole(folder) as beside:
+        shutil.copytree(source, beside)
 
 
 def force_to_disk(path: Path) -> None:
