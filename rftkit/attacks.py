@@ -7,8 +7,6 @@ Each strategy does on purpose what training would find by chance. It may use the
 of all answers, or the row's own right one in a form that no honest reader would accept.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import random

@@ -4,8 +4,6 @@
 with each other.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections import Counter

@@ -1,7 +1,5 @@
 """The command line: each command calls one function and prints what it returns."""
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings

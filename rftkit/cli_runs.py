@@ -1,7 +1,5 @@
 """The commands about runs: signal, train, doctor, runs, evaluate, demo."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from textwrap import fill

@@ -1,7 +1,5 @@
 """Compare systems on the same rows, prompts and seeds. `rftkit evaluate` runs compare_models."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

@@ -3,8 +3,6 @@
 Results go to standard output, all else to standard error: `--json > file` holds one object.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -6,8 +6,6 @@ All that is shown comes from the log objects (and the newest completions), so
 `dashboard_figure(run.log)` draws the same after the run.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,7 +1,5 @@
 """`rftkit demo`: the whole of RFT on the embedded models. The test genes choose nothing."""
 
-from __future__ import annotations
-
 import json
 import random
 import time

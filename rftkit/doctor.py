@@ -7,8 +7,6 @@ red flags of its guide "Training Stability & Debugging" (docs/training_stability
 simulated runs are those of github.com/junglezke/rldoctor.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable

@@ -4,8 +4,6 @@ A number about a model is a mean over rows of the mean over a row's samples, wit
 interval over whole groups: rows that share an answer are not independent.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where the kit's own files lie, how small files are read and written, how text is shown."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,8 +1,6 @@
 """The log of a run, one record a step under the field names of our log.jsonl, whoever wrote it:
 we ourselves, TRL and Unsloth, or verl, directly or through W&B and TensorBoard."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

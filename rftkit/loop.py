@@ -10,8 +10,6 @@ prompt (a group), N = P * G completions, L tokens in the longest completion.
 gate, watchdogs, failed grades, batches larger than memory, and mixed precision.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

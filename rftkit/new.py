@@ -4,8 +4,6 @@ The form of the answers determines how the prompt ends, how an answer is graded 
 counts. skeleton/ holds the files that do not depend on the rows.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -4,8 +4,6 @@ Colours follow one rule everywhere: grey is a baseline, blue a base model, orang
 where graders are attacked, blue is an honest answer and red a cheat that pays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

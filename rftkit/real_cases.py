@@ -6,8 +6,6 @@ What was lost is counted, because the cases that fit are the easier ones. Genes 
 chosen from HPO alone, without these cases.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ A row is a plain dict: `messages` (what the model sees), optionally `tools`, and
 (what the grader reads as `{{item.KEY}}`, and the model never sees).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

@@ -8,8 +8,6 @@
 the key "genes" holds a ranked list, and the row's field `gene` is the right entry.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field, fields, replace

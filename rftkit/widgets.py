@@ -1,7 +1,5 @@
 """The grader lab of the notebooks: a thin shell over functions without widgets."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

@@ -1,7 +1,5 @@
 """What the tests of the project as a whole share: its files, its pins, its address."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -10,8 +10,6 @@ with SIGKILL by its wound; the next one resumes. After the last wound the run go
     {"signal": "SIGTERM", "lines": 2}   asked to stop, not killed
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

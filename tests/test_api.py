@@ -1,7 +1,5 @@
 """docs/api.md: each public name stands there, and its examples run."""
 
-from __future__ import annotations
-
 import re
 
 from project_files import ROOT

@@ -4,8 +4,6 @@ Every wait is for a condition, with a limit that a busy machine keeps. Screensho
 runs/browser/: look at them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The command line: each example works, a mistake is one line, `--json` prints one object."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import re

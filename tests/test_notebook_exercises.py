@@ -5,8 +5,6 @@ An exercise is four cells, known by their ids: `exercise-NAME` (the task, at the
 a kernel, after the few cells that they need.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The ways a notebook rots that show without running it, and how `make test` runs them."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The wheel in an environment of its own and, as slow proofs (`make prove`), a fresh checkout."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

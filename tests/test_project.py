@@ -1,7 +1,5 @@
 """The project as a whole: what is pinned, what imports what, what is published."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

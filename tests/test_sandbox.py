@@ -1,7 +1,5 @@
 """The sandbox as its users meet it: graders, weak machines, and its own mishaps."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

@@ -5,8 +5,6 @@ A program here is the text of a python grader. What a machine cannot prevent (no
 seccomp) has its attacks skipped, with that reason.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import textwrap

@@ -1,7 +1,5 @@
 """The model factory and the shipped datasets: what their cards say is so."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """What a run takes on a card: the formula against counted bytes, measured and published numbers."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

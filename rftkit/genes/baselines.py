@@ -11,8 +11,6 @@ Both are measured as is and without the case's own paper (every row that cites i
 true gene): half of the published cases are what the annotation was made from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any

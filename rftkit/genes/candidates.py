@@ -10,8 +10,6 @@ are absent would pay); distractors of the same organ system (they make the steps
 smaller: .38, .50, .74 in place of .40, .66, .81 on published cases at N 3, M 4, five seeds).
 """
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ a split by paper 27 %. Copies are counted, because a paper that reports a family
 in the very same words; they are kept by default, because they are what was published.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter, defaultdict

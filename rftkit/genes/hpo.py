@@ -5,8 +5,6 @@ takes 20 s and gives neither frequencies nor references. Columns:
 https://obophenotype.github.io/human-phenotype-ontology/annotations/phenotype_hpoa/.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Iterable

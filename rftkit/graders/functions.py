@@ -8,8 +8,6 @@ A `call_` function gives one answer to a function of its kind. Its text goes int
 the function's, so it stands alone.
 """
 
-from __future__ import annotations
-
 import builtins
 import hashlib
 import inspect

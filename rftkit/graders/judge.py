@@ -8,8 +8,6 @@ fails after all retries, there is no grade. Each good reply is a file of the cac
 request's content, so a resumed run does not pay twice.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -7,8 +7,6 @@
 with the right answer. A python grader runs in the sandbox.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Sequence

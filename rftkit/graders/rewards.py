@@ -1,7 +1,5 @@
 """A grader as a reward function of TRL's GRPOTrainer (1.14.2)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

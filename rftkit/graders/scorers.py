@@ -13,8 +13,6 @@ it, with `^` as its `**` (2^3^2 is 2^9, -2^2 is -4); only the nodes of arithmeti
 `eval`. Precedence and the base of log (e) are our stated choice.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,6 @@ Tolerated, with a note: a grader inside a job, a request or an eval, a missing `
 grade here (`pass_threshold`, `invalid_grade`).
 """
 
-from __future__ import annotations
-
 import math
 import re
 import textwrap

@@ -11,8 +11,6 @@ child loads a second filter that takes away fork, kill and wait.
 Sources: the kernel's documentation of Landlock and seccomp; man 7 user_namespaces, capabilities.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

@@ -10,8 +10,6 @@ the random bytes, then NUMBER and eight bytes, or ERROR and a text: nothing in i
 The server's answer is a HEADER and the reply.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 import json

@@ -4,8 +4,6 @@ The right answer of a row must score the maximum. The right answer of ANOTHER ro
 and must score less. And something in the grader must compare the answer with the row.
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 from bisect import bisect_left, bisect_right

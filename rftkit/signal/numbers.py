@@ -3,8 +3,6 @@
 Of a row n answers are at hand; the question is what a group of k of them would have looked like.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import textwrap

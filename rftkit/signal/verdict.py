@@ -7,8 +7,6 @@ A share is bad where its whole 95 % interval lies above its threshold ("fix"), a
 threshold lies inside. Left out: whether training helps. Only held-out rows show that, after.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial

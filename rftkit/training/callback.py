@@ -1,7 +1,5 @@
 """`rftkit.Doctor()`: our watchdogs, doctor and log for any script with a trainer of TRL."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

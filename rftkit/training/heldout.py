@@ -4,8 +4,6 @@ Every validation has the same prompts and random numbers, so two of them differ 
 They are compared by the TASK's metric: the best by reward would be the one that fools the grader.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What runs came to: report.json and report.md of one, and all runs of a folder side by side."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

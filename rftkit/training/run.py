@@ -1,7 +1,5 @@
 """train(): from a RunConfig to a run folder with the best adapter in it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One session of a run: its model and state, the sampler and reward of a step, and Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import signal
 import statistics

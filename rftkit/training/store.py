@@ -13,8 +13,6 @@ RUN/  config.json  task.json         the RunConfig, and the task, for an evaluat
 What is read again is written under another name and renamed when it is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The steps of a run: what TRL's trainers are given, and what happens when a step's log comes."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

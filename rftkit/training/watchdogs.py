@@ -6,8 +6,6 @@ has changed when the first batch is garbage. trainer.py stops it when the grader
 the disk is full. Each saves its batch. A stopped run resumes once the cause is fixed.
 """
 
-from __future__ import annotations
-
 import errno
 import shutil
 from collections.abc import Iterable, Sequence
