@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from rftkit.decoding import decode
 from rftkit.files import UserError, read_json, shorten
 from rftkit.loading import load_adapter, load_model, load_tokenizer, model_folder, run_folder
-from rftkit.records import Sample, SamplingConfig
+from rftkit.records import THINK_OPEN, Sample, SamplingConfig
 
 Messages = list[dict[str, Any]]  # one prompt: [{"role": "user", "content": "..."}, ...]
 
@@ -113,12 +113,20 @@ class LocalPolicy(Policy):
         texts = self.render_all(prompts, prefill)
         return self.tokenizer(texts, add_special_tokens=False).input_ids
 
+    def read(self, prompt: str, tokens: Sequence[int], prefill: str = "") -> str:
+        """The text of a completion; it begins with `<think>` where the prompt ends in it. The marks
+        of gpt-oss's channels are special tokens; they stay."""
+        channels = "<|channel|>" in str(self.tokenizer.chat_template)
+        text = prefill + self.tokenizer.decode(tokens, skip_special_tokens=not channels)
+        return THINK_OPEN + text if prompt.rstrip().endswith(THINK_OPEN) else text
+
     def sample(
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
     ) -> list[list[Sample]]:
         """See Policy.sample; `progress` is called after each batch."""
         config = config or SamplingConfig()
-        encoded = self.encode(prompts, config.prefill)
+        texts = self.render_all(prompts)
+        encoded = self.encode(texts, config.prefill)
         samples: list[list[Sample]] = [[] for _ in prompts]
         # Prompts of like length side by side: less padding.
         order = sorted(range(len(prompts)), key=lambda p: len(encoded[p]))
@@ -132,9 +140,8 @@ class LocalPolicy(Policy):
                 seconds = (time.perf_counter() - began) / len(completions)
                 for i, (tokens, reason) in enumerate(completions):
                     p = batch[i // n]
-                    text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                     sample = Sample.from_text(
-                        config.prefill + text,
+                        self.read(texts[p], tokens, config.prefill),
                         tools_of(prompts[p]),
                         model=self.name,
                         index=i % n,

@@ -30,6 +30,10 @@ class SamplingConfig:
         return asdict(self)
 
 
+MARKS = r"<\|channel\|>(\w+).*?<\|message\|>(.*?)(?:<\|(?:end|return|call)\|>|\Z)"
+CHANNEL = re.compile(MARKS, re.DOTALL)
+
+
 def split_completion(text: str) -> tuple[str, str]:
     """(reasoning, output): the output is exactly what follows `</think>`; all of the text where
     there is no thinking tag at all; empty where the tag was opened and never closed."""
@@ -86,6 +90,9 @@ class Sample:
     def from_text(cls, text: str, tools: Any = None, **known: Any) -> Sample:
         """A sample from a model's whole completion, thinking tags included. Calls in the text are
         moved to output_tools if the model was given `tools`, as an endpoint does."""
+        if channels := CHANNEL.findall(text):  # gpt-oss's: all but the final one are reasoning
+            marks = {"final": THINK_CLOSE}
+            text = THINK_OPEN + "".join(marks.get(name, "") + said for name, said in channels)
         reasoning, output = split_completion(text)
         sample = cls(reasoning=reasoning, output_text=output, **known)
         if tools and not sample.output_tools:

@@ -223,9 +223,11 @@ class StepReward:
         return {"prompt_ids": self.prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     def __call__(self, prompts, completions, **columns) -> list[float | None]:
+        policy, ids = self.session.policy, columns["completion_ids"]
+        texts = [policy.read(policy.render(p), tokens) for p, tokens in zip(prompts, ids)]
         try:
             with self.session.timed("grading"):
-                return self.reward(completions, **columns)
+                return self.reward(texts, **columns)
         finally:  # a batch whose grader fails is kept, too
             self.complete_samples(prompts, **columns)
             if not self.checked:
