@@ -6,6 +6,7 @@ import os
 import platform
 import random
 import re
+import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -73,7 +74,33 @@ def peak_memory_mb() -> float | None:
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
+def repair() -> str:
+    """The one command that repairs the packages, "" where none is needed: compares what is on disk
+    with what rftkit needs, and with what this process has loaded."""
+    from packaging.requirements import Requirement  # comes with transformers
+
+    wrong, stale = [], []
+    for needed in map(Requirement, metadata.requires("rftkit") or ()):
+        with suppress(metadata.PackageNotFoundError):
+            disk = metadata.version(needed.name)
+            loaded = vars(sys.modules.get(needed.name, os)).get("__version__", disk)
+            if not needed.marker and disk not in needed.specifier:  # a marker: of an extra
+                wrong.append(f"'{needed}'")
+            if loaded.partition("+")[0] != disk.partition("+")[0]:
+                stale.append(f"{needed.name} {disk} on disk, {loaded} loaded")
+    restart = f"restart the kernel ({'; '.join(stale)})" if stale else ""
+    return f"pip install {' '.join(wrong)}" if wrong else restart
+
+
 def report() -> dict[str, Any]:
     """What `rftkit environment` and the notebooks' setup cells show."""
-    chosen = dict(zip(("device", "dtype", "reason"), choose_device()))
-    return {"machine": machine(), **chosen, "profile": profile(), "versions": versions()}
+    import torch
+
+    found = {"machine": machine(), **dict(zip(("device", "dtype", "reason"), choose_device()))}
+    if found["device"] == "cuda":
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+        with suppress(OSError, subprocess.CalledProcessError):
+            found["driver"] = subprocess.check_output(asked, text=True).split()[0]
+    found |= {"profile": profile(), "versions": versions()}
+    return found | ({"repair": command} if (command := repair()) else {})

@@ -6,11 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import typer
 
-from rftkit import __version__, cli
+from rftkit import __version__, cli, environment
 from rftkit.graders.presets import PRESETS, preset
 
 GROUP = typer.main.get_command(cli.app)
@@ -48,7 +49,31 @@ def test_version_and_environment_are_printed(run):
     assert run("--version")[1].strip() == f"rftkit {__version__}"
     text, record = run("environment")[1], json.loads(run("environment", "--json")[1])
     assert record["machine"] in text and f"torch {record['versions']['torch']}" in text
-    assert {"device", "profile", "sandbox"} <= record.keys()
+    assert {"device", "profile", "sandbox"} <= record.keys() and "repair" not in record
+
+
+def test_packages_that_do_not_fit_or_are_no_longer_on_disk_come_with_the_one_repair(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", "2.0.0+cu121")  # then pip installed the one on disk
+    on_disk = metadata.version("torch")
+    assert (
+        environment.repair() == f"restart the kernel (torch {on_disk} on disk, 2.0.0+cu121 loaded)"
+    )
+    versions = {"trl": "1.16.0", "torch": on_disk}
+    monkeypatch.setattr(environment.metadata, "version", lambda name: versions.get(name, "1e9"))
+    monkeypatch.setattr(environment.metadata, "requires", lambda name: ["torch>=2.8", "trl<1.15"])
+    assert environment.report()["repair"] == "pip install 'trl<1.15'"
+
+
+def test_a_gpu_is_named_with_its_driver_and_compute_capability(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(environment, "choose_device", lambda: ("cuda", "bfloat16", "NVIDIA H200"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(environment.subprocess, "check_output", lambda *a, **k: "580.159.03\n")
+    report = environment.report()
+    assert (report["capability"], report["driver"]) == ("9.0", "580.159.03")
 
 
 @pytest.mark.parametrize(
