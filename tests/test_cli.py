@@ -71,7 +71,8 @@ def test_a_gpu_is_named_with_its_driver_and_compute_capability(monkeypatch):
 
     monkeypatch.setattr(environment, "choose_device", lambda: ("cuda", "bfloat16", "NVIDIA H200"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(environment.subprocess, "check_output", lambda *a, **k: "580.159.03\n")
+    answer = subprocess.CompletedProcess([], 0, "580.159.03\n")
+    monkeypatch.setattr(environment.subprocess, "run", lambda *words, **form: answer)
     report = environment.report()
     assert (report["capability"], report["driver"]) == ("9.0", "580.159.03")
 

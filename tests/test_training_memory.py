@@ -147,7 +147,7 @@ def test_a_models_own_files_are_measured_and_every_card_is_listed():
 
 @pytest.mark.parametrize(("model", "gpu"), [("nobody/nothing", "t4"), ("Qwen3-4B", "k80")])
 def test_an_unknown_model_or_card_is_refused_with_those_that_are_known(model, gpu):
-    with pytest.raises(UserError, match="expected one of t4|or one of Qwen3-0.6B"):
+    with pytest.raises(UserError, match="expected one of t4|one of Qwen3-0.6B"):
         rftkit.plan(model, gpu=gpu)
 
 

@@ -57,14 +57,9 @@ def sizes(model: Any) -> tuple[int, int, int, int, int, int]:
 def parts(
     model: Any, config: RunConfig, prompt: int, completion: int, micro: int = 1, number: int = 2
 ) -> dict[str, float]:
-    """Bytes by part. Passes have `micro` completions; `number` is the bytes of one, prompt and
-    completion are in tokens."""
+    """Bytes by part, of passes of `micro` completions; a number has `number` bytes."""
     hidden, inner, queries, keys, experts, active = sizes(model)
-    tokens, layers, unsloth = (
-        prompt + completion,
-        model.num_hidden_layers,
-        config.engine == "unsloth",
-    )
+    tokens, layers = prompt + completion, model.num_hidden_layers
     layer = 2 * hidden * (queries + keys) + 3 * hidden * inner * experts
     heads = 1 if getattr(model, "tie_word_embeddings", True) else 2
     linear = 0.5625 if config.load_in_4bit else number
@@ -72,15 +67,14 @@ def parts(
     widths += 3 * (hidden + inner) if experts == 1 else 0
     wide, wider = (9, 5) if number == 2 else (6, 3)
     kept = 4 * inner * active + wide * hidden + wider * (queries + keys) + 7 * config.lora_rank
+    unsloth = config.engine == "unsloth"
+    kept = layers * hidden + kept if unsloth else layers * kept
     cache = 2 * layers * keys * number * tokens + 16 * model.vocab_size
     return {
         "weights": linear * layers * layer + number * heads * hidden * model.vocab_size,
         "adapter": 16 * config.lora_rank * layers * widths,
         "KV cache": cache * config.batch,
-        "activations": micro
-        * tokens
-        * number
-        * (layers * hidden + kept if unsloth else layers * kept),
+        "activations": micro * tokens * kept * number,
         "logits": 12 * completion * model.vocab_size * (1 if unsloth else micro),
     }
 

@@ -152,15 +152,13 @@ def make_plan(
     )
 
 
-def plan_on_card(
-    config: RunConfig, rows: list, held_out: list, gpu: str, usd: float | None
-) -> Plan:
+def plan_card(config: RunConfig, rows: list, held_out: list, gpu: str, usd: float | None) -> Plan:
     """make_plan's, and what the run takes on a card: GB by part, whether that fits, else the
     nearest settings that do; seconds a step, hours, dollars (at `usd` an hour)."""
     card, model = memory.find_card(gpu), measure_model(config, rows, held_out)
     if model is None:
-        names = ", ".join(memory.known("models"))
-        raise UserError(f'model "{config.model}": no config.json: name a folder or one of {names}')
+        known = f"a folder or one of {', '.join(memory.known('models'))}"
+        raise UserError(f'model "{config.model}": no config.json, expected {known}')
     limit, group = config.max_completion_tokens or USUAL_TOKENS[1], config.answers_per_prompt
 
     def planned(**changes: Any) -> Plan:

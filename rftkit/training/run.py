@@ -16,7 +16,7 @@ from rftkit.signal.verdict import measure_signal
 from rftkit.task import Task
 from rftkit.training import store
 from rftkit.training.config import RunConfig, config_base, config_rows, config_task
-from rftkit.training.plan import Plan, plan_on_card, plan_run
+from rftkit.training.plan import Plan, plan_card, plan_run
 from rftkit.training.report import shared_groups, write_report
 from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
@@ -225,11 +225,11 @@ def plan(
     """What `--dry-run` shows: without weights, it finds what would stop the run. Rows: as train()
     takes them. With `gpu`, what `rftkit plan` shows; `config` may then be a model's name."""
     if isinstance(config, str):
-        return plan_on_card(RunConfig(model=config, lora_rank=16), [], [], gpu, usd)
+        return plan_card(RunConfig(model=config, lora_rank=16), [], [], gpu, usd)
     task = config_task(config)
     rows, held_out = known_rows(config, task, rows, held_out)
     if gpu:
-        return plan_on_card(config, rows, held_out, gpu, usd)
+        return plan_card(config, rows, held_out, gpu, usd)
     if config.method == "grpo":
         task.grader.check_ready()
     if config.init_adapter:
