@@ -38,7 +38,7 @@ from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
 from rftkit.task import Task, load_task
-from rftkit.training.store import append_lines, is_begun, read_config
+from rftkit.training.store import append_samples, is_begun, read_config
 
 Rows = list[dict[str, Any]]
 # Errors of an endpoint that come with every request.
@@ -111,11 +111,10 @@ def count_answers(result: SystemResult) -> dict[str, Any]:
     }
 
 
-def append_samples(out: Path, result: SystemResult) -> None:
+def save_samples(out: Path, result: SystemResult) -> None:
     """Append to samples.jsonl; the key `greedy` marks greedy completions."""
     for groups, greedy in ((result.samples, False), (result.greedy_samples, True)):
-        lines = [sample.to_json() | {"greedy": greedy} for group in groups for sample in group]
-        append_lines(out / "samples.jsonl", lines)
+        append_samples(out / "samples.jsonl", sum(groups, []), greedy=greedy)
 
 
 def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -208,7 +207,7 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
             raise UserError(f"--model {model}: all answers failed ({cause}): read the cause")
         if refused := getattr(policy, "refused", set()) & {"temperature", "top_p", "seed"}:
             notes.append(f"{model}: takes no {', '.join(sorted(refused))}: it samples its own way")
-        append_samples(out, result)
+        save_samples(out, result)
     report = make_report(bench, training, notes) | {"rows": str(rows_file)}
     grader = json.dumps(bench.task.grader.record, sort_keys=True)
     report["sha256"] = {"grader": sha256(grader.encode()).hexdigest()}

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from rftkit import plots
 from rftkit.files import shorten
-from rftkit.logs import Lines, Records, best_of, points_of, validations_of
+from rftkit.logs import Lines, Records, alarms_of, best_of, points_of, validations_of
 from rftkit.plots import BLUE, GREY, ORANGE, RED
 from rftkit.records import Sample
 
@@ -77,7 +77,7 @@ def _draw_reward(axes: Any, log: Records) -> None:
 def _draw_series(axes: Any, log: Records, field: str, title: str, colour: str) -> None:
     axes.set_title(title, fontsize=9)
     if points := points_of(log, field):
-        axes.plot(*zip(*points), color=colour, lw=1.3, marker=plots.marker(points))
+        axes.plot(*zip(*points), color=colour, lw=1.3, marker=".", ms=3)
     axes.set_ylim(bottom=0)
 
 
@@ -87,9 +87,8 @@ def dashboard_html(line: str, figure: Figure, log: Records, samples: Sequence[Sa
     figure.savefig(picture, format="png")
     data = base64.b64encode(picture.getvalue()).decode()
     parts = [f"<b>{html.escape(line)}</b>"]
-    alarms = [(record["step"], alarm) for record in log for alarm in record.get("alarms", [])]
-    for step, alarm in alarms[-3:]:
-        text = html.escape(f"step {step}: {alarm['name']}. {alarm['cause']}")
+    for alarm in alarms_of(log)[-3:]:
+        text = html.escape(f"step {alarm['step']}: {alarm['name']}. {alarm['cause']}")
         parts.append(f'<span style="color:{RED}">{text}</span>')
     parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(line)}">')
     graded = [sample for sample in samples if sample.grade is not None]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from rftkit import files
 from rftkit.check import check_file
-from rftkit.compare import Bench, Rows, append_samples, paired_table, systems_table, write_report
+from rftkit.compare import Bench, Rows, paired_table, save_samples, systems_table, write_report
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
 from rftkit.evaluation import bootstrap, clusters_of, measure
@@ -203,7 +203,7 @@ class Demo:
         run, base = self.runs["RFT mini"], self.bench.results["mini base"].values["top1"].mean()
         curve_figure(run.log, run.start, base).savefig(self.out / "curve.png")
         for result in self.bench.results.values():
-            append_samples(self.out, result)
+            save_samples(self.out, result)
 
 
 def real_results(bench: Bench) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from statistics import mean, median
 from typing import Any
 
 from rftkit.graders.rewards import MAX_LOST_SHARE
-from rftkit.logs import GAIN, Log, Points, change, held, moved, notes_of_run, read_log
+from rftkit.logs import GAIN, Log, Points, alarms_of, change, held, moved, notes_of_run, read_log
 
 Evidence = tuple[Iterable[int], str]  # steps (none: nothing is wrong), and what was seen there
 Check = Callable[[Log], Evidence]
@@ -94,8 +94,8 @@ def level(points: Points, above=math.inf, below=0.0, also: Iterable[int] = ()) -
 @rule("resume from the last whole checkpoint; learning_rate down to a third; bf16, not fp16")
 def not_finite(log: Log) -> Evidence:
     """One NaN in a gradient makes every weight NaN: from that step on nothing is a model."""
-    alarms = [(r["step"], alarm["name"]) for r in log.records for alarm in r.get("alarms", [])]
-    bad = {step: "an alarm" for step, name in alarms if name == "not finite"}
+    alarms = alarms_of(log.records)
+    bad = {alarm["step"]: "an alarm" for alarm in alarms if alarm["name"] == "not finite"}
     for name in ("loss", "grad_norm", "kl", "entropy"):
         finite = {step for step, _ in log.points(name)}
         # JSON has no NaN: our log writes null among numbers, and null alone for what it lacks.

@@ -131,6 +131,11 @@ def best_of(validations: Records) -> dict[str, Any]:
     return max(validations, key=lambda validation: validation["mean"])
 
 
+def alarms_of(log: Records) -> list[dict[str, Any]]:
+    """Every alarm of a log with its step."""
+    return [{"step": r["step"], **alarm} for r in log for alarm in r.get("alarms", [])]
+
+
 class Lines:
     """What a run tells of itself as text, an observer of train(): the plan, the gate, validations,
     alarms, the end. A `reporter` shows each step in its bar."""

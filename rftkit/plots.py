@@ -4,7 +4,6 @@ Colours follow one rule everywhere: grey is a baseline, blue a base model, orang
 where graders are attacked, blue is an honest answer and red a cheat that pays.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -68,7 +67,7 @@ def curve_figure(
     rewards = points_of(log, "reward_mean")
     if rewards:
         label = "training reward (its rows change)"
-        above.plot(*zip(*rewards), color=GREY, lw=1, marker=marker(rewards), label=label)
+        above.plot(*zip(*rewards), color=GREY, lw=1, marker=".", ms=3, label=label)
     validations = validations_of(log, start)
     if validations:
         label = f"validation {validations[0]['metric']}, 95 % interval"
@@ -89,11 +88,6 @@ def curve_figure(
     return figure
 
 
-def marker(points: Sequence[Any]) -> str | None:
-    """A line through one point is invisible: the first steps are dots."""
-    return "." if len(points) < 10 else None
-
-
 def draw_validations(axes: Any, validations: Records, label: str | None = None) -> None:
     steps, low, high, mean = ([v[k] for v in validations] for k in ("step", "low", "high", "mean"))
     axes.fill_between(steps, low, high, color=ORANGE, alpha=0.2, lw=0)
@@ -109,7 +103,7 @@ def draw_patterns(axes: Any, log: Records, validations: Records) -> str:
     steps = [record["step"] for record in records]
     for name in records[0]["patterns"] if records else []:
         shares = [record["patterns"].get(name, 0) for record in records]
-        axes.plot(steps, shares, lw=1.3, marker=marker(steps), label=name, clip_on=False)
+        axes.plot(steps, shares, lw=1.3, marker=".", ms=3, label=name, clip_on=False)
     axes.set_ylim(0, 1.02)
     return source
 

@@ -39,7 +39,7 @@ def test_not_finite_gradients_skip_their_step_and_three_in_a_row_stop(monkeypatc
     config = RunConfig(**FOUR | {"steps": 7})
     with pytest.raises(TrainingStopped) as stop:
         train(config, tmp_path)
-    assert stop.value.cause == "not finite" and not (tmp_path / "training.json").exists()
+    assert "not finite" in str(stop.value) and not (tmp_path / "training.json").exists()
     done = train(config, tmp_path)
     assert [record["step"] for record in done.log] == [1, 2, 3, 4, 5, 6, 7]
     alarms = [("not finite", step) for step in (2, 4, 5, 6)]
@@ -95,7 +95,7 @@ def test_a_broken_chat_template_stops_before_a_weight_changes(tmp_path):
     config = changed_template(tmp_path / "model", lambda own: own + "<|end|>")
     with pytest.raises(TrainingStopped, match="step 1: .*an answer begins") as stop:
         train(config, tmp_path / "run")
-    assert stop.value.cause == "garbage in the first batch"
+    assert "no weight has changed" in str(stop.value)
     assert read_lines(tmp_path / "run" / "log.jsonl") == []
     assert (tmp_path / "run" / "alarms" / "step-000001-garbage.jsonl").exists()
 
@@ -160,7 +160,7 @@ def test_a_full_disk_stops_at_the_last_checkpoint(tmp_path):
 
     with pytest.raises(TrainingStopped, match="no space left.*step-000002") as stop:
         train(config, tmp_path, [fill])
-    assert stop.value.cause == "disk full"
+    assert "no space left" in str(stop.value)
     assert not (tmp_path / "checkpoints" / ".writing").exists()
     (tmp_path / "log.before").replace(log)
     assert [record["step"] for record in train(config, tmp_path).log] == [1, 2, 3, 4]

@@ -8,7 +8,7 @@ from typing import Any
 from rftkit.environment import machine, versions
 from rftkit.evaluation import Interval, SystemResult, clusters_of, paired_record
 from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
-from rftkit.logs import KEPT_START
+from rftkit.logs import KEPT_START, alarms_of, best_of, validations_of
 from rftkit.rows import sha256_of
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
@@ -130,15 +130,15 @@ def run_summary(place: Path) -> dict[str, Any]:
     """A run's entry without its name, from log.jsonl, training.json and config.json."""
     log, finished = read_lines(place / "log.jsonl"), (place / "training.json").exists()
     summary = read_json(place / "training.json") if finished else {}
-    validations = [r["validation"] | {"step": r["step"]} for r in log if "validation" in r]
+    validations = validations_of(log, None)
     return {
         "state": "finished" if finished else "unfinished",
         "steps": len(log),
         "seconds": log[-1]["seconds"] if log else 0.0,
         "start": summary.get("start", {}),
-        "best": summary.get("best") or max(validations, key=lambda v: v["mean"], default={}),
+        "best": summary.get("best") or (best_of(validations) if validations else {}),
         "stopped": summary.get("training", {}).get("stopped"),
-        "alarms": sorted({a["name"] for r in log for a in r.get("alarms", [])}),
+        "alarms": sorted({alarm["name"] for alarm in alarms_of(log)}),
         "config": dict(read_config(place)),
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
-from rftkit.logs import Lines
+from rftkit.logs import Lines, alarms_of
 from rftkit.policy import LocalPolicy, Policy, load_policy
 from rftkit.rows import Row, Source, closed_set_note, messages_key, read_rows
 from rftkit.signal.numbers import Signal
@@ -46,8 +46,7 @@ class Run:
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
-        """Every alarm of the log with its step."""
-        return [{"step": r["step"], **a} for r in self.log for a in r.get("alarms", [])]
+        return alarms_of(self.log)
 
 
 def train(
@@ -118,7 +117,7 @@ def train(
             raise
         last = getattr(store.newest_checkpoint(out), "name", "no checkpoint")
         message = f"{out}: no space left on the disk; {last} stands: free some and start it again"
-        raise TrainingStopped("disk full", message) from error
+        raise TrainingStopped(message) from error
 
 
 def known_rows(config: RunConfig, task: Task, rows: Any, held_out: Any) -> tuple[list, list]:

@@ -265,7 +265,7 @@ class StepReward:
             batch = save_batch(self.session.out, 1, "garbage", self.samples)
             message = f"step 1: {'; '.join(faults)}; no weight has changed, the "
             message += f"batch stands in {batch}: fix the chat template, tokenizer or limit"
-            raise TrainingStopped("garbage in the first batch", message)
+            raise TrainingStopped(message)
 
     def summary(self) -> dict[str, Any]:
         """What the log says of the samples; group_spread is the mean std of a group's grades."""

@@ -87,7 +87,7 @@ class Recorder:
 
     def step(self, record: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
         record["seconds"] = self.seconds
-        append_samples(self.out / "samples.jsonl", record["step"], samples)
+        append_samples(self.out / "samples.jsonl", samples, step=record["step"])
         append_lines(self.out / "log.jsonl", [record])
         self.log.append(record)
         for observer in self.observers:
@@ -101,8 +101,8 @@ class Recorder:
         return {name: (self.out / name).stat().st_size for name in LINES}
 
 
-def append_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
-    append_lines(path, [{"step": step} | sample.to_json() for sample in samples])
+def append_samples(path: Path, samples: Sequence[Sample], **known: Any) -> None:
+    append_lines(path, [known | sample.to_json() for sample in samples])
 
 
 def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -52,7 +52,7 @@ def run_steps(session: Session) -> None:
         number = session.step + 1
         batch = save_batch(session.out, number, "grader failed", reward.samples)
         message = f"step {number}: {failure}; its batch stands in {batch}: fix it and start again"
-        raise TrainingStopped("grader failed", message) from failure
+        raise TrainingStopped(message) from failure
     if session.interrupted.is_set():
         raise Interrupted(f"interrupted after step {session.step}: the same command resumes")
 
@@ -181,7 +181,7 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
                 session.save(trainer)
             if broken:
                 times = f"{alarm['cause']}; {SKIPS_IN_A_ROW} times in a row, batches in alarms/"
-                raise TrainingStopped(alarm["name"], f"step {session.step}: {times}")
+                raise TrainingStopped(f"step {session.step}: {times}")
 
     return Step()
 

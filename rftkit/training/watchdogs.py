@@ -29,11 +29,7 @@ CAUSES = {
 
 
 class TrainingStopped(UserError):
-    """A watchdog stopped the run. `cause` is its name; the run can be resumed."""
-
-    def __init__(self, cause: str, message: str):
-        super().__init__(message)
-        self.cause = cause
+    """A watchdog stopped the run, which can be resumed."""
 
 
 @dataclass
@@ -114,7 +110,7 @@ def save_batch(out: Path, step: int, name: str, samples: Sequence[Sample]) -> Pa
     place = out / "alarms" / f"step-{step:06d}-{name.replace(' ', '-')}.jsonl"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
-    append_samples(place, step, samples)
+    append_samples(place, samples, step=step)
     return place
 
 
