@@ -229,8 +229,13 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
-    with written_whole(folder) as beside:
-        shutil.copytree(source, beside)
+    """File by file: a run's adapters differ in their weights alone, so `folder` is always whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        beside = folder / f".{file.name}"
+        shutil.copyfile(file, beside)
+        force_to_disk(beside)
+        os.replace(beside, folder / file.name)
 
 
 def force_to_disk(path: Path) -> None:
