@@ -107,19 +107,18 @@ def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Score
     fixed = {"model": model, "response_format": _response_format(spec), **sampling}
 
     def score(context: Context) -> float:
-        messages = [_fill_message(message, context) for message in spec["input"]]
+        messages = []
+        for message in spec["input"]:
+            content = message["content"]
+            parts = content if isinstance(content, list) else [content]
+            texts = [part if isinstance(part, str) else part["text"] for part in parts]
+            role = message["role"].replace("developer", "system")  # which every endpoint knows
+            filled = "".join(Template(text).render(context) for text in texts)
+            messages.append({"role": role, "content": filled})
         request = {**fixed, "messages": messages}
         return settings.ask(request, lambda reply: _read_reply(reply, spec, context))
 
     return Scorer(score, lambda: settings.client, settings.concurrency)
-
-
-def _fill_message(message: dict[str, Any], context: Context) -> dict[str, Any]:
-    content = message["content"]
-    parts = content if isinstance(content, list) else [content]
-    texts = [part if isinstance(part, str) else part["text"] for part in parts]
-    role = message["role"].replace("developer", "system")  # the name that every endpoint knows
-    return {"role": role, "content": "".join(Template(text).render(context) for text in texts)}
 
 
 def _response_format(spec: dict[str, Any]) -> dict[str, Any]:

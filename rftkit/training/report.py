@@ -113,7 +113,21 @@ def list_runs(folder: Path) -> dict[str, Any]:
     runs, unreadable = [], []
     for place in sorted(path.parent for path in folder.rglob("data.json")):
         try:
-            runs.append({"name": str(place.relative_to(folder)), **run_summary(place)})
+            log, ended = read_lines(place / "log.jsonl"), place / "training.json"
+            summary = read_json(ended) if ended.exists() else {}
+            validations = validations_of(log, None)
+            run = {
+                "name": str(place.relative_to(folder)),
+                "state": "finished" if summary else "unfinished",
+                "steps": len(log),
+                "seconds": log[-1]["seconds"] if log else 0.0,
+                "start": summary.get("start", {}),
+                "best": summary.get("best") or (best_of(validations) if validations else {}),
+                "stopped": summary.get("training", {}).get("stopped"),
+                "alarms": sorted({alarm["name"] for alarm in alarms_of(log)}),
+                "config": dict(read_config(place)),
+            }
+            runs.append(run)
         except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
             unreadable.append(f"{place}: {error}")
     differing = [
@@ -124,23 +138,6 @@ def list_runs(folder: Path) -> dict[str, Any]:
     for run in runs:
         run["config"] = {name: run["config"][name] for name in differing}
     return {"runs": runs, "differing": differing, "unreadable": unreadable}
-
-
-def run_summary(place: Path) -> dict[str, Any]:
-    """A run's entry without its name, from log.jsonl, training.json and config.json."""
-    log, finished = read_lines(place / "log.jsonl"), (place / "training.json").exists()
-    summary = read_json(place / "training.json") if finished else {}
-    validations = validations_of(log, None)
-    return {
-        "state": "finished" if finished else "unfinished",
-        "steps": len(log),
-        "seconds": log[-1]["seconds"] if log else 0.0,
-        "start": summary.get("start", {}),
-        "best": summary.get("best") or (best_of(validations) if validations else {}),
-        "stopped": summary.get("training", {}).get("stopped"),
-        "alarms": sorted({alarm["name"] for alarm in alarms_of(log)}),
-        "config": dict(read_config(place)),
-    }
 
 
 def runs_table(runs: dict[str, Any]) -> list[dict[str, str]]:
