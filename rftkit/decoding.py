@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,23 @@ def shared_head(prompts: Sequence[list[int]]) -> int:
     return head if head >= LONG_HEAD and len(prompts) > 1 else 0
 
 
+CPU_ROOM = 1e9  # bytes
+
+
+def fitting(model: Any, tokens: int) -> int:
+    """Completions of so many tokens, prompt included, that are drawn at once within 1 GB, or within
+    two fifths of a GPU's free memory: keys, values, and four tables as wide as the vocabulary."""
+    import torch
+
+    config, first = model.config.get_text_config(), next(model.parameters())
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * size
+    cache = 2 * config.num_hidden_layers * keys * first.element_size()
+    room = 0.4 * torch.cuda.mem_get_info()[0] if first.is_cuda else CPU_ROOM
+    return int(room / ((tokens + ROOM) * cache + 4 * 4 * config.vocab_size))
+
+
 def side_by_side(model: Any, width: int, n: int, config: SamplingConfig) -> bool:
     """Do the completions of a prompt share a row and its cache, as in packing.py? They then read
     the prompt's keys and values once. But those that have ended stay until the row's last one has:
@@ -156,7 +174,8 @@ def give_room(cache: Any) -> None:
 
     for layer in cache.layers:
         if type(layer) is DynamicLayer:
-            layer.update = functools.partial(update, layer)
+            # A layer that held itself would keep its memory until Python collects cycles.
+            layer.update = functools.partial(update, weakref.proxy(layer))
 
 
 def appended(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rftkit.decoding import decode
+from rftkit.decoding import decode, fitting
 from rftkit.files import UserError, read_json, shorten
 from rftkit.loading import load_adapter, load_model, load_tokenizer, model_folder, run_folder
 from rftkit.records import THINK_OPEN, Sample, SamplingConfig
@@ -60,7 +60,7 @@ class LocalPolicy(Policy):
     name: str
     engine: str = "transformers"
     reason: str = ""  # for the choice of engine, device and dtype
-    batch_size: int = 512  # completions drawn side by side
+    batch_size: int = 512  # completions drawn side by side, if the memory holds them
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def known_roles(self, messages: Messages) -> Messages:
@@ -120,6 +120,10 @@ class LocalPolicy(Policy):
         text = prefill + self.tokenizer.decode(tokens, skip_special_tokens=not channels)
         return THINK_OPEN + text if prompt.rstrip().endswith(THINK_OPEN) else text
 
+    def prompts_at_once(self, encoded: list[list[int]], n: int, config: SamplingConfig) -> int:
+        longest = max(map(len, encoded), default=0) + config.max_new_tokens
+        return max(1, min(self.batch_size, fitting(self.model, longest)) // n)
+
     def sample(
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
     ) -> list[list[Sample]]:
@@ -130,7 +134,7 @@ class LocalPolicy(Policy):
         samples: list[list[Sample]] = [[] for _ in prompts]
         # Prompts of like length side by side: less padding.
         order = sorted(range(len(prompts)), key=lambda p: len(encoded[p]))
-        width = max(1, self.batch_size // n)
+        width = self.prompts_at_once(encoded, n, config)
         with merged_adapter(self.model) as model:
             for start in range(0, len(order), width):
                 batch = order[start : start + width]
@@ -218,6 +222,10 @@ class EndpointPolicy(Policy):
         asked = {"temperature": config.temperature, "top_p": config.top_p}
         asked |= {"seed": config.seed + index} | dict.fromkeys(limits[:1], config.max_new_tokens)
         return {name: value for name, value in asked.items() if name not in self.refused}
+
+    def prompts_at_once(self, encoded: list[list[int]], n: int, config: SamplingConfig) -> int:
+        longest = max(map(len, encoded), default=0) + config.max_new_tokens
+        return max(1, min(self.batch_size, fitting(self.model, longest)) // n)
 
     def sample(
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None

@@ -214,9 +214,13 @@ class StepReward:
         ids = policy.encode(prompts[::group])
         limit = config.max_completion_tokens
         settings = SamplingConfig(config.temperature, max_new_tokens=limit, seed=session.seed)
+        width, drawn = policy.prompts_at_once(ids, group, settings), []
         policy.model.eval()
         with session.timed("sampling"), merged_adapter(policy.model) as model:
-            drawn = decode(model, policy.tokenizer, ids, group, settings, list(range(len(ids))))
+            for start in range(0, len(ids), width):
+                numbers = range(len(ids))[start : start + width]
+                some = [ids[number] for number in numbers]
+                drawn += decode(model, policy.tokenizer, some, group, settings, numbers)
         policy.model.train()
         self.prompt_ids = [i for i in ids for _ in range(group)]
         completion_ids = [tokens for tokens, _ in drawn]
