@@ -14,7 +14,7 @@ from rftkit.cli import app
 from rftkit.files import embedded_model
 from rftkit.rows import write_rows
 from rftkit.training.config import OURS, config_rows, config_task, read_run_config
-from rftkit.training.plan import Measured, make_plan, run_order
+from rftkit.training.plan import MOST, Measured, make_plan, run_order
 
 TASK = {"task": "gene_ranking"}
 
@@ -82,7 +82,7 @@ def plan(rows=10, held_out=0, width=64, usable=1e12, **changes):
     return make_plan(RunConfig(**TASK | changes), [{}] * rows, [{}] * held_out, model)
 
 
-def test_the_micro_batch_is_the_largest_divisor_that_fits():
+def test_the_micro_batch_is_the_largest_divisor_that_fits(monkeypatch):
     whole, tight, none = (plan(usable=usable) for usable in (1e12, 4e7, 1.0))
     assert (whole.micro_batch, whole.accumulation, whole.validations) == (64, 1, 0)
     assert 1 < tight.micro_batch < 64 and tight.micro_batch * tight.accumulation == 64
@@ -92,8 +92,12 @@ def test_the_micro_batch_is_the_largest_divisor_that_fits():
     model = load_policy("embedded:mini").model.config
     short, long = (Measured(model, n).memory(64)[0] for n in (35, 935))
     assert 0 < 5 * short < long  # by the tokens: SDPA keeps no scores
+    machine = SimpleNamespace(available=1e9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: machine)
     free, less = (Measured(model, 35, loaded=loaded).memory(64)[1] for loaded in (True, False))
     assert less < free  # the weights still have to come
+    machine.available = 1e12
+    assert Measured(model, 35).memory(64)[1] == MOST["cpu"]
 
 
 def test_the_learning_rate_follows_the_width():
