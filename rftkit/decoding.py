@@ -132,7 +132,7 @@ def side_by_side(model: Any, width: int, n: int, config: SamplingConfig) -> bool
     """Do the completions of a prompt share a row and its cache, as in packing.py? They then read
     the prompt's keys and values once. But those that have ended stay until the row's last one has:
     so only where the prompt is most of what is read."""
-    return n > 1 and width >= 4 * config.max_new_tokens and not reason_to_copy(model)
+    return n > 1 and width >= 3 * config.max_new_tokens and not reason_to_copy(model)
 
 
 def attended(model: Any, mask: torch.Tensor, lanes: int, tokens: int) -> torch.Tensor:
