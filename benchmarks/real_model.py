@@ -105,9 +105,9 @@ class Extraction:
 
 
 TRAINED = {
+    "RFT": Extraction.rft,
     "SFT": Extraction.sft,
     "rejection-sampling SFT": Extraction.rejection_sampling,
-    "RFT": Extraction.rft,
     "SFT, then RFT": Extraction.sft_then_rft,
 }
 
@@ -280,8 +280,8 @@ def main() -> None:
     began, runs = time.perf_counter(), []
     for seed in given.seeds:
         work = Extraction(given.out, seed, given.size)
-        bases = evaluate_bases(work, given.out)
         results, training = evaluate_seed(work)
+        bases = evaluate_bases(work, given.out)
         report = {"seed": seed, **summary(bases | results, work.test, work.task)}
         runs.append(report | {"training": training})
     gates = kept(given.out / "gates.json", partial(measure_gates, work))
