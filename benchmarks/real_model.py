@@ -44,7 +44,7 @@ SAMPLING = SamplingConfig(max_new_tokens=TOKENS, seed=1_000)
 COMMON = dict(model="smollm2", task="extraction", max_completion_tokens=TOKENS, patience=0)
 COMMON |= dict(eval_rows=48, eval_samples=1, gate="off")
 RFT = COMMON | dict(prompts_per_step=4, answers_per_prompt=8, learning_rate=5e-4, beta=0.0)
-RFT |= dict(steps=32, eval_every=8, save_every=4)
+RFT |= dict(steps=48, eval_every=8, save_every=4)
 # SFT validates after every epoch, and keeps the best one.
 SFT = COMMON | dict(method="sft", prompts_per_step=8, steps=10_000, epochs=4, learning_rate=1e-3)
 
@@ -170,8 +170,9 @@ def by_regex(message: str) -> Row:
 
 def values_of(row: Row, sample: Sample) -> dict[str, float]:
     """What is measured in one answer. All fields of one that is no JSON are wrong."""
-    right = [sample.sub_grades.get(key) or 0.0 for key in FIELDS]
-    return dict(grade=sample.grade or 0.0, fields=sum(right) / 4, all_four=float(sum(right) == 4))
+    answer = sample.output_json if isinstance(sample.output_json, dict) else {}
+    right = [key in answer and answer[key] == row[key] for key in FIELDS]
+    return dict(grade=sample.grade or 0.0, fields=sum(right) / 4, all_four=float(all(right)))
 
 
 def readable(text: str) -> float:

@@ -174,3 +174,21 @@ def test_the_realistic_rows_are_clean(maker):
     for side in sorted({path.stem for path in folder.glob("*.jsonl")} - {"train"}):
         report = check_file(folder / "train.jsonl", folder / f"{side}.jsonl", "reference_gene")
         assert report.ok and not report.notes, report.counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "reward"),
+    [
+        ({}, 1.0),
+        ({"amount": "474"}, 0.775),  # right, but no number
+        ({"due": None}, 0.775),  # left out
+        ({"due": "9 Mai"}, 0.725),  # invented
+        ({"due": ...}, 0.725),  # no such key
+    ],
+)
+def test_the_extraction_grader_pays_fields_and_punishes_invention(changes, reward):
+    task = load_task("extraction")
+    row = task.rows("train")[0]
+    answer = {key: row[key] for key in make_extraction.FIELDS} | changes
+    text = json.dumps({key: value for key, value in answer.items() if value is not ...})
+    assert task.grader.evaluate(row, text).reward == pytest.approx(reward)

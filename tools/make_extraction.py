@@ -131,14 +131,19 @@ def make_row(draw: random.Random, split: str, form: str, row_id: str) -> dict[st
 def grader() -> dict[str, Any]:
     """A tenth for a readable answer, the rest by fields; an invented value costs .05.
 
-    A value is invented if the message does not contain it. Templates write null as "None".
+    A value is invented if the message does not contain it. Templates write null as "None", and a
+    number as they write its text: so an amount in quotes is looked for in the JSON of the answer.
     """
     parts = {name: preset("exact_match", key=name, reference=name) for name in FIELDS}
     for name in FIELDS:
         value = f"{{{{sample.output_json.{name}}}}}"
         check = {"type": "string_check", "name": f"{name}_said", "operation": "like"}
         parts[f"{name}_said"] = check | {"input": "{{item.message}} None", "reference": value}
-    right, said = " + ".join(FIELDS), " + ".join(f"{name}_said" for name in FIELDS)
+    quoted = {"type": "string_check", "name": "amount_quoted", "operation": "like"}
+    texts = {"input": "{{sample.output_json}}", "reference": '"amount": "'}
+    parts["amount_quoted"] = quoted | texts
+    right = " + ".join(FIELDS).replace("amount", "amount * (1 - amount_quoted)")
+    said = " + ".join(f"{name}_said" for name in FIELDS)
     formula = f"max(0, 0.1 + 0.225 * ({right}) - 0.05 * (4 - ({said})))"
     return {"type": "multi", "name": NAME, "graders": parts, "calculate_output": formula}
 
@@ -205,8 +210,9 @@ byte for byte. No real person, firm or message is meant.
 `{grader()["calculate_output"]}`
 
 A field earns its share where it is equal to the row's, word for word; one that is missing, or whose
-value the message does not contain, costs .05. An answer that is no JSON earns 0. Placeholders write
-values as text, so `"474"` is taken for `474`.
+value the message does not contain, costs .05. An answer that is no JSON earns 0. An amount in
+quotes is wrong: the first grader took `"474"` for `474`, as templates write both alike, and after
+32 steps of RFT 93 % of the answers at T = 1 had quotes.
 
 What strategies that do not read the message earn on the test rows (`rftkit.attack`):
 
