@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from rftkit.graders.grader import Grader
 from rftkit.records import Sample
 from rftkit.rows import messages_text, row_ids
 from rftkit.task import Task
+
+WEIGHT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)\s*\*\s*([A-Za-z_]\w*)")  # 0.7 * second
 
 
 def look_at(
@@ -36,6 +39,10 @@ def look_at(
     formula = made.to_json().get("calculate_output")
     lines += [f"formula     {formula}"] if formula else []
     lines += [f"  {name:14} {_bar(value)}" for name, value in report.sub_rewards.items()]
+    if report.reward is not None:
+        known = [other.reward for other in reports if other.reward is not None]
+        better = sum(reward > report.reward + 1e-9 for reward in known)
+        lines.append(f"standing    {1 + better} of {1 + len(known)}")
     if others:
         ranking = [(other.reward, " ", name) for name, other in zip(others, reports)]
         ranking.append((report.reward, ">", "this answer"))
@@ -48,6 +55,25 @@ def _bar(value: float | None) -> str:
     if value is None:
         return "none "
     return f"{value:.2f} {'█' * round(20 * min(max(value, 0.0), 1.0))}"
+
+
+def weights_of(grader: str) -> dict[str, float]:
+    """{name: number} of a formula in grader JSON: `0.9 * max(first, 0.7 * second)` has
+    {"max": 0.9, "second": 0.7}. Empty where the text is (not yet) JSON with a formula."""
+    try:
+        formula = json.loads(grader)["calculate_output"]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return {name: float(number) for number, name in WEIGHT.findall(formula)}
+
+
+def with_weight(grader: str, name: str, value: float) -> str:
+    """The grader JSON with that number in its formula, which has one before `* name`."""
+    spec = json.loads(grader)
+    formula = spec["calculate_output"]
+    *_, match = (match for match in WEIGHT.finditer(formula) if match[2] == name)
+    spec["calculate_output"] = formula[: match.start(1)] + f"{value:g}" + formula[match.end(1) :]
+    return json.dumps(spec, indent=1, ensure_ascii=False)
 
 
 def answers_for(task: Task, row: dict[str, Any], samples: Sequence[Sample] = ()) -> dict[str, str]:
@@ -75,10 +101,10 @@ def grader_lab(
     *,
     widget: bool | None = None,
 ) -> Any:
-    """Choose a row and an answer (or type one), edit the grader, and see the grade. `samples` are
-    answers of a model to each row. Returns the widget (ipywidgets.VBox), or prints the first row's
-    view and returns None where there is no front end. The edited grader lives in the widget alone:
-    copy its JSON to keep it."""
+    """Choose a row and an answer (or type one), edit the grader, or move one number of its formula
+    by a slider, and see the grade. `samples` are answers of a model to each row. Returns the
+    widget (ipywidgets.VBox), or prints the first row's view and returns None where there is no
+    front end. The edited grader lives in the widget alone: copy its JSON to keep it."""
     if not (has_front_end() if widget is None else widget):
         answers = answers_for(task, rows[0], samples[0] if samples else ())
         name, typed = answers.popitem() if answers else ("nothing", "")
@@ -92,6 +118,8 @@ def grader_lab(
     choice = w.Dropdown(description="answer")
     answer = w.Textarea(description="typed", layout={"width": "98%", "height": "5em"})
     editor = w.Textarea(description="grader", layout={"width": "98%", "height": "16em"})
+    weight = w.Dropdown(description="number", layout={"width": "16em"})
+    slider = w.FloatSlider(min=0, max=1, step=0.05, layout={"width": "24em"})
     prompt, shown = w.HTML(layout={"width": "98%"}), w.HTML(layout={"width": "98%"})
     editor.value = json.dumps(task.grader_spec, indent=1, ensure_ascii=False)
 
@@ -117,8 +145,28 @@ def grader_lab(
         choice.value = next(iter(offered()), None)
         take_answer()
 
-    observers = {row: take_row, choice: take_answer, answer: show, editor: show}
-    for control, observer in observers.items():
+    def take_editor(_: Any = None) -> None:
+        """Offer the numbers that stand in the formula now; the chosen one stays chosen."""
+        weights, chosen = weights_of(editor.value), weight.value
+        weight.options = [(f"… * {name}", name) for name in weights]
+        weight.value = chosen if chosen in weights else next(iter(weights), None)
+        take_weight()
+        show()
+
+    def take_weight(_: Any = None) -> None:
+        weights = weights_of(editor.value)
+        slider.disabled = weight.value not in weights
+        if not slider.disabled:
+            slider.max = max(1, slider.max, weights[weight.value])
+            slider.value = weights[weight.value]
+
+    def move(_: Any = None) -> None:
+        if weights_of(editor.value).get(weight.value, slider.value) != slider.value:
+            editor.value = with_weight(editor.value, weight.value, slider.value)
+
+    observers = {row: take_row, weight: take_weight, slider: move, choice: take_answer}
+    for control, observer in (observers | {answer: show, editor: take_editor}).items():
         control.observe(observer, "value")
     take_row()
-    return w.VBox([w.HBox([row, choice]), prompt, answer, editor, shown])
+    take_editor()
+    return w.VBox([w.HBox([row, choice]), prompt, answer, editor, w.HBox([weight, slider]), shown])

@@ -158,7 +158,7 @@ def open_notebook(tmp_path_factory):
         browser.close()
 
 
-def test_typed_answer_grader_and_row_change_the_grade_in_the_grader_lab(open_notebook):
+def test_typed_answer_slider_and_row_change_the_grade_in_the_grader_lab(open_notebook):
     page = open_notebook("02")
     page.run_all()
     lab = page.page.locator(".jp-CodeCell", has_text="grader_lab(task").locator(".jp-OutputArea")
@@ -171,9 +171,16 @@ def test_typed_answer_grader_and_row_change_the_grade_in_the_grader_lab(open_not
     typed.blur()
     expect(shown).to_contain_text("reward      0.73")
 
-    editor.fill(editor.input_value().replace("0.7 * second", "0.2 * second"))
-    editor.blur()
+    lab.locator("select").nth(2).select_option(label="… * second")
+    handle = lab.locator(".noUi-handle")
+    expect(handle).to_have_attribute("aria-valuenow", re.compile(r"0\.7"))
+    handle.focus()
+    for _ in range(10):
+        handle.press("ArrowLeft")
+    expect(handle).to_have_attribute("aria-valuenow", re.compile(r"0\.2"))
     expect(shown).to_contain_text("reward      0.28")
+    assert "0.2 * second" in editor.input_value()
+    page.picture("2-slider-moved", lab)
 
     lab.locator("select").nth(0).select_option(index=1)
     expect(shown).to_contain_text("reward      1.00")
