@@ -196,10 +196,14 @@ def runs_command(
         return
     for problem in runs["unreadable"]:
         console.complain(f"left out: {problem}", style="yellow")
-    for row in runs_table(runs):  # a block each: they have more columns than a terminal
+    rows, width = runs_table(runs), console.stdout.width
+    columns = zip(*rows[:1], *map(dict.values, rows))
+    fits = sum(max(map(len, column)) + 1 for column in columns) <= width
+    console.print_table(rows if fits else [])
+    for row in [] if fits else rows:  # a block each
         console.say(row.pop("run"), style="bold")
         text = "; ".join(f"{name}: {value}" for name, value in row.items())
-        console.say(fill(text, 96, initial_indent="  ", subsequent_indent="  "))
+        console.say(fill(text, width, initial_indent="  ", subsequent_indent="  "))
     if not runs["runs"]:
         console.say(f"{folder}: no runs")
 

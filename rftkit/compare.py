@@ -62,12 +62,12 @@ class Bench:
     def headline(self) -> str:
         return next(iter(self.functions), self.task.headline)
 
-    def add(self, name: str, policy: Policy, most: int = 0, prefill: str = "") -> SystemResult:
-        """Evaluate a system. most: the k of pass@k."""
-        work = len(self.rows) * (max(self.samples, most) + 1)
+    def add(self, name: str, policy: Policy, votes: int = 0, prefill: str = "") -> SystemResult:
+        """Evaluate a system. votes: the k of maj@k."""
+        work = len(self.rows) * (max(self.samples, votes) + 1)
         self.reporter.stage(f"evaluating {name}", work)
         sampling = replace(self.sampling, prefill=prefill)
-        more = {"extra_samples": most, "progress": self.reporter.work, "functions": self.functions}
+        more = {"extra_samples": votes, "progress": self.reporter.work, "functions": self.functions}
         task, rows = self.task, self.rows
         result = evaluation.evaluate(policy, task, rows, sampling, self.samples, name, **more)
         self.results[name], value = result, result.values[self.headline].mean()

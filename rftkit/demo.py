@@ -37,7 +37,7 @@ REFERENCE_SOURCE = (
 )
 PLAN = "<think>Diagnose first."  # the prefill of "mini base, prompted"
 PLAN_PATTERN = "diagnose first"
-MOST = 8  # samples a case of a base model, for pass@8
+VOTES = 8  # samples a case of a base model, for maj@8 and pass@8
 
 Ranking = Callable[[Rows], list[list[str]]]  # five genes for each row, most likely first
 SIZES = {
@@ -104,9 +104,9 @@ class Demo:
         self.mini, large = load_policy("embedded:mini"), load_policy("embedded:large")
         self.add("random", partial(random_ranking, self.seed))
         self.add("overlap", overlap_ranking)
-        self.add("mini base", self.mini, most=MOST)
+        self.add("mini base", self.mini, votes=VOTES)
         self.add("mini base, prompted", self.mini, prefill=PLAN)
-        self.add("large base", large, most=MOST)
+        self.add("large base", large, votes=VOTES)
 
     def train_rivals(self) -> None:
         """SFT, same rows, adapter and validations: on the answers, on the base's right samples."""
@@ -134,7 +134,7 @@ class Demo:
         sampling = SamplingConfig(max_new_tokens=64, seed=1_000 + self.seed)
         return Bench(self.task, rows, sampling, self.samples, self.reporter)
 
-    def add(self, name: str, system: Policy | Ranking, most: int = 0, prefill: str = "") -> None:
+    def add(self, name: str, system: Policy | Ranking, votes: int = 0, prefill: str = "") -> None:
         """Evaluate a system on the test rows, and on the real cases where they are asked for."""
         for bench in self.benches:
             if callable(system):
@@ -142,7 +142,7 @@ class Demo:
                 answers = [[Sample.from_text(text)] for text in texts]
                 bench.results[name] = measure(name, self.task, bench.rows, answers, answers)
             else:
-                bench.add(name, system, most if bench is self.bench else 0, prefill)
+                bench.add(name, system, votes if bench is self.bench else 0, prefill)
 
     def train(self, name: str, settings: dict[str, Any], out: Path, rows: Rows) -> None:
         from rftkit.training.config import RunConfig

@@ -92,6 +92,18 @@ def row_values(
     return np.array([over([value(row, s) for s in group]) for row, group in zip(rows, samples)])
 
 
+def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
+    """maj@k, (rows,): is the first-ranked answer that most samples give the right one? Samples
+    without a readable answer do not vote; a tie counts by its share of right answers."""
+    values = []
+    for row, group in zip(rows, samples):
+        votes = Counter(str(a[0]) for a in map(task.answers, group) if a)
+        top = max(votes.values(), default=0)
+        tied = [answer for answer, count in votes.items() if count == top]
+        values.append(tied.count(str(task.reference(row))) / len(tied) if tied else 0.0)
+    return np.array(values)
+
+
 @dataclass(repr=False)
 class SystemResult:
     """One system on the test rows: the samples drawn and one number a row for each metric."""
@@ -144,7 +156,7 @@ def evaluate(
     functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
     """Sample every row, grade, and measure the task's metrics. samples: answers a row for the
-    headline; extra_samples: k of pass@k, the headline's first among them."""
+    headline; extra_samples: k of maj@k and pass@k, the headline's first among them."""
     rows, config = read_rows(rows), config or SamplingConfig()
     prompts = list(map(Prompt, rows))
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
@@ -163,7 +175,7 @@ def measure(
     functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
     """Grade answers that were already drawn, and measure the task's metrics. samples: how many of
-    each row's answers make the headline; None: all, and no pass@k."""
+    each row's answers make the headline; None: all, and no maj@k, pass@k."""
     for group in (*drawn, *greedy):
         for sample in group:
             sample.model = name
@@ -183,6 +195,7 @@ def measure(
         result.places = {place: count[place] / len(places) for place in sorted(count)}
     k = max(len(group) for group in drawn)
     if samples is not None and k > samples:
+        result.values[f"maj@{k}"] = majority_values(task, rows, drawn)
         result.values[f"pass@{k}"] = row_values("top1", task, rows, drawn, np.max)
     if greedy:
         task.grade(rows, greedy)

@@ -121,11 +121,15 @@ def test_an_endpoint_that_fails_gives_no_grade_after_its_retries(endpoint, answe
     assert word != "500" or run(endpoint, 500, 500, HALF)[0] == 0.5  # the third try answers
 
 
-def test_content_parts_are_sent_as_one_text(endpoint):
-    part = {"type": "input_text", "text": " / {{sample.output_text}}"}
-    spec = {**SCORE, "input": [{"role": "user", "content": ["x", part]}, *MESSAGES[1:]]}
-    assert judge(endpoint, spec).grade({"answer": "A"}, "B")[0] == 0.5
-    assert endpoint.requests[0]["messages"][0]["content"] == "x / B"
+def test_content_parts_are_sent_in_the_chat_apis_words(endpoint):
+    text = {"type": "input_text", "text": "x / {{sample.output_text}}"}
+    image = {"type": "input_image", "image_url": "{{item.url}}", "detail": "low"}
+    spec = {**SCORE, "input": [{"role": "user", "content": [text, image]}, *MESSAGES[1:]]}
+    assert judge(endpoint, spec).grade({"answer": "A", "url": "data:,x"}, "B")[0] == 0.5
+    assert endpoint.requests[0]["messages"][0]["content"] == [
+        {"type": "text", "text": "x / B"},
+        {"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}},
+    ]
 
 
 def test_the_cache_pays_once_and_for_good_replies_only(endpoint, tmp_path):

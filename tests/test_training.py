@@ -221,6 +221,25 @@ def test_the_report_says_what_the_log_says(tiny):
     assert f"| {kept['name']} | {kept['top1']['mean']:.3f}" in (tiny.out / "report.md").read_text()
 
 
+def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp_path):
+    """A stand-in for TensorBoard."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    series = []
+
+    class Reports(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest):
+            series.extend((state.global_step, name) for name in logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
+    train(RunConfig(**VALIDATED, report_to="tensorboard"), tmp_path)
+    for name in ("reward", "held_out/top1"):
+        assert [step for step, logged in series if logged == name] == [1, 2]
+
+
 def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
     def files():
         return {p: p.stat().st_mtime_ns for p in tiny.out.rglob("*") if p.is_file()}

@@ -29,7 +29,7 @@ def test_all_faults_of_a_config_are_named_at_once(tmp_path, monkeypatch):
     wrong = {
         "method": "ppo", "answers_per_prompt": 1, "learning_rate": 10**400, "seed": 2**32,
         "task": "no such task", "lerning_rate": 3, "grader": "nofile.json", "steps": "5",
-        "prompts_per_step": 2.5, "beta": float("nan"), "keep_start": 1, "load_in_4bit": True,
+        "prompts_per_step": 2.5, "beta": float("nan"), "keep_start": 1, "report_to": "trackio",
         "model": "", "train_file": "nowhere.jsonl", "engine": "vllm", "temperature": 0,
     }  # fmt: skip
     with pytest.raises(UserError) as refused:

@@ -107,18 +107,33 @@ def compile_model_grader(spec: dict[str, Any], settings: JudgeSettings) -> Score
     fixed = {"model": model, "response_format": _response_format(spec), **sampling}
 
     def score(context: Context) -> float:
-        messages = []
-        for message in spec["input"]:
-            content = message["content"]
-            parts = content if isinstance(content, list) else [content]
-            texts = [part if isinstance(part, str) else part["text"] for part in parts]
-            role = message["role"].replace("developer", "system")  # which every endpoint knows
-            filled = "".join(Template(text).render(context) for text in texts)
-            messages.append({"role": role, "content": filled})
+        messages = [_fill_message(message, context) for message in spec["input"]]
         request = {**fixed, "messages": messages}
         return settings.ask(request, lambda reply: _read_reply(reply, spec, context))
 
     return Scorer(score, lambda: settings.client, settings.concurrency)
+
+
+def _fill_message(message: dict[str, Any], context: Context) -> dict[str, Any]:
+    content = message["content"]
+    parts = content if isinstance(content, list) else [content]
+    parts = [_fill_part(part, context) for part in parts]
+    if all(part["type"] == "text" for part in parts):  # what every endpoint understands
+        parts = "".join(part["text"] for part in parts)
+    role = message["role"].replace("developer", "system")  # the name that every endpoint knows
+    return {"role": role, "content": parts}
+
+
+def _fill_part(part: Any, context: Context) -> dict[str, Any]:
+    """A content part in the words of the chat API (the spec uses those of the responses API)."""
+    text = part if isinstance(part, str) else part.get("image_url") or part.get("text")
+    if text is None:  # audio
+        return part
+    filled = Template(text).render(context)
+    if isinstance(part, dict) and part["type"] == "input_image":
+        image = {"url": filled, "detail": part.get("detail") or "auto"}
+        return {"type": "image_url", "image_url": image}
+    return {"type": "text", "text": filled}
 
 
 def _response_format(spec: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,12 @@ def shape(**fields: Any) -> type[BaseModel]:
     return create_model("shape", __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 
-PART = str | shape(type=Literal["input_text", "output_text"], text=str)
+PART = (
+    str
+    | shape(type=Literal["input_text", "output_text"], text=str)
+    | shape(type=Literal["input_image"], image_url=str, detail=(str | None, None))
+    | shape(type=Literal["input_audio"], input_audio=dict[str, str])
+)
 MESSAGE = shape(
     role=Literal["user", "assistant", "system", "developer"],
     content=PART | list[PART],

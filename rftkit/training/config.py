@@ -70,6 +70,7 @@ class RunConfig(BaseModel):
     completion_template: str | None = None  # sft: what to say; None: answer_template
     epochs: int = Field(0, ge=0)  # sft: passes over the rows at most; 0: only `steps` counts
     gate: Literal["on", "off"] = "on"  # the signal gate before step 1 (grpo)
+    report_to: Literal["none", "tensorboard", "trackio"] = "none"  # a package you install
     allow_weak_isolation: bool = False  # run python graders that this machine cannot confine
     sandbox: bool = False  # run a Python function as grader there, not in this process
     seed: int = Field(0, ge=0, lt=2**32)  # of everything that is drawn
@@ -106,10 +107,11 @@ class RunConfig(BaseModel):
         record = None if grader is None else read_grader(grader)[0]
         return grader if isinstance(grader, Grader) or is_function(grader) else record
 
-    @field_validator("load_in_4bit")
-    def _package_is_installed(cls, value: bool) -> bool:
-        if value and not find_spec("bitsandbytes"):
-            raise ValueError("true, expected bitsandbytes: pip install bitsandbytes")
+    @field_validator("report_to", "load_in_4bit")
+    def _package_is_installed(cls, value: str | bool) -> str | bool:
+        name = "bitsandbytes" if value is True else value
+        if name not in ("none", False) and not find_spec(name):
+            raise ValueError(f"{value!r}, expected it installed: pip install {name}")
         return value
 
     @model_validator(mode="after")
