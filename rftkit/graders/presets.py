@@ -145,7 +145,10 @@ def rouge_l(key: str | None = None, reference: str = "answer") -> Spec:
 
 def list_format(key: str = "genes", length: int | None = 5) -> Spec:
     """a list of five different texts (python); length None: of one or more"""
-    return _python("format", _FORMAT, KEY=key, LENGTH=length)
+    texts = {"type": "array", "items": {"type": "string", "pattern": r"\S"}, "uniqueItems": True}
+    texts |= {"minItems": length, "maxItems": length} if length else {"minItems": 1}
+    shape = {"type": "object", "required": [key], "properties": {key: texts}}
+    return json_schema(shape) | {"name": "format"}
 
 
 def json_schema(schema: Spec | None = None) -> Spec:
@@ -255,14 +258,4 @@ def grade(sample, item):
     except ValueError:
         return 0.0
     return float(jsonschema.Draft202012Validator(SCHEMA).is_valid(answer))
-"""
-_FORMAT = """def grade(sample, item):
-    output = sample["output_json"]
-    answers = output.get(KEY) if isinstance(output, dict) else None
-    if not isinstance(answers, list) or not answers:
-        return 0.0
-    if not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        return 0.0
-    different = len(set(answers)) == len(answers)
-    return float(different and (LENGTH is None or len(answers) == LENGTH))
 """

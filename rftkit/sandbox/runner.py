@@ -52,12 +52,12 @@ class Outcome:
     failed_to_load: bool = False  # it failed before grade() ran: not the sample's fault
 
 
-def python_runner(*, allow_weak_isolation: bool = False, limits: Limits = LIMITS) -> Runner:
+def python_runner(*, allow_weak_isolation: bool = False) -> Runner:
     """Return a function (source, sample, item) -> Outcome that runs python graders in isolation.
 
     Raises UserError if this machine cannot block access to network and files. Pass
-    allow_weak_isolation=True to run anyway, only for source code that you have read. Calls with
-    the same limits share one runner with one worker per core.
+    allow_weak_isolation=True to run anyway, only for source code that you have read. All calls
+    share one runner with one worker per core.
 
     >>> run = python_runner(allow_weak_isolation=True)
     >>> run("def grade(sample, item):\n    return len(item)", {}, {"a": 1}).value
@@ -70,12 +70,12 @@ def python_runner(*, allow_weak_isolation: bool = False, limits: Limits = LIMITS
                 "Linux, or pass allow_weak_isolation=True for code that you have read"
             )
         warnings.warn("sandbox: weak isolation, files or network are open", stacklevel=2)
-    return _shared_runner(limits, os.getpid())
+    return _shared_runner(os.getpid())
 
 
 @functools.cache
-def _shared_runner(limits: Limits, process: int) -> Runner:
-    return Runner(limits, default_workers())  # a forked process creates its own
+def _shared_runner(process: int) -> Runner:
+    return Runner(LIMITS, default_workers())  # a forked process creates its own
 
 
 def default_workers() -> int:
