@@ -280,20 +280,21 @@ def add_record(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
         records.append(record)
 
 
-def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """One object a line; verl puts its numbers under "data". A truncated last line is left out,
-    with a note."""
+def read_lines(path: str | Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """One object a line, none without a file; verl puts its numbers under "data". A last line that
+    a kill truncated is left out, with a note."""
     entries = []
-    lines = path.read_bytes().rstrip().split(b"\n")
+    lines = Path(path).read_bytes().rstrip().split(b"\n") if Path(path).exists() else []
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             entries.append(entry | (entry.get("data") or {}))
         except (ValueError, TypeError, AttributeError):
-            if number < len(lines) or not entries:
+            if number < len(lines):
                 expected = "expected one JSON object with a step a line: delete the line"
                 raise UserError(f"{path}:{number}: {expected}") from None
-            notes.append(f"the last line ({number}) is truncated: the run died or still writes")
+            if notes is not None:
+                notes.append(f"the last line ({number}) is truncated: the run died or still writes")
     return entries
 
 

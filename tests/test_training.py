@@ -17,13 +17,13 @@ from rftkit.cli import app
 from rftkit.compare import training_record
 from rftkit.evaluation import Interval
 from rftkit.files import embedded_model
-from rftkit.logs import Lines
+from rftkit.logs import Lines, read_lines
 from rftkit.policy import LocalPolicy
 from rftkit.rows import write_rows
 from rftkit.training.report import list_runs, runs_table
 from rftkit.training.run import GateSaysFix
 from rftkit.training.session import StepReward
-from rftkit.training.store import FIELDS, open_folder, read_lines
+from rftkit.training.store import FIELDS, open_folder
 from rftkit.training.trainer import sft_example
 
 # Quicker than the demo's settings, and rougher: enough to see the direction in twenty seconds.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_training import TINY
 
-from rftkit.training.store import read_lines
+from rftkit.logs import read_lines
 
 DRIVER = Path(__file__).parent / "resume_driver.py"
 LONGER = TINY | {"steps": 6, "eval_every": 2, "patience": 0, "learning_rate": 3e-3}

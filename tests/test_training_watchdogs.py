@@ -12,11 +12,10 @@ from test_training import CONSTANT, TINY
 from rftkit import Doctor, RunConfig, Sample, UserError, examine, load_task, plan, train
 from rftkit.files import embedded_model
 from rftkit.graders.answer import Grade, grader_fault
-from rftkit.logs import KEPT_START
+from rftkit.logs import KEPT_START, read_lines
 from rftkit.rows import write_rows
 from rftkit.training import session
 from rftkit.training.heldout import HeldOut, Progress
-from rftkit.training.store import read_lines
 from rftkit.training.watchdogs import TrainingStopped, Watchdogs, garbage_in_first_batch
 
 FOUR = TINY | {"steps": 4}

@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 from rftkit.console import complain
 from rftkit.doctor import Examination, examine
 from rftkit.files import write_text
-from rftkit.logs import Log, add_record, renamed
-from rftkit.training.store import FIELDS, append_lines, read_lines
+from rftkit.logs import Log, add_record, read_lines, renamed
+from rftkit.training.store import FIELDS, append_lines
 from rftkit.training.watchdogs import Watchdogs
 
 

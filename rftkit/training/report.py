@@ -8,12 +8,12 @@ from typing import Any
 from rftkit.environment import machine, versions
 from rftkit.evaluation import Interval, SystemResult, clusters_of, paired_record
 from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
-from rftkit.logs import KEPT_START, alarms_of, best_of, validations_of
+from rftkit.logs import KEPT_START, alarms_of, best_of, read_lines, validations_of
 from rftkit.rows import sha256_of
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
 from rftkit.training.session import Session
-from rftkit.training.store import read_config, read_lines
+from rftkit.training.store import read_config
 
 CHOSEN_ON_THESE = (
     "Which step is kept was chosen on these rows, so its number is a little too high: report one "

@@ -8,7 +8,7 @@ from typing import Any
 from rftkit.environment import peak_memory_mb, versions
 from rftkit.files import UserError, read_json, write_json
 from rftkit.graders.answer import fill_template
-from rftkit.logs import Lines, alarms_of
+from rftkit.logs import Lines, alarms_of, read_lines
 from rftkit.policy import LocalPolicy, Policy, load_policy
 from rftkit.rows import Row, Source, closed_set_note, messages_key, read_rows
 from rftkit.signal.numbers import Signal
@@ -210,7 +210,7 @@ def load_run(out: str | Path, policy: LocalPolicy | None = None) -> Run:
         store.load_adapter_weights(policy.model, out / "adapter")
     policy = policy or load_policy(str(out), config.engine)
     policy.model.eval()
-    record, log = read_json(out / "training.json"), store.read_lines(out / "log.jsonl")
+    record, log = read_json(out / "training.json"), read_lines(out / "log.jsonl")
     return Run(policy, log, record["start"], record["best"], record["training"], out)
 
 

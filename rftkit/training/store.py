@@ -27,7 +27,7 @@ from typing import Any
 
 from rftkit.files import UserError, read_json, shorten, write_json
 from rftkit.loading import check_weights
-from rftkit.logs import NAMES
+from rftkit.logs import NAMES, read_lines
 from rftkit.records import Sample
 from rftkit.task import Task
 from rftkit.training.config import RunConfig
@@ -108,12 +108,6 @@ def append_samples(path: Path, samples: Sequence[Sample], **known: Any) -> None:
 def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-
-
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line that a kill truncated is left out."""
-    lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
-    return [json.loads(line) for line in lines]
 
 
 def data_identity(rows: list[dict], held_out: list[dict], task: Task) -> dict[str, Any]:
