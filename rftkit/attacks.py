@@ -280,7 +280,7 @@ def _rewards(grader: Grader, rows: Sequence[Row], answers: Sequence[str | Sample
 
 def _material(rows: list[Row], outputs: list, template: Any, known: Sequence) -> list[Material]:
     """What the strategies may use, row by row. outputs[level][row]: honest outputs, best first."""
-    text = template if isinstance(template, str) else render_value(template)
+    text = render_value(template)
     path, answer_field = answer_place(text) or ([], "".join(ITEM_FIELD.findall(text)[:1]))
     right = [render_value(row[answer_field]) if answer_field else "" for row in rows]
     counts = Counter({render_value(answer): 0 for answer in known})

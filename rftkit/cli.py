@@ -154,11 +154,7 @@ def grade_command(
         record = json.loads(answer)
         if isinstance(record, dict) and record.keys() & {"output_text", "output_tools"}:
             answer = record
-    try:
-        row = json.loads(item) if item.lstrip().startswith("{") else read_json(item)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--item: not JSON ({error}): pass one row as a JSON object") from None
-    report = Grader.load(grader, settings).evaluate(row, answer)
+    report = Grader.load(grader, settings).evaluate(read_json(item), answer)
     console.print_json(report.to_json())
     for line in [] if as_json else report.explanations:
         console.complain(line)

@@ -65,12 +65,14 @@ def read_text(path: str | Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path") from None
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises UserError with place and cause."""
+def read_json(source: str | Path) -> Any:
+    """The content of a JSON file, or of JSON text, which starts with a brace or a bracket. Raises
+    UserError with place and cause."""
+    is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
     try:
-        return json.loads(read_text(path))
+        return json.loads(source if is_text else read_text(source))
     except json.JSONDecodeError as error:
-        place = f"{path}:{error.lineno}:{error.colno}"
+        place = f"{'JSON' if is_text else source}:{error.lineno}:{error.colno}"
         raise UserError(f"{place}: not JSON ({error.msg}): correct it") from None
 
 

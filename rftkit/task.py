@@ -8,7 +8,6 @@
 the key "genes" holds a ranked list, and the row's field `gene` is the right entry.
 """
 
-import json
 import re
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, dataset, read_json
-from rftkit.graders.answer import answer_place
+from rftkit.graders.answer import answer_place, render_value
 from rftkit.graders.functions import beside
 from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.records import Sample
@@ -141,10 +140,6 @@ def task_from_json(record: dict[str, Any], folder: Path | None = None) -> Task:
     if isinstance(named := record["grader"], str):
         values["grader"] = read_grader(beside(folder or Path(), named))[0]
     if record.get("answer_template") is not None:
-        values["answer_template"] = _text(record["answer_template"])
-    values["worse_answers"] = [_text(worse) for worse in record.get("worse_answers", [])]
+        values["answer_template"] = render_value(record["answer_template"])
+    values["worse_answers"] = [render_value(worse) for worse in record.get("worse_answers", [])]
     return Task(**values, folder=folder)
-
-
-def _text(template: Any) -> str:
-    return template if isinstance(template, str) else json.dumps(template)

@@ -256,7 +256,7 @@ def fill_template(template: Any, item: dict[str, Any]) -> str:
     >>> fill_template('{"genes": ["{{item.gene}}"], "n": {{item.n}}}', {"gene": 'a "b"', "n": 2})
     '{"genes": ["a \\\\"b\\\\""], "n": 2}'
     """
-    text = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
+    text = render_value(template)
     context, filled, is_json, in_quotes = Context(item, ""), [], False, False
     try:
         pieces = Template(text).pieces
