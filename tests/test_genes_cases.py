@@ -88,7 +88,7 @@ def test_terms_count_once_present_before_absent_and_unknown_ones_are_counted(tmp
         tmp_path, packet(shown=(TALL, TALL, UNKNOWN), missing=(TALL, SEIZURE, UNKNOWN))
     )
     assert (case.present, case.absent) == ([TALL], [SEIZURE])
-    assert counts["notes"]["a term is unknown to HPO: left out"]["number"] == 1
+    assert [note["number"] for note in counts["notes"].values()] == [1]
 
 
 @pytest.mark.parametrize(
