@@ -242,6 +242,7 @@ def cases_command(
         console.print_json(report)
         return
     counts = {"phenopackets read": report["records"], "cases kept": report["kept"]}
+    counts["mentions of terms unknown to HPO"] = report["terms_unknown_to_hpo"]["mentions"]
     counts["duplicates, kept on one side"] = report["duplicates"]
     for key in ("lost", "dropped", "copies"):
         counts |= {f"{key}: {reason}": number for reason, number in report.get(key, {}).items()}

@@ -88,7 +88,8 @@ def test_terms_count_once_present_before_absent_and_unknown_ones_are_counted(tmp
         tmp_path, packet(shown=(TALL, TALL, UNKNOWN), missing=(TALL, SEIZURE, UNKNOWN))
     )
     assert (case.present, case.absent) == ([TALL], [SEIZURE])
-    assert [note["number"] for note in counts["notes"].values()] == [1]
+    unknown = counts["terms_unknown_to_hpo"]
+    assert (unknown["mentions"], unknown["terms"], unknown["cases"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +381,7 @@ def test_the_published_cases_give_the_documented_counts_and_baselines(tmp_path):
     report = cases.make_cases(PUBLISHED, tmp_path, with_baselines=True, without_copies=True)
     assert (report["records"], report["kept"]) == (8099, 8040)
     assert report["lost"] == {"no causative gene": 56, "no present feature": 3}
+    assert report["terms_unknown_to_hpo"]["mentions"] == 249
     assert report["dropped"][REPEATED] == 244 and report["dropped"][CONTRADICTED] == 3
     expected = [
         ("overlap", "as is", 8040, 35.7, 49.1, 54.4),

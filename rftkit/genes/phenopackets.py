@@ -28,7 +28,6 @@ UNITS = ("year", "month", "week", "day")
 PACKET = {"subject", "phenotypicFeatures", "phenotypic_features"}
 STRAY = "a .json file is no phenopacket: left out"
 TEXT_BOOLEAN = "excluded is text: read as true or false"
-UNKNOWN = "a term is unknown to HPO: left out"
 CONTRADICTION = "a present term lies under an excluded one: kept as recorded"
 DURATION = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T[\dHMS.]+)?")
 
@@ -39,18 +38,22 @@ def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]
     these, or the release .zip of the phenopacket-store."""
     cases: dict[str, Case] = {}
     lost: Counter[str] = Counter()  # reason -> cases
+    unknown: Counter[str] = Counter()  # "HP:… label" -> mentions
     notes: dict[str, list[str]] = defaultdict(list)  # what is odd and was read -> places
+    cases_with_unknown = 0
     for place, record in read_records(source):
         if place.endswith(".json") and not (isinstance(record, dict) and PACKET & record.keys()):
             notes[STRAY].append(place)
             continue
         try:
             read = read_row if "messages" in record else read_case
-            case, odd = read(record, hpo)
+            case, terms, odd = read(record, hpo)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{place}: not a phenopacket ({error!r}): correct it") from error
         for note in odd:
             notes[note].append(place)
+        unknown.update(terms)
+        cases_with_unknown += bool(terms)
         if isinstance(case, str):
             lost[case] += 1
         elif cases.setdefault(case.case_id, case) is not case:
@@ -63,6 +66,12 @@ def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]
         "kept": len(cases),
         "lost": dict(sorted(lost.items())),
         "notes": {n: {"number": len(p), "first": p[0]} for n, p in notes.items()},
+        "terms_unknown_to_hpo": {
+            "mentions": unknown.total(),
+            "terms": len(unknown),
+            "cases": cases_with_unknown,
+            "most_frequent": dict(unknown.most_common(10)),
+        },
     }
 
 
@@ -70,22 +79,23 @@ def camel_case(part: dict[str, Any]) -> dict[str, Any]:
     return {re.sub("_([a-z])", lambda m: m[1].upper(), key): v for key, v in part.items()}
 
 
-def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, set[str]]:
-    """(one phenopacket as a case, or why it is lost; what was odd)."""
+def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, list[str], set[str]]:
+    """(one phenopacket as a case, or why it is lost; its terms unknown to HPO; what was odd)."""
     if any("_" in key for key in packet):
         packet = json.loads(json.dumps(packet), object_hook=camel_case)
-    subject, notes = packet["subject"], set()
+    subject, unknown, notes = packet["subject"], [], set()
     present, absent = {}, {}  # each term once, in order
     for feature in packet.get("phenotypicFeatures") or []:
-        if term := hpo.resolve(feature["type"]["id"]):
+        given = feature["type"]
+        if term := hpo.resolve(given["id"]):
             (absent if is_excluded(feature, notes) else present)[term] = None
         else:
-            notes.add(UNKNOWN)
+            unknown.append(f"{given['id']} {given.get('label', '')}".strip())
     genes = causative_genes(packet)
     if len(genes) != 1:
-        return "several causative genes" if genes else "no causative gene", notes
+        return "several causative genes" if genes else "no causative gene", unknown, notes
     if not present:
-        return "no present feature", notes
+        return "no present feature", unknown, notes
     if not hpo.closure_of(present).isdisjoint(absent):
         notes.add(CONTRADICTION)
     disease = next((d for d in packet.get("diseases") or [] if not is_excluded(d, notes)), {})
@@ -104,7 +114,7 @@ def read_case(packet: dict[str, Any], hpo: Hpo) -> tuple[Case | str, set[str]]:
         age=describe_time(age or {}, hpo),
         onset=describe_time(onset, hpo),
     )
-    return case, notes
+    return case, unknown, notes
 
 
 def is_excluded(part: dict[str, Any], notes: set[str]) -> bool:
@@ -115,12 +125,12 @@ def is_excluded(part: dict[str, Any], notes: set[str]) -> bool:
     return bool(value)
 
 
-def read_row(row: dict[str, Any], hpo: Hpo) -> tuple[Case, set[str]]:
+def read_row(row: dict[str, Any], hpo: Hpo) -> tuple[Case, list[str], set[str]]:
     """The case of a row that `case_row` wrote."""
     fields = {name: row[name] for name in ROW_FIELDS}
     for name in ("present", "absent"):
         fields[name] = [term["id"] for term in row[name] if term["id"] in hpo.terms]
-    return Case(gene=row["reference_gene"], **fields), set()
+    return Case(gene=row["reference_gene"], **fields), [], set()
 
 
 def causative_genes(packet: dict[str, Any]) -> set[str]:
