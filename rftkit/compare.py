@@ -4,7 +4,6 @@ import importlib
 import json
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_of
 from rftkit.files import UserError, markdown_table, read_json
 from rftkit.graders.answer import PROGRAM_FAILED, Context
+from rftkit.graders.functions import importing
 from rftkit.graders.grader import GraderSettings
 from rftkit.loading import (
     called,
@@ -289,14 +289,8 @@ def load_metric(name: str) -> MetricFunction:
     (sample, item), as a python grader does, and returns one number; `sample` holds all of a line of
     samples.jsonl. It runs IN THIS PROCESS with all your rights: load only your own code."""
     module, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
+    with importing(Path(), f"--metric {name}"):
         metric = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a user's module may raise anything on import
-        cause = f"cannot be loaded ({error!r})"
-        raise UserError(f"--metric {name}: {cause}, expected importable module:function") from None
-    finally:
-        sys.path.pop(0)
 
     def value(row: dict[str, Any], sample: Sample) -> float:
         number = metric(sample.to_json() | Context(row, sample).as_dict(), row)

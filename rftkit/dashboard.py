@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from rftkit import plots
 from rftkit.files import shorten
-from rftkit.logs import Lines, Records, alarms_of, best_of, points_of, validations_of
-from rftkit.plots import BLUE, GREY, ORANGE, RED
+from rftkit.logs import Lines, Records, alarms_of, points_of, validations_of
+from rftkit.plots import BLUE, GREY, RED
 from rftkit.records import Sample
 
 DRAWING_SHARE = 0.1  # of the run's time, at most
@@ -34,12 +34,7 @@ def dashboard_figure(log: Records, start: dict[str, Any] | None = None, steps: i
     validations = validations_of(log, start)
     validation.set_title("validation: no held-out rows", fontsize=9)
     if validations:
-        plots.draw_validations(validation, validations)
-        best = best_of(validations)
-        ring = {"ms": 9, "mfc": "none", "mec": ORANGE, "clip_on": False}
-        validation.plot(best["step"], best["mean"], "o", **ring)
-        title = f"validation {best['metric']}, 95 % interval, best ringed"
-        validation.set_title(title, fontsize=9)
+        validation.set_title(plots.draw_validations(validation, validations), fontsize=9)
         validation.set_ylim(0, max(1.05 * max(v["high"] for v in validations), 0.05))
     source = plots.draw_patterns(patterns, log, validations)
     patterns.set_title(f"thinking patterns, share of {source} completions", fontsize=9)

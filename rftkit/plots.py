@@ -70,11 +70,7 @@ def curve_figure(
         above.plot(*zip(*rewards), color=GREY, lw=1, marker=".", ms=3, label=label)
     validations = validations_of(log, start)
     if validations:
-        label = f"validation {validations[0]['metric']}, 95 % interval"
-        draw_validations(above, validations, label)
-        best = best_of(validations)
-        above.axvline(best["step"], color=ORANGE, lw=0.9, ls=":")
-        above.text(best["step"], 0.02, " kept", fontsize=8, color=ORANGE)
+        draw_validations(above, validations)
     if base is not None:
         above.axhline(base, color=BLUE, lw=1, ls="--", label="base, sampled")
     above.set_ylim(0, 1)
@@ -88,10 +84,15 @@ def curve_figure(
     return figure
 
 
-def draw_validations(axes: Any, validations: Records, label: str | None = None) -> None:
+def draw_validations(axes: Any, validations: Records) -> str:
+    """The held-out metric over the steps; returns the curve's label."""
     steps, low, high, mean = ([v[k] for v in validations] for k in ("step", "low", "high", "mean"))
+    best = best_of(validations)
+    label = f"validation {best['metric']}, 95 % interval, best ringed"
     axes.fill_between(steps, low, high, color=ORANGE, alpha=0.2, lw=0)
     axes.plot(steps, mean, color=ORANGE, marker="o", ms=3.5, label=label, clip_on=False)
+    axes.plot(best["step"], best["mean"], "o", ms=9, mfc="none", mec=ORANGE, clip_on=False)
+    return label
 
 
 def draw_patterns(axes: Any, log: Records, validations: Records) -> str:

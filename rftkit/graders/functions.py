@@ -16,8 +16,8 @@ import runpy
 import symtable
 import sys
 import textwrap
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +133,18 @@ def load(source: Callable | str | Path, name: str) -> Any:
     if callable(source):
         return source
     path = Path(FILE.fullmatch(str(source))[1])
-    sys.path.insert(0, str(path.parent.resolve()))  # for the modules beside it
-    try:
+    with importing(path.parent, str(path)):  # and the modules beside it
         return runpy.run_path(str(path))[name]
-    except Exception as error:  # whatever a user's module raises
-        raise UserError(f"{path}: cannot be imported ({error!r}): correct it") from None
+
+
+@contextmanager
+def importing(folder: Path, place: str) -> Iterator[None]:
+    """Imports find a user's modules in that folder; UserError for whatever they raise."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{place}: cannot be loaded ({error!r}): correct it") from None
     finally:
         sys.path.pop(0)
 
