@@ -69,6 +69,8 @@ def train_command(
     """Train a LoRA by GRPO or SFT, watched by held-out rows; resume where a run was stopped.
 
     FILE holds a RunConfig, such as {"task": "gene_ranking", "model": "embedded:mini", "steps": 70}.
+    For GPUs some come with the kit: gene_candidates/NAME and extraction/NAME, where NAME is
+    t4_colab, l4_24gb or h100_80gb.
 
     RUN gets log.jsonl (one object a step), samples.jsonl, checkpoints/ and adapter/ (the best by
     the held-out task metric). After Ctrl-C or a crash the same command resumes.
@@ -123,13 +125,13 @@ def plan_command(
     No weights are loaded; the formula and its sources are in rftkit/training/memory.py. Completions
     reach the limit. Exit code 1: it does not fit; the nearest settings that do are named.
 
-    Example: `rftkit plan Qwen3-4B --gpu t4`, `rftkit plan run.json --gpu h100 --price 2.50`
+    Example: `rftkit plan Qwen3-4B --gpu t4`, `rftkit plan extraction/t4_colab --gpu t4`
     """
-    from rftkit.training.config import read_run_config
+    from rftkit.training.config import config_file, read_run_config
     from rftkit.training.memory import known
     from rftkit.training.run import plan
 
-    config = read_run_config(model) if model.endswith(".json") else model
+    config = read_run_config(model) if config_file(model) else model
     plans = [plan(config, gpu=name, usd=usd) for name in ([gpu] if gpu else known("cards"))]
     if as_json:
         console.print_json(vars(plans[0]) if gpu else {"plans": list(map(vars, plans))})

@@ -126,10 +126,13 @@ def load_model(
         if engine == "unsloth":
             import unsloth  # it patches trl, transformers and peft, and must come before them
             import torch  # isort: skip
+            from transformers import AutoConfig
 
+            # Unsloth cuts what is longer off, without a word.
+            most = AutoConfig.from_pretrained(**place).get_text_config().max_position_embeddings
             name, revision = place.values()
             form = dict(dtype=getattr(torch, dtype), load_in_4bit=load_in_4bit, revision=revision)
-            model, _ = unsloth.FastLanguageModel.from_pretrained(name, max_seq_length=1024, **form)
+            model, _ = unsloth.FastLanguageModel.from_pretrained(name, max_seq_length=most, **form)
         else:
             import torch
             from transformers import AutoModelForCausalLM, BitsAndBytesConfig

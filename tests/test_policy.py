@@ -6,6 +6,7 @@ import shutil
 import sys
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -13,7 +14,7 @@ import pytest
 
 from rftkit import decoding, policy
 from rftkit.files import UserError, embedded_model
-from rftkit.loading import check_weights, choose_engine, load_tokenizer, model_folder
+from rftkit.loading import check_weights, choose_engine, load_model, load_tokenizer, model_folder
 from rftkit.policy import EndpointPolicy, load_policy, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.task import load_task
@@ -316,6 +317,16 @@ def test_unsloth_after_trl_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(UserError, match="engine: unsloth after trl"):
         choose_engine("unsloth", "cpu")
+
+
+def test_unsloth_is_told_the_length_that_the_model_was_made_for(monkeypatch):
+    """On a GPU it cuts longer sequences off."""
+    given = {}
+    load = lambda name, **form: (given.update(form), None)  # noqa: E731
+    fake = SimpleNamespace(FastLanguageModel=SimpleNamespace(from_pretrained=load))
+    monkeypatch.setitem(sys.modules, "unsloth", fake)
+    load_model(str(embedded_model("mini")), "unsloth")
+    assert given["max_seq_length"] == 256
 
 
 @pytest.mark.parametrize("size", [0, 100, -1])

@@ -143,3 +143,12 @@ def test_a_dry_run_finds_what_would_stop_the_run(tmp_path):
     for name, value in [*wrong, ("answer_template", '["{{item.nothing}}"]')]:
         with pytest.raises(UserError):
             plan_of(RunConfig(**TASK | {name: value}))
+
+
+@pytest.mark.parametrize("task", ["gene_candidates", "extraction"])
+@pytest.mark.parametrize("card", ["t4_colab", "l4_24gb", "h100_80gb"])
+def test_the_configs_for_gpus_fit_their_cards(task, card):
+    config = read_run_config(f"{task}/{card}")
+    assert config.task and config.engine == "unsloth" and config.gate == "on"
+    chosen = plan_of(config, gpu=card.partition("_")[0])
+    assert chosen.fits and chosen.prompts == "estimated"  # by letters: no tokenizer here

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rftkit.files import UserError, read_json, shorten
+from rftkit.files import UserError, dataset, read_json, shorten
 from rftkit.graders.functions import beside, is_function
 from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.loading import model_folder
@@ -147,9 +147,16 @@ def fault_line(fault: Any) -> str:
     return f"{name}: {shorten(repr(fault['input']))}, expected to {expected}"
 
 
+def config_file(name: str | Path) -> Path | None:
+    """Where a RunConfig is: in a .json, or one of datasets/presets, such as extraction/t4_colab."""
+    shipped = dataset("presets") / f"{name}.json"
+    return Path(name) if str(name).endswith(".json") else shipped if shipped.exists() else None
+
+
 def read_run_config(file: str | Path, model: str | None = None, sandbox: bool = False) -> RunConfig:
-    """The RunConfig in a JSON file, what is given in place of its own. A relative path in it is
-    looked for beside the file first."""
+    """The RunConfig in a file, what is given in place of its own. A relative path in it is looked
+    for beside the file first."""
+    file = config_file(file) or file
     record, folder = read_json(file), Path(file).parent
     if not isinstance(record, dict):
         raise UserError(f"{file}: {type(record).__name__}, expected one JSON object (a RunConfig)")

@@ -232,7 +232,8 @@ def measure_model(config: RunConfig, rows: list[dict], held_out: list[dict]) -> 
     except (OSError, ValueError):
         name = config.model.rpartition("/")[2].lower()
         near = [m for n, m in memory.known("models").items() if name.startswith(n.lower())]
-        letters = [sum(len(str(m.get("content"))) for m in row["messages"]) for row in rows]
+        # 24 letters a message for its frame.
+        letters = [sum(24 + len(str(m.get("content"))) for m in row["messages"]) for row in rows]
         longest = max(letters, default=3 * USUAL_TOKENS[0]) // 3
         return Measured(near[0], longest, config=config) if near else None
     kwargs = config.chat_template_kwargs or {}
