@@ -7,8 +7,6 @@ fields; `onset` is the one thing under `diseases` that a prompt may say. Terms a
 printed with the release's own label. (The protobuf classes of `phenopackets` take 200 x as long.)
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re
@@ -30,6 +28,26 @@ STRAY = "a .json file is no phenopacket: left out"
 TEXT_BOOLEAN = "excluded is text: read as true or false"
 CONTRADICTION = "a present term lies under an excluded one: kept as recorded"
 DURATION = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T[\dHMS.]+)?")
+
+
+@dataclass
+class Case:
+    """One patient. Terms are HPO ids of the one release that hpo.py reads, each at most once."""
+
+    case_id: str
+    gene: str
+    disease: str  # OMIM id
+    pmid: str  # the paper, "PMID:123" or ""
+    present: list[str]
+    absent: list[str]  # features that were looked for in vain
+    sex: str | None = None  # None: not recorded
+    age: str | None = None  # "1 year 3 months"
+    onset: str | None = None  # "Infantile onset"
+
+    @property
+    def features(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Present and absent ids, each sorted: equal for cases that differ in their order alone."""
+        return tuple(sorted(self.present)), tuple(sorted(self.absent))
 
 
 def read_cases(source: str | Path, hpo: Hpo) -> tuple[list[Case], dict[str, Any]]:
@@ -192,26 +210,6 @@ CONTRACT = (
     'Answer with JSON alone: {"genes": ["GENE1", "GENE2", "GENE3", "GENE4", "GENE5"]}, five '
     "different gene symbols, most likely first."
 )
-
-
-@dataclass
-class Case:
-    """One patient. Terms are HPO ids of the one release that hpo.py reads, each at most once."""
-
-    case_id: str
-    gene: str
-    disease: str  # OMIM id
-    pmid: str  # the paper, "PMID:123" or ""
-    present: list[str]
-    absent: list[str]  # features that were looked for in vain
-    sex: str | None = None  # None: not recorded
-    age: str | None = None  # "1 year 3 months"
-    onset: str | None = None  # "Infantile onset"
-
-    @property
-    def features(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Present and absent ids, each sorted: equal for cases that differ in their order alone."""
-        return tuple(sorted(self.present)), tuple(sorted(self.absent))
 
 
 def prompt_text(case: Case, hpo: Hpo, candidates: Sequence[str] = ()) -> str:

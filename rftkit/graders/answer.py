@@ -6,8 +6,6 @@ text is never searched for placeholders again, so a model cannot inject one. Str
 unchanged, other scalars by `str`, lists and objects as JSON.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -104,14 +102,6 @@ class Grade:
         return report | {"model_grader_token_usage_per_model": self.token_usage}
 
 
-class Scorer(NamedTuple):
-    """The compiled form of one grader or sub-grader."""
-
-    score: Callable[[Context], float]  # raises Fault if there is no score
-    check_ready: Callable[[], Any] = lambda: None  # raises UserError if it cannot run here
-    workers: int = 1  # how many scores to compute in parallel
-
-
 Answer = Sample | str | dict[str, Any]  # see Context
 
 
@@ -165,6 +155,14 @@ class Context:
             output_json = None
         output = {"output_text": self.output_text, "output_json": output_json}
         return {**output, "output_tools": self.output_tools, "choices": self.choices}
+
+
+class Scorer(NamedTuple):
+    """The compiled form of one grader or sub-grader."""
+
+    score: Callable[[Context], float]  # raises Fault if there is no score
+    check_ready: Callable[[], Any] = lambda: None  # raises UserError if it cannot run here
+    workers: int = 1  # how many scores to compute in parallel
 
 
 # The fields of a sample in OpenAI's guide, and `reasoning`, which rftkit adds.
