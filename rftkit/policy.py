@@ -223,10 +223,6 @@ class EndpointPolicy(Policy):
         asked |= {"seed": config.seed + index} | dict.fromkeys(limits[:1], config.max_new_tokens)
         return {name: value for name, value in asked.items() if name not in self.refused}
 
-    def prompts_at_once(self, encoded: list[list[int]], n: int, config: SamplingConfig) -> int:
-        longest = max(map(len, encoded), default=0) + config.max_new_tokens
-        return max(1, min(self.batch_size, fitting(self.model, longest)) // n)
-
     def sample(
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
     ) -> list[list[Sample]]:

@@ -111,6 +111,7 @@ def answers(policy, monkeypatch, text):
         return [(ids, "stop")]
 
     monkeypatch.setattr(policies, "decode", say)
+    monkeypatch.setattr(policies, "fitting", lambda model, tokens: 1)
     [[sample]] = policy.sample([ASKED])
     return sample, policy.tokenizer.decode(read[0])
 
