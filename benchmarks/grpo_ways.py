@@ -5,6 +5,7 @@ trl_defaults   TRL's GRPOTrainer and PEFT as they come: gradient checkpointing, 
 trl            the same with rftkit's settings: one pass, no checkpointing, fp32 on a CPU
 copied         rftkit.train with a copy of the prompt for each completion in the update
 rftkit         rftkit.train: its sampler, shared prompts, its log and its checkpoints
+unsloth        rftkit.train through Unsloth's model, its sampling and its loss (benchmarks/gpu.py)
 floor          rftkit/loop.py: nothing but the algorithm
 
 The same in all: model, adapter, rows and their order, group size, limit, temperature, grader, loss
@@ -39,11 +40,17 @@ class Turns:
 
     def pause(self, record: dict[str, Any]) -> None:
         """record   of the step: reward_mean, completion_tokens, grad_norm"""
+        import torch
+
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         numbers = {"seconds": wall, "cpu_seconds": cpu, "parts": dict(self.parts)}
         for name in ("reward_mean", "completion_tokens", "grad_norm"):
             numbers[name] = record[name]
-        self.connection.send(numbers | {"peak_rss_mb": peak_memory_mb() or 0.0})
+        numbers["peak_rss_mb"] = peak_memory_mb() or 0.0
+        if torch.cuda.is_available():
+            numbers["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
+            torch.cuda.empty_cache()  # for the others
+        self.connection.send(numbers)
         self.connection.recv()
         self.parts.clear()
         self.wall, self.cpu = time.perf_counter(), time.process_time()
@@ -99,6 +106,8 @@ def run_way(
 
     exact   the end token counts as any other, so that every completion has the limit's length
     """
+    if way == "unsloth":
+        import unsloth  # noqa: F401  (before trl, transformers and peft)
     import torch
 
     from rftkit import decoding
@@ -129,6 +138,10 @@ def copied(config: RunConfig, folder: Path, turns: Turns, exact: bool) -> None:
     rftkit(config, folder, turns, exact)
 
 
+def unsloth(config: RunConfig, folder: Path, turns: Turns, exact: bool) -> None:
+    rftkit(config.replace(engine="unsloth"), folder, turns, exact)
+
+
 def floor(config: RunConfig, folder: Path, turns: Turns, exact: bool) -> None:
     same = ("model", "task", "steps", "learning_rate", "beta", "seed")
     settings = loop.Settings(
@@ -150,6 +163,7 @@ def trl_defaults(config: RunConfig, folder: Path, turns: Turns, exact: bool) -> 
 
 
 def trl(config: RunConfig, folder: Path, turns: Turns, exact: bool, **passes: Any) -> None:
+    import torch
     from peft import LoraConfig
 
     from rftkit.decoding import end_tokens
@@ -164,7 +178,9 @@ def trl(config: RunConfig, folder: Path, turns: Turns, exact: bool, **passes: An
         loop.row_order(len(rows), settings), config.steps * config.prompts_per_step
     )
     ends = end_tokens(model, tokenizer)
-    whole = dict(per_device_train_batch_size=config.batch, gradient_checkpointing=False, bf16=False)
+    size = config.micro_batch or config.batch
+    whole = dict(per_device_train_batch_size=size, gradient_accumulation_steps=config.batch // size)
+    whole |= dict(gradient_checkpointing=False, bf16=torch.cuda.is_available())
     rank = config.lora_rank
     stock_trainer(
         model,
@@ -229,4 +245,6 @@ def stock_trainer(
     return trainer
 
 
-WAYS: dict[str, Callable] = {w.__name__: w for w in (trl_defaults, trl, copied, rftkit, floor)}
+WAYS: dict[str, Callable] = {
+    way.__name__: way for way in (trl_defaults, trl, copied, rftkit, floor, unsloth)
+}

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_ways import WAYS, run_way
+from grpo_ways import run_way
 from page_block import Block, label
 
 from rftkit.evaluation import bootstrap
@@ -72,7 +72,8 @@ def take_turns(
     """Every step but the config's last, way by way in a new order each time. Each way's first step
     warms up; it is not timed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trl.trainer.grpo_trainer", "peft", "grpo_ways"])
+    early = ["trl.trainer.grpo_trainer", "peft", "grpo_ways"]
+    context.set_forkserver_preload([] if "unsloth" in ways else early)  # which must be the first
     children, processes = {}, []
     with tempfile.TemporaryDirectory(prefix="rftkit-step-time-") as folder:
         try:
@@ -115,10 +116,10 @@ def measure_ratios(given: argparse.Namespace) -> dict[str, Any]:
                 task = long_task(Path(folder) / "task", LENGTHS[name][0])
                 size = dict(task=str(task), max_completion_tokens=LENGTHS[name][1])
             config = settings(given.rounds * given.steps + 1, **size)
-            reports = take_turns(config, list(WAYS), given.threads, exact=bool(size))
+            reports = take_turns(config, list(TITLES), given.threads, exact=bool(size))
         timed = {way: steps[1:] for way, steps in reports.items()}
         ratios = {
-            f"ratio_to_{way}": ratio(timed["rftkit"], timed[way], given.steps) for way in WAYS
+            f"ratio_to_{way}": ratio(timed["rftkit"], timed[way], given.steps) for way in TITLES
         }
         ways = {way: summary(steps) for way, steps in timed.items()}
         lengths[name] = {"ways": ways, "ratios": ratios}
@@ -149,6 +150,7 @@ def summary(steps: list[dict[str, Any]]) -> dict[str, Any]:
         "milliseconds": {name: round(value, 1) for name, value in means.items()},
         "completion_tokens": round(statistics.mean(s["completion_tokens"] for s in steps), 1),
         "peak_rss_mb": max(s["peak_rss_mb"] for s in steps),
+        "peak_gpu_mb": max(s.get("peak_gpu_mb", 0.0) for s in steps),
     }
 
 
@@ -166,15 +168,15 @@ def ratio(ours: list[dict], theirs: list[dict], size: int) -> dict[str, float]:
 
 def measure_curves(given: argparse.Namespace) -> dict[str, Any]:
     """Mean training reward in quarters of the run, with 95 % intervals over steps and seeds."""
-    rewards: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    rewards: dict[str, list[list[float]]] = {way: [] for way in TITLES}
     for seed in range(3):
         config = settings(given.steps, seed=seed, learning_rate=3e-3, beta=0.01)
-        for way, steps in take_turns(config, list(WAYS), given.threads).items():
+        for way, steps in take_turns(config, list(TITLES), given.threads).items():
             rewards[way].append([round(step["reward_mean"], 4) for step in steps])
         print(f"seed {seed}: measured", file=sys.stderr, flush=True)
     width = given.steps // 4
-    quarters: dict[str, list[dict]] = {way: [] for way in WAYS}
-    for way, start in [(way, q * width) for way in WAYS for q in range(4)]:
+    quarters: dict[str, list[dict]] = {way: [] for way in TITLES}
+    for way, start in [(way, q * width) for way in TITLES for q in range(4)]:
         values = [reward for run in rewards[way] for reward in run[start : start + width]]
         quarters[way].append(bootstrap(values, range(len(values))).to_json())
     return {"seeds": 3, "steps": given.steps, "rewards": rewards, "quarters": quarters}

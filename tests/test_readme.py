@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import demo_seeds
+import gpu
 import pytest
 import step_time
 
@@ -29,6 +30,8 @@ def test_the_pages_show_the_recorded_tables_and_picture(record, speed):
     assert demo_seeds.BLOCK.read() == demo_seeds.results_tables(record)
     assert demo_seeds.SUMMARY.read() == demo_seeds.summary_table(record)
     assert step_time.BLOCK.read() == step_time.speed_table(speed)
+    measured = json.loads(gpu.RECORD.read_text("utf-8")) if gpu.RECORD.exists() else {}
+    assert gpu.BLOCK.read() == gpu.gpu_table(measured)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"({demo_seeds.PICTURE.relative_to(ROOT).as_posix()})" in text
     with Image.open(demo_seeds.PICTURE) as picture:

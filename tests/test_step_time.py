@@ -1,9 +1,11 @@
-"""benchmarks/step_time.py: a tiny run of all ways, and the lengths that it promises."""
+"""benchmarks/step_time.py and gpu.py: tiny runs of all ways, and the lengths that they promise."""
 
 import json
+import os
 import subprocess
 import sys
 
+import gpu
 import pytest
 import step_time
 from project_files import ROOT
@@ -46,10 +48,23 @@ def test_long_prompts_have_the_length_that_is_asked_for(tmp_path, mini, tokens):
     assert all(abs(length - tokens) <= 3 for length in lengths), lengths
 
 
+def test_the_rates_are_measured_on_a_cpu_too_and_other_parts_stay(tmp_path):
+    out = tmp_path / "gpu.json"
+    out.write_text('{"parts": {"ways": {"ways": {"trl": {"kept": true}}}}}')
+    assert gpu.main(["--dry-run", "--parts", "rates", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["gpu"] is None and record["parts"]["ways"]["ways"] == {"trl": {"kept": True}}
+    assert min(record["parts"]["rates"][name] for name in ("bandwidth", "operations")) > 0
+    assert gpu.gpu_table(record).count("not measured yet") == 7  # a CPU has no data sheet here
+
+
 @pytest.mark.prove
 def test_the_gpu_benchmark_runs_dry_on_a_cpu(tmp_path):
     out, script = tmp_path / "gpu.json", str(ROOT / "benchmarks" / "gpu.sh")
-    subprocess.run(["bash", script, "--dry-run", "--out", str(out)], check=True)
+    own = os.environ | {"PYTHON": sys.executable}
+    subprocess.run(["bash", script, "--dry-run", "--out", str(out)], env=own, check=True)
     parts = json.loads(out.read_text())["parts"]
-    assert len(parts) == 3
-    assert all(p["seconds_a_step"] > 0 and p["peak_rss_mb"] > 100 for p in parts.values())
+    ways = parts["ways"]["ways"]
+    assert ways.keys() | parts["ways"]["not_run"].keys() == gpu.WAYS.keys()
+    assert all(way["seconds_a_step"] > 0 and way["completion_tokens"] == 8 for way in ways.values())
+    assert "not_run" in parts["extraction"] or parts["extraction"]["runs"][0]["seconds"] > 0
