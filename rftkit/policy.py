@@ -173,7 +173,9 @@ def with_object(part: dict[str, Any]) -> dict[str, Any]:
 
 KNOWS_TOOLS = ": take a model whose template knows tools, such as Qwen3"
 OWN_TEMPLATE = ": take the model's own chat template, or another role"
-SMALL = 50_000_000  # parameters under which an adapter is merged while sampling
+# Parameters under which an adapter is merged while sampling. 32 completions of 56 tokens of SmolLM2
+# (135M) took 15 s with merging, 16.5 s through the adapter. bf16 would round small changes away.
+SMALL, SMALL_IN_FP32 = 50_000_000, 200_000_000
 
 
 @contextlib.contextmanager
@@ -186,7 +188,8 @@ def merged_adapter(model: Any) -> Iterator[Any]:
     """
     import torch
 
-    small = hasattr(model, "merge_adapter") and sum(p.numel() for p in model.parameters()) < SMALL
+    most = SMALL_IN_FP32 if next(model.parameters()).dtype == torch.float32 else SMALL
+    small = hasattr(model, "merge_adapter") and sum(p.numel() for p in model.parameters()) < most
     small = small and not getattr(model, "is_loaded_in_4bit", False)
     if not small or any(getattr(m, "merged", False) for m in model.modules()):
         yield model

@@ -20,6 +20,7 @@ from rftkit.files import embedded_model
 from rftkit.logs import Lines, read_lines
 from rftkit.policy import LocalPolicy
 from rftkit.rows import write_rows
+from rftkit.training import session
 from rftkit.training.report import list_runs, runs_table
 from rftkit.training.run import GateSaysFix
 from rftkit.training.session import StepReward
@@ -190,6 +191,37 @@ def test_a_run_folder_moves_and_its_adapter_answers_in_plain_peft_too(run, tmp_p
     card = (moved / "adapter" / "README.md").read_text()
     assert str(Interval(*(run.best[k] for k in ("mean", "low", "high")))) in card
     assert "base_model: embedded:mini" in card and load_task("gene_ranking").grader.name in card
+
+
+def test_threads_are_those_that_computed_quickest(monkeypatch):
+    clock, threads = [0.0], [16]
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads[0])
+    monkeypatch.setattr("torch.set_num_threads", lambda n: threads.__setitem__(0, n))
+    monkeypatch.setattr(session.time, "perf_counter", lambda: clock[0])
+    seconds = {1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0, 16: 5.0}
+
+    def model(input_ids):
+        clock[0] += seconds[threads[0]]
+
+    model.device = SimpleNamespace(type="cpu")
+    policy = SimpleNamespace(model=model)
+    assert session.quickest_threads(policy, "a/model") == (None, "")  # the suite sets them
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert session.quickest_threads(policy, str(embedded_model("mini"))) == (None, "")
+    best, reason = session.quickest_threads(policy, "a/model")
+    assert best == 4 and "2.00 s with 4" in reason and "5.00 s with 16" in reason
+
+
+def test_a_run_keeps_its_threads_and_gives_them_back(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(session, "quickest_threads", lambda *of: (3, "3 threads"))
+    seen, before = [], torch.get_num_threads()
+    config = RunConfig(**TINY | {"steps": 1})
+    train(config, tmp_path / "run", [lambda record: seen.append(torch.get_num_threads())])
+    assert (seen, torch.get_num_threads()) == ([3], before)
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["threads"] == 3
 
 
 def test_an_unset_limit_comes_from_the_model_and_is_said_once(tmp_path):

@@ -87,6 +87,9 @@ def train(
         task = replace(task, group_by=None)
     refuse_leaks(rows, held_out, task)
     out.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    threads = torch.get_num_threads()
     try:
         with interrupts_heard(say) as interrupted:
             # Stage 2: is there a run in the folder? Then it is loaded or resumed.
@@ -96,6 +99,7 @@ def train(
                 say(f"{out}: this run is finished; its adapter is loaded")
                 return load_run(out)
             session = Session(config, out, task, rows, held_out, observers, interrupted, resume)
+            torch.set_num_threads(getattr(session.plan, "threads", None) or threads)
             for note in session.notes:
                 say(note)
             if resume:
@@ -118,6 +122,8 @@ def train(
         last = getattr(store.newest_checkpoint(out), "name", "no checkpoint")
         message = f"{out}: no space left on the disk; {last} stands: free some and start it again"
         raise TrainingStopped(message) from error
+    finally:
+        torch.set_num_threads(threads)  # see session.quickest_threads
 
 
 def known_rows(config: RunConfig, task: Task, rows: Any, held_out: Any) -> tuple[list, list]:

@@ -1,5 +1,6 @@
 """One session of a run: its model and state, the sampler and reward of a step, and Ctrl-C."""
 
+import math
 import os
 import signal
 import statistics
@@ -15,10 +16,10 @@ from typing import Any
 from rftkit.decoding import decode, end_tokens
 from rftkit.environment import set_seed
 from rftkit.evaluation import pattern_shares, rounded
-from rftkit.files import UserError, read_json, write_json
+from rftkit.files import UserError, plural, read_json, write_json
 from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.graders.rewards import GraderFailure, reward_function
-from rftkit.loading import check_weights, hub_place, model_folder
+from rftkit.loading import check_weights, hub_place, is_embedded, model_folder
 from rftkit.packing import reason_to_copy
 from rftkit.policy import LocalPolicy, load_policy, merged_adapter
 from rftkit.records import Sample, SamplingConfig
@@ -88,6 +89,8 @@ class Session:
                 self.plan.shared_prompts = not copies
                 if copies:
                     self.plan.reasons.append(f"each completion has its own prompt: {copies}")
+            self.plan.threads, reason = quickest_threads(self.policy, config_base(config))
+            self.plan.reasons += [reason] if reason else []
             write_json(out / "plan.json", vars(self.plan))
         limit = {"max_completion_tokens": self.plan.max_completion_tokens}
         self.config = config = config.model_copy(update=limit)
@@ -138,6 +141,26 @@ class Session:
         began = time.perf_counter()
         yield
         self.clock[name] += time.perf_counter() - began
+
+
+def quickest_threads(policy: LocalPolicy, base: str) -> tuple[int | None, str]:
+    """(threads, the reason), by a pass like one of sampling: too many threads wait for each other,
+    on a busy machine any two. None where OMP_NUM_THREADS is set, and for the embedded models, whose
+    numbers must not depend on how busy a machine is."""
+    import torch
+
+    if is_embedded(base) or "OMP_NUM_THREADS" in os.environ or policy.model.device.type != "cpu":
+        return None, ""
+    most, seconds = torch.get_num_threads(), {}
+    for threads in 3 * sorted({most, *(2**i for i in range(most.bit_length()))}):
+        torch.set_num_threads(threads)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            policy.model(input_ids=torch.ones((32, 4), dtype=torch.long))
+        seconds[threads] = min(time.perf_counter() - began, seconds.get(threads, math.inf))
+    best = min(seconds, key=seconds.get)
+    measured = ", ".join(f"{s:.2f} s with {n}" for n, s in seconds.items())
+    return best, f"{plural(best, 'thread')}: a pass took {measured}"
 
 
 def load_trainable(config: RunConfig) -> LocalPolicy:
