@@ -111,7 +111,14 @@ def shared_head(prompts: Sequence[list[int]]) -> int:
     return head if head >= LONG_HEAD and len(prompts) > 1 else 0
 
 
-CPU_ROOM = 1e9  # bytes
+CPU_ROOM, GPU_ROOM = 1e9, 0.4  # bytes; of the free memory
+
+
+def widths(config: Any) -> tuple[int, int]:
+    """Numbers of a token's queries, and of its keys, in a layer of a model with this config."""
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size
 
 
 def fitting(model: Any, tokens: int) -> int:
@@ -120,11 +127,8 @@ def fitting(model: Any, tokens: int) -> int:
     import torch
 
     config, first = model.config.get_text_config(), next(model.parameters())
-    heads = getattr(config, "num_attention_heads", None) or 1
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * size
-    cache = 2 * config.num_hidden_layers * keys * first.element_size()
-    room = 0.4 * torch.cuda.mem_get_info()[0] if first.is_cuda else CPU_ROOM
+    cache = 2 * config.num_hidden_layers * widths(config)[1] * first.element_size()
+    room = GPU_ROOM * torch.cuda.mem_get_info()[0] if first.is_cuda else CPU_ROOM
     return int(room / ((tokens + ROOM) * cache + 4 * 4 * config.vocab_size))
 
 

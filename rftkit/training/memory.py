@@ -21,6 +21,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from rftkit.decoding import widths
 from rftkit.files import MODELS, UserError, read_json
 from rftkit.training.config import RunConfig
 
@@ -46,12 +47,10 @@ def find_card(name: str | None) -> SimpleNamespace:
 
 def sizes(model: Any) -> tuple[int, int, int, int, int, int]:
     """(hidden, inner, width of queries, of keys, experts, experts that a token passes)"""
-    hidden, heads = model.hidden_size, getattr(model, "num_attention_heads", None) or 1
-    head = getattr(model, "head_dim", None) or hidden // heads
-    inner = getattr(model, "intermediate_size", None) or 4 * hidden
+    inner = getattr(model, "intermediate_size", None) or 4 * model.hidden_size
     experts = getattr(model, "num_local_experts", None) or 1
-    keys = (getattr(model, "num_key_value_heads", None) or heads) * head
-    return hidden, inner, heads * head, keys, experts, getattr(model, "num_experts_per_tok", 0) or 1
+    active = getattr(model, "num_experts_per_tok", None) or 1
+    return model.hidden_size, inner, *widths(model), experts, active
 
 
 def parts(
@@ -63,8 +62,8 @@ def parts(
     layer = 2 * hidden * (queries + keys) + 3 * hidden * inner * experts
     heads = 1 if getattr(model, "tie_word_embeddings", True) else 2
     linear = 0.5625 if config.load_in_4bit else number
-    widths = 4 * hidden + 2 * (queries + keys)  # in + out; fused experts get no LoRA
-    widths += 3 * (hidden + inner) if experts == 1 else 0
+    adapter = 4 * hidden + 2 * (queries + keys)  # in + out; fused experts get no LoRA
+    adapter += 3 * (hidden + inner) if experts == 1 else 0
     wide, wider = (9, 5) if number == 2 else (6, 3)
     kept = 4 * inner * active + wide * hidden + wider * (queries + keys) + 7 * config.lora_rank
     unsloth = config.engine == "unsloth"
@@ -72,7 +71,7 @@ def parts(
     cache = 2 * layers * keys * number * tokens + 16 * model.vocab_size
     return {
         "weights": linear * layers * layer + number * heads * hidden * model.vocab_size,
-        "adapter": 16 * config.lora_rank * layers * widths,
+        "adapter": 16 * config.lora_rank * layers * adapter,
         "KV cache": cache * config.batch,
         "activations": micro * tokens * kept * number,
         "logits": 12 * completion * model.vocab_size * (1 if unsloth else micro),

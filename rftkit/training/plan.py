@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+from rftkit.decoding import GPU_ROOM
 from rftkit.environment import choose_device
 from rftkit.files import UserError
 from rftkit.loading import hub_place, is_embedded, load_tokenizer
@@ -171,6 +172,11 @@ def plan_card(config: RunConfig, rows: list, held_out: list, gpu: str, usd: floa
         form = now, model.prompt_tokens, plan.max_completion_tokens, plan.micro_batch
         parts = memory.parts(model.architecture, *form)
         sampling, update = memory.seconds(model.architecture, *form, card)
+        if config.engine != "unsloth":  # then the sampler takes no more than it has room for
+            room = memory.USABLE * card.memory * 1e9 - parts["weights"] - parts["adapter"]
+            cache, least = parts["KV cache"], parts["KV cache"] / now.prompts_per_step
+            parts["KV cache"] = min(cache, max(least, GPU_ROOM * room))
+            sampling *= math.ceil(cache / parts["KV cache"])
         sampled = plan.steps + plan.validations * plan.validation_answers / plan.batch
         plan.prompt_tokens = model.prompt_tokens
         plan.prompts = "measured" if rows and model.context else "estimated"
