@@ -177,7 +177,7 @@ print((parts["activations"] + parts["logits"]) / 1e6 / (peak_memory_mb() - befor
 @pytest.mark.skipif(not fetched_folder("smollm2").exists(), reason="rftkit fetch smollm2")
 @pytest.mark.parametrize("answers", [4, 16])
 def test_a_step_of_smollm2_takes_the_memory_that_the_formula_says(answers):
-    """Resident memory on a CPU (1.34 and 1.10 on two cores of an Intel Xeon, 30 Nov 2026). glibc
+    """Resident memory on a CPU (1.3 and 1.1 on two cores of an Intel Xeon, 30 Nov 2026). glibc
     gives back what is freed only with small thresholds; by default it may keep 1.7 times that."""
     small = {f"MALLOC_{name}_THRESHOLD_": "131072" for name in ("MMAP", "TRIM")}
     words = [sys.executable, "-c", STEP, str(answers)]
