@@ -188,9 +188,10 @@ def merged_adapter(model: Any) -> Iterator[Any]:
     """
     import torch
 
-    most = SMALL_IN_FP32 if next(model.parameters()).dtype == torch.float32 else SMALL
-    small = hasattr(model, "merge_adapter") and sum(p.numel() for p in model.parameters()) < most
-    small = small and not getattr(model, "is_loaded_in_4bit", False)
+    small = hasattr(model, "merge_adapter") and not getattr(model, "is_loaded_in_4bit", False)
+    if small:
+        most = SMALL_IN_FP32 if model.dtype == torch.float32 else SMALL
+        small = sum(p.numel() for p in model.parameters()) < most
     if not small or any(getattr(m, "merged", False) for m in model.modules()):
         yield model
         return
