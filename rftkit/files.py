@@ -1,7 +1,9 @@
 """Where the kit's own files lie, how small files are read and written, how text is shown."""
 
+import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -122,3 +124,9 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
         return ""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def is_full_disk(error: BaseException, out: Path) -> bool:
+    """Did writing fail for want of space? safetensors and torch say so in words of their own."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or "os error 28" in str(error) or shutil.disk_usage(out).free < 1_000_000

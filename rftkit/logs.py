@@ -147,7 +147,7 @@ class Lines:
         self.steps, self.ended = 0, None
 
     def begin(self, plan: Any, log: list[dict[str, Any]], start: dict[str, Any]) -> None:
-        self.log, self.steps, self.start = list(log), plan.steps, start or None
+        self.log, self.steps, self.start, self.ended = list(log), plan.steps, start or None, None
         if self.reporter:
             self.reporter.stage("training", plan.steps)
         self.say("\n".join(plan.lines()))

@@ -53,6 +53,10 @@ def test_the_headline_says_what_the_log_says():
     assert "validation top1 0.400 [0.300, 0.500], best 0.600 at step 5" in line
     assert "ended by patience" in headline(made_log(), ended="patience")
     assert headline([]) == "step 0/20"
+    observer = TrainingDashboard()
+    observer.end(ENDED)
+    observer.begin(PLAN, made_log(), START)  # of the next run
+    assert "ended" not in observer.headline()
 
 
 def test_the_time_left_follows_the_last_twenty_steps():

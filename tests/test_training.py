@@ -193,25 +193,6 @@ def test_a_run_folder_moves_and_its_adapter_answers_in_plain_peft_too(run, tmp_p
     assert "base_model: embedded:mini" in card and load_task("gene_ranking").grader.name in card
 
 
-def test_threads_are_those_that_computed_quickest(monkeypatch):
-    clock, threads = [0.0], [16]
-    monkeypatch.setattr("torch.get_num_threads", lambda: threads[0])
-    monkeypatch.setattr("torch.set_num_threads", lambda n: threads.__setitem__(0, n))
-    monkeypatch.setattr(session.time, "perf_counter", lambda: clock[0])
-    seconds = {1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0, 16: 5.0}
-
-    def model(input_ids):
-        clock[0] += seconds[threads[0]]
-
-    model.device = SimpleNamespace(type="cpu")
-    policy = SimpleNamespace(model=model)
-    assert session.quickest_threads(policy, "a/model") == (None, "")  # the suite sets them
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert session.quickest_threads(policy, str(embedded_model("mini"))) == (None, "")
-    best, reason = session.quickest_threads(policy, "a/model")
-    assert best == 4 and "2.00 s with 4" in reason and "5.00 s with 16" in reason
-
-
 def test_a_run_keeps_its_threads_and_gives_them_back(tmp_path, monkeypatch):
     import torch
 

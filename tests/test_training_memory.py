@@ -1,4 +1,5 @@
-"""What a run takes on a card: the formula against counted bytes, measured and published numbers."""
+"""What a run takes: threads, and on a card what the formula says against counted bytes, measured
+and published numbers."""
 
 import json
 import os
@@ -11,8 +12,8 @@ from typer.testing import CliRunner
 
 import rftkit
 from rftkit.cli import app
-from rftkit.files import UserError, fetched_folder
-from rftkit.training import memory
+from rftkit.files import UserError, embedded_model, fetched_folder
+from rftkit.training import memory, session
 from rftkit.training.config import RunConfig
 from rftkit.training.session import with_lora
 
@@ -159,7 +160,7 @@ from types import SimpleNamespace
 from rftkit.environment import peak_memory_mb
 from rftkit.loading import load_model, model_folder
 from rftkit.packing import token_logprobs
-from rftkit.training import memory
+from rftkit.training import memory, session
 from rftkit.training.config import RunConfig
 from rftkit.training.session import with_lora
 model, *_ = load_model(model_folder("smollm2")[0])
@@ -183,3 +184,22 @@ def test_a_step_of_smollm2_takes_the_memory_that_the_formula_says(answers):
     words = [sys.executable, "-c", STEP, str(answers)]
     done = subprocess.run(words, env=os.environ | small, capture_output=True, text=True, check=True)
     assert 0.85 < float(done.stdout.split()[-1]) < 1.4
+
+
+def test_threads_are_those_that_computed_quickest(monkeypatch):
+    clock, threads = [0.0], [16]
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads[0])
+    monkeypatch.setattr("torch.set_num_threads", lambda n: threads.__setitem__(0, n))
+    monkeypatch.setattr(session.time, "perf_counter", lambda: clock[0])
+    seconds = {1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0, 16: 5.0}
+
+    def model(input_ids):
+        clock[0] += seconds[threads[0]]
+
+    model.device = SimpleNamespace(type="cpu")
+    policy = SimpleNamespace(model=model)
+    assert session.quickest_threads(policy, "a/model") == (None, "")  # the suite sets them
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert session.quickest_threads(policy, str(embedded_model("mini"))) == (None, "")
+    best, reason = session.quickest_threads(policy, "a/model")
+    assert best == 4 and "2.00 s with 4" in reason and "5.00 s with 16" in reason

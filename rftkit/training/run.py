@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.environment import peak_memory_mb, versions
-from rftkit.files import UserError, read_json, write_json
+from rftkit.files import UserError, is_full_disk, read_json, write_json
 from rftkit.graders.answer import fill_template
 from rftkit.logs import Lines, alarms_of, read_lines
 from rftkit.policy import LocalPolicy, Policy, load_policy
@@ -20,7 +20,7 @@ from rftkit.training.plan import Plan, plan_card, plan_run
 from rftkit.training.report import shared_groups, write_report
 from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
-from rftkit.training.watchdogs import TrainingStopped, is_full_disk
+from rftkit.training.watchdogs import TrainingStopped
 
 
 class GateSaysFix(UserError):

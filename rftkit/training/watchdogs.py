@@ -6,8 +6,6 @@ has changed when the first batch is garbage. trainer.py stops it when the grader
 the disk is full. Each saves its batch. A stopped run resumes once the cause is fixed.
 """
 
-import errno
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +110,3 @@ def save_batch(out: Path, step: int, name: str, samples: Sequence[Sample]) -> Pa
     place.unlink(missing_ok=True)
     append_samples(place, samples, step=step)
     return place
-
-
-def is_full_disk(error: BaseException, out: Path) -> bool:
-    """Did writing fail for want of space? safetensors and torch say so in words of their own."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return full or "os error 28" in str(error) or shutil.disk_usage(out).free < 1_000_000
