@@ -212,7 +212,8 @@ byte for byte. No real person, firm or message is meant.
 A field earns its share where it is equal to the row's, word for word; one that is missing, or whose
 value the message does not contain, costs .05. An answer that is no JSON earns 0. An amount in
 quotes is wrong: the first grader took `"474"` for `474`, as templates write both alike, and after
-32 steps of RFT 93 % of the answers at T = 1 had quotes.
+32 steps of RFT 93 % of the answers at T = 1 had quotes (`python benchmarks/real_model.py --seeds 0`
+at commit d7fca74, 30 Nov 2026).
 
 What strategies that do not read the message earn on the test rows (`rftkit.attack`):
 
