@@ -6,7 +6,7 @@
     python benchmarks/real_model.py --size 4      # few rows, two steps: does it run?
 
 Everything stands in runs/real_model: what is finished is not run again, a run that was stopped
-resumes. The record goes to datasets/recorded_runs/extraction.json.
+resumes. Each seed goes into datasets/recorded_runs/extraction.json beside the others.
 
 All systems answer the same test rows, sampled with the same random numbers and once greedily. The
 seed is that of training: the order of rows and what RFT and rejection sampling draw.
@@ -248,6 +248,19 @@ def evaluate_seed(work: Extraction) -> tuple[dict[str, Row], dict[str, Row]]:
     return results, training
 
 
+def add_run(path: Path, shared: Row, run: Row, **once: Any) -> None:
+    """Write a seed's run into the record, beside those of other seeds with the same `shared`;
+    what `once` makes is taken from there."""
+    known = read_json(path) if path.exists() else {}
+    if any(known.get(key) != value for key, value in shared.items()):
+        known = {}
+    run |= {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+    runs = [run, *(other for other in known.get("runs", []) if other["seed"] != run["seed"])]
+    made = {key: known[key] if key in known else make() for key, make in once.items()}
+    runs.sort(key=lambda run: run["seed"])
+    write_json(path, {**shared, "runs": runs, **made})
+
+
 def summary(results: dict[str, Row], rows: list[Row], task: Task) -> Row:
     """Means with intervals, clustered by customer, and every difference to RFT; the answers to
     the first rows in full."""
@@ -278,18 +291,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "real_model")
     parser.add_argument("--record", type=Path, default=RECORD)
     given = parser.parse_args()
-    began, runs = time.perf_counter(), []
     for seed in given.seeds:
         work = Extraction(given.out, seed, given.size)
         results, training = evaluate_seed(work)
-        bases = evaluate_bases(work, given.out)
-        report = {"seed": seed, **summary(bases | results, work.test, work.task)}
-        runs.append(report | {"training": training})
-    gates = kept(given.out / "gates.json", partial(measure_gates, work))
-    rows = {"train": len(work.rows), "validation": len(work.held_out), "test": len(work.test)}
-    record = {"rows": rows, "settings": {"RFT": RFT, "SFT": SFT}, "runs": runs, "gates": gates}
-    record |= {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
-    write_json(given.record, record | {"seconds": round(time.perf_counter() - began, 1)})
+        report = summary(evaluate_bases(work, given.out) | results, work.test, work.task)
+        sizes = {"train": len(work.rows), "validation": len(work.held_out), "test": len(work.test)}
+        shared = {"rows": sizes, "settings": {"RFT": RFT, "SFT": SFT}}
+        gates = partial(kept, given.out / "gates.json", partial(measure_gates, work))
+        add_run(given.record, shared, {"seed": seed, **report, "training": training}, gates=gates)
 
 
 if __name__ == "__main__":
