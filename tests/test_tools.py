@@ -17,7 +17,13 @@ from rftkit.real_cases import WORLD_FILE, load_world
 from rftkit.records import Sample
 from rftkit.rows import sha256_of
 from rftkit.task import load_task
-from tools import make_candidates, make_extraction, make_gene_ranking, make_realistic
+from tools import (
+    make_candidates,
+    make_extraction,
+    make_gene_ranking,
+    make_realistic,
+    make_stock,
+)
 from tools.medical_school import card, corpus, gates, pretrain
 from tools.medical_school.world import build_world, log_likelihood, simulate, write_world
 
@@ -33,7 +39,7 @@ def small_world():
 
 
 @pytest.mark.parametrize(
-    "maker", [make_gene_ranking, make_realistic, make_candidates, make_extraction]
+    "maker", [make_gene_ranking, make_realistic, make_candidates, make_extraction, make_stock]
 )
 def test_a_dataset_is_made_again_byte_for_byte(tmp_path, maker):
     maker.write_task(tmp_path)
@@ -192,3 +198,23 @@ def test_the_extraction_grader_pays_fields_and_punishes_invention(changes, rewar
     answer = {key: row[key] for key in make_extraction.FIELDS} | changes
     text = json.dumps({key: value for key, value in answer.items() if value is not ...})
     assert task.grader.evaluate(row, text).reward == pytest.approx(reward)
+
+
+def test_the_sums_of_the_stock_task_are_right_and_stand_in_one_file_each():
+    task, seen = load_task("stock"), Counter()
+    for split in make_stock.ROWS:
+        for row in task.rows(split):
+            question = row["messages"][-1]["content"]
+            start = int(re.search(r"has (\d+)", question)[1])
+            changes = re.findall(r"(buys|sells) (\d+)", question)
+            total = start + sum(int(n) if verb == "buys" else -int(n) for verb, n in changes)
+            assert row["reference_answer"] == str(total)
+            seen[start, *changes] += 1
+            if split == make_stock.WORKED:
+                graded = task.grader.evaluate(row, Sample.from_text(row["completion"]))
+                assert graded.reward == 1
+                for a, sign, b, result in re.findall(
+                    r"(\d+) ([+-]) (\d+) = (\d+)", row["completion"]
+                ):
+                    assert int(a) + int(sign + b) == int(result)
+    assert set(seen.values()) == {1}
