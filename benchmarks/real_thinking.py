@@ -35,6 +35,7 @@ COMMON = dict(model="smollm2", task="stock", max_completion_tokens=TOKENS, patie
 COMMON |= dict(eval_rows=48, eval_samples=2, gate="off")
 RFT = COMMON | dict(prompts_per_step=8, answers_per_prompt=8, learning_rate=3e-4, beta=0.0)
 RFT |= dict(steps=32, eval_every=8, save_every=4)
+WARM = 6  # epochs of the warm start
 SFT = COMMON | dict(method="sft", prompts_per_step=8, steps=10_000, learning_rate=1e-3)
 
 
@@ -64,7 +65,7 @@ class Stock:
         return self.train(name, SFT | own | more, rows)
 
     def warm_start(self) -> Run:
-        return self.sft("warm start", self.worked, 6, each=False)
+        return self.sft("warm start", self.worked, WARM, each=False)
 
     def from_warm_start(self) -> dict[str, Any]:
         return dict(init_adapter=str(self.folder("warm start")))
@@ -100,7 +101,7 @@ class Stock:
 
 
 def full_text(sample: Sample) -> str:
-    return f"<think>{sample.reasoning}</think>{sample.output_text}"
+    return f"<think>{sample.reasoning}</think>" * bool(sample.reasoning) + sample.output_text
 
 
 TRAINED = {
@@ -117,10 +118,11 @@ def measure_gates(work: Stock) -> dict[str, Row]:
     options = dict(answers=8, max_completion_tokens=TOKENS)
 
     def gate(epochs: int) -> Row:
-        run = work.sft(f"warm start of {epochs}", work.worked, epochs, each=False)
+        name = "warm start" if epochs == WARM else f"warm start of {epochs}"
+        run = work.sft(name, work.worked, epochs, each=False)
         return measure_signal(run.policy, work.task, work.rows, **options).to_json()
 
-    return {str(epochs): gate(epochs) for epochs in (2, 4, 8, 16)}
+    return {str(epochs): gate(epochs) for epochs in (2, WARM, 9)}
 
 
 def few_shot(row: Row, worked: list[Row]) -> Row:

@@ -202,19 +202,22 @@ def test_the_extraction_grader_pays_fields_and_punishes_invention(changes, rewar
 
 def test_the_sums_of_the_stock_task_are_right_and_stand_in_one_file_each():
     task, seen = load_task("stock"), Counter()
+    signs = {verb: sign for sign, verbs in make_stock.VERBS.items() for verb in verbs.split()}
     for split in make_stock.ROWS:
         for row in task.rows(split):
             question = row["messages"][-1]["content"]
             start = int(re.search(r"has (\d+)", question)[1])
-            changes = re.findall(r"(buys|sells) (\d+)", question)
-            total = start + sum(int(n) if verb == "buys" else -int(n) for verb, n in changes)
+            moves = re.findall(r"(\w+) (\d+)(?= and|\.)", question)
+            assert [signs[verb] for verb, _ in moves] == row["form"].split()
+            total = start + sum(int(signs[verb] + number) for verb, number in moves)
             assert row["reference_answer"] == str(total)
-            seen[start, *changes] += 1
+            seen[start, *moves] += 1
             if split == make_stock.WORKED:
+                assert {verb for verb, _ in moves} <= {"buys", "sells"}
                 graded = task.grader.evaluate(row, Sample.from_text(row["completion"]))
                 assert graded.reward == 1
-                for a, sign, b, result in re.findall(
-                    r"(\d+) ([+-]) (\d+) = (\d+)", row["completion"]
-                ):
-                    assert int(a) + int(sign + b) == int(result)
+                steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", row["completion"])
+                assert [int(a) + int(sign + b) for a, sign, b, _ in steps] == [
+                    int(s[3]) for s in steps
+                ]
     assert set(seen.values()) == {1}

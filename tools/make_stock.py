@@ -123,8 +123,9 @@ write the steps down, and to get them right.
 
 `{WORKED}.jsonl` has worked answers in `completion`, for `"method": "sft"`, with the verbs buys and
 sells alone. The other files have the number alone, in `reference_answer`, and eight verbs
-({VERBS["+"]}; {VERBS["-"]}): no worked answer shows which sign the other six have. No row (start,
-verbs, numbers) stands in two files, and the test rows have names and things of their own.
+({VERBS["+"]}; {VERBS["-"]}):
+no worked answer shows which sign the other six have. No row (start, verbs, numbers) stands in two
+files, and the test rows have names and things of their own.
 Stocks of 3 to 9 to begin with; up to 9 come, up to 4 go, and nothing goes from ten or more. `form`
 has a row's two signs, `verbs` its verbs.
 
