@@ -22,7 +22,7 @@ from real_model import ROOT, Row, add_run, kept
 
 from rftkit import RunConfig, load_policy, load_task, measure_signal, train
 from rftkit.console import Reporter
-from rftkit.evaluation import bootstrap, paired_difference
+from rftkit.evaluation import bootstrap, clusters_of, paired_difference
 from rftkit.policy import Policy, Prompt
 from rftkit.records import Sample, SamplingConfig
 from rftkit.task import Task
@@ -119,8 +119,9 @@ def measure_gates(work: Stock) -> dict[str, Row]:
 
     def gate(epochs: int) -> Row:
         name = "warm start" if epochs == WARM else f"warm start of {epochs}"
-        run = work.sft(name, work.worked, epochs, each=False)
-        return measure_signal(run.policy, work.task, work.rows, **options).to_json()
+        policy = work.sft(name, work.worked, epochs, each=False).policy
+        policy.name = name  # not its place on this machine
+        return measure_signal(policy, work.task, work.rows, **options).to_json()
 
     return {str(epochs): gate(epochs) for epochs in (2, WARM, 9)}
 
@@ -180,17 +181,21 @@ def evaluate_bases(work: Stock) -> dict[str, Row]:
     }
 
 
-def summary(results: dict[str, Row]) -> Row:
+def summary(results: dict[str, Row], clusters: list) -> Row:
     """Means with intervals, and RFT minus each other system, row by row."""
     systems, paired = [], []
     for name, result in results.items():
         record: Row = {"name": name}
         for how in ("sampled", "greedy"):
             values, texts = result[how]["right"], result[how]["texts"][:8]
-            record[how] = bootstrap(values).to_json() | {"patterns": result[how]["patterns"]}
+            record[how] = bootstrap(values, clusters).to_json() | {
+                "patterns": result[how]["patterns"]
+            }
             record[how] |= {"texts": texts}
             if name != "RFT":
-                interval = paired_difference(results["RFT"][how]["right"], values).to_json()
+                interval = paired_difference(
+                    results["RFT"][how]["right"], values, clusters
+                ).to_json()
                 paired.append({"a": "RFT", "b": name, "how": how} | interval)
         systems.append(record)
     return {"systems": systems, "paired": paired}
@@ -208,7 +213,7 @@ def main() -> None:
     for seed in given.seeds:
         work = Stock(given.out, seed, given.size)
         results, training = evaluate_seed(work)
-        report = summary(evaluate_bases(work) | results)
+        report = summary(evaluate_bases(work) | results, clusters_of(work.test, work.task))
         shared = {"settings": {"RFT": RFT, "SFT": SFT}}
         gates = partial(kept, given.out / "gates.json", partial(measure_gates, work))
         add_run(given.record, shared, {"seed": seed, **report, "training": training}, gates=gates)
