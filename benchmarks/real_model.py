@@ -232,16 +232,16 @@ def kept(place: Path, make: Any) -> Row:
     return read_json(place)
 
 
-def evaluate_seed(work: Extraction) -> tuple[dict[str, Row], dict[str, Row]]:
-    """(results, what training took) of the systems that are trained."""
+def evaluate_seed(work: Any, trained: dict, answer: Any) -> tuple[dict[str, Row], dict[str, Row]]:
+    """(results, what training took) of the `trained` systems, each in a file once it is done."""
     results, training = {}, {}
 
     def made(name: str) -> Row:
-        run = TRAINED[name](work)
+        run = trained[name](work)
         took = run.training | {"start": run.start, "best": run.best}
         return answer(run.policy, work.task, work.test) | {"training": took, "log": run.log}
 
-    for name in TRAINED:
+    for name in trained:
         print(f"seed {work.seed}: {name}", flush=True)
         results[name] = kept(work.out / f"{name}.json", partial(made, name))
         training[name] = results[name]["training"] | {"log": results[name]["log"]}
@@ -282,18 +282,22 @@ def summary(results: dict[str, Row], rows: list[Row], task: Task) -> Row:
     return {"systems": systems, "paired": paired, "answers": answers}
 
 
-def main() -> None:
+def arguments(text: str, out: str, record: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, help="so many rows of each file, and two steps")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "real_model")
-    parser.add_argument("--record", type=Path, default=RECORD)
-    given = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / out)
+    parser.add_argument("--record", type=Path, default=record)
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments(__doc__, "real_model", RECORD)
     for seed in given.seeds:
         work = Extraction(given.out, seed, given.size)
-        results, training = evaluate_seed(work)
+        results, training = evaluate_seed(work, TRAINED, answer)
         report = summary(evaluate_bases(work, given.out) | results, work.test, work.task)
         sizes = {"train": len(work.rows), "validation": len(work.held_out), "test": len(work.test)}
         shared = {"rows": sizes, "settings": {"RFT": RFT, "SFT": SFT}}

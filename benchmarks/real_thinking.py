@@ -12,13 +12,12 @@ keeps is the epoch that validates best. Kept, resumed and recorded like benchmar
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from real_model import ROOT, Row, add_run, kept
+from real_model import ROOT, Row, add_run, arguments, evaluate_seed, kept
 
 from rftkit import RunConfig, load_policy, load_task, measure_signal, train
 from rftkit.console import Reporter
@@ -43,7 +42,8 @@ class Stock:
     """What the systems are made of and measured on; `size` takes few rows and two steps."""
 
     def __init__(self, out: Path, seed: int, size: int | None = None):
-        self.task, self.out, self.seed, self.size = load_task("stock"), out, seed, size
+        self.task, self.seed, self.size = load_task("stock"), seed, size
+        self.out = out / f"seed-{seed}"
         splits = ("warm_start", "train", "validation", "test")
         self.worked, self.rows, self.held_out, self.test = (
             self.task.rows(split)[:size] for split in splits
@@ -56,7 +56,7 @@ class Stock:
         return train(config, self.folder(name), rows=rows, held_out=self.held_out)
 
     def folder(self, name: str) -> Path:
-        return self.out / f"seed-{self.seed}" / name.replace(" ", "_").replace(",", "")
+        return self.out / name.replace(" ", "_")
 
     def sft(self, name: str, rows: list[Row], epochs: int, each: bool = True, **more: Any) -> Run:
         """Validated after each epoch, of which the best is kept; or trained for all of them."""
@@ -153,30 +153,14 @@ def answer(policy: Policy, task: Task, rows: list[Row]) -> Row:
     return record
 
 
-def evaluate_seed(work: Stock) -> tuple[dict[str, Row], dict[str, Row]]:
-    """(results, what training took) of the systems that are trained."""
-    results, training = {}, {}
-
-    def made(name: str) -> Row:
-        run = TRAINED[name](work)
-        took = run.training | {"start": run.start, "best": run.best}
-        return answer(run.policy, work.task, work.test) | {"training": took, "log": run.log}
-
-    for name in TRAINED:
-        print(f"seed {work.seed}: {name}", flush=True)
-        results[name] = kept(work.folder(name).with_suffix(".json"), partial(made, name))
-        training[name] = results[name]["training"] | {"log": results[name]["log"]}
-    return results, training
-
-
-def evaluate_bases(work: Stock) -> dict[str, Row]:
+def evaluate_bases(work: Stock, place: Path) -> dict[str, Row]:
     policy = load_policy("smollm2")
     systems = {
         "base": work.test,
         "base, four worked examples": [few_shot(row, work.worked) for row in work.test],
     }
     return {
-        name: kept(work.out / f"{name}.json", partial(answer, policy, work.task, rows))
+        name: kept(place / f"{name}.json", partial(answer, policy, work.task, rows))
         for name, rows in systems.items()
     }
 
@@ -187,33 +171,24 @@ def summary(results: dict[str, Row], clusters: list) -> Row:
     for name, result in results.items():
         record: Row = {"name": name}
         for how in ("sampled", "greedy"):
-            values, texts = result[how]["right"], result[how]["texts"][:8]
-            record[how] = bootstrap(values, clusters).to_json() | {
-                "patterns": result[how]["patterns"]
-            }
-            record[how] |= {"texts": texts}
+            own = result[how]
+            record[how] = bootstrap(own["right"], clusters).to_json()
+            record[how] |= {"patterns": own["patterns"], "texts": own["texts"][:8]}
             if name != "RFT":
-                interval = paired_difference(
-                    results["RFT"][how]["right"], values, clusters
-                ).to_json()
+                pair = results["RFT"][how]["right"], own["right"]
+                interval = paired_difference(*pair, clusters).to_json()
                 paired.append({"a": "RFT", "b": name, "how": how} | interval)
         systems.append(record)
     return {"systems": systems, "paired": paired}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--size", type=int, help="so many rows of each file, and two steps")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "real_thinking")
-    parser.add_argument("--record", type=Path, default=RECORD)
-    given = parser.parse_args()
+    given = arguments(__doc__, "real_thinking", RECORD)
     for seed in given.seeds:
         work = Stock(given.out, seed, given.size)
-        results, training = evaluate_seed(work)
-        report = summary(evaluate_bases(work) | results, clusters_of(work.test, work.task))
+        results, training = evaluate_seed(work, TRAINED, answer)
+        results = evaluate_bases(work, given.out) | results
+        report = summary(results, clusters_of(work.test, work.task))
         shared = {"settings": {"RFT": RFT, "SFT": SFT}}
         gates = partial(kept, given.out / "gates.json", partial(measure_gates, work))
         add_run(given.record, shared, {"seed": seed, **report, "training": training}, gates=gates)

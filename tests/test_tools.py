@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+from real_model import add_run
 
 from rftkit.check import check_file
 from rftkit.files import MODELS, dataset, embedded_model, read_json
@@ -221,3 +222,18 @@ def test_the_sums_of_the_stock_task_are_right_and_stand_in_one_file_each():
                     int(s[3]) for s in steps
                 ]
     assert set(seen.values()) == {1}
+
+
+def test_a_record_grows_seed_by_seed_and_begins_anew_with_other_settings(tmp_path):
+    path, made = tmp_path / "record.json", []
+
+    def add(seed, rate, grade):
+        gates = lambda: made.append(seed) or seed  # noqa: E731
+        add_run(path, {"rate": rate}, {"seed": seed, "grade": grade}, gates=gates)
+        return [(run["seed"], run["grade"]) for run in read_json(path)["runs"]]
+
+    assert add(1, 0.1, 0.5) == [(1, 0.5)]
+    assert add(0, 0.1, 0.6) == [(0, 0.6), (1, 0.5)]
+    assert add(1, 0.1, 0.7) == [(0, 0.6), (1, 0.7)]
+    assert made == [1] and read_json(path)["gates"] == 1
+    assert add(2, 0.2, 0.8) == [(2, 0.8)] and made == [1, 2]
