@@ -24,7 +24,7 @@ from rftkit.training import session
 from rftkit.training.report import list_runs, runs_table
 from rftkit.training.run import GateSaysFix
 from rftkit.training.session import StepReward
-from rftkit.training.store import FIELDS, open_folder
+from rftkit.training.store import FIELDS, alone_in, open_folder
 from rftkit.training.trainer import sft_example
 
 # Quicker than the demo's settings, and rougher: enough to see the direction in twenty seconds.
@@ -270,6 +270,12 @@ def test_another_config_is_refused_by_its_fields(tiny):
     ]:
         with pytest.raises(UserError, match=f"another run.*{named}"):
             train(RunConfig(**VALIDATED | change), tiny.out)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with alone_in(tmp_path), pytest.raises(UserError, match="another process"):
+        train(RunConfig(**TINY), tmp_path)
+    assert [*tmp_path.iterdir()] == []  # the lock went with its process, and nothing was begun
 
 
 def test_rows_are_compared_by_content(tmp_path):

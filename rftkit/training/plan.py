@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from rftkit.decoding import GPU_ROOM
 from rftkit.environment import choose_device
 from rftkit.files import UserError
 from rftkit.loading import hub_place, is_embedded, load_tokenizer
+from rftkit.loop import Settings, row_order
 from rftkit.policy import LocalPolicy, Prompt
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS, completion_limit
@@ -256,12 +258,6 @@ def measure_model(config: RunConfig, rows: list[dict], held_out: list[dict]) -> 
 
 
 def run_order(rows: int, steps: int, prompts_per_step: int, seed: int) -> list[int]:
-    """The row of every prompt of the whole run, in shuffled passes that the seed fixes. (TRL's own
-    sampler starts anew when a run is resumed in a later pass.)"""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    while len(order) < steps * prompts_per_step:
-        order += torch.randperm(rows, generator=generator).tolist()
-    return order[: steps * prompts_per_step]
+    """The row of every prompt of the whole run. (TRL's own sampler starts anew when a run is
+    resumed in a later pass.)"""
+    return list(islice(row_order(rows, Settings(seed=seed)), steps * prompts_per_step))

@@ -91,7 +91,7 @@ def train(
 
     threads = torch.get_num_threads()
     try:
-        with interrupts_heard(say) as interrupted:
+        with interrupts_heard(say) as interrupted, store.alone_in(out):
             # Stage 2: is there a run in the folder? Then it is loaded or resumed.
             data = store.data_identity(rows, held_out, task)
             resume = store.open_folder(out, config, data, existing)

@@ -110,6 +110,23 @@ def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """UserError where another process trains in this folder: both would write one log."""
+    from filelock import FileLock, Timeout  # comes with transformers; a kill releases it
+
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{out}: another process trains there: name another folder") from None
+    try:
+        yield
+    finally:
+        (out / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
 def data_identity(rows: list[dict], held_out: list[dict], task: Task) -> dict[str, Any]:
     """What a run is trained on, as sizes and checksums: data.json."""
     reading = [task.answer_template, task.group_by, task.patterns, task.metrics, task.headline]
