@@ -5,7 +5,7 @@
     python benchmarks/real_model.py --seeds 0     # one seed
     python benchmarks/real_model.py --size 4      # few rows, two steps: does it run?
 
-Everything stands in runs/real_model: what is finished is not run again, a run that was stopped
+Everything stands in runs/extraction: what is finished is not run again, a run that was stopped
 resumes. Each seed goes into datasets/recorded_runs/extraction.json beside the others.
 
 All systems answer the same test rows, sampled with the same random numbers and once greedily. The
@@ -18,18 +18,20 @@ import argparse
 import json
 import re
 import time
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from page_block import Block
 
 from rftkit import RunConfig, load_policy, load_task, measure_signal, train
 from rftkit.console import Reporter
 from rftkit.environment import machine, versions
 from rftkit.evaluation import bootstrap, clusters_of, paired_difference
-from rftkit.files import read_json, write_json
+from rftkit.files import markdown_table, read_json, write_json
 from rftkit.graders.answer import fill_template
 from rftkit.policy import Policy, Prompt
 from rftkit.records import Sample, SamplingConfig
@@ -37,7 +39,7 @@ from rftkit.task import Task
 from rftkit.training.run import Run
 
 ROOT = Path(__file__).parents[1]
-RECORD = ROOT / "datasets" / "recorded_runs" / "extraction.json"
+RECORDS = ROOT / "datasets" / "recorded_runs"
 FIELDS = ("customer", "item", "amount", "due")
 TOKENS = 48  # an answer has 26 to 37
 SAMPLING = SamplingConfig(max_new_tokens=TOKENS, seed=1_000)
@@ -47,6 +49,14 @@ RFT = COMMON | dict(prompts_per_step=4, answers_per_prompt=8, learning_rate=5e-4
 RFT |= dict(steps=48, eval_every=8, save_every=4)
 # SFT validates after every epoch, and keeps the best one.
 SFT = COMMON | dict(method="sft", prompts_per_step=8, steps=10_000, epochs=4, learning_rate=1e-3)
+# task -> what is measured, and what two of the systems are called there
+IN_SHORT = {
+    "extraction": ("right fields", "base, five examples", "SFT"),
+    "stock": ("right answers", "base, four worked examples", "SFT on numbers"),
+}
+COLUMNS = ("base", "worked examples in the prompt", "SFT on all labels")
+COLUMNS += ("rejection-sampling SFT", "RFT")
+README = Block("README.md", "real model", "real_model.py")
 
 Row = dict[str, Any]
 Answers = list[list[Sample]]
@@ -93,7 +103,9 @@ class Extraction:
             for row, sample in zip(self.rows, best)
             if sample.grade
         ]
-        return self.train("rejection_sampling", SFT, kept)
+        run = self.train("rejection_sampling", SFT, kept)
+        run.training["samples"] = each * len(self.rows)
+        return run
 
     def sft_then_rft(self) -> Run:
         """One epoch of SFT on half of the labels, RFT on the other half: on the same rows every
@@ -181,6 +193,17 @@ def readable(text: str) -> float:
     return float(isinstance(answer, dict) and answer.keys() >= {*FIELDS})
 
 
+def by_field(rows: list[Row], texts: list[str]) -> dict[str, float]:
+    """The share right of each field, apart where null is right."""
+    found = defaultdict(list)
+    for row, text in zip(rows, texts):
+        answer = Sample.from_text(text).output_json
+        for key in FIELDS:
+            right = isinstance(answer, dict) and key in answer and answer[key] == row[key]
+            found[f"{key} (null)" if row[key] is None else key].append(right)
+    return {key: round(float(np.mean(right)), 4) for key, right in sorted(found.items())}
+
+
 def measured(task: Task, rows: list[Row], sampled: Answers, greedy: Answers) -> Row:
     """Values a row, and the answers' texts."""
     record: Row = {}
@@ -239,7 +262,8 @@ def evaluate_seed(work: Any, trained: dict, answer: Any) -> tuple[dict[str, Row]
     def made(name: str) -> Row:
         run = trained[name](work)
         took = run.training | {"start": run.start, "best": run.best}
-        return answer(run.policy, work.task, work.test) | {"training": took, "log": run.log}
+        result = answer(run.policy, work.task, work.test)
+        return result | {"training": took, "log": run.log, "adapter": run.out.name}
 
     for name in trained:
         print(f"seed {work.seed}: {name}", flush=True)
@@ -273,6 +297,7 @@ def summary(results: dict[str, Row], rows: list[Row], task: Task) -> Row:
             record[how] = {key: bootstrap(v, clusters).to_json() for key, v in values.items()}
             right = np.array(values["fields"])[np.array(values["readable"]) > 0]
             record[how]["fields_if_readable"] = float(right.mean()) if len(right) else None
+            record[how]["by_field"] = by_field(rows, result[how]["texts"])
             if name != "RFT" and "RFT" in results:
                 pair = results["RFT"][how]["fields"], values["fields"]
                 interval = paired_difference(*pair, clusters).to_json()
@@ -282,27 +307,48 @@ def summary(results: dict[str, Row], rows: list[Row], task: Task) -> Row:
     return {"systems": systems, "paired": paired, "answers": answers}
 
 
-def arguments(text: str, out: str, record: Path) -> argparse.Namespace:
+def readme_table() -> str:
+    """Greedy answers to the test rows; the range over the seeds."""
+    rows = []
+    for task, (measured, prompted, labelled) in IN_SHORT.items():
+        means = defaultdict(list)
+        for run in read_json(RECORDS / f"{task}.json")["runs"]:
+            for system in run["systems"]:
+                greedy = system["greedy"].get("fields", system["greedy"])
+                means[system["name"]].append(f"{greedy['mean']:.3f}")
+        row = {"greedy, share of": f"{measured} (`{task}`)"}
+        names = ("base", prompted, labelled, "rejection-sampling SFT", "RFT")
+        for column, name in zip(COLUMNS, names):
+            row[column] = " to ".join(sorted({min(means[name]), max(means[name])}))
+        rows.append(row)
+    return markdown_table(rows)
+
+
+def arguments(text: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, help="so many rows of each file, and two steps")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / out)
-    parser.add_argument("--record", type=Path, default=record)
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="runs/TASK without it")
+    parser.add_argument("--record", type=Path, help="datasets/recorded_runs/TASK.json without it")
+    return parser
 
 
 def main() -> None:
-    given = arguments(__doc__, "real_model", RECORD)
+    given = arguments(__doc__).parse_args()
+    out, record = given.out or ROOT / "runs" / "extraction", given.record
     for seed in given.seeds:
-        work = Extraction(given.out, seed, given.size)
+        work = Extraction(out, seed, given.size)
         results, training = evaluate_seed(work, TRAINED, answer)
-        report = summary(evaluate_bases(work, given.out) | results, work.test, work.task)
+        report = summary(evaluate_bases(work, out) | results, work.test, work.task)
         sizes = {"train": len(work.rows), "validation": len(work.held_out), "test": len(work.test)}
         shared = {"rows": sizes, "settings": {"RFT": RFT, "SFT": SFT}}
-        gates = partial(kept, given.out / "gates.json", partial(measure_gates, work))
-        add_run(given.record, shared, {"seed": seed, **report, "training": training}, gates=gates)
+        gates = partial(kept, out / "gates.json", partial(measure_gates, work))
+        run = {"seed": seed, **report, "training": training}
+        add_run(record or RECORDS / "extraction.json", shared, run, gates=gates)
+    if not record:
+        README.write(readme_table())
 
 
 if __name__ == "__main__":
