@@ -66,6 +66,9 @@ def machine() -> str:
 
 def peak_memory_mb() -> float | None:
     """Peak resident memory of this process in MB (10^6 bytes); None where it cannot be read."""
+    with suppress(OSError):  # Linux, where ru_maxrss starts from the parent process's
+        if found := re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text()):
+            return round(int(found[1]) * 1024 / 1e6, 1)
     try:
         import resource
     except ImportError:  # Windows

@@ -154,6 +154,14 @@ def test_an_unknown_model_or_card_is_refused_with_those_that_are_known(model, gp
         rftkit.plan(model, gpu=gpu)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_peak_memory_is_that_of_the_process_alone():
+    ballast = b"x" * 400_000_000  # getrusage tells a child its parent's peak
+    words = [sys.executable, "-c", "import rftkit; print(rftkit.environment.peak_memory_mb())"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert 5 < float(done.stdout) < 300 and ballast
+
+
 STEP = """
 import sys, torch
 from types import SimpleNamespace
