@@ -335,9 +335,16 @@ def arguments(text: str) -> argparse.ArgumentParser:
     return parser
 
 
+def places(given: argparse.Namespace, task: str) -> tuple[Path, Path]:
+    """(folder of the runs, record). A trial with --size touches neither the full runs nor their
+    record."""
+    out = given.out or ROOT / "runs" / (f"{task}-{given.size}-rows" if given.size else task)
+    return out, given.record or (out / "record.json" if given.size else RECORDS / f"{task}.json")
+
+
 def main() -> None:
     given = arguments(__doc__).parse_args()
-    out, record = given.out or ROOT / "runs" / "extraction", given.record
+    out, record = places(given, "extraction")
     for seed in given.seeds:
         work = Extraction(out, seed, given.size)
         results, training = evaluate_seed(work, TRAINED, answer)
@@ -346,8 +353,8 @@ def main() -> None:
         shared = {"rows": sizes, "settings": {"RFT": RFT, "SFT": SFT}}
         gates = partial(kept, out / "gates.json", partial(measure_gates, work))
         run = {"seed": seed, **report, "training": training}
-        add_run(record or RECORDS / "extraction.json", shared, run, gates=gates)
-    if not record:
+        add_run(record, shared, run, gates=gates)
+    if record.parent == RECORDS:
         README.write(readme_table())
 
 

@@ -22,12 +22,12 @@ from typing import Any
 from real_model import (
     README,
     RECORDS,
-    ROOT,
     Row,
     add_run,
     arguments,
     evaluate_seed,
     kept,
+    places,
     readme_table,
 )
 
@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="stock")
     parser.add_argument("--cases", type=Path, help="rows of the same form, such as published cases")
     given = parser.parse_args()
-    setup, out = TASKS[given.task], given.out or ROOT / "runs" / given.task
+    setup, (out, record) = TASKS[given.task], places(given, given.task)
     for seed in given.seeds:
         work = Work(setup, out, seed, given.size)
         results, training = evaluate_seed(work, setup.trained, partial(answer, setup))
@@ -286,8 +286,8 @@ def main() -> None:
             once["ladder"] = partial(measure_ladder, {"greedy": work.test, "published": cases})
         run = {"seed": seed, **summary(results, clusters), "training": training}
         shared = {"settings": {"RFT": setup.rft, "SFT": setup.sft}}
-        add_run(given.record or RECORDS / f"{given.task}.json", shared, run, **once)
-    if not given.record:
+        add_run(record, shared, run, **once)
+    if record.parent == RECORDS:
         README.write(readme_table())
 
 

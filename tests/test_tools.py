@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-from real_model import add_run
+from real_model import RECORDS, add_run, arguments, places
 
 from rftkit.check import check_file
 from rftkit.files import MODELS, dataset, embedded_model, read_json
@@ -237,3 +237,11 @@ def test_a_record_grows_seed_by_seed_and_begins_anew_with_other_settings(tmp_pat
     assert add(1, 0.1, 0.7) == [(0, 0.6), (1, 0.7)]
     assert made == [1] and read_json(path)["gates"] == 1
     assert add(2, 0.2, 0.8) == [(2, 0.8)] and made == [1, 2]
+
+
+def test_a_trial_of_few_rows_leaves_the_full_runs_and_their_record_alone():
+    full, trial = (
+        places(arguments("").parse_args(words), "stock") for words in ([], ["--size", "4"])
+    )
+    assert full[1] == RECORDS / "stock.json" and trial[0] != full[0]
+    assert trial[1].parent == trial[0]
