@@ -10,8 +10,8 @@ import typer
 from rftkit import console
 from rftkit.compare import Comparison, compare_models, paired_table, systems_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
-from rftkit.demo import Demo, reading
-from rftkit.files import UserError, plural
+from rftkit.demo import REAL, Demo, reading, real_table
+from rftkit.files import UserError, dataset, plural, read_json
 from rftkit.logs import Lines, ending
 
 app = typer.Typer()
@@ -239,7 +239,11 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
 
 @app.command("demo")
 @options_from(Demo)
-def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
+def demo_command(
+    demo: Demo,
+    real: Annotated[bool, flag("--real", "Only show what was recorded of a real model.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """The whole of RFT once, on two CPU cores: train, compare, report.
 
     A base model of a million parameters answers cases, a grader scores the answers, GRPO
@@ -248,6 +252,14 @@ def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
 
     Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
     """
+    if real:
+        record = read_json(dataset("recorded_runs") / "gene_candidates.json")
+        if as_json:
+            console.print_json(record)
+        else:
+            console.print_table(real_table(record))
+            console.say(REAL)
+        return
     with Reporter() as reporter:
         report = demo.run(reporter)
     if as_json:

@@ -15,7 +15,7 @@ from rftkit.check import check_file
 from rftkit.compare import Bench, Rows, paired_table, save_samples, systems_table, write_report
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
-from rftkit.evaluation import bootstrap, clusters_of, measure
+from rftkit.evaluation import Interval, bootstrap, clusters_of, measure
 from rftkit.files import UserError, markdown_table
 from rftkit.policy import Policy, load_policy
 from rftkit.real_cases import load_world, read_real_cases
@@ -27,6 +27,11 @@ SYSTEMS = ("random", "overlap", "mini base", "mini base, prompted", "large base"
 SYSTEMS += ("SFT mini", "rejection-sampling SFT mini", "RFT mini")
 RIVALS = ("large base", "SFT mini", "rejection-sampling SFT mini")
 RIVALS += ("mini base, prompted", "mini base")
+REAL = (
+    "top1, 95 % intervals. SmolLM2-135M-Instruct reads three genes with four signs each, and the "
+    "signs of a patient. Sampled (T = 1) and greedy: simulated test cases. Published: greedy, on "
+    "cases of other genes than those trained on. Recorded by benchmarks/real_thinking.py."
+)
 REFERENCE_LINES = [
     {"name": "OpenAI: o1-mini 17.7 %", "value": 0.177},
     {"name": "OpenAI: o1 25 %", "value": 0.25},
@@ -230,6 +235,21 @@ def overlap_ranking(rows: Rows) -> list[list[str]]:
 
     ranker = OverlapRanker(load_hpo(), genes=load_world().genes())
     return ranker.rank_many([[term["id"] for term in row["present"]] for row in rows], k=5)
+
+
+def real_table(record: dict[str, Any]) -> list[dict[str, str]]:
+    """top1 in recorded runs of a real language model, below what ranks the same rows without."""
+    systems = [(rung["name"], rung) for rung in record["ladder"]]
+    for run in record["runs"]:
+        systems += [(f"{system['name']}, seed {run['seed']}", system) for system in run["systems"]]
+    rows = []
+    for name, system in systems:
+        row = {"system": name}
+        for how in ("sampled", "greedy", "published"):
+            values = [system[how][key] for key in ("mean", "low", "high")] if how in system else []
+            row[how] = str(Interval(*values)) if values else ""
+        rows.append(row)
+    return rows
 
 
 def checksums(task: Task) -> dict[str, str]:
