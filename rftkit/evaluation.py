@@ -65,6 +65,18 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     return bootstrap(np.asarray(a, float) - np.asarray(b, float), clusters)
 
 
+def permutation_p(a: Sequence[float], b: Sequence[float], clusters: Sequence[Any]) -> float:
+    """p of "no difference": the share of 9,999 draws, each with a random sign for every cluster's
+    sum of a - b, whose mean is as far from 0 as measured (Fisher, The Design of Experiments, 1935,
+    section 21). Two-sided; exact for up to 13 clusters."""
+    from scipy.stats import permutation_test
+
+    _, number = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(number, np.asarray(a, float) - np.asarray(b, float))
+    draws = {"permutation_type": "samples", "n_resamples": 9_999, "rng": 0}
+    return float(permutation_test((sums,), np.sum, **draws).pvalue)
+
+
 def clusters_of(rows: list[dict], task: Task) -> list[str]:
     """What the rows of an interval are clustered by: the task's group, else each row alone."""
     if task.group_by is None:
@@ -140,7 +152,43 @@ def paired_record(
     left, right = (system.greedy if greedy else system.values for system in (a, b))
     interval = paired_difference(left[metric], right[metric], clusters).to_json()
     names = {"a": a.name, "b": b.name, "metric": f"greedy {metric}" if greedy else metric}
-    return names | {"difference": interval.pop("mean")} | interval
+    p = round(permutation_p(left[metric], right[metric], clusters), 4)
+    return names | {"difference": interval.pop("mean")} | interval | {"p": p}
+
+
+def gain_parts(
+    task: Task, rows: list[dict], before: SystemResult, after: SystemResult
+) -> dict[str, float]:
+    """What a gain in top1 at T = 1 is made of, over all samples; the parts add up to `gain`.
+
+    `truncation`: fewer completions were cut before an answer. `form`: of the others, more can be
+    read. The rest is content: `beyond` stands in rows that no sample of `before` solved, so more
+    samples would make it smaller; `selection` in rows where the right answer was there before.
+    """
+    (whole, readable, right), (whole_now, readable_now, right_now) = (
+        _shares(task, rows, system.samples) for system in (before, after)
+    )
+    now = row_values("top1", task, rows, after.samples)
+    solved = row_values("top1", task, rows, before.samples, np.max) > 0
+    beyond = float(np.where(solved, 0, now).mean())
+    parts = {
+        "gain": whole_now * readable_now * right_now - whole * readable * right,
+        "truncation": (whole_now - whole) * readable * right,
+        "form": whole_now * (readable_now - readable) * right,
+        "selection": whole_now * readable_now * (right_now - right) - beyond,
+        "beyond": beyond,
+    }
+    return rounded(parts)
+
+
+def _shares(task: Task, rows: list[dict], samples: Groups) -> tuple[float, float, float]:
+    """Completions that were not cut before an answer; of these, readable; of these, right."""
+    pairs = [(row, sample) for row, group in zip(rows, samples) for sample in group]
+    readable = [pair for pair in pairs if task.answers(pair[1])]
+    cut = sum(s.finish_reason == "length" and not task.answers(s) for _, s in pairs)
+    right = sum(task.place(*pair) == 1 for pair in readable)
+    whole = len(pairs) - cut
+    return whole / len(pairs), len(readable) / max(1, whole), right / max(1, len(readable))
 
 
 def evaluate(

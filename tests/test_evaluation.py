@@ -5,7 +5,15 @@ import pandas
 import pytest
 
 from rftkit import evaluate, measure_signal
-from rftkit.evaluation import bootstrap, majority_values, measure, paired_difference, row_values
+from rftkit.evaluation import (
+    bootstrap,
+    gain_parts,
+    majority_values,
+    measure,
+    paired_difference,
+    permutation_p,
+    row_values,
+)
 from rftkit.records import Sample
 from rftkit.task import task_from_json
 
@@ -87,3 +95,32 @@ def test_rows_in_a_frame_are_evaluated_and_measured():
     assert repr(result).startswith("says on 2 rows: top1 0.500, top5 0.500,")
     signal = measure_signal(Says(), TASK, frame, max_completion_tokens=8)
     assert signal.rows == 2 and repr(signal) == signal.text()
+
+
+def test_permutation_p_is_the_share_of_sign_changes_as_far_from_zero():
+    # Of the 16 signs of four clusters only ++++ and ---- reach the sum of 4.
+    assert permutation_p([1, 1, 1, 1], [0, 0, 0, 0], [*"abcd"]) == pytest.approx(2 / 16)
+    # In two clusters the rows keep one sign together: half of the 4 draws are as far.
+    assert permutation_p([1, 1, 1, 1], [0, 0, 0, 0], [*"aabb"]) == pytest.approx(2 / 4)
+    assert permutation_p([0.2, 0.4], [0.2, 0.4], [*"ab"]) == 1.0
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, (2, 200))
+    clusters = np.repeat(np.arange(100), 2)
+    assert 0.05 < permutation_p(a, b, clusters) < 1
+    assert permutation_p(a + 0.5, b, clusters) < 0.01
+
+
+def test_the_parts_of_a_gain_are_those_counted_by_hand_and_add_up():
+    broken, cut = Sample.from_text("no json"), Sample.from_text("<think>A", finish_reason="length")
+    before = [[answer("X"), answer("Z"), cut, broken], [answer("Z"), answer("Z"), cut, broken]]
+    after = [[answer("X"), answer("X"), answer("Z"), cut], [answer("Y"), answer("Z")] * 2]
+    systems = [
+        measure(name, TASK, ROWS, samples) for name, samples in (("b", before), ("a", after))
+    ]
+    parts = gain_parts(TASK, ROWS, *systems)
+    # Not cut 6/8 and 7/8; of these readable 4/6 and 7/7; of these right 1/4 and 4/7.
+    assert parts["gain"] == pytest.approx(4 / 8 - 1 / 8)
+    assert parts["truncation"] == pytest.approx(1 / 8 * 4 / 6 * 1 / 4, abs=1e-4)
+    assert parts["form"] == pytest.approx(7 / 8 * 2 / 6 * 1 / 4, abs=1e-4)
+    assert parts["beyond"] == pytest.approx(1 / 4)  # the second row, which `before` never solved
+    assert sum(parts.values()) == pytest.approx(2 * parts["gain"], abs=1e-3)
