@@ -24,7 +24,7 @@ RULES: dict[str, tuple[Check, str]] = {}  # in the order of the findings: graves
 # Parts of a reward that pay for how an answer looks.
 FORM = re.compile("form|tag|xml|json|style|length|schema|syntax|think", re.IGNORECASE)
 # In the steps where the grader's program fails, that explains these.
-EXPLAINED = ("no_reward_spread", "dead_groups", "loss_zero", "reward_stays_low")
+EXPLAINED = ("dead_groups", "reward_stays_low")
 
 
 def rule(setting: str) -> Callable[[Check], Check]:
@@ -78,7 +78,7 @@ def examine(source: str | Path | Log) -> Examination:
     losses = [loss for _, loss in log.points("loss")]
     if log.graded and not log.validations() and "nothing_held_out" not in findings:
         notes.append("no validation in this log: a rising reward alone proves no learning")
-    if losses and max(map(abs, losses)) < 1e-6 and "loss_zero" not in findings:
+    if losses and max(map(abs, losses)) < 1e-6 and "gradient_vanishes" not in findings:
         notes.append("a loss of zero beside a gradient is normal for GRPO: advantages sum to zero")
     return Examination(log.source, len(log.records), list(findings.values()), notes)
 
@@ -105,23 +105,17 @@ def not_finite(log: Log) -> Evidence:
     return bad, f"NaN or infinite, first at step {first}: {bad.get(first)}"
 
 
-@rule("`rftkit grade` on that answer (samples.jsonl): look for 0/0 or the mean of nothing")
-def reward_not_a_number(log: Log) -> Evidence:
-    """One NaN among a group's rewards makes all its advantages NaN, and with them the loss."""
-    logged = [(r["step"], r["reward_mean"]) for r in log.records if r.get("reward_mean")]
-    return [s for s, reward in logged if not math.isfinite(reward)], "mean reward NaN"
-
-
-@rule("`rftkit grade` on one of those answers: endpoint, time limit, a field of the formula")
+@rule("`rftkit grade` on one of those answers: endpoint, time limit, 0/0, a field of the formula")
 def grader_failures(log: Log) -> Evidence:
-    """An answer without a grade teaches nothing, and the gradable ones are a biased sample.
+    """An answer without a grade teaches nothing, and a NaN spoils its whole group's advantages.
     Limit: 5 % of a step's answers, ours: reward_function stops a run there too."""
     lost = dict(log.points("lost"))
     steps = [step for step, share in lost.items() if share > MAX_LOST_SHARE]
     for record in log.records if log.graded else []:
         grades = [record.get("reward_mean", 0), *(record.get("sub_rewards") or {}).values()]
-        steps += [record["step"]] if None in grades else []
-    return steps, f"no grade, up to {max(lost.values(), default=0):.0%} of a step's answers"
+        numbers = [grade for grade in grades if grade is not None and math.isfinite(grade)]
+        steps += [record["step"]] if len(numbers) < len(grades) else []
+    return steps, f"no grade or NaN, up to {max(lost.values(), default=0):.0%} of a step's answers"
 
 
 @rule("`rftkit grade` on one answer of these steps, then fix what its traceback names")
@@ -137,15 +131,10 @@ def grader_errors(log: Log) -> Evidence:
     return steps, "; ".join(texts)
 
 
-@rule("`rftkit grade` on a right answer and a wrong one: is the right field read?")
-def no_reward_spread(log: Log) -> Evidence:
-    """Advantages compare scores. Where all are equal, every one is zero.
-    Limit: ten steps in a row, ours; Axolotl: "always 0"."""
-    steps = held(log.points("reward_std"), lambda std: std <= 1e-6, least=10, window=10)
-    return steps, f"in {len(steps)} steps every answer scored alike"
-
-
-@rule("easier rows, partial credit, answers_per_prompt [num_generations] or temperature up")
+@rule(
+    "is the right field graded (`rftkit grade`)? Then easier rows, partial credit, "
+    "answers_per_prompt [num_generations] or temperature up"
+)
 def dead_groups(log: Log) -> Evidence:
     """A group whose answers all score alike has advantage zero: it costs sampling for nothing.
     Limit: 0.8 of the groups (Axolotl), or every group dead in a fifth of the steps (ours)."""
@@ -156,16 +145,6 @@ def dead_groups(log: Log) -> Evidence:
     reward = mean([reward for step, reward in log.points("reward_mean") if step in steps] or [0])
     share = f"{len(wholly)} of {len(points)} steps in which every group was dead"
     return steps, f"{share}; mean reward {reward:.2f} (where it is high, the task is learnt)"
-
-
-@rule("is the adapter trainable, are all completions masked, is beta rounded away?")
-def loss_zero(log: Log) -> Evidence:
-    """A loss of exactly 0 without a gradient never reaches a weight.
-    Limit: both 0 for five steps, ours; a small loss beside a gradient is rounded to 0 in a log."""
-    gradients = dict(log.points("grad_norm"))
-    zero = held(log.points("loss"), lambda loss: loss == 0, window=5)
-    steps = [step for step in zero if gradients.get(step) == 0]
-    return steps, f"loss and gradient are exactly 0 in {len(steps)} steps"
 
 
 @rule("stop, read the best-paid answers, repair the grader, go back to the best validation")
@@ -309,7 +288,7 @@ def gradient_spike(log: Log) -> Evidence:
     return level(points, above=10, also=[step for step, norm in points if norm > limit])
 
 
-@rule("is the adapter trainable, and the one that is trained? learning_rate up, lora_rank up")
+@rule("is the adapter trained, are completions masked? learning_rate up, lora_rank up")
 def gradient_vanishes(log: Log) -> Evidence:
     """Groups had different rewards, and yet hardly any gradient reached the weights.
     Limit: 0.001 in five of eight steps (Axolotl)."""

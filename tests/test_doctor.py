@@ -82,18 +82,18 @@ FAULTS = [
     ("not_finite", planted(31, grad_norm=NAN, loss=NAN)),
     ("not_finite", planted(31, grad_norm=None, loss=None)),  # as our log writes a NaN
     ("not_finite", planted(31, alarms=[{"name": "not finite", "stops": False}])),
-    ("reward_not_a_number", planted(31, reward_mean=NAN)),
+    ("grader_failures", planted(31, reward_mean=NAN)),
     ("grader_failures", planted(31, reward_mean=None)),
     ("grader_failures", planted(31, lost=0.06)),
     ("grader_failures", planted(sub_rewards={"judge": None, "format": 0.9})),
     ("grader_errors", planted(  # of 64 answers 26 to 38: half of the batch, as chance has it
         errors=lambda r, done: {"python_grader_runtime_error": (26 + r["step"] * 5 % 13) / 64})),
-    ("no_reward_spread", planted(reward_mean=0.1, reward_std=0.0, dead_groups=1.0)),
+    ("dead_groups", planted(reward_mean=0.1, reward_std=0.0, dead_groups=1.0)),
     ("dead_groups", planted(dead_groups=lambda record, done: float(record["step"] % 2))),
     # Unsloth's notebook "Qwen3 (4B) GRPO": 1 prompt a step, 47 % of the steps without any spread.
     ("dead_groups", [{"step": s, "reward_mean": 0.4, "reward_std": 1.5 * (s * 47 % 100 >= 47)}
                      for s in range(1, 101)]),
-    ("loss_zero", planted(loss=0.0, grad_norm=0.0, kl=0.0)),
+    ("gradient_vanishes", planted(loss=0.0, grad_norm=0.0, kl=0.0)),
     ("reward_up_task_down", planted(  # past a peak at step 20
         *VALIDATED, validation=lambda r, done: validation(0.35 - 0.3 * abs(done - 1 / 3), 0.04))),
     ("reward_falls", planted(reward_mean=lambda record, done: 0.6 - 0.3 * done)),
@@ -281,7 +281,7 @@ def test_each_limit_names_its_source():
     for name, (check, _) in RULES.items():
         limit = check.__doc__.partition("Limit: ")[2]
         source = re.search("Axolotl|ours|rldoctor", limit)
-        assert source or name in ("not_finite", "reward_not_a_number", "steps_out_of_order")
+        assert source or name in ("not_finite", "steps_out_of_order")
 
 
 def test_five_of_eight_bad_steps_make_a_state_and_scattered_ones_do_not():
@@ -334,7 +334,7 @@ def test_noise_is_no_trend():
     ("name", "records"),
     [  # and not gradient_vanishes, grader_failures, or what a crashing grader explains
         ("dead_groups", planted(*range(1, 21), dead_groups=1.0, grad_norm=0.0)),
-        ("reward_not_a_number", planted(*range(31, 61), reward_mean=NAN)),
+        ("grader_failures", planted(*range(31, 61), reward_mean=NAN)),
         ("grader_errors", planted(reward_std=0.0, dead_groups=1.0, errors={"timeout": 0.9})),
     ],
 )

@@ -336,4 +336,4 @@ def test_a_stock_script_of_trl_is_watched(tmp_path, mini, genes):
     assert [record["step"] for record in log] == [1, 2]
     assert [a["name"] for a in log[1]["alarms"]] == ["all groups dead"]
     assert log[1]["sub_rewards"] == {"nothing": 0.0} and log[1]["completion_tokens"] > 0
-    assert "no_reward_spread" in {finding.name for finding in doctor.examination.findings}
+    assert "dead_groups" in {finding.name for finding in doctor.examination.findings}
