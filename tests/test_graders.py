@@ -123,7 +123,7 @@ def test_a_preset_that_makes_no_sense_is_refused(arguments):
 NAMES = st.sampled_from(["A", "B", "C", "", 'q"', "ü", "1", "True", "None"])
 WORTHS = DECAYS | {"long": [1 / n for n in range(1, 13)], "short": (1, 0.7), "bare": DECAYS["demo"]}
 RANKS = {name: loaded("rank", decay=name) for name in DECAYS} | {
-    "long": loaded("reciprocal_rank", length=12), "bare": loaded("rank", key=""),
+    "long": loaded("rank", decay=WORTHS["long"]), "bare": loaded("rank", key=""),
     "short": loaded("rank", length=2),
 }  # fmt: skip
 
@@ -222,7 +222,7 @@ LOST = {"a": check(OUTPUT, "A"), "b": check(OUTPUT, "{{item.missing}}")}
         (preset("rank"), ITEM, '{"genes": ["A", "BRCA1"]}', 0.7, []),  # a shorter list is no fault
         (preset("rank", length=3), ITEM, '{"genes": ["A", "B", "BRCA1"]}', 0.5, []),
         (check("{{sample.output_json[1]}}", "A"), {}, '["A"]', 0.0, ["sample_parse_error"]),
-        (preset("top1"), {"gene": "A"}, '{"genes": ["A"]}', None, ["invalid_variable_error"]),
+        (preset("rank"), {"gene": "A"}, '{"genes": ["A"]}', None, ["invalid_variable_error"]),
         (check(OUTPUT, "x"), {}, Sample(output_text="x", finish_reason="length"), 0.0,
          ["truncated_observation_error"]),
         (check(OUTPUT, ""), {}, Sample(finish_reason="error"), None, ["other_error"]),

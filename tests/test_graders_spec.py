@@ -146,8 +146,8 @@ def test_a_grader_loads_from_a_dict_a_text_a_path_or_a_presets_name(tmp_path, mo
     (tmp_path / "grader.json").write_text("\ufeff" + json.dumps(CHECK), encoding="utf-8")
     for source in (CHECK, json.dumps(CHECK), "grader.json", tmp_path / "grader.json"):
         assert Grader.load(source).to_json() == CHECK
-    assert Grader.load("top1").to_json() == preset("top1")
-    (tmp_path / "top1").write_text(json.dumps(CHECK))
-    assert Grader.load("top1").to_json() == CHECK  # a file of that name comes first
+    assert Grader.load("rank").to_json() == preset("rank")
+    (tmp_path / "rank").write_text(json.dumps(CHECK))
+    assert Grader.load("rank").to_json() == CHECK  # a file of that name comes first
     with pytest.raises(UserError, match="none.json"):
         Grader.load("none.json")

@@ -68,7 +68,7 @@ def rank(
     reference: str = "reference_gene",
     length: int | None = None,
 ) -> Spec:
-    """the place of the right answer in a list: 1, 0.7, 0.5, 0.3, 0.1
+    """the place of the right answer in a list: 1, 0.7, 0.5, 0.3, 0.1; length 1: the first alone
 
     `decay` is a name of DECAYS or falling numbers; `length` takes the first of them. With the key
     "" the list itself is the output.
@@ -85,24 +85,6 @@ def rank(
         terms.append(place if worth == 1 else f"{worth!r} * {place}")
     formula = f"max({', '.join(terms)})" if len(terms) > 1 else terms[0]
     return {"type": "multi", "name": "rank", "graders": graders, "calculate_output": formula}
-
-
-def top1(key: str = "genes", reference: str = "reference_gene") -> Spec:
-    """1 if the right answer stands first"""
-    return rank("binary", key, reference) | {"name": "top1"}
-
-
-def two_guesses(key: str = "genes", reference: str = "reference_gene") -> Spec:
-    """1 for the first guess, 0.5 for the second"""
-    return rank("two_guesses", key, reference) | {"name": "two_guesses"}
-
-
-def reciprocal_rank(
-    key: str = "genes", reference: str = "reference_gene", length: int = 10
-) -> Spec:
-    """1 / place of the right answer, 0 beyond the length"""
-    worths = [1 / place for place in range(1, length + 1)]
-    return rank(worths, key, reference) | {"name": "reciprocal_rank"}
 
 
 def ndcg(key: str = "genes", relevance: str = "relevance", length: int = 10) -> Spec:
@@ -133,14 +115,9 @@ def math_match(key: str | None = None, reference: str = "answer") -> Spec:
 
 
 def fuzzy(key: str | None = None, reference: str = "answer", metric: str = "fuzzy_match") -> Spec:
-    """how alike two texts are, by rapidfuzz"""
+    """how alike two texts are, by rapidfuzz; metric rouge_l: by the words in common"""
     texts = {"input": _output(key), "reference": _row(reference)}
     return {"type": "text_similarity", "name": "fuzzy", **texts, "evaluation_metric": metric}
-
-
-def rouge_l(key: str | None = None, reference: str = "answer") -> Spec:
-    """longest common subsequence of words, F-measure"""
-    return fuzzy(key, reference, "rouge_l") | {"name": "rouge_l"}
 
 
 def list_format(key: str = "genes", length: int | None = 5) -> Spec:
@@ -170,8 +147,8 @@ def judge(
     return spec | {"input": [{"role": "user", "content": prompt}], "range": [0, 1]}
 
 
-_NAMED = (gene_rank, rank, top1, two_guesses, reciprocal_rank, ndcg, exact_match, contains)
-_NAMED += (numeric_match, math_match, fuzzy, rouge_l, json_schema, judge)
+_NAMED = (gene_rank, rank, ndcg, exact_match, contains, numeric_match, math_match, fuzzy)
+_NAMED += (json_schema, judge)
 PRESETS: dict[str, Callable[..., Spec]] = {make.__name__: make for make in _NAMED}
 PRESETS["format"] = list_format
 
