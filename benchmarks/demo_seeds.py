@@ -17,13 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from page_block import Block, label
 
 from rftkit.compare import paired_text, systems_table
 from rftkit.demo import PLAN_PATTERN, SYSTEMS, checksums
 from rftkit.evaluation import Interval
-from rftkit.files import embedded_model, markdown_table, read_json, write_json
+from rftkit.files import markdown_table, read_json, write_json
 from rftkit.logs import validations_of
 from rftkit.plots import BLUE, GREY, ORANGE, colour_of, new_figure
 from rftkit.task import load_task
@@ -38,10 +39,14 @@ SUMMARY = Block("README.md", "summary", "demo_seeds.py")
 # The README's rows; for the others see docs/results.md.
 IN_SHORT = {
     "mini base": "0.9 million parameters, untrained",
-    "RFT mini": "the same after 50 steps of RFT",
-    "rejection-sampling SFT mini": "the same after SFT on its own right answers",
+    "mini base, few-shot": "untrained, with two right answers in the prompt",
     "mini base, prompted": "untrained; its answers start with the plan that works",
+    "SFT mini": "the same after SFT on the right answers",
+    "rejection-sampling SFT mini": "the same after SFT on its own right answers",
+    "RFT mini": "the same after 50 steps of RFT",
     "large base": "3.1 million parameters, untrained",
+    "large base, prompted": "untrained; its answers start with the plan that works",
+    "RFT large": "the same after 50 steps of RFT",
 }
 
 
@@ -66,6 +71,12 @@ def results_tables(record: Record) -> str:
         row |= {s: f"{bold}{Interval(**o['top1'])}{bold}" for s, o in zip(seeds, own)}
         row["greedy"] = " / ".join(f"{o['greedy']['top1']:.3f}" for o in own)
         row["top5"] = " / ".join(f"{o['top5']['mean']:.3f}" for o in own)
+        passed = [o["pass@8"]["mean"] for o in own if "pass@8" in o]
+        row["pass@8"] = " / ".join(f"{share:.3f}" for share in passed)
+        row["distinct"] = " / ".join(f"{o['distinct']:.2f}" for o in own)
+        tokens, seconds = (np.mean([o[key] for o in own]) for key in ("tokens", "seconds"))
+        row["tokens"] = f"{tokens:.0f}" if tokens else ""
+        row["ms"] = f"{1e3 * seconds:.1f}" if tokens else ""
         systems.append(row)
     by_seed = zip(*([pair for pair in run["paired"] if pair["metric"] == "top1"] for run in runs))
     paired = [
@@ -102,21 +113,24 @@ def results_tables(record: Record) -> str:
 
 
 def summary_table(record: Record) -> str:
-    """The README's six rows: the range over the seeds; the large base with the plan: its gates."""
+    """The README's rows: the range over the seeds."""
     rows = []
     for name, text in IN_SHORT.items():
         own = [system_of(run, name) for run in record["runs"]]
         rows.append(
-            [name, text, [s["top1"]["mean"] for s in own], [s["greedy"]["top1"] for s in own]]
+            {
+                "system": name,
+                "what it is": text,
+                "top1, sampled": span([system["top1"]["mean"] for system in own]),
+                "top1, greedy": span([system["greedy"]["top1"] for system in own]),
+                "distinct genes": span([system["distinct"] for system in own]),
+            }
         )
-    gates = read_json(embedded_model("large") / "gates_test.json")
-    figures, greedy = gates["figures"], gates["gates"][0]["value"]
-    text = f"the same with that plan, on {figures['cases']} other cases of these genes"
-    rows.append(["large base, prompted", text, [figures["prompted_sampled"]], [greedy]])
-    for row in rows:
-        row[2:] = [" to ".join(sorted({f"{f(row[i]):.3f}" for f in (min, max)})) for i in (2, 3)]
-    header = ["system", "what it is", "top1, sampled", "top1, greedy"]
-    return markdown_table([dict(zip(header, row)) for row in rows])
+    return markdown_table(rows)
+
+
+def span(values: list[float]) -> str:
+    return " to ".join(sorted({f"{f(values):.3f}" for f in (min, max)}))
 
 
 def system_of(report: Record, name: str) -> Record:
@@ -125,7 +139,7 @@ def system_of(report: Record, name: str) -> Record:
 
 def results_figure(record: Record) -> Figure:
     """The picture: every system of every seed, and RFT's way there over its steps."""
-    figure, (left, right) = new_figure(9.5, 3.4, columns=2, width_ratios=[1.15, 1])
+    figure, (left, right) = new_figure(9.5, 4.2, columns=2, width_ratios=[1.15, 1])
     runs = record["runs"]
     for number, run in enumerate(runs):
         for place, name in enumerate(reversed(SYSTEMS)):

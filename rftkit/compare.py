@@ -62,13 +62,22 @@ class Bench:
     def headline(self) -> str:
         return next(iter(self.functions), self.task.headline)
 
-    def add(self, name: str, policy: Policy, votes: int = 0, prefill: str = "") -> SystemResult:
-        """Evaluate a system. votes: the k of maj@k."""
+    def add(
+        self,
+        name: str,
+        policy: Policy,
+        votes: int = 0,
+        prefill: str = "",
+        examples: Sequence[dict[str, str]] = (),
+    ) -> SystemResult:
+        """Evaluate a system. votes: the k of maj@k; examples: messages before each question."""
         work = len(self.rows) * (max(self.samples, votes) + 1)
         self.reporter.stage(f"evaluating {name}", work)
         sampling = replace(self.sampling, prefill=prefill)
         more = {"extra_samples": votes, "progress": self.reporter.work, "functions": self.functions}
         task, rows = self.task, self.rows
+        if examples:
+            rows = [row | {"messages": [*examples, *row["messages"]]} for row in rows]
         result = evaluation.evaluate(policy, task, rows, sampling, self.samples, name, **more)
         self.results[name], value = result, result.values[self.headline].mean()
         self.reporter.say(f"{name}: {self.headline} {value:.3f} at T = 1")
@@ -83,7 +92,9 @@ class Bench:
             "headline": self.headline,
             "clustered_by": self.task.group_by,
             "sampling": {"samples": self.samples, **self.sampling.to_json()},
-            "systems": [results[n].to_json(clusters) | count_answers(results[n]) for n in names],
+            "systems": [
+                results[n].to_json(clusters) | count_answers(results[n], self.task) for n in names
+            ],
             "paired": [
                 evaluation.paired_record(results[a], results[b], metric, clusters, greedy)
                 for a, b, metric, greedy in pairs
@@ -96,19 +107,30 @@ class Bench:
         }
 
 
-def count_answers(result: SystemResult) -> dict[str, Any]:
-    groups = list(map(list.__add__, result.samples, result.greedy_samples))
-    samples = [sample for group in groups for sample in group]
+def count_answers(result: SystemResult, task: Task) -> dict[str, Any]:
+    drawn, greedy = sum(result.samples, []), sum(result.greedy_samples, [])
+    samples = drawn + greedy
     ended = Counter(sample.finish_reason for sample in samples)
+    groups = map(list.__add__, result.samples, result.greedy_samples)
     same = all(len({(s.reasoning, s.answer) for s in group}) == 1 for group in groups)
     return {
         "answers": len(samples),
+        "tokens": round(sum(s.completion_tokens for s in samples) / len(samples), 1),  # an answer
+        "seconds": round(sum(s.seconds for s in samples) / len(samples), 5),  # an answer
+        **({"distinct": distinct(task, drawn)} if task.answer_template else {}),
         "truncated": round(ended["length"] / len(samples), 4),
         "failed": ended["error"],  # the request failed
         "ignores_temperature": same and result.name.startswith("endpoint:"),
         "ungraded": sum(sample.grade is None for sample in samples) - ended["error"],
         "grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in samples),
     }
+
+
+def distinct(task: Task, samples: list[Sample]) -> float:
+    """Mean share of a list's places with an answer that no earlier place has; 5 genes fill 5."""
+    answers = list(map(task.answers, samples))
+    longest = max(map(len, answers)) or 1
+    return round(sum(len(set(map(str, own))) for own in answers) / longest / len(answers), 4)
 
 
 def save_samples(out: Path, result: SystemResult) -> None:
@@ -121,14 +143,18 @@ def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """Table rows: the headline, sampled with an interval and greedy; other metrics' means."""
     systems, headline = report["systems"], report["headline"]
     metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
-    others = [metric for metric in metrics if metric != headline]
+    others = report.get("columns") or [metric for metric in metrics if metric != headline]
     rows = []
     for system in systems:
         sampled = f"{Interval(**system[headline])}{' *' * system.get('ignores_temperature', False)}"
         row = {"system": system["name"], f"{headline} at T = 1": sampled}
         row["greedy"] = f"{system['greedy'][headline]:.3f}"
-        means = {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
-        rows.append(row | means)
+        row |= {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
+        if any(system.get("distinct", 1) < 1 for system in systems):
+            row["distinct"] = f"{system['distinct']:.2f}"
+        row["tokens"] = f"{system['tokens']:.0f}" if system["tokens"] else ""
+        row["ms"] = f"{1e3 * system['seconds']:.1f}" if system["tokens"] else ""
+        rows.append(row)
     return rows
 
 
