@@ -13,6 +13,7 @@ datasets/recorded_runs/data_efficiency.json holds all seeds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -132,7 +133,8 @@ def values_of(result: SystemResult) -> Row:
     return {how: [float(value) for value in own] for how, own in values.items()}
 
 
-def measured(run: Run, point: Point) -> Row:
+def measured(point: Point, make: Callable[[], Run]) -> Row:
+    run = make()
     took = {key: run.training[key] for key in ("steps", "samples", "seconds")}
     result = values_of(evaluate(run.policy, point.task, point.test, SAMPLING))
     return result | took | {"best_step": run.best["step"], "patterns": run.best.get("patterns")}
@@ -186,7 +188,7 @@ def main() -> None:
             for name, make in TRAINED.items():
                 print(f"seed {seed}, {number} rows: {name}", flush=True)
                 file = point.out / f"{name}.json"
-                results[name] = kept(file, lambda: measured(make(point), point))
+                results[name] = kept(file, partial(measured, point, partial(make, point)))
             run["points"][number] = summary(results, "RFT", clusters)
         for panel, variants in PANELS.items():
             results = {}
@@ -194,7 +196,8 @@ def main() -> None:
                 print(f"seed {seed}, {panel}: {variant}", flush=True)
                 point = Point(pool, PANEL_ROWS, seed, out, given.size)
                 file = point.out / f"{panel} {variant}.json"
-                results[variant] = kept(file, lambda: measured(point.rft(**changes), point))
+                make = partial(point.rft, **changes)
+                results[variant] = kept(file, partial(measured, point, make))
             standard = next(name for name, changes in variants.items() if not changes)
             run["panels"][panel] = summary(results, standard, clusters)
         bases = kept(out / "bases.json", partial(without_training, point))
