@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rftkit import console
-from rftkit.compare import Comparison, compare_models, paired_table, systems_table
+from rftkit.compare import Comparison, compare_models, gain_text, paired_table, systems_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import REAL, Demo, reading, real_table
 from rftkit.files import UserError, dataset, plural, read_json
@@ -219,7 +219,8 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     endpoint:NAME behind OPENAI_BASE_URL. It answers every row N times at T = 1 and once greedily.
     Differences are paired row by row: name the baseline first. A metric of your own is a function
     (sample, item) -> number: with my_metrics.py in this folder, --metric my_metrics:short.
-    A run brings its task, grader, chat template and token limit.
+    A run brings its task, grader, chat template and token limit. If it is interrupted, the same
+    command goes on.
 
     Example: `rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/table`
     """
@@ -229,6 +230,7 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
         console.print_json(report)
     else:
         print_tables(report)
+        console.say("\n".join(map(gain_text, report["gains"])))
         console.say(f"{report['n_cases']} rows, {report['seconds']:.0f} s: {asked.out}/report.md")
     for note in report["notes"]:
         console.complain(note, style="yellow")

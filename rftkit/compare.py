@@ -5,21 +5,25 @@ import json
 import math
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+
 from rftkit import evaluation, files
+from rftkit.check import check_rows
 from rftkit.console import GRADER, Reporter, SandboxFlag, WeakIsolationFlag, argument, option
 from rftkit.contract import ROW_FILES
 from rftkit.environment import machine, peak_memory_mb, versions
 from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_of
-from rftkit.files import UserError, markdown_table, read_json
+from rftkit.files import UserError, markdown_table, plural, read_json
 from rftkit.graders.answer import PROGRAM_FAILED, Context
 from rftkit.graders.functions import importing
 from rftkit.graders.grader import GraderSettings
@@ -31,16 +35,18 @@ from rftkit.loading import (
     model_folder,
     run_folder,
 )
-from rftkit.logs import notes_of_run
+from rftkit.logs import notes_of_run, read_lines
 from rftkit.policy import LocalPolicy, Policy, Prompt, load_policy
 from rftkit.records import Sample, SamplingConfig
-from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
+from rftkit.rows import messages_key, read_rows, row_ids, sha256_of, write_rows
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
 from rftkit.task import Task, load_task
 from rftkit.training.store import append_samples, is_begun, read_config
 
 Rows = list[dict[str, Any]]
+CHUNK = 64  # rows that are answered and graded before their answers are written
+COPIES = ("duplicate across the split", "near-duplicate across the split")
 # Errors of an endpoint that come with every request.
 UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
 
@@ -57,6 +63,7 @@ class Bench:
     functions: Mapping[str, MetricFunction] = field(default_factory=dict)  # custom metrics
     settings: dict[str, Any] = field(default_factory=dict)  # for load_policy
     results: dict[str, SystemResult] = field(default_factory=dict)
+    kept: Path | None = None  # samples.jsonl: answers that stand there are not asked for again
 
     @property
     def headline(self) -> str:
@@ -78,6 +85,8 @@ class Bench:
         task, rows = self.task, self.rows
         if examples:
             rows = [row | {"messages": [*examples, *row["messages"]]} for row in rows]
+        if self.kept:
+            policy = Kept(policy, name, task, rows, self.kept)
         result = evaluation.evaluate(policy, task, rows, sampling, self.samples, name, **more)
         self.results[name], value = result, result.values[self.headline].mean()
         self.reporter.say(f"{name}: {self.headline} {value:.3f} at T = 1")
@@ -105,6 +114,56 @@ class Bench:
             "date": time.strftime("%Y-%m-%d"),
             "versions": versions(),
         }
+
+
+class Kept:
+    """A policy whose answers are graded and appended to a file, some rows at a time. Those that
+    stand there already are read, not asked for again."""
+
+    def __init__(self, policy: Policy, name: str, task: Task, rows: Rows, file: Path):
+        self.policy, self.name, self.task, self.rows, self.file = policy, name, task, rows, file
+        self.known: dict[tuple[str, bool], list[Sample]] = defaultdict(list)
+        for record in read_lines(file):
+            greedy = record.pop("greedy")
+            if record["model"] == name:
+                self.known[record["row_id"], greedy].append(Sample(**record))
+
+    def sample(
+        self, prompts: list, n: int, config: SamplingConfig, progress: Any = None
+    ) -> list[list[Sample]]:
+        ids = row_ids(self.rows)
+        missing = [i for i, row_id in enumerate(ids) if not self.known[row_id, config.greedy]]
+        if progress:
+            progress((len(ids) - len(missing)) * n)
+        for start in range(0, len(missing), CHUNK):
+            places = missing[start : start + CHUNK]
+            asked = [Prompt(self.rows[i], i) for i in places]
+            drawn = self.policy.sample(asked, n, config, progress)
+            self.task.grade([self.rows[i] for i in places], drawn)
+            for i, group in zip(places, drawn):
+                for sample in group:
+                    sample.model = self.name
+                self.known[ids[i], config.greedy] = group
+            append_samples(self.file, sum(drawn, []), greedy=config.greedy)
+        return [self.known[row_id, config.greedy] for row_id in ids]
+
+
+def resumed(out: Path, asked: dict[str, Any]) -> int:
+    """How many answers of an earlier call, stopped or not, stay in samples.jsonl: if it asked for
+    the same, those of rows whose answers are all there and graded. The others go."""
+    file, answers = out / "samples.jsonl", []
+    if (out / "asked.json").exists() and read_json(out / "asked.json") == asked:
+        groups = defaultdict(list)
+        for line in read_lines(file):
+            if line["grade"] is not None:
+                groups[line["model"], line["row_id"], line["greedy"]].append(line)
+        whole = [
+            g for g in groups.values() if len(g) == (1 if g[0]["greedy"] else asked["samples"])
+        ]
+        answers = sum(whole, [])
+    write_rows(file, answers)
+    files.write_json(out / "asked.json", asked)
+    return len(answers)
 
 
 def count_answers(result: SystemResult, task: Task) -> dict[str, Any]:
@@ -164,6 +223,8 @@ def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
             "paired difference": f"{pair['a']} - {pair['b']}",
             "metric": pair["metric"],
             "difference, 95 % interval": paired_text(pair),
+            "p": f"{pair['p']:.4f}",
+            "visible from": f"{(pair['high'] - pair['low']) / 2:.3f}",
         }
         for pair in report["paired"]
     ]
@@ -222,7 +283,16 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
         training[model] = training_record(model, bench)
     if is_begun(out):
         raise UserError(f"--out {out}: contains a training run: choose another folder")
-    files.write_text(out / "samples.jsonl", "")
+    grader = json.dumps(bench.task.grader.record, sort_keys=True)
+    sums = {"grader": sha256(grader.encode()).hexdigest()}
+    sums[rows_file.name] = sha256_of(rows_file / "state.json" if rows_file.is_dir() else rows_file)
+    for name, folder in folders.items():
+        for file in Path(folder).glob("*model.safetensors"):
+            sums[name] = sha256_of(file)
+    asked = {"sha256": sums, "samples": bench.samples, "sampling": bench.sampling.to_json()}
+    if answers := resumed(out, asked):
+        bench.reporter.say(f"{out}: goes on after {plural(answers, 'answer')}")
+    bench.kept = out / "samples.jsonl"
     for model in options.models:
         policy = load_policy(model, settings=bench.settings)
         if options.batch_size:
@@ -233,17 +303,10 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
             raise UserError(f"--model {model}: all answers failed ({cause}): read the cause")
         if refused := getattr(policy, "refused", set()) & {"temperature", "top_p", "seed"}:
             notes.append(f"{model}: takes no {', '.join(sorted(refused))}: it samples its own way")
-        save_samples(out, result)
     report = make_report(bench, training, notes) | {"rows": str(rows_file)}
-    grader = json.dumps(bench.task.grader.record, sort_keys=True)
-    report["sha256"] = {"grader": sha256(grader.encode()).hexdigest()}
-    content = rows_file / "state.json" if rows_file.is_dir() else rows_file
-    report["sha256"][rows_file.name] = sha256_of(content)
-    for name, folder in folders.items():
-        for file in Path(folder).glob("*model.safetensors"):
-            report["sha256"][name] = sha256_of(file)
+    report["sha256"] = sums
     report["seconds"] = round(time.perf_counter() - start, 1)
-    write_report(report, report["notes"], out)
+    write_report(report, [*map(gain_text, report["gains"]), *report["notes"]], out)
     return report
 
 
@@ -346,7 +409,10 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
         shared = shared_groups(train_rows, bench.rows, bench.task)
         if shared is None:  # no group key: compare prompts
             shared = set(map(messages_key, train_rows)) & set(map(messages_key, bench.rows))
+        record["shared"] = shared
         record["answer_groups_shared_with_eval"] = len(shared)
+        counts = check_rows(train_rows, bench.rows).counts
+        record["copies"] = sum(counts.get(kind, 0) for kind in COPIES)
     return record
 
 
@@ -356,21 +422,40 @@ def make_report(bench: Bench, training: dict[str, dict], notes: list[str]) -> di
     compared = [(bench.headline, False), (bench.headline, True), *custom]
     systems = combinations(bench.results, 2)
     pairs = [(b, a, metric, greedy) for a, b in systems for metric, greedy in compared]
-    report = bench.to_json(bench.results, pairs) | {"training": {}, "notes": notes}
+    report = bench.to_json(bench.results, pairs) | {"gains": [], "training": {}, "notes": notes}
+    (base, *others), clusters = bench.results.values(), clusters_of(bench.rows, bench.task)
+    if bench.task.answer_template:
+        parts = partial(evaluation.gain_parts, bench.task, bench.rows, base)
+        report["gains"] = [{"a": o.name, "b": base.name} | parts(o) for o in others]
     for system in report["systems"]:
         if record := training.get(system["name"]):
             system["training"] = record
+            seen = np.isin(clusters, [*record.pop("shared", ())])
+            values = bench.results[system["name"]].values[bench.headline]
+            for name, own in (("seen", seen), ("unseen", ~seen)):
+                if seen.any() and own.any():
+                    mean = round(float(values[own].mean()), 4)
+                    system[name] = {"n": int(own.sum()), bench.headline: mean}
             report["training"] = {"model": system["name"], **record}  # keeps the last model's
         report["notes"] += warnings(system, bench.sampling.max_new_tokens)
     embedded = [n.removeprefix("embedded:") for n in bench.results if n.startswith("embedded:")]
     return report | {"gates": files.model_gates(embedded)}
 
 
+def gain_text(gain: Mapping[str, Any]) -> str:
+    return (
+        f"{gain['a']} - {gain['b']}, all samples: {gain['gain']:+.3f} right in first place = "
+        f"truncation {gain['truncation']:+.3f}, form {gain['form']:+.3f}, selection (rows that "
+        f"{gain['b']} solved once) {gain['selection']:+.3f}, beyond {gain['beyond']:+.3f}"
+    )
+
+
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
     """Caveats about one system's numbers, one sentence each."""
     of = f"of {system['answers']} answers"
     missing = system["failed"] + system["ungraded"]
-    shared = system.get("training", {}).get("answer_groups_shared_with_eval")
+    training = system.get("training", {})
+    shared, copies = (training.get(k) for k in ("answer_groups_shared_with_eval", "copies"))
     notes = {
         f"{missing} {of} failed or got no grade and count as 0: run it again": missing,
         f"the python grader failed on {system['grader_errors']} {of}, which count as 0: run "
@@ -381,5 +466,6 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
         "compare its greedy column": system["ignores_temperature"],
         f"{shared} answer groups of these rows were in its training rows, so its results are not "
         "held-out: evaluate on other rows": shared,
+        f"{copies} of these rows equal or nearly equal a training row: leave them out": copies,
     }
     return [f"{system['name']}: {note}" for note, applies in notes.items() if applies]

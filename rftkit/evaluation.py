@@ -222,12 +222,14 @@ def measure(
     samples: int | None = None,
     functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
-    """Grade answers that were already drawn, and measure the task's metrics. samples: how many of
-    each row's answers make the headline; None: all, and no maj@k, pass@k."""
+    """Measure the task's metrics of answers that were already drawn, and grade those without a
+    grade. samples: how many of each row's answers make the headline; None: all, and no maj@k,
+    pass@k."""
     for group in (*drawn, *greedy):
         for sample in group:
             sample.model = name
-    task.grade(rows, drawn)
+    for groups in filter(None, (drawn, greedy)):
+        task.grade(rows, [[s for s in group if s.grade is None] for group in groups])
     headline = [group[:samples] for group in drawn]
     metrics = {metric: metric for metric in (*task.metrics, "grade")} | dict(functions or {})
     result = SystemResult(
@@ -246,7 +248,6 @@ def measure(
         result.values[f"maj@{k}"] = majority_values(task, rows, drawn)
         result.values[f"pass@{k}"] = row_values("top1", task, rows, drawn, np.max)
     if greedy:
-        task.grade(rows, greedy)
         result.greedy_samples = greedy
         result.greedy = {key: row_values(m, task, rows, greedy) for key, m in metrics.items()}
     return result

@@ -25,11 +25,12 @@ Messages = list[dict[str, Any]]  # one prompt: [{"role": "user", "content": "...
 
 
 class Prompt(list[dict[str, Any]]):
-    """A row's messages; a policy gives the model the row's `tools` with them."""
+    """A row's messages; a policy gives the model the row's `tools` with them. `number`: which
+    random numbers its samples take; by default its place among the prompts."""
 
-    def __init__(self, row: dict[str, Any]):
+    def __init__(self, row: dict[str, Any], number: int | None = None):
         super().__init__(row["messages"])
-        self.tools = row.get("tools") or None
+        self.tools, self.number = row.get("tools") or None, number
 
 
 Progress = Callable[[int], None] | None  # called with the number of completions just finished
@@ -140,7 +141,9 @@ class LocalPolicy(Policy):
                 batch = order[start : start + width]
                 began = time.perf_counter()
                 ids = [encoded[p] for p in batch]
-                completions = decode(model, self.tokenizer, ids, n, config, batch)
+                numbers = [getattr(prompts[p], "number", None) for p in batch]
+                numbers = [p if own is None else own for p, own in zip(batch, numbers)]
+                completions = decode(model, self.tokenizer, ids, n, config, numbers)
                 seconds = (time.perf_counter() - began) / len(completions)
                 for i, (tokens, reason) in enumerate(completions):
                     p = batch[i // n]

@@ -14,6 +14,7 @@ from rftkit.cli import app
 from rftkit.compare import load_metric
 from rftkit.files import UserError, embedded_model, write_json
 from rftkit.logs import KEPT_START
+from rftkit.policy import LocalPolicy
 from rftkit.records import Sample
 from rftkit.rows import write_rows
 from rftkit.task import load_task
@@ -90,6 +91,16 @@ def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(tmp_path, ro
     assert training["model"] == str(run_folder) and training["steps"] == 7
     assert training["answer_groups_shared_with_eval"] == len(shared)
     assert f"{run_folder}: {len(shared)} answer groups" in stderr and "training" not in base
+    assert training["copies"] == 2 and "seen" not in base
+    parts = [(tuned[part]["n"], tuned[part]["top1"]) for part in ("seen", "unseen")]
+    assert [n for n, _ in parts] == [2, len(ROWS) - 2]
+    assert sum(n * mean for n, mean in parts) / len(ROWS) == pytest.approx(
+        tuned["top1"]["mean"], abs=1e-3
+    )
+    [whole] = report["gains"]
+    assert whole["gain"] == pytest.approx(gain, abs=2e-4)
+    kinds = ("truncation", "form", "selection", "beyond")
+    assert sum(whole[kind] for kind in kinds) == pytest.approx(gain, abs=5e-4)
     assert f"{run_folder}: {KEPT_START}" in " ".join(stderr.split())
 
 
@@ -234,3 +245,33 @@ def test_answers_that_never_came_count_as_zero_and_are_counted(
     assert system["ignores_temperature"] and "ignores temperature" in result.output
     assert "] *" in (tmp_path / "o" / "report.md").read_text()
     assert system["grade"]["mean"] == pytest.approx(0.1 * (1 - lost / len(ROWS)), abs=1e-4)
+
+
+def test_a_stopped_evaluation_goes_on_and_asks_for_nothing_twice(tmp_path, rows, monkeypatch):
+    """As after a kill: some rows answered, one of them in part, the last line truncated."""
+    words = (rows, *RANK, "--max-tokens", 24, "--out")
+    assert evaluate(*words, tmp_path / "whole").exit_code == 0
+    out = tmp_path / "stopped"
+    assert evaluate(*words, out).exit_code == 0
+    lines = (out / "samples.jsonl").read_text().splitlines(keepends=True)
+    (out / "samples.jsonl").write_text("".join([*lines[:5], lines[-1][:40]]))
+    (out / "report.json").unlink()
+    asked, sample = [], LocalPolicy.sample
+
+    def counting(self, prompts, n=1, config=None, progress=None):
+        asked.append(len(prompts))
+        return sample(self, prompts, n, config, progress)
+
+    monkeypatch.setattr(LocalPolicy, "sample", counting)
+    assert evaluate(*words, out).exit_code == 0
+    assert asked == [len(ROWS) - 2, len(ROWS)]  # two rows had both answers; then greedily
+    reports = [
+        json.loads((place / "report.json").read_text()) for place in (tmp_path / "whole", out)
+    ]
+    for report in reports:
+        report["systems"][0].pop("seconds")
+    assert reports[0]["systems"] == reports[1]["systems"]
+    samples = (out / "samples.jsonl").read_text()
+    assert evaluate(*words, out).exit_code == 0 and len(asked) == 2  # nothing is left to ask
+    assert (out / "samples.jsonl").read_text() == samples
+    assert evaluate(*words, out, "--seed", 1).exit_code == 0 and len(asked) == 4  # asked anew
