@@ -30,6 +30,7 @@ _HOMES = {
     "plan": "training.run",
     "preset": "graders.presets",
     "read_rows": "rows",
+    "regrade": "training.report",
     "reward_function": "graders.rewards",
     "split_by_group": "rows",
     "train": "training.run",

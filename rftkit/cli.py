@@ -21,7 +21,7 @@ from rftkit.console import (
     option,
     options_from,
 )
-from rftkit.files import UserError, read_json, read_text
+from rftkit.files import UserError, read_json, read_text, shorten
 from rftkit.new import NewTask, make_task
 
 SHOWN = 5  # faults of each kind
@@ -159,6 +159,45 @@ def grade_command(
     for line in [] if as_json else report.explanations:
         console.complain(line)
     raise typer.Exit(console.FINDINGS if report.reward is None else console.GOOD)
+
+
+@app.command("regrade")
+def regrade_command(
+    source: Annotated[Path, argument("RUN", "Folder of a run or an evaluation, or samples.jsonl.")],
+    grader: Annotated[str, option("G", GRADER)],
+    out: Annotated[Path | None, option("FILE", "Write the answers with both grades here.")] = None,
+    allow_weak_isolation: WeakIsolationFlag = False,
+    sandbox: SandboxFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Grade stored completions by another grader, without sampling: which change places?
+
+    Example: `rftkit regrade runs/first --grader strict.json`
+    """
+    from rftkit.graders.grader import GraderSettings
+    from rftkit.rows import write_rows
+    from rftkit.training.report import regrade
+
+    settings = GraderSettings(allow_weak_isolation=allow_weak_isolation, sandbox=sandbox)
+    report = regrade(source, grader, settings=settings)
+    answers = report.pop("answers")
+    if out is not None:
+        write_rows(out, answers)
+    if as_json:
+        console.print_json(report)
+        return
+    console.say(
+        f"{report['n_graded']} of {report['n_answers']} answers have both grades: mean "
+        f"{report['before']:.3f} before, {report['after']:.3f} by {report['grader']}\n"
+        f"{report['changed']:6.1%} of the answers have another grade\n"
+        f"{report['best_changed']:6.1%} of the groups have another best answer\n"
+        f"{report['swapped']:6.1%} of the pairs in a group, told apart before, change their order"
+    )
+    moved = [record for record in answers if None not in (record["grade"], record["grade_before"])]
+    moved.sort(key=lambda record: -abs(record["grade"] - record["grade_before"]))
+    for record in moved[:SHOWN]:
+        grades = f"{record['grade_before']:.2f} -> {record['grade']:.2f}"
+        console.say(f"{grades}  {record['row_id']}: {shorten(record['output_text'], 48)}")
 
 
 @app.command("validate-grader")

@@ -2,16 +2,23 @@
 
 import json
 import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rftkit.environment import machine, versions
 from rftkit.evaluation import Interval, SystemResult, clusters_of, paired_record
 from rftkit.files import UserError, markdown_table, read_json, shorten, write_json, write_text
+from rftkit.graders.grader import Grader, GraderSettings
 from rftkit.logs import KEPT_START, alarms_of, best_of, read_lines, validations_of
-from rftkit.rows import sha256_of
+from rftkit.records import Sample
+from rftkit.rows import read_rows, row_ids, sha256_of
 from rftkit.task import Task
-from rftkit.training.config import RunConfig
+from rftkit.training.config import RunConfig, config_rows, config_task
 from rftkit.training.session import Session
 from rftkit.training.store import read_config
 
@@ -103,6 +110,67 @@ def report_text(report: dict[str, Any]) -> str:
         f"{report['machine']}. The signal gate: {report['gates']['signal'] or 'not asked'}."
     )
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def regrade(
+    source: str | Path,
+    grader: Any,
+    rows: Iterable[dict] | None = None,
+    settings: GraderSettings | None = None,
+) -> dict[str, Any]:
+    """Grade stored completions by another grader; nothing is sampled.
+
+    `source`: the folder of a run or of an evaluation, or its samples.jsonl; `rows`: what was
+    answered, where the folder does not name it. Mean grades `before` and `after`, and shares:
+    `changed` of the answers, `best_changed` of the groups (completions to one prompt), `swapped` of
+    the pairs in a group that the first grader told apart. `answers`: the samples, graded anew.
+    """
+    folder, file = Path(source), Path(source)
+    folder, file = (folder, file / "samples.jsonl") if folder.is_dir() else (folder.parent, file)
+    answers, rows = read_lines(file), list(rows_behind(folder) if rows is None else rows)
+    by_id = dict(zip(row_ids(rows), rows))
+    if unknown := [record["row_id"] for record in answers if record["row_id"] not in by_id]:
+        has = f"{file}: {len(unknown)} answers to rows that are not at hand (first: {unknown[0]})"
+        raise UserError(f"{has}: pass them, regrade(…, rows=…)")
+    grader = Grader.load(grader, settings or GraderSettings())
+    samples = [Sample(**{f.name: record[f.name] for f in fields(Sample)}) for record in answers]
+    grades = grader.evaluate_many([by_id[sample.row_id] for sample in samples], samples)
+    groups = defaultdict(list)
+    for record, grade in zip(answers, grades):
+        record |= {"grade_before": record["grade"], "grade": grade.reward}
+        record |= {"sub_grades": dict(grade.sub_rewards), "errors": grade.errors}
+        if None not in (pair := (record["grade_before"], record["grade"])):
+            groups[tuple(map(record.get, ("step", "model", "greedy", "row_id")))].append(pair)
+    if not groups:
+        raise UserError(f"{file}: no answer has both grades, expected one at least")
+    best, order = [], []
+    for group in groups.values():
+        before, after = np.array(group).T
+        best.append(after.max() > after[before == before.max()].max())
+        i, j = np.triu_indices(len(group), 1)
+        gaps = (before[i] - before[j]) * (after[i] - after[j])
+        order += [*gaps[before[i] != before[j]]]
+    before, after = np.concatenate([*map(np.array, groups.values())]).T
+    return {
+        "grader": grader.name,
+        "n_answers": len(answers),
+        "n_graded": len(before),
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "changed": float(np.mean(np.abs(after - before) > 1e-9)),
+        "best_changed": float(np.mean(best)),
+        "swapped": float(np.mean(np.less(order, 0))) if order else 0.0,
+        "answers": answers,
+    }
+
+
+def rows_behind(folder: Path) -> list[dict]:
+    """The rows that a run was trained on, or that an evaluation answered."""
+    if (folder / "config.json").exists():
+        config = read_config(folder)
+        return sum(config_rows(config, config_task(config)), [])
+    report = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
+    return read_rows(report["rows"]) if "rows" in report else []
 
 
 def list_runs(folder: Path) -> dict[str, Any]:
