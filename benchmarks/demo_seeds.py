@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from page_block import Block, label
 
-from rftkit.compare import paired_text, systems_table
+from rftkit.bench import paired_text, systems_table
 from rftkit.demo import PLAN_PATTERN, SYSTEMS, checksums
 from rftkit.evaluation import Interval
 from rftkit.files import markdown_table, read_json, write_json

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from rftkit import console
-from rftkit.compare import Comparison, compare_models, gain_text, paired_table, systems_table
+from rftkit.bench import paired_table, systems_table
+from rftkit.compare import Comparison, compare_models, gain_text
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import REAL, Demo, reading, real_table
 from rftkit.files import UserError, dataset, plural, read_json

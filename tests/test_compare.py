@@ -94,9 +94,8 @@ def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(tmp_path, ro
     assert training["copies"] == 2 and "seen" not in base
     parts = [(tuned[part]["n"], tuned[part]["top1"]) for part in ("seen", "unseen")]
     assert [n for n, _ in parts] == [2, len(ROWS) - 2]
-    assert sum(n * mean for n, mean in parts) / len(ROWS) == pytest.approx(
-        tuned["top1"]["mean"], abs=1e-3
-    )
+    both = sum(n * mean for n, mean in parts) / len(ROWS)
+    assert both == pytest.approx(tuned["top1"]["mean"], abs=1e-3)
     [whole] = report["gains"]
     assert whole["gain"] == pytest.approx(gain, abs=2e-4)
     kinds = ("truncation", "form", "selection", "beyond")
