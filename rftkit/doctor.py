@@ -78,7 +78,8 @@ def examine(source: str | Path | Log) -> Examination:
     losses = [loss for _, loss in log.points("loss")]
     if log.graded and not log.validations() and "nothing_held_out" not in findings:
         notes.append("no validation in this log: a rising reward alone proves no learning")
-    if losses and max(map(abs, losses)) < 1e-6 and "gradient_vanishes" not in findings:
+    has_gradient = any(norm for _, norm in log.points("grad_norm"))
+    if losses and max(map(abs, losses)) < 1e-6 and has_gradient:
         notes.append("a loss of zero beside a gradient is normal for GRPO: advantages sum to zero")
     return Examination(log.source, len(log.records), list(findings.values()), notes)
 
@@ -215,7 +216,7 @@ def past_the_peak(log: Log) -> Evidence:
     """The last checkpoint is not the best one: after its peak a run learns its own rows.
     Limit: below the best validation's interval (without one: by 10 %), ours."""
     best, held_out = log.decline()
-    steps = [step for step, _ in log.validations() if step > best and not log.best_is_kept]
+    steps = [v["step"] for v in log.validations() if v["step"] > best and not log.best_is_kept]
     return steps, f"best and last validation: {held_out}"
 
 

@@ -54,8 +54,7 @@ class Log:
     notes: list[str] = field(default_factory=list)  # what was left out in reading
 
     def points(self, name: str) -> Points:
-        """(step, value) wherever the log holds a finite number of this name."""
-        return finite((record["step"], record.get(name)) for record in self.records)
+        return points_of(self.records, name)
 
     def series(self, name: str) -> dict[str, Points]:
         """Each part of an object that is logged a step (sub_rewards, errors) as points; 0 where
@@ -64,10 +63,8 @@ class Log:
         keys = sorted({key for _, part in parts for key in part})
         return {key: finite((step, part.get(key, 0.0)) for step, part in parts) for key in keys}
 
-    def validations(self) -> list[tuple[int, dict[str, Any]]]:
-        """(step, {metric, mean, and where it was logged the interval low, high})."""
-        seen = [(record["step"], record.get("validation") or {}) for record in self.records]
-        return [(step, validation) for step, validation in seen if "mean" in validation]
+    def validations(self) -> list[dict[str, Any]]:
+        return validations_of(self.records)
 
     def dead_share(self) -> Points:
         """Share of dead groups; where a log lacks it, a reward std of 0 says as much."""
@@ -79,16 +76,16 @@ class Log:
         best one's interval (without one: by more than a tenth); else (infinity, "")."""
         if not self.validations():
             return math.inf, ""
-        best, last = max(self.validations(), key=lambda v: v[1]["mean"]), self.validations()[-1]
-        if last[1]["mean"] >= best[1].get("low", 0.9 * best[1]["mean"]):
+        best, last = best_of(self.validations()), self.validations()[-1]
+        if last["mean"] >= best.get("low", 0.9 * best["mean"]):
             return math.inf, ""
-        texts = [f"{v['metric']} {v['mean']:.3f} at step {step}" for step, v in (best, last)]
-        return best[0], " -> ".join(texts)
+        texts = [f"{v['metric']} {v['mean']:.3f} at step {v['step']}" for v in (best, last)]
+        return best["step"], " -> ".join(texts)
 
     def gained(self) -> bool:
         """Did the run get better: by its validations where there are any, else by its reward?"""
         if len(self.validations()) > 1:
-            (_, first), *_, (_, last) = self.validations()
+            first, *_, last = self.validations()
             return last.get("low", last["mean"]) > first["mean"]
         return moved(self.points("reward_mean"), +1, GAIN)
 
@@ -96,7 +93,7 @@ class Log:
         """As a share of the first validation or of what it lacked, whichever is less, or NaN."""
         if len(self.validations()) < 2:
             return math.nan
-        first, last = (self.validations()[i][1]["mean"] for i in (0, -1))
+        first, last = (self.validations()[i]["mean"] for i in (0, -1))
         return (last - first) / max(min(first, 1 - first) if first < 1 else first, GAIN)
 
     @property
@@ -117,14 +114,16 @@ def notes_of_run(run: Path) -> list[str]:
     return [KEPT_START] if record.get("best", {}).get("step") == 0 else []
 
 
-def points_of(log: Records, field: str) -> list[tuple[int, float]]:
-    return [(record["step"], record[field]) for record in log if record.get(field) is not None]
+def points_of(log: Records, name: str) -> Points:
+    """(step, value) wherever the log holds a finite number of this name."""
+    return finite((record["step"], record.get(name)) for record in log)
 
 
-def validations_of(log: Records, start: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The validations of a run with their steps, the one before step 1 among them."""
-    before = [{"step": 0, **start}] if start else []
-    return before + [{"step": r["step"], **r["validation"]} for r in log if "validation" in r]
+def validations_of(log: Records, start: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Each validation with its step, metric, mean, and interval (low, high) where one was logged;
+    first `start`, the one before step 1."""
+    seen = [(0, start), *((record["step"], record.get("validation")) for record in log)]
+    return [{"step": step, **found} for step, found in seen if found and "mean" in found]
 
 
 def best_of(validations: Records) -> dict[str, Any]:
@@ -208,13 +207,13 @@ def finite(values: Iterable[tuple[int, float | None]]) -> Points:
     return [(step, value) for step, value in values if value is not None and math.isfinite(value)]
 
 
-def held(points: Points, bad: Callable, least: int = 5, window: int = 8) -> list[int]:
-    """The bad steps of every `window` steps of which at least `least` are bad (of a log with fewer
-    than `least` steps: all). A good step now and then does not hide a bad level."""
+def held(points: Points, bad: Callable) -> list[int]:
+    """The bad steps of every eight of which at least five are bad (of a log with fewer than five
+    steps: all). A good step now and then does not hide a bad level."""
     steps: set[int] = set()
     for start in range(len(points)):
-        inside = [step for step, value in points[start : start + window] if bad(value)]
-        steps.update(inside if len(inside) >= min(least, len(points)) else ())
+        inside = [step for step, value in points[start : start + 8] if bad(value)]
+        steps.update(inside if len(inside) >= min(5, len(points)) else ())
     return sorted(steps)
 
 

@@ -245,9 +245,9 @@ def test_a_log_reads_the_same_whoever_wrote_it(tmp_path, name):
         assert len(log.points(field)) == STEPS
     if name != "verl.jsonl":
         assert log.series("sub_rewards").keys() == {"first", "format"}
-    means = [(step, v["mean"]) for step, v in log.validations()]
-    assert means == [(s, pytest.approx(v["mean"])) for s, v in expected.validations()]
-    assert log.validations()[0][1]["metric"] in ("accuracy", "gsm8k acc mean@8")
+    means = [(v["step"], v["mean"]) for v in log.validations()]
+    assert means == [(v["step"], pytest.approx(v["mean"])) for v in expected.validations()]
+    assert log.validations()[0]["metric"] in ("accuracy", "gsm8k acc mean@8")
     assert [f.name for f in examine(log).findings] == ["truncation"]
 
 
@@ -356,8 +356,8 @@ def test_the_log_of_a_folder_is_its_own_or_its_newest_checkpoints(tmp_path):
     log = read_log(tmp_path)
     assert len(log.records) == 100 and not log.best_is_kept
     # the task's metric, not the reward and not a time
-    held_out = {"metric": "accuracy", "mean": sound(steps=100)[9]["validation"]["mean"]}
-    assert log.validations()[0] == (10, held_out)
+    mean = sound(steps=100)[9]["validation"]["mean"]
+    assert log.validations()[0] == {"step": 10, "metric": "accuracy", "mean": mean}
     write_log(tmp_path / "log.jsonl", sound(steps=5))
     (tmp_path / "training.json").write_text("{}")
     assert len(read_log(tmp_path).records) == 5 and read_log(tmp_path).best_is_kept

@@ -143,15 +143,6 @@ def test_a_rank_is_worth_what_its_scale_gives_to_the_first_right_place(right, ge
     assert GENES.grade(item, output)[0] == pytest.approx(expected, abs=1e-12)
 
 
-def test_ndcg_is_the_textbooks():
-    gains, second = {"A": 3, "B": 2, "C": 1}, 1 / math.log2(3)
-    ideal = 3 + 2 * second + 1 / 2
-    for genes, expected in (("ABC", 1), ("BAx", (2 + 3 * second) / ideal), ("CCC", 1 / ideal)):
-        output = json.dumps({"genes": list(genes)})
-        assert loaded("ndcg").grade({"relevance": gains}, output)[0] == pytest.approx(expected)
-    assert loaded("ndcg", length=1).grade({"relevance": ["A"]}, '{"genes": ["B", "A"]}')[0] == 0
-
-
 def test_a_number_is_read_from_the_end_of_the_text():
     numeric = loaded("numeric_match")
     for output, answer in (

@@ -87,11 +87,6 @@ def rank(
     return {"type": "multi", "name": "rank", "graders": graders, "calculate_output": formula}
 
 
-def ndcg(key: str = "genes", relevance: str = "relevance", length: int = 10) -> Spec:
-    """a ranking against several right answers, a list or {answer: gain} (python)"""
-    return _python("ndcg", _NDCG, KEY=key, RELEVANCE=relevance, LENGTH=length)
-
-
 def exact_match(key: str | None = None, reference: str = "answer") -> Spec:
     """the output is the right answer, letter by letter"""
     return _check("exact_match", _output(key), _row(reference))
@@ -147,7 +142,7 @@ def judge(
     return spec | {"input": [{"role": "user", "content": prompt}], "range": [0, 1]}
 
 
-_NAMED = (gene_rank, rank, ndcg, exact_match, contains, numeric_match, math_match, fuzzy)
+_NAMED = (gene_rank, rank, exact_match, contains, numeric_match, math_match, fuzzy)
 _NAMED += (json_schema, judge)
 PRESETS: dict[str, Callable[..., Spec]] = {make.__name__: make for make in _NAMED}
 PRESETS["format"] = list_format
@@ -174,25 +169,6 @@ def _python(name: str, source: str, **constants: Any) -> Spec:
     return {"type": "python", "name": name, "source": head + source}
 
 
-_NDCG = """import math
-
-
-def grade(sample, item):
-    gains = item[RELEVANCE]
-    if not isinstance(gains, dict):
-        gains = dict.fromkeys(gains, 1)
-    best = sorted(gains.values(), reverse=True)[:LENGTH]
-    ideal = sum(gain / math.log2(place + 2) for place, gain in enumerate(best))
-    answers = sample["output_json"][KEY]
-    if not isinstance(answers, list):
-        raise TypeError(f"{KEY} is not a list")
-    seen, total = set(), 0.0
-    for place, answer in enumerate(answers[:LENGTH]):
-        if isinstance(answer, str) and answer not in seen:
-            seen.add(answer)
-            total += gains.get(answer, 0) / math.log2(place + 2)
-    return total / ideal
-"""
 _NUMBER = r"""import math
 import re
 

@@ -106,7 +106,7 @@ def report_text(report: dict[str, Any]) -> str:
     parts += report["notes"]
     parts.append(
         f"{training['examples']} rows, {training['steps']} steps, ended by {training['stopped']}; "
-        f"{training['seconds']:.0f} s, {training['peak_rss_mb']:.0f} MB at most, on "
+        f"{training['seconds']:.0f} s, {training['peak_rss_mb'] or 0:.0f} MB at most, on "
         f"{report['machine']}. The signal gate: {report['gates']['signal'] or 'not asked'}."
     )
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -183,7 +183,7 @@ def list_runs(folder: Path) -> dict[str, Any]:
         try:
             log, ended = read_lines(place / "log.jsonl"), place / "training.json"
             summary = read_json(ended) if ended.exists() else {}
-            validations = validations_of(log, None)
+            validations = validations_of(log)
             run = {
                 "name": str(place.relative_to(folder)),
                 "state": "finished" if summary else "unfinished",
