@@ -21,13 +21,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from page_block import Block, label
 
-from rftkit.bench import paired_text, systems_table
 from rftkit.demo import PLAN_PATTERN, SYSTEMS, checksums
 from rftkit.evaluation import Interval
 from rftkit.files import markdown_table, read_json, write_json
 from rftkit.logs import validations_of
 from rftkit.plots import BLUE, GREY, ORANGE, colour_of, new_figure
 from rftkit.task import load_task
+from rftkit.training.report import paired_text, systems_table
 from rftkit.training.store import read_lines
 
 Record = dict[str, Any]

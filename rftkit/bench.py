@@ -10,14 +10,15 @@ from typing import Any
 from rftkit import evaluation, files
 from rftkit.console import Reporter
 from rftkit.environment import machine, peak_memory_mb, versions
-from rftkit.evaluation import Interval, MetricFunction, SystemResult, clusters_of
-from rftkit.files import markdown_table, read_json
+from rftkit.evaluation import Groups, MetricFunction, SystemResult, clusters_of
+from rftkit.files import read_json
 from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.logs import read_lines
 from rftkit.policy import Policy, Prompt
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import row_ids, write_rows
 from rftkit.task import Task
+from rftkit.training.report import report_text
 from rftkit.training.store import append_samples
 
 Rows = list[dict[str, Any]]
@@ -46,15 +47,15 @@ class Bench:
         self,
         name: str,
         policy: Policy,
-        votes: int = 0,
+        tries: int = 0,
         prefill: str = "",
         examples: Sequence[dict[str, str]] = (),
     ) -> SystemResult:
-        """Evaluate a system. votes: the k of maj@k; examples: messages before each question."""
-        work = len(self.rows) * (max(self.samples, votes) + 1)
+        """Evaluate a system. tries: the k of pass@k; examples: messages before each question."""
+        work = len(self.rows) * (max(self.samples, tries) + 1)
         self.reporter.stage(f"evaluating {name}", work)
         sampling = replace(self.sampling, prefill=prefill)
-        more = {"extra_samples": votes, "progress": self.reporter.work, "functions": self.functions}
+        more = {"extra_samples": tries, "progress": self.reporter.work, "functions": self.functions}
         task, rows = self.task, self.rows
         if examples:
             rows = [row | {"messages": [*examples, *row["messages"]]} for row in rows]
@@ -101,9 +102,7 @@ class Kept:
             if record["model"] == name:
                 self.known[record["row_id"], greedy].append(Sample(**record))
 
-    def sample(
-        self, prompts: list, n: int, config: SamplingConfig, progress: Any = None
-    ) -> list[list[Sample]]:
+    def sample(self, prompts: list, n: int, config: SamplingConfig, progress: Any = None) -> Groups:
         ids = row_ids(self.rows)
         missing = [i for i, row_id in enumerate(ids) if not self.known[row_id, config.greedy]]
         if progress:
@@ -165,61 +164,10 @@ def distinct(task: Task, samples: list[Sample]) -> float:
     return round(sum(len(set(map(str, own))) for own in answers) / longest / len(answers), 4)
 
 
-def save_samples(out: Path, result: SystemResult) -> None:
-    """Append to samples.jsonl; the key `greedy` marks greedy completions."""
-    for groups, greedy in ((result.samples, False), (result.greedy_samples, True)):
-        append_samples(out / "samples.jsonl", sum(groups, []), greedy=greedy)
-
-
-def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Table rows: the headline, sampled with an interval and greedy; other metrics' means."""
-    systems, headline = report["systems"], report["headline"]
-    metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
-    others = report.get("columns") or [metric for metric in metrics if metric != headline]
-    rows = []
-    for system in systems:
-        sampled = f"{Interval(**system[headline])}{' *' * system.get('ignores_temperature', False)}"
-        row = {"system": system["name"], f"{headline} at T = 1": sampled}
-        row["greedy"] = f"{system['greedy'][headline]:.3f}"
-        row |= {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
-        if any(system.get("distinct", 1) < 1 for system in systems):
-            row["distinct"] = f"{system['distinct']:.2f}"
-        row["tokens"] = f"{system['tokens']:.0f}" if system["tokens"] else ""
-        row["ms"] = f"{1e3 * system['seconds']:.1f}" if system["tokens"] else ""
-        rows.append(row)
-    return rows
-
-
-def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [
-        {
-            "paired difference": f"{pair['a']} - {pair['b']}",
-            "metric": pair["metric"],
-            "difference, 95 % interval": paired_text(pair),
-            "p": f"{pair['p']:.4f}",
-            "visible from": f"{(pair['high'] - pair['low']) / 2:.3f}",
-        }
-        for pair in report["paired"]
-    ]
-
-
-def paired_text(pair: Mapping[str, Any]) -> str:
-    return f"{Interval(pair['difference'], pair['low'], pair['high']):+}"
-
-
 def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:
-    """Write report.json, table.png, and report.md with the tables, the sentences and the setup."""
+    """Write report.json, report.md and table.png."""
     from rftkit.plots import table_figure
 
-    samples, by = report["sampling"]["samples"], report["clustered_by"] or "row"
-    parts = [
-        f"# {report['task']}: {report['n_cases']} rows, seed {report['seed']}",
-        markdown_table(systems_table(report)),
-        markdown_table(paired_table(report)),
-        *sentences,
-        f"{samples} answers per row at T = 1; 95 % intervals clustered by {by}. Measured "
-        f"{report['date']}, {report['machine']}, in {report['seconds']:.0f} s.",
-    ]
     files.write_json(out / "report.json", report)
-    files.write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+    files.write_text(out / "report.md", report_text(report, sentences))
     table_figure(report, report["headline"]).savefig(out / "table.png")

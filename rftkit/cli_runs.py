@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from rftkit import console
-from rftkit.bench import paired_table, systems_table
-from rftkit.compare import Comparison, compare_models, gain_text
+from rftkit.compare import Comparison, compare_models, gain_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
-from rftkit.demo import REAL, Demo, reading, real_table
-from rftkit.files import UserError, dataset, plural, read_json
+from rftkit.demo import Demo, reading
+from rftkit.files import UserError, dataset, plural, read_text
 from rftkit.logs import Lines, ending
+from rftkit.training.report import list_runs, paired_table, runs_table, systems_table
 
 app = typer.Typer()
 
@@ -157,8 +157,8 @@ def doctor_command(
 ) -> None:
     """What is wrong with a run: each finding with its steps, evidence and the setting to change.
 
-    Reads our log.jsonl, the trainer_state.json of TRL and Unsloth, verl's JSON lines, and what W&B
-    and TensorBoard export (.csv, .json, a folder of these).
+    Reads our log.jsonl, the trainer_state.json of TRL and Unsloth, verl's JSON lines, and a W&B
+    run's history as .csv or .json.
 
     Example: `rftkit doctor runs/first`, `rftkit doctor outputs/checkpoint-100/trainer_state.json`
     """
@@ -191,8 +191,6 @@ def runs_command(
 
     Example: `rftkit runs runs`
     """
-    from rftkit.training.report import list_runs, runs_table
-
     runs = list_runs(folder)
     if as_json:
         console.print_json(runs)
@@ -220,8 +218,9 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     endpoint:NAME behind OPENAI_BASE_URL. It answers every row N times at T = 1 and once greedily.
     Differences are paired row by row: name the baseline first. A metric of your own is a function
     (sample, item) -> number: with my_metrics.py in this folder, --metric my_metrics:short.
-    A run brings its task, grader, chat template and token limit. If it is interrupted, the same
-    command goes on.
+    A gain in top1 is split: fewer cut answers, more readable ones, `selection` of what the first
+    model solved now and then, and `beyond`. A run brings its task, grader, chat template and token
+    limit. If it is interrupted, the same command goes on.
 
     Example: `rftkit evaluate gene_ranking --model embedded:mini --model runs/demo --out runs/table`
     """
@@ -231,7 +230,7 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
         console.print_json(report)
     else:
         print_tables(report)
-        console.say("\n".join(map(gain_text, report["gains"])))
+        console.print_table(gain_table(report))
         console.say(f"{report['n_cases']} rows, {report['seconds']:.0f} s: {asked.out}/report.md")
     for note in report["notes"]:
         console.complain(note, style="yellow")
@@ -244,7 +243,7 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
 @options_from(Demo)
 def demo_command(
     demo: Demo,
-    real: Annotated[bool, flag("--real", "Only show what was recorded of a real model.")] = False,
+    real: Annotated[bool, flag("--real", "Show what a real model was measured to do.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole of RFT once, on two CPU cores: train, compare, report.
@@ -256,13 +255,7 @@ def demo_command(
     Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
     """
     if real:
-        record = read_json(dataset("recorded_runs") / "gene_candidates.json")
-        if as_json:
-            console.print_json(record)
-        else:
-            console.print_table(real_table(record))
-            console.say(REAL)
-        return
+        return console.say(read_text(dataset("recorded_runs") / "gene_candidates.md"))
     with Reporter() as reporter:
         report = demo.run(reporter)
     if as_json:

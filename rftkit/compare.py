@@ -22,7 +22,7 @@ from rftkit.check import check_rows
 from rftkit.console import GRADER, Reporter, SandboxFlag, WeakIsolationFlag, argument, option
 from rftkit.contract import ROW_FILES
 from rftkit.evaluation import MetricFunction, clusters_of
-from rftkit.files import UserError, plural, read_json
+from rftkit.files import UserError, markdown_table, plural, read_json
 from rftkit.graders.answer import Context
 from rftkit.graders.functions import importing
 from rftkit.graders.grader import GraderSettings
@@ -62,7 +62,6 @@ class Comparison:
     task: Annotated[str | None, option("T", "Default: the run's, or next to ROWS.")] = None
     group_by: Annotated[str | None, option("KEY", "Cluster intervals by this key.")] = None
     max_tokens: Annotated[int | None, option("N", "Default: the run's, or 1024.", min=1)] = None
-    batch_size: Annotated[int | None, option("N", "Answers sampled at once.", min=1)] = None
     allow_weak_isolation: WeakIsolationFlag = False
     sandbox: SandboxFlag = False
 
@@ -91,8 +90,6 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
     bench.kept = out / "samples.jsonl"
     for model in options.models:
         policy = load_policy(model, settings=bench.settings)
-        if options.batch_size:
-            policy.batch_size = options.batch_size
         result = bench.add(model, policy)
         if all(sample.finish_reason == "error" for group in result.samples for sample in group):
             cause = ", ".join(result.samples[0][0].errors)
@@ -102,7 +99,7 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
     report = make_report(bench, training, notes) | {"rows": str(rows_file)}
     report["sha256"] = sums
     report["seconds"] = round(time.perf_counter() - start, 1)
-    write_report(report, [*map(gain_text, report["gains"]), *report["notes"]], out)
+    write_report(report, [markdown_table(gain_table(report)), *report["notes"]], out)
     return report
 
 
@@ -238,12 +235,13 @@ def make_report(bench: Bench, training: dict[str, dict], notes: list[str]) -> di
     return report | {"gates": files.model_gates(embedded)}
 
 
-def gain_text(gain: Mapping[str, Any]) -> str:
-    return (
-        f"{gain['a']} - {gain['b']}, all samples: {gain['gain']:+.3f} right in first place = "
-        f"truncation {gain['truncation']:+.3f}, form {gain['form']:+.3f}, selection (rows that "
-        f"{gain['b']} solved once) {gain['selection']:+.3f}, beyond {gain['beyond']:+.3f}"
-    )
+def gain_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """See evaluation.gain_parts."""
+    rows = []
+    for gain in report["gains"]:
+        parts = {part: f"{value:+.3f}" for part, value in gain.items() if part not in "ab"}
+        rows.append({"systems": f"{gain['a']} - {gain['b']}"} | parts)
+    return rows
 
 
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:

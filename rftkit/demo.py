@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 from rftkit import files
-from rftkit.bench import Bench, Rows, paired_table, save_samples, systems_table, write_report
+from rftkit.bench import Bench, Rows, write_report
 from rftkit.check import check_file
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
-from rftkit.evaluation import Interval, bootstrap, clusters_of, measure
+from rftkit.evaluation import bootstrap, clusters_of, measure
 from rftkit.files import UserError, markdown_table
 from rftkit.graders.answer import fill_template
 from rftkit.policy import Policy, load_policy
@@ -23,6 +23,8 @@ from rftkit.real_cases import load_world, read_real_cases
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import sha256_of
 from rftkit.task import SPLITS, Task, load_task
+from rftkit.training.report import paired_table, shared_groups, systems_table
+from rftkit.training.store import append_samples
 
 SIZES = ("mini", "large")
 BASES = ("base", "base, few-shot", "base, prompted")
@@ -31,22 +33,13 @@ SYSTEMS += ("SFT mini", "rejection-sampling SFT mini", "RFT mini")
 SYSTEMS += (*(f"large {how}" for how in BASES), "RFT large")
 RIVALS = ("mini base", "mini base, prompted", "SFT mini", "rejection-sampling SFT mini")
 RIVALS += ("large base", "large base, prompted")
-REAL = (
-    "top1, 95 % intervals. SmolLM2-135M-Instruct reads three genes with four signs each, and the "
-    "signs of a patient. Sampled (T = 1) and greedy: simulated test cases. Published: greedy, on "
-    "cases of other genes than those trained on. Recorded by benchmarks/real_thinking.py."
-)
-REFERENCE_LINES = [
-    {"name": "OpenAI: o1-mini 17.7 %", "value": 0.177},
-    {"name": "OpenAI: o1 25 %", "value": 0.25},
-    {"name": "OpenAI: RFT o1-mini 31 %", "value": 0.31},
-]
-REFERENCE_SOURCE = (
-    "quoted from OpenAI's announcement of RFT, 6 Dec 2024: other cases, another split, other models"
+REFERENCE = (
+    "OpenAI's announcement of RFT (6 Dec 2024: top1 17.7 % of o1-mini, 25 % of o1, 31 % of RFT "
+    "o1-mini) is no comparison: other cases, another split, other models."
 )
 PLAN = "<think>Diagnose first."  # the prefill of "mini base, prompted"
 PLAN_PATTERN = "diagnose first"
-VOTES = 8  # samples a case of a base model, for maj@8 and pass@8
+TRIES = 8  # samples a case of a base model, for pass@8
 
 Ranking = Callable[[Rows], list[list[str]]]  # five genes for each row, most likely first
 PROFILES = {
@@ -115,16 +108,16 @@ class Demo:
         self.add("overlap", overlap_ranking)
         for size in SIZES:
             base = load_policy(f"embedded:{size}")
-            self.add(f"{size} base", base, votes=VOTES)
+            self.add(f"{size} base", base, tries=TRIES)
             self.add(f"{size} base, few-shot", base, examples=self.examples())
             self.add(f"{size} base, prompted", base, prefill=PLAN)
 
     def examples(self) -> list[dict[str, str]]:
         """Two training rows with their right answers, as a chat."""
-        answers = [fill_template(self.task.answer_template, row) for row in self.train_rows[:2]]
-        pairs = zip(self.train_rows, answers)
-        said = [(row["messages"][-1], {"role": "assistant", "content": a}) for row, a in pairs]
-        return [message for pair in said for message in pair]
+        shown = self.train_rows[:2]
+        answers = (fill_template(self.task.answer_template, row) for row in shown)
+        replies = ({"role": "assistant", "content": answer} for answer in answers)
+        return [m for row, reply in zip(shown, replies) for m in (*row["messages"], reply)]
 
     def train_rivals(self) -> None:
         """SFT, same rows, adapter and validations: on the answers, on the base's right samples."""
@@ -153,7 +146,7 @@ class Demo:
         sampling = SamplingConfig(max_new_tokens=64, seed=1_000 + self.seed)
         return Bench(self.task, rows, sampling, self.samples, self.reporter)
 
-    def add(self, name: str, system: Policy | Ranking, votes: int = 0, **how: Any) -> None:
+    def add(self, name: str, system: Policy | Ranking, tries: int = 0, **how: Any) -> None:
         """Evaluate a system on the test rows, and on the real cases where they are asked for."""
         for bench in self.benches:
             if callable(system):
@@ -161,7 +154,7 @@ class Demo:
                 answers = [[Sample.from_text(text)] for text in texts]
                 bench.results[name] = measure(name, self.task, bench.rows, answers, answers)
             else:
-                bench.add(name, system, votes if bench is self.bench else 0, **how)
+                bench.add(name, system, tries if bench is self.bench else 0, **how)
 
     def train(self, name: str, settings: dict[str, Any], out: Path, rows: Rows) -> None:
         from rftkit.training.config import RunConfig
@@ -189,8 +182,6 @@ class Demo:
 
     def report(self) -> dict[str, Any]:
         """report.json's object, but for the real cases."""
-        from rftkit.training.report import shared_groups
-
         metrics = (("top1", False), ("top1", True))
         pairs = [("RFT mini", rival, *metric) for rival in RIVALS for metric in metrics]
         pairs += [("large base", "mini base", "top1", False)]
@@ -199,10 +190,9 @@ class Demo:
         shared = shared_groups(self.train_rows, self.bench.rows, self.task)
         training = {"answer_groups_shared_with_eval": len(shared), "peak_rss_mb": peak_memory_mb()}
         return self.bench.to_json(SYSTEMS, pairs) | {
-            "columns": ["top5", f"pass@{VOTES}"],  # of the printed table, beside top1
+            "columns": ["top5", f"pass@{TRIES}"],  # of the printed table, beside top1
             "profile": self.profile,
-            "reference_lines": REFERENCE_LINES,
-            "reference_source": REFERENCE_SOURCE,
+            "reference": REFERENCE,
             "training": run.training | training | {"start": run.start, "best": run.best},
             "rivals": {name: r.training | {"best_step": r.best["step"]} for name, r in rivals},
             "gates": files.model_gates(),
@@ -212,7 +202,7 @@ class Demo:
 
     def write(self, report: dict[str, Any]) -> None:
         """report.json, report.md, table.png, curve.png and the test lines of samples.jsonl."""
-        from rftkit.plots import curve_figure
+        from rftkit.dashboard import dashboard_figure
 
         sentences = reading(report)
         if real := report.get("real_cases"):
@@ -221,10 +211,11 @@ class Demo:
             sentences.append(f"Lost: {lost}.")
             sentences += [markdown_table(systems_table(real)), markdown_table(paired_table(real))]
         write_report(report, sentences, self.out)
-        run, base = self.runs["RFT mini"], self.bench.results["mini base"].values["top1"].mean()
-        curve_figure(run.log, run.start, base).savefig(self.out / "curve.png")
+        run = self.runs["RFT mini"]
+        dashboard_figure(run.log, run.start).savefig(self.out / "curve.png")
         for result in self.bench.results.values():
-            save_samples(self.out, result)
+            for groups, greedy in ((result.samples, False), (result.greedy_samples, True)):
+                append_samples(self.out / "samples.jsonl", sum(groups, []), greedy=greedy)
 
 
 def real_results(bench: Bench) -> dict[str, Any]:
@@ -253,21 +244,6 @@ def overlap_ranking(rows: Rows) -> list[list[str]]:
     return ranker.rank_many([[term["id"] for term in row["present"]] for row in rows], k=5)
 
 
-def real_table(record: dict[str, Any]) -> list[dict[str, str]]:
-    """top1 in recorded runs of a real language model, below what ranks the same rows without."""
-    systems = [(rung["name"], rung) for rung in record["ladder"]]
-    for run in record["runs"]:
-        systems += [(f"{system['name']}, seed {run['seed']}", system) for system in run["systems"]]
-    rows = []
-    for name, system in systems:
-        row = {"system": name}
-        for how in ("sampled", "greedy", "published"):
-            values = [system[how][key] for key in ("mean", "low", "high")] if how in system else []
-            row[how] = str(Interval(*values)) if values else ""
-        rows.append(row)
-    return rows
-
-
 def checksums(task: Task) -> dict[str, str]:
     places = {f"{task.name}/{s}.jsonl": task.folder / f"{s}.jsonl" for s in SPLITS}
     for name in ("mini", "large"):
@@ -281,14 +257,13 @@ def reading(report: dict[str, Any]) -> list[str]:
     top = {name: system["top1"]["mean"] for name, system in systems.items()}
     greedy = {name: system["greedy"]["top1"] for name, system in systems.items()}
     base, tuned = (systems[n]["patterns"][PLAN_PATTERN] for n in ("mini base", "RFT mini"))
-    solved = systems["mini base"][f"pass@{VOTES}"]["mean"]
-    references = ", ".join(line["name"] for line in report["reference_lines"])
+    solved = systems["mini base"][f"pass@{TRIES}"]["mean"]
     return [
-        f"Beside it, {references} ({report['reference_source']}).",
+        REFERENCE,
         f'RFT found the plan that works: "Diagnose first" rose from {base:.0%} to {tuned:.0%} of '
         f"the answers, and top1 from {top['mini base']:.3f} to {top['RFT mini']:.3f}, on genes "
         "that never were an answer in training.",
-        f"It moved pass@{VOTES} to pass@1: one of the base's {VOTES} answers was right in "
+        f"It moved pass@{TRIES} to pass@1: one of the base's {TRIES} answers was right in "
         f"{solved:.3f} of the cases before.",
         "It added no knowledge. Who knows the plan needs no training: prompted with it, mini base "
         f"reaches {top['mini base, prompted']:.3f} and large base {top['large base, prompted']:.3f}"

@@ -298,13 +298,6 @@ def gradient_vanishes(log: Log) -> Evidence:
     return level(alive, below=0.001)
 
 
-@rule("fewer updates a batch [num_iterations, steps_per_generation], learning_rate down")
-def clip_binds(log: Log) -> Evidence:
-    """Many tokens have left the range in which old completions may still teach.
-    Limit: 0.3 of the tokens, Axolotl's red flag; a sound run of rldoctor's reaches 0.11."""
-    return level(log.points("clip_ratio"), above=0.3)
-
-
 @rule("eval_every above 0, on rows of other groups, by a metric that is not the reward")
 def nothing_held_out(log: Log) -> Evidence:
     """The reward of the training rows cannot tell learning from gaming, nor the best step.

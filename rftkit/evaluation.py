@@ -104,18 +104,6 @@ def row_values(
     return np.array([over([value(row, s) for s in group]) for row, group in zip(rows, samples)])
 
 
-def majority_values(task: Task, rows: list[dict], samples: Groups) -> np.ndarray:
-    """maj@k, (rows,): is the first-ranked answer that most samples give the right one? Samples
-    without a readable answer do not vote; a tie counts by its share of right answers."""
-    values = []
-    for row, group in zip(rows, samples):
-        votes = Counter(str(a[0]) for a in map(task.answers, group) if a)
-        top = max(votes.values(), default=0)
-        tied = [answer for answer, count in votes.items() if count == top]
-        values.append(tied.count(str(task.reference(row))) / len(tied) if tied else 0.0)
-    return np.array(values)
-
-
 @dataclass(repr=False)
 class SystemResult:
     """One system on the test rows: the samples drawn and one number a row for each metric."""
@@ -156,9 +144,7 @@ def paired_record(
     return names | {"difference": interval.pop("mean")} | interval | {"p": p}
 
 
-def gain_parts(
-    task: Task, rows: list[dict], before: SystemResult, after: SystemResult
-) -> dict[str, float]:
+def gain_parts(task: Task, rows: list, before: SystemResult, after: SystemResult) -> dict:
     """What a gain in top1 at T = 1 is made of, over all samples; the parts add up to `gain`.
 
     `truncation`: fewer completions were cut before an answer. `form`: of the others, more can be
@@ -171,14 +157,15 @@ def gain_parts(
     now = row_values("top1", task, rows, after.samples)
     solved = row_values("top1", task, rows, before.samples, np.max) > 0
     beyond = float(np.where(solved, 0, now).mean())
-    parts = {
-        "gain": whole_now * readable_now * right_now - whole * readable * right,
-        "truncation": (whole_now - whole) * readable * right,
-        "form": whole_now * (readable_now - readable) * right,
-        "selection": whole_now * readable_now * (right_now - right) - beyond,
-        "beyond": beyond,
-    }
-    return rounded(parts)
+    return rounded(
+        {
+            "gain": whole_now * readable_now * right_now - whole * readable * right,
+            "truncation": (whole_now - whole) * readable * right,
+            "form": whole_now * (readable_now - readable) * right,
+            "selection": whole_now * readable_now * (right_now - right) - beyond,
+            "beyond": beyond,
+        }
+    )
 
 
 def _shares(task: Task, rows: list[dict], samples: Groups) -> tuple[float, float, float]:
@@ -204,7 +191,7 @@ def evaluate(
     functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
     """Sample every row, grade, and measure the task's metrics. samples: answers a row for the
-    headline; extra_samples: k of maj@k and pass@k, the headline's first among them."""
+    headline; extra_samples: the k of pass@k, the headline's first among them."""
     rows, config = read_rows(rows), config or SamplingConfig()
     prompts = list(map(Prompt, rows))
     drawn = policy.sample(prompts, max(samples, extra_samples), config, progress)
@@ -223,8 +210,7 @@ def measure(
     functions: Mapping[str, MetricFunction] | None = None,
 ) -> SystemResult:
     """Measure the task's metrics of answers that were already drawn, and grade those without a
-    grade. samples: how many of each row's answers make the headline; None: all, and no maj@k,
-    pass@k."""
+    grade. samples: how many of each row's answers make the headline; None: all, no pass@k."""
     for group in (*drawn, *greedy):
         for sample in group:
             sample.model = name
@@ -245,7 +231,6 @@ def measure(
         result.places = {place: count[place] / len(places) for place in sorted(count)}
     k = max(len(group) for group in drawn)
     if samples is not None and k > samples:
-        result.values[f"maj@{k}"] = majority_values(task, rows, drawn)
         result.values[f"pass@{k}"] = row_values("top1", task, rows, drawn, np.max)
     if greedy:
         result.greedy_samples = greedy

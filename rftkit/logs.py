@@ -1,5 +1,5 @@
 """The log of a run, one record a step under the field names of our log.jsonl, whoever wrote it:
-we ourselves, TRL and Unsloth, or verl, directly or through W&B and TensorBoard."""
+we ourselves, TRL and Unsloth, or verl, directly or as a table of W&B."""
 
 import json
 import math
@@ -37,7 +37,6 @@ OBJECTS = ("sub_rewards", "errors", "validation", "alarms")
 # Where a log has several, the optimiser's own step comes before a logger's count of calls.
 STEPS = ("train/global_step", "training/global_step", "global_step", "step", "_step", "Step")
 NO_TASK_METRIC = re.compile("time|per_second|num_tokens|loss|coef|ratio|_std|/")
-UNDERSCORED = {name.replace("/", "_"): name for name in NAMES}  # a file's name has no slash
 GAIN = 0.02  # a change of a grade (0 to 1) that counts: our own
 
 Points = list[tuple[int, float]]  # (step, value)
@@ -235,18 +234,22 @@ def moved(points: Points, direction: int, least: float) -> bool:
 
 def read_log(path: str | Path) -> Log:
     """A run folder (ours, or a trainer's output folder), a log.jsonl, a trainer_state.json or its
-    log_history, verl's JSON lines, or what W&B and TensorBoard export: .csv, .json, or a folder."""
+    log_history, verl's JSON lines, or a W&B run's history as .csv or .json."""
     folder = Path(path)
     states = folder.glob("checkpoint-[0-9]*/trainer_state.json")
     newest = sorted(states, key=lambda state: -int(state.parent.name.split("-")[1]))
     places = (folder, folder / "log.jsonl", folder / "trainer_state.json", *newest)
-    exports = sorted([*folder.glob("*.csv"), *folder.glob("*-tag-*.json")])
-    files = [place for place in places if place.is_file()][:1] or exports
-    if not files:
+    file = next(filter(Path.is_file, places), None)
+    if file is None:
         raise UserError(f"{path}: no log, expected a run, a log or an exported table: name one")
-    file, log = files[0], Log(str(files[0]), [])
-    if file.suffix == ".csv" or "-tag-" in file.name:
-        entries = read_tables(files)
+    log, entries = Log(str(file), []), []
+    if file.suffix == ".csv":
+        import pandas
+
+        with suppress(pandas.errors.EmptyDataError):
+            # An empty cell was not logged; NaN was, as it stands there.
+            table = pandas.read_csv(file, keep_default_na=False, na_values=[""])
+            entries = [row.dropna().to_dict() for _, row in table.iterrows()]
     elif file.suffix == ".json":
         state = read_json(file)
         state = state if isinstance(state, dict) else {"log_history": state}
@@ -295,38 +298,6 @@ def read_lines(path: str | Path, notes: list[str] | None = None) -> list[dict[st
             if notes is not None:
                 notes.append(f"the last line ({number}) is truncated: the run died or still writes")
     return entries
-
-
-def read_tables(files: list[Path]) -> list[dict[str, Any]]:
-    """Rows by step of what W&B and TensorBoard export, from all files together. W&B's columns are
-    "RUN - METRIC" with __MIN and __MAX beside; TensorBoard's file holds one metric, its name."""
-    import pandas
-
-    tables = []
-    for file in files:
-        table = pandas.DataFrame()  # what cannot be read has no column of steps
-        with suppress(ValueError):
-            if file.suffix == ".json":
-                table = pandas.DataFrame(read_json(file), columns=["", "Step", "Value"])
-            else:  # an empty cell was not logged; NaN was, as it stands there
-                table = pandas.read_csv(file, keep_default_na=False, na_values=[""])
-        table = table[[name for name in table if not name.endswith(("__MIN", "__MAX"))]]
-        steps = [name for name in STEPS if name in table]
-        runs = {name.rpartition(" - ")[0] for name in table} - {""}
-        if not steps or len(runs) > 1:
-            seen = f"{len(runs)} runs" if steps else "no column of steps"
-            raise UserError(f"{file}: {seen}, expected one run with its steps: export it again")
-        names = {name: name.rpartition(" - ")[2] for name in table} | {"Value": metric_of(file)}
-        tables.append(table.set_index(steps[0]).rename(columns=names))
-    rows = pandas.concat(tables).groupby(level=0).first()
-    return [row.dropna().to_dict() | {STEPS[0]: step} for step, row in rows.iterrows()]
-
-
-def metric_of(file: Path) -> str:
-    """A TensorBoard file is called run-RUN-tag-METRIC.csv, with _ for each slash of the metric."""
-    tag = file.stem.rpartition("-tag-")[2].removeprefix("train_")
-    tag = re.sub("^val-core_", "val-core/", UNDERSCORED.get(tag, tag))
-    return re.sub("^rewards_(.+)_mean$", r"rewards/\1/mean", tag)
 
 
 def renamed(entry: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rftkit.attacks import AttackReport
-from rftkit.logs import Records, best_of, points_of, validations_of
+from rftkit.logs import Records, best_of
 
 GREY, BLUE, ORANGE, GREEN, RED = "#8c8c8c", "#3b6fb6", "#d9722e", "#4c9a5b", "#c0392b"
 DPI = 80
@@ -36,51 +36,20 @@ def new_figure(
 
 def table_figure(report: dict[str, Any], metric: str = "top1") -> Figure:
     """Every system of a report.json: the sampled metric with its interval, greedy as a ring."""
-    systems, lines = report["systems"], report.get("reference_lines", [])
+    systems = report["systems"]
     figure, [axes] = new_figure(8, 0.45 * len(systems) + 1.6)
     places = range(len(systems))[::-1]
     for place, system in zip(places, systems):
-        value, name = system[metric], system["name"]
-        colour = colour_of(name)
+        value, colour = system[metric], colour_of(system["name"])
         axes.barh(place, value["mean"], color=colour, alpha=0.85, height=0.62)
         axes.plot([value["low"], value["high"]], [place, place], color="black", lw=1.2)
         if metric in system.get("greedy", {}):
             axes.plot(system["greedy"][metric], place, "o", mfc="white", mec=colour, mew=1.6, ms=7)
-    for line in lines:
-        axes.axvline(line["value"], color=GREY, lw=0.9, ls=":")
-        place = (line["value"], len(systems) - 0.35)
-        axes.text(*place, line["name"], fontsize=7, color="#555555", rotation=25, va="bottom")
     axes.set_yticks(list(places), [system["name"] for system in systems])
-    axes.set_ylim(-0.6, len(systems) + (0.9 if lines else -0.4))
+    axes.set_ylim(-0.6, len(systems) - 0.4)
     axes.set_xlim(right=max(1, axes.get_xlim()[1]))
     bars = "bar: sampled at T = 1 with 95 % interval, ring: greedy"
     axes.set_xlabel(f"{metric} on {report['n_cases']} test cases; {bars}", fontsize=9)
-    return figure
-
-
-def curve_figure(
-    log: Records, start: dict[str, Any] | None = None, base: float | None = None
-) -> Figure:
-    """A run over its steps: training reward and validation, and the share of each pattern.
-    `start` is the validation before step 1, `base` a value to compare with."""
-    figure, (above, below) = new_figure(8, 6, rows=2, sharex=True)
-    rewards = points_of(log, "reward_mean")
-    if rewards:
-        label = "training reward (its rows change)"
-        above.plot(*zip(*rewards), color=GREY, lw=1, marker=".", ms=3, label=label)
-    validations = validations_of(log, start)
-    if validations:
-        draw_validations(above, validations)
-    if base is not None:
-        above.axhline(base, color=BLUE, lw=1, ls="--", label="base, sampled")
-    above.set_ylim(0, 1)
-    above.set_ylabel("share right, reward")
-    source = draw_patterns(below, log, validations)
-    below.set_ylabel(f"share with thinking pattern, {source}", fontsize=9)
-    below.set_xlabel("step")
-    for axes in (above, below):
-        if axes.lines:  # the legend stands above the axes, where no curve runs
-            axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

@@ -1,15 +1,13 @@
-"""What notebooks show to click on: thin shells over functions without widgets."""
+"""The grader lab of the notebooks: a thin shell over functions without widgets."""
 
 import html
 import json
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rftkit.evaluation import SystemResult
 from rftkit.files import UserError, shorten
 from rftkit.graders.answer import fill_template
 from rftkit.graders.grader import Grader
@@ -172,69 +170,3 @@ def grader_lab(
     take_row()
     take_editor()
     return w.VBox([w.HBox([row, choice]), prompt, answer, editor, w.HBox([weight, slider]), shown])
-
-
-def changed_answers(
-    task: Task, rows: Sequence[dict[str, Any]], before: SystemResult, after: SystemResult
-) -> dict[str, list[int]]:
-    """{"became right": rows, "became wrong": rows} by each system's greedy answer, else its
-    first."""
-    first = [[group[0] for group in s.greedy_samples or s.samples] for s in (before, after)]
-    was, now = ([task.place(*pair) == 1 for pair in zip(rows, samples)] for samples in first)
-    pairs = list(enumerate(zip(was, now)))
-    return {
-        "became right": [i for i, pair in pairs if pair == (False, True)],
-        "became wrong": [i for i, pair in pairs if pair == (True, False)],
-    }
-
-
-def side_by_side(
-    task: Task, row: dict[str, Any], answers: Mapping[str, Sample], width: int = 38
-) -> str:
-    """One row: its question, the right answer, and what each system thought and answered."""
-    columns = []
-    for name, sample in answers.items():
-        place = task.place(row, sample)
-        said = f"right answer: {f'place {place}' if place else 'not listed'}"
-        parts = (name, said, "", sample.reasoning, "", sample.output_text)
-        columns.append([line for part in parts for line in textwrap.wrap(part, width) or [""]])
-    height = max(map(len, columns))
-    lines = zip(*(column + [""] * (height - len(column)) for column in columns))
-    question = textwrap.fill(messages_text(row), 2 * width)
-    table = "\n".join("  ".join(f"{cell:{width}}" for cell in line).rstrip() for line in lines)
-    return f"{question}\nright answer: {task.reference(row)}\n\n{table}"
-
-
-def compare_answers(
-    task: Task,
-    rows: Sequence[dict[str, Any]],
-    before: SystemResult,
-    after: SystemResult,
-    *,
-    widget: bool | None = None,
-) -> Any:
-    """Page through the rows whose answer became right, or wrong, both systems' reasoning side by
-    side. Returns the widget, or prints the first of each and returns None where there is none."""
-    changed = changed_answers(task, rows, before, after)
-    offered = {f"{kind}, {row_ids(rows)[i]}": i for kind, own in changed.items() for i in own}
-
-    def view(i: int) -> str:
-        systems = {s.name: (s.greedy_samples or s.samples)[i][0] for s in (before, after)}
-        return side_by_side(task, rows[i], systems)
-
-    print(*(f"{kind}: {len(own)} of {len(rows)}" for kind, own in changed.items()), sep=", ")
-    if not (has_front_end() if widget is None else widget):
-        for kind, own in changed.items():
-            if own:
-                print(f"\n{kind}:\n{view(own[0])}")
-        return None
-    import ipywidgets as w
-
-    case, shown = w.Dropdown(options=offered, description="row"), w.HTML()
-
-    def show(_: Any = None) -> None:
-        shown.value = "" if case.value is None else f"<pre>{html.escape(view(case.value))}</pre>"
-
-    case.observe(show, "value")
-    show()
-    return w.VBox([case, shown])

@@ -157,7 +157,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
     (tmp_path / "own_metrics.py").write_text(METRICS)
     monkeypatch.chdir(tmp_path)
     names = ["own_metrics:tokens", "own_metrics:gene_length"]
-    cut = ("--max-tokens", 3, "--samples", 1, "--batch-size", 2)
+    cut = ("--max-tokens", 3, "--samples", 1)
     result = evaluate(rows, *RANK, *cut, "--out", "o", "--metric", names[0], "--metric", names[1])
     assert result.exit_code == 0, result.output
     assert "100% of its answers were truncated at 3 tokens" in " ".join(result.stderr.split())

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from rftkit.dashboard import TrainingDashboard, dashboard_figure, dashboard_html
-from rftkit.plots import curve_figure
 from rftkit.records import Sample
 
 
@@ -87,13 +86,7 @@ def test_pictures_bear_logs_without_rewards_validations_or_steps():
     assert dashboard_figure(sft).axes[0].get_title() == "loss"
     assert "training" in dashboard_figure(made_log(1)).axes[2].get_title()
     for log in ([], sft, made_log(1)):
-        assert len(dashboard_figure(log).axes) == 6 and len(curve_figure(log).axes) == 2
-
-
-def test_the_curve_marks_the_step_that_was_kept():
-    above, below = curve_figure(made_log(), START, base=0.2).axes
-    assert [5] in [list(line.get_xdata()) for line in above.lines]
-    assert [text.get_text() for text in below.get_legend().texts] == ["lead", "weigh"]
+        assert len(dashboard_figure(log).axes) == 6
 
 
 def test_html_shows_alarms_and_completions_escaped():

@@ -118,7 +118,6 @@ FAULTS = [
     # The task's part pays a twentieth, and the form rises alone.
     ("format_alone", planted(sub_rewards=lambda r, done: {"correct": 0.01 + 0.03 * done,
                                                           "xml_count": 0.3 + 0.6 * done})),
-    ("clip_binds", planted(clip_ratio=0.35)),
     ("nothing_held_out", [r | {"validation": None} for r in sound(steps=120)]),
     ("past_the_peak", planted(STEPS, validation=validation(0.2, 0.05))),
     ("overfitting", by_heart(lambda step: 1.2 if step in (20, 30) else 1.4)),
@@ -195,23 +194,6 @@ def wandb_table(records):
     return pandas.DataFrame(rows)
 
 
-def write_charts(folder, records, form):
-    """A file for each name: a chart of W&B, or a scalar of TensorBoard."""
-    folder.mkdir()
-    table = wandb_table(records)
-    for number, name in enumerate(table.columns[2:]):
-        steps, values = table[[STEP, name]].dropna().to_numpy().T
-        chart = {"Step": steps, f"a - run - {name}": values, f"a - run - {name}__MAX": 99.0}
-        scalar = pandas.DataFrame({"Wall time": 1.79e9, "Step": steps, "Value": values})
-        file = folder / f"run-Nov29-tag-{name.replace('/', '_')}.{form}"
-        if form == "chart":
-            pandas.DataFrame(chart).to_csv(folder / f"wandb_export_{number}.csv", index=False)
-        elif form == "csv":
-            scalar.to_csv(file, index=False)
-        else:
-            file.write_text(json.dumps(scalar.to_numpy().tolist()))
-
-
 def write_verl(path, records):
     lines = []
     for record in records:
@@ -229,9 +211,6 @@ EXPORTS = {  # name of the file or folder -> its writer
     "verl.jsonl": write_verl,
     "history.csv": lambda path, log: wandb_table(log).to_csv(path),
     "history.json": lambda path, log: wandb_table(log).to_json(path, orient="records"),
-    "wandb": lambda path, log: write_charts(path, log, "chart"),
-    "tensorboard": lambda path, log: write_charts(path, log, "csv"),
-    "tensorboard_json": lambda path, log: write_charts(path, log, "json"),
 }
 
 
@@ -263,17 +242,18 @@ def lines_of(**entry):
         ("log.jsonl", lines_of(), "not read: names seen none"),
         ("log.jsonl", '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n', "log.jsonl:2: "),
         ("trainer_state.json", '{"log_history": []}', "trainer_state.json: not read"),
-        ("two.csv", "Step,a - train/loss,b - train/loss\n1,0.5,0.6\n", "two.csv: 2 runs"),
-        ("no.csv", "Relative Time,a - train/loss\n1,0.5\n", "no.csv: no column of steps"),
-        ("empty.csv", "", "empty.csv: no column of steps"),
+        ("two.csv", "Step,a - train/loss\n1,0.5\n", "two.csv: not read: names seen a - train/loss"),
+        ("no.csv", "Relative Time,train/loss\n1,0.5\n", "no.csv: None is no step"),
+        ("empty.csv", "", "empty.csv: not read: names seen none"),
         ("notes.txt", "", "no log"),
     ],
 )
 def test_what_is_no_log_is_refused_with_its_place(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
+    place = tmp_path / name if name.endswith(".csv") else tmp_path
     with pytest.raises(UserError, match=words):
-        examine(tmp_path)
-    error = CliRunner().invoke(app, ["doctor", str(tmp_path)]).exception
+        examine(place)
+    error = CliRunner().invoke(app, ["doctor", str(place)]).exception
     assert isinstance(error, UserError) and error.exit_code == 1
 
 

@@ -1,23 +1,13 @@
-"""The grader lab and the comparison show what was graded, with a widget and without one."""
+"""The grader lab: what it shows is what the grader says, with a widget and without one."""
 
 import json
 import re
 
 import pytest
 
-from rftkit.evaluation import measure
 from rftkit.records import Sample
 from rftkit.task import load_task
-from rftkit.widgets import (
-    answers_for,
-    changed_answers,
-    compare_answers,
-    grader_lab,
-    has_front_end,
-    look_at,
-    weights_of,
-    with_weight,
-)
+from rftkit.widgets import answers_for, grader_lab, has_front_end, look_at, weights_of, with_weight
 
 TASK = load_task("gene_ranking")
 ROWS = TASK.rows("train")[:2]
@@ -122,33 +112,3 @@ def test_one_number_of_the_formula_is_found_and_changed():
         changed = json.loads(with_weight(text, name, value))["calculate_output"]
         assert changed == formula.replace(old, new)
     assert weights_of("{") == weights_of("[]") == weights_of("{}") == {}
-
-
-def systems(*right):
-    """One system for each tuple, which says of each row whether its greedy answer is right."""
-    for name, own in zip(("base", "tuned"), right):
-        genes = [row["reference_gene"] if is_right else "X" for row, is_right in zip(ROWS, own)]
-        greedy = [[Sample.from_text(f"<think>{name} {g}.</think>{list_of(g)}")] for g in genes]
-        drawn = [[Sample.from_text(list_of("Y"))] for _ in ROWS]
-        yield measure(name, TASK, ROWS, drawn, greedy)
-
-
-def test_what_became_right_and_wrong_is_told_by_the_greedy_answers():
-    changed = changed_answers(TASK, ROWS, *systems((True, False), (False, True)))
-    assert changed == {"became right": [1], "became wrong": [0]}
-    same = changed_answers(TASK, ROWS, *systems((True, False), (True, False)))
-    assert same == {"became right": [], "became wrong": []}
-
-
-def test_both_reasonings_stand_side_by_side_in_text_and_widget(capsys):
-    pair = [*systems((False, False), (True, False))]
-    assert compare_answers(TASK, ROWS, *pair, widget=False) is None
-    text = capsys.readouterr().out
-    assert text.startswith("became right: 1 of 2, became wrong: 0 of 2")
-    assert re.search(rf"^base X\. +tuned {RIGHT}\.$", text, re.MULTILINE)
-    assert re.search("^right answer: not listed +right answer: place 1$", text, re.MULTILINE)
-    case, shown = compare_answers(TASK, ROWS, *pair, widget=True).children
-    assert dict(case.options) == {"became right, train-0001": 0}
-    assert f"tuned {RIGHT}." in shown.value
-    nothing = compare_answers(TASK, ROWS, pair[0], pair[0], widget=True)
-    assert nothing.children[1].value == ""

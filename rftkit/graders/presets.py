@@ -115,14 +115,6 @@ def fuzzy(key: str | None = None, reference: str = "answer", metric: str = "fuzz
     return {"type": "text_similarity", "name": "fuzzy", **texts, "evaluation_metric": metric}
 
 
-def list_format(key: str = "genes", length: int | None = 5) -> Spec:
-    """a list of five different texts (python); length None: of one or more"""
-    texts = {"type": "array", "items": {"type": "string", "pattern": r"\S"}, "uniqueItems": True}
-    texts |= {"minItems": length, "maxItems": length} if length else {"minItems": 1}
-    shape = {"type": "object", "required": [key], "properties": {key: texts}}
-    return json_schema(shape) | {"name": "format"}
-
-
 def json_schema(schema: Spec | None = None) -> Spec:
     """the output fits a JSON schema of draft 2020-12 (python)"""
     schema = {"type": "object", "required": ["genes"]} if schema is None else schema
@@ -145,7 +137,6 @@ def judge(
 _NAMED = (gene_rank, rank, exact_match, contains, numeric_match, math_match, fuzzy)
 _NAMED += (json_schema, judge)
 PRESETS: dict[str, Callable[..., Spec]] = {make.__name__: make for make in _NAMED}
-PRESETS["format"] = list_format
 
 
 def _row(field: str) -> str:

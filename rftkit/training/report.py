@@ -1,9 +1,9 @@
-"""What runs came to: report.json and report.md of one, and all runs of a folder side by side."""
+"""What runs came to: tables and text of every report, and all runs of a folder side by side."""
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
         "grader": task.grader.name,
         "n_cases": len(rows),
         "headline": task.headline if rows else None,
+        "clustered_by": task.group_by,
         "sampling": {"samples": config.eval_samples, **held_out.sampling.to_json()},
         "systems": [system.to_json(held_out.clusters) for system in systems],
         "paired": paired,
@@ -78,38 +79,74 @@ def write_report(session: Session, training: dict[str, Any]) -> None:
         "notes": [CHOSEN_ON_THESE] * bool(systems)
         + [KEPT_START] * (progress.best.get("step") == 0),
         "seed": config.seed,
+        "seconds": training["seconds"],
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "sha256": {"adapter": sha256_of(out / "adapter" / "adapter_model.safetensors")}
         | {name: digest for name, (_, digest) in read_json(out / "data.json").items()},
     }
-    write_json(out / "report.json", report)
-    write_text(out / "report.md", report_text(report))
-    write_text(out / "adapter" / "README.md", ADAPTER_CARD.format(**report) + report_text(report))
-
-
-def report_text(report: dict[str, Any]) -> str:
-    """report.md"""
-    training, metric = report["training"], report["headline"]
-    best = report["grader_maximum"]
-    columns = (metric, metric), ("grade" if best == 1 else f"grade, at best {best:g}", "grade")
-    table = [
-        {"held-out rows": s["name"], **{name: str(Interval(**s[k])) for name, k in columns}}
-        for s in report["systems"]
-    ]
-    parts = [f"# {report['task']}: {training['method']}, seed {report['seed']}"]
-    parts.append(markdown_table(table))
-    for pair in report["paired"]:
-        difference = Interval(pair["difference"], pair["low"], pair["high"])
-        parts.append(f"{pair['a']} - {pair['b']}: {difference:+} in {pair['metric']}, row by row.")
-    parts += report["notes"]
-    parts.append(
-        f"{training['examples']} rows, {training['steps']} steps, ended by {training['stopped']}; "
-        f"{training['seconds']:.0f} s, {training['peak_rss_mb'] or 0:.0f} MB at most, on "
-        f"{report['machine']}. The signal gate: {report['gates']['signal'] or 'not asked'}."
+    ended = (
+        f"{config.method}: {training['examples']} training rows, {training['steps']} steps, ended "
+        f"by {training['stopped']}; {training['peak_rss_mb']} MB at most. The best grade is "
+        f"{report['grader_maximum']:g}. The signal gate: {verdict['verdict'] or 'not asked'}."
     )
+    text = report_text(report, [*report["notes"], ended])
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", text)
+    write_text(out / "adapter" / "README.md", ADAPTER_CARD.format(**report) + text)
+
+
+def report_text(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
+    """report.md, of a run or a comparison: tables, sentences, and how it was measured."""
+    samples, by = report["sampling"]["samples"], report["clustered_by"] or "row"
+    parts = [
+        f"# {report['task']}: {report['n_cases']} rows, seed {report['seed']}",
+        markdown_table(systems_table(report)),
+        markdown_table(paired_table(report)),
+        *sentences,
+        f"{samples} answers per row at T = 1; 95 % intervals clustered by {by}. Measured "
+        f"{report['date']}, {report['machine']}, in {report['seconds']:.0f} s.",
+    ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def systems_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Table rows: the headline, sampled with an interval and greedy; other metrics' means."""
+    systems, headline = report["systems"], report["headline"]
+    metrics = {k: None for s in systems for k, v in s.items() if isinstance(v, dict) and "low" in v}
+    others = report.get("columns") or [metric for metric in metrics if metric != headline]
+    rows = []
+    for system in systems:
+        sampled = f"{Interval(**system[headline])}{' *' * system.get('ignores_temperature', False)}"
+        row = {"system": system["name"], f"{headline} at T = 1": sampled}
+        if system["greedy"]:
+            row["greedy"] = f"{system['greedy'][headline]:.3f}"
+        row |= {name: f"{system[name]['mean']:.3f}" if name in system else "" for name in others}
+        if any(other.get("distinct", 1) < 1 for other in systems):
+            row["distinct"] = f"{system['distinct']:.2f}"
+        if "tokens" in system:
+            row["tokens"] = f"{system['tokens']:.0f}" if system["tokens"] else ""
+            row["ms"] = f"{1e3 * system['seconds']:.1f}" if system["tokens"] else ""
+        rows.append(row)
+    return rows
+
+
+def paired_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "paired difference": f"{pair['a']} - {pair['b']}",
+            "metric": pair["metric"],
+            "difference, 95 % interval": paired_text(pair),
+            "p": f"{pair['p']:.4f}",
+            "visible from": f"{(pair['high'] - pair['low']) / 2:.3f}",
+        }
+        for pair in report["paired"]
+    ]
+
+
+def paired_text(pair: Mapping[str, Any]) -> str:
+    return f"{Interval(pair['difference'], pair['low'], pair['high']):+}"
 
 
 def regrade(
@@ -144,13 +181,12 @@ def regrade(
     if not groups:
         raise UserError(f"{file}: no answer has both grades, expected one at least")
     best, order = [], []
-    for group in groups.values():
-        before, after = np.array(group).T
+    for before, after in (np.array(group).T for group in groups.values()):
         best.append(after.max() > after[before == before.max()].max())
-        i, j = np.triu_indices(len(group), 1)
+        i, j = np.triu_indices(len(before), 1)
         gaps = (before[i] - before[j]) * (after[i] - after[j])
-        order += [*gaps[before[i] != before[j]]]
-    before, after = np.concatenate([*map(np.array, groups.values())]).T
+        order += [*(gaps < 0)[before[i] != before[j]]]
+    before, after = np.concatenate([*groups.values()]).T
     return {
         "grader": grader.name,
         "n_answers": len(answers),
@@ -159,7 +195,7 @@ def regrade(
         "after": float(after.mean()),
         "changed": float(np.mean(np.abs(after - before) > 1e-9)),
         "best_changed": float(np.mean(best)),
-        "swapped": float(np.mean(np.less(order, 0))) if order else 0.0,
+        "swapped": float(np.mean(order)) if order else 0.0,
         "answers": answers,
     }
 
