@@ -93,6 +93,7 @@ class Point:
             for row, group in zip(self.rows, drawn)
             for sample in group
             if self.task.place(row, sample) == 1 and sample.finish_reason == "stop"
+            if "\N{REPLACEMENT CHARACTER}" not in sample.reasoning  # half a character's bytes
         ]
         return self.train("rejection", SFT, right or self.rows[:1])
 

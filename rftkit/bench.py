@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 from rftkit import evaluation, files
@@ -158,10 +159,10 @@ def count_answers(result: SystemResult, task: Task) -> dict[str, Any]:
 
 
 def distinct(task: Task, samples: list[Sample]) -> float:
-    """Mean share of a list's places with an answer that no earlier place has; 5 genes fill 5."""
-    answers = list(map(task.answers, samples))
-    longest = max(map(len, answers)) or 1
-    return round(sum(len(set(map(str, own))) for own in answers) / longest / len(answers), 4)
+    """Mean share of a list's usual places that hold an answer of their own; 5 genes fill 5."""
+    answers = [list(map(str, task.answers(sample))) for sample in samples]
+    usual = mode(map(len, answers)) or 1
+    return round(sum(min(len({*own}), usual) for own in answers) / usual / len(answers), 4)
 
 
 def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:

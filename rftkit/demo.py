@@ -26,7 +26,6 @@ from rftkit.task import SPLITS, Task, load_task
 from rftkit.training.report import paired_table, shared_groups, systems_table
 from rftkit.training.store import append_samples
 
-SIZES = ("mini", "large")
 BASES = ("base", "base, few-shot", "base, prompted")
 SYSTEMS = ("random", "overlap", *(f"mini {how}" for how in BASES))
 SYSTEMS += ("SFT mini", "rejection-sampling SFT mini", "RFT mini")
@@ -106,7 +105,7 @@ class Demo:
     def evaluate_bases(self) -> None:
         self.add("random", partial(random_ranking, self.seed))
         self.add("overlap", overlap_ranking)
-        for size in SIZES:
+        for size in ("mini", "large"):
             base = load_policy(f"embedded:{size}")
             self.add(f"{size} base", base, tries=TRIES)
             self.add(f"{size} base, few-shot", base, examples=self.examples())
@@ -130,13 +129,13 @@ class Demo:
         count, prompts = each * len(self.train_rows), [row["messages"] for row in self.train_rows]
         self.reporter.stage("sampling the base", count)
         sampling = SamplingConfig(max_new_tokens=64, seed=2_000 + self.seed)
-        mini = load_policy("embedded:mini")
-        drawn = mini.sample(prompts, each, sampling, self.reporter.work)
+        drawn = load_policy("embedded:mini").sample(prompts, each, sampling, self.reporter.work)
         kept = [
             row | {"completion": f"<think>{sample.reasoning}</think>{sample.output_text}"}
             for row, group in zip(self.train_rows, drawn)
             for sample in group
             if self.task.place(row, sample) == 1 and sample.finish_reason == "stop"
+            if "\N{REPLACEMENT CHARACTER}" not in sample.reasoning  # half a character's bytes
         ]
         name = "rejection-sampling SFT mini"
         self.train(name, sft, self.out / "rejection_sampling", kept)
