@@ -135,6 +135,7 @@ class Work:
         together draw as many completions as RFT; each goes on from the round before."""
         drawn = 2 if self.size else self.setup.steps * RFT["prompts_per_step"] * 8
         each, start = -(-drawn // (rounds * len(self.rows))), self.folder("warm start")
+        took = dict.fromkeys(("steps", "seconds", "validation_seconds"), 0)
         for number in range(rounds):
             with Reporter() as reporter:
                 reporter.stage("drawing answers", each * len(self.rows))
@@ -150,7 +151,8 @@ class Work:
             name = "rejection" if rounds == 1 else f"rejection {number + 1} of {rounds}"
             run = self.sft(name, self.worked + right, epochs, init_adapter=str(start))
             start = self.folder(name)
-        run.training["samples"] = rounds * each * len(self.rows)
+            took = {key: value + run.training[key] for key, value in took.items()}
+        run.training |= took | {"samples": rounds * each * len(self.rows)}
         return run
 
     def four_rounds(self) -> Run:
