@@ -130,10 +130,8 @@ def resumed(out: Path, asked: dict[str, Any]) -> int:
         for line in read_lines(file):
             if line["grade"] is not None:
                 groups[line["model"], line["row_id"], line["greedy"]].append(line)
-        whole = [
-            g for g in groups.values() if len(g) == (1 if g[0]["greedy"] else asked["samples"])
-        ]
-        answers = sum(whole, [])
+        n = asked["samples"]
+        answers = sum((g for g in groups.values() if len(g) == (1 if g[0]["greedy"] else n)), [])
     write_rows(file, answers)
     files.write_json(out / "asked.json", asked)
     return len(answers)
@@ -161,8 +159,9 @@ def count_answers(result: SystemResult, task: Task) -> dict[str, Any]:
 def distinct(task: Task, samples: list[Sample]) -> float:
     """Mean share of a list's usual places that hold an answer of their own; 5 genes fill 5."""
     answers = [list(map(str, task.answers(sample))) for sample in samples]
-    usual = mode(map(len, answers)) or 1
-    return round(sum(min(len({*own}), usual) for own in answers) / usual / len(answers), 4)
+    usual = mode(map(len, answers))
+    filled = sum(min(len({*own}), usual) for own in answers)
+    return round(filled / usual / len(answers), 4) if usual > 1 else 1.0
 
 
 def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 from typer.testing import CliRunner
 
+from rftkit.bench import distinct
 from rftkit.cli import app
 from rftkit.compare import load_metric
 from rftkit.files import UserError, embedded_model, write_json
@@ -274,3 +275,16 @@ def test_a_stopped_evaluation_goes_on_and_asks_for_nothing_twice(tmp_path, rows,
     assert evaluate(*words, out).exit_code == 0 and len(asked) == 2  # nothing is left to ask
     assert (out / "samples.jsonl").read_text() == samples
     assert evaluate(*words, out, "--seed", 1).exit_code == 0 and len(asked) == 4  # asked anew
+
+
+@pytest.mark.parametrize(
+    ("lists", "share"),
+    [
+        (["AB", "AB", "AA", ""], 5 / 8),
+        (["AB", "ABC"], 1.0),  # more than usual is not more distinct
+        (["A", "A", ""], 1.0),  # one answer a sample: nothing can be named twice
+    ],
+)
+def test_distinct_is_the_share_of_places_with_an_answer_of_their_own(lists, share):
+    samples = [Sample.from_text(json.dumps({"genes": [*genes]})) for genes in lists]
+    assert distinct(TASK, samples) == pytest.approx(share)
