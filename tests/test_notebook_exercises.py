@@ -44,7 +44,13 @@ EXERCISES = {
 # (exercise, a typical error, a part of the solution, what stands there instead)
 WRONG = [
     ("faults", "a part of a word", r"(?<!\w){re.escape(answer)}(?!\w)", "{re.escape(answer)}"),
-    ("faults", "the whole row", 'json.dumps(row.get("messages"))', 'str(row | {"case_id": 0})'),
+    (
+        "faults",
+        "an answer twice is a copy",
+        '("copied", "messages")',
+        '("copied", "reference_gene")',
+    ),
+    ("faults", "two rows without messages", "if row.get(key) is not None:", "if True:"),
     (
         "emotion",
         "two hits pay twice",
