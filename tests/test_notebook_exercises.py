@@ -28,7 +28,6 @@ EXERCISES = {
     "verify": ("03_signal", "setup config gate-call scripted reports"),
     "advantages": ("04_grpo_by_hand", "setup"),
     "clip": ("04_grpo_by_hand", "setup"),
-    "dead": ("04_grpo_by_hand", "setup"),
     "stop": ("05_train_lora_grpo", ""),
     "alarm": ("05_train_lora_grpo", "setup"),
     "paired": ("06_evaluate", "setup"),
@@ -39,6 +38,7 @@ EXERCISES = {
     "rows": ("09_your_own_task", "setup"),
     "pairs": ("12_reward_model", "setup"),
     "drift": ("12_reward_model", "setup"),
+    "dead": ("14_grpo_settings", "setup"),
 }
 
 # (exercise, a typical error, a part of the solution, what stands there instead)
