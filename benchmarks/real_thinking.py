@@ -33,7 +33,14 @@ from real_model import (
 
 from rftkit import RunConfig, load_policy, load_task, measure_signal, train
 from rftkit.console import Reporter
-from rftkit.evaluation import bootstrap, clusters_of, paired_difference, sample_metric
+from rftkit.evaluation import (
+    Interval,
+    bootstrap,
+    clusters_of,
+    paired_difference,
+    sample_metric,
+)
+from rftkit.files import markdown_table, read_json, write_text
 from rftkit.genes.candidates import ladder
 from rftkit.genes.hpo import load_hpo
 from rftkit.graders.answer import fill_template
@@ -273,6 +280,30 @@ def summary(results: dict[str, Row], clusters: dict[str, list]) -> Row:
     return {"systems": systems, "paired": paired}
 
 
+def page(record: Row) -> str:
+    """What `rftkit demo --real` prints."""
+    systems = [(rung["name"], rung) for rung in record["ladder"]]
+    for run in record["runs"]:
+        systems += [(f"{system['name']}, seed {run['seed']}", system) for system in run["systems"]]
+    rows = []
+    for name, system in systems:
+        row = {"top1, 95 % interval": name}
+        for how in ("sampled", "greedy", "published"):
+            values = [system[how][key] for key in ("mean", "low", "high")] if how in system else []
+            row[how] = str(Interval(*values)) if values else ""
+        rows.append(row)
+    run = record["runs"][-1]
+    return (
+        f"SmolLM2-135M-Instruct ranks three genes by the signs that the prompt shows.\n\n"
+        f"{markdown_table(rows)}\n\n"
+        "Sampled (T = 1) and greedy: 240 simulated cases. Published: greedy, 240 published cases of "
+        "genes that were not trained on. The first four rows read the same signs without a language "
+        "model; likelihood reads all that is annotated to a gene. What was tried: "
+        "docs/genes_tried.md.\nRecorded by `python benchmarks/real_thinking.py --task "
+        f"gene_candidates --cases FILE` on {run['machine']}, {run['date']}.\n"
+    )
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--task", choices=TASKS, default="stock")
@@ -296,6 +327,8 @@ def main() -> None:
         add_run(record, shared, run, **once)
     if record.parent == RECORDS:
         README.write(readme_table())
+        if given.cases:
+            write_text(record.with_suffix(".md"), page(read_json(record)))
 
 
 if __name__ == "__main__":
