@@ -55,7 +55,7 @@ IN_SHORT = {
     "stock": ("right answers", "base, four worked examples", "SFT on numbers"),
 }
 COLUMNS = ("base", "worked examples in the prompt", "SFT on all labels")
-COLUMNS += ("rejection-sampling SFT", "RFT")
+COLUMNS += ("rejection-sampling SFT", "the same in four rounds", "RFT")
 README = Block("README.md", "real model", "real_model.py")
 
 Row = dict[str, Any]
@@ -317,9 +317,11 @@ def readme_table() -> str:
                 greedy = system["greedy"].get("fields", system["greedy"])
                 means[system["name"]].append(f"{greedy['mean']:.3f}")
         row = {"greedy, share of": f"{measured} (`{task}`)"}
-        names = ("base", prompted, labelled, "rejection-sampling SFT", "RFT")
+        names = ("base", prompted, labelled, "rejection-sampling SFT")
+        names += ("rejection-sampling SFT, four rounds", "RFT")
         for column, name in zip(COLUMNS, names):
-            row[column] = " to ".join(sorted({min(means[name]), max(means[name])}))
+            ends = {f(means[name]) for f in (min, max) if means[name]}
+            row[column] = " to ".join(sorted(ends)) or "not run"
         rows.append(row)
     return markdown_table(rows)
 

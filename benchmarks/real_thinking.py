@@ -293,15 +293,16 @@ def page(record: Row) -> str:
             row[how] = str(Interval(*values)) if values else ""
         rows.append(row)
     run = record["runs"][-1]
-    return (
-        f"SmolLM2-135M-Instruct ranks three genes by the signs that the prompt shows.\n\n"
-        f"{markdown_table(rows)}\n\n"
-        "Sampled (T = 1) and greedy: 240 simulated cases. Published: greedy, 240 published cases of "
-        "genes that were not trained on. The first four rows read the same signs without a language "
-        "model; likelihood reads all that is annotated to a gene. What was tried: "
-        "docs/genes_tried.md.\nRecorded by `python benchmarks/real_thinking.py --task "
-        f"gene_candidates --cases FILE` on {run['machine']}, {run['date']}.\n"
-    )
+    return f"""SmolLM2-135M-Instruct ranks three genes by the signs that the prompt shows.
+
+{markdown_table(rows)}
+
+Sampled (T = 1) and greedy: {len(run["systems"][0]["greedy"]["rows"])} simulated cases. Published:
+greedy, published cases of genes that were not trained on. The first four rows read the same signs
+without a language model; likelihood reads all that is annotated to a gene.
+What was tried: docs/genes_tried.md. Recorded by `python benchmarks/real_thinking.py --task
+gene_candidates --cases FILE` on {run["machine"]}, {run["date"]}.
+"""
 
 
 def main() -> None:
