@@ -255,7 +255,7 @@ def demo_command(
     Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
     """
     if real:
-        return console.say(read_text(dataset("recorded_runs") / "gene_candidates.md"))
+        return typer.echo(read_text(dataset("recorded_runs") / "gene_candidates.md"))
     with Reporter() as reporter:
         report = demo.run(reporter)
     if as_json:

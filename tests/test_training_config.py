@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from project_files import ROOT
 from test_training import CONSTANT
 from typer.testing import CliRunner
 
@@ -152,3 +153,8 @@ def test_the_configs_for_gpus_fit_their_cards(task, card):
     assert config.task and config.engine == "unsloth" and config.gate == "on"
     chosen = plan_of(config, gpu=card.partition("_")[0])
     assert chosen.fits and chosen.prompts == "estimated"  # by letters: no tokenizer here
+
+
+def test_the_config_for_smollm2_is_that_of_the_recorded_run():
+    recorded = json.loads((ROOT / "datasets/recorded_runs/extraction.json").read_text("utf-8"))
+    assert read_run_config("extraction/smollm2") == RunConfig(**recorded["settings"]["RFT"])
