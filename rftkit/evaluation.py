@@ -74,7 +74,7 @@ def permutation_p(a: Sequence[float], b: Sequence[float], clusters: Sequence[Any
     _, number = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(number, np.asarray(a, float) - np.asarray(b, float))
     draws = {"permutation_type": "samples", "n_resamples": 9_999, "rng": 0}
-    return float(permutation_test((sums,), np.sum, **draws).pvalue)
+    return 1.0 if len(sums) < 2 else float(permutation_test((sums,), np.sum, **draws).pvalue)
 
 
 def clusters_of(rows: list[dict], task: Task) -> list[str]:

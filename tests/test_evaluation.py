@@ -100,6 +100,7 @@ def test_permutation_p_is_the_share_of_sign_changes_as_far_from_zero():
     # In two clusters the rows keep one sign together: half of the 4 draws are as far.
     assert permutation_p([1, 1, 1, 1], [0, 0, 0, 0], [*"aabb"]) == pytest.approx(2 / 4)
     assert permutation_p([0.2, 0.4], [0.2, 0.4], [*"ab"]) == 1.0
+    assert permutation_p([1, 1], [0, 0], [*"aa"]) == 1.0  # one cluster says nothing
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, (2, 200))
     clusters = np.repeat(np.arange(100), 2)
