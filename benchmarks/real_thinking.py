@@ -293,13 +293,14 @@ def page(record: Row) -> str:
             row[how] = str(Interval(*values)) if values else ""
         rows.append(row)
     run = record["runs"][-1]
+    first = run["systems"][0]
     return f"""SmolLM2-135M-Instruct ranks three genes by the signs that the prompt shows.
 
 {markdown_table(rows)}
 
-Sampled (T = 1) and greedy: {len(run["systems"][0]["greedy"]["rows"])} simulated cases. Published:
-greedy, published cases of genes that were not trained on. The first four rows read the same signs
-without a language model; likelihood reads all that is annotated to a gene.
+Sampled (T = 1) and greedy: {len(first["greedy"]["rows"])} simulated cases. Published: greedy,
+{len(first["published"]["rows"])} published cases of genes that were not trained on. The first four
+rows read the same signs without a language model; likelihood reads all that is annotated to a gene.
 What was tried: docs/genes_tried.md. Recorded by `python benchmarks/real_thinking.py --task
 gene_candidates --cases FILE` on {run["machine"]}, {run["date"]}.
 """

@@ -11,7 +11,7 @@ from rftkit import console
 from rftkit.compare import Comparison, compare_models, gain_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
-from rftkit.files import UserError, plural
+from rftkit.files import UserError, dataset, plural, read_text
 from rftkit.logs import Lines, ending
 from rftkit.training.report import list_runs, paired_table, runs_table, systems_table
 
@@ -241,7 +241,11 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
 
 @app.command("demo")
 @options_from(Demo)
-def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
+def demo_command(
+    demo: Demo,
+    real: Annotated[bool, flag("--real", "Show what a real model was measured to do.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """The whole of RFT once, on two CPU cores: train, compare, report.
 
     A base model of a million parameters answers cases, a grader scores the answers, GRPO
@@ -250,6 +254,8 @@ def demo_command(demo: Demo, as_json: JsonFlag = False) -> None:
 
     Example: `rftkit demo --out runs/demo`, then open runs/demo/report.md, table.png, curve.png.
     """
+    if real:
+        return typer.echo(read_text(dataset("recorded_runs") / "gene_candidates.md"))
     with Reporter() as reporter:
         report = demo.run(reporter)
     if as_json:

@@ -7,8 +7,11 @@ import demo_seeds
 import gpu
 import pytest
 import real_model
+import real_thinking
 import step_time
+from typer.testing import CliRunner
 
+from rftkit.cli import app
 from rftkit.console import validation_text
 from rftkit.task import load_task
 
@@ -38,6 +41,14 @@ def test_the_pages_show_the_recorded_tables_and_picture(record, speed):
     assert f"({demo_seeds.PICTURE.relative_to(ROOT).as_posix()})" in text
     with Image.open(demo_seeds.PICTURE) as picture:
         assert picture.text["Description"] == demo_seeds.fingerprint(record)
+
+
+def test_demo_real_shows_what_was_recorded_of_the_genes():
+    genes = real_model.RECORDS / "gene_candidates"
+    page = real_thinking.page(json.loads(genes.with_suffix(".json").read_text("utf-8")))
+    assert genes.with_suffix(".md").read_text("utf-8") == page
+    result = CliRunner().invoke(app, ["demo", "--real"])
+    assert result.exit_code == 0 and result.stdout.strip() == page.strip()
 
 
 def test_the_readme_prints_the_lines_and_seconds_of_the_record(record):
