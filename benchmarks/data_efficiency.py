@@ -22,7 +22,7 @@ from typing import Any
 from real_model import Row, add_run, arguments, kept, places
 
 from rftkit import RunConfig, evaluate, load_policy, load_task, train
-from rftkit.demo import PLAN
+from rftkit.demo import PLAN, right_completions
 from rftkit.evaluation import SystemResult, bootstrap, clusters_of, paired_difference
 from rftkit.graders.answer import fill_template
 from rftkit.policy import Prompt
@@ -88,13 +88,7 @@ class Point:
         each = 2 if self.size else -(-50 * 64 // len(self.rows))
         config, prompts = replace(SAMPLING, seed=2_000 + self.seed), list(map(Prompt, self.rows))
         drawn = load_policy("embedded:mini").sample(prompts, each, config)
-        right = [
-            row | {"completion": f"<think>{sample.reasoning}</think>{sample.output_text}"}
-            for row, group in zip(self.rows, drawn)
-            for sample in group
-            if self.task.place(row, sample) == 1 and sample.finish_reason == "stop"
-            if "\N{REPLACEMENT CHARACTER}" not in sample.reasoning  # half a character's bytes
-        ]
+        right = right_completions(self.task, self.rows, drawn)
         return self.train("rejection", SFT, right or self.rows[:1])
 
     def sft_then_rft(self) -> Run:

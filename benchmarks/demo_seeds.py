@@ -41,12 +41,12 @@ IN_SHORT = {
     "mini base": "0.9 million parameters, untrained",
     "mini base, few-shot": "untrained, with two right answers in the prompt",
     "mini base, prompted": "untrained; its answers start with the plan that works",
-    "SFT mini": "the same after SFT on the right answers",
-    "rejection-sampling SFT mini": "the same after SFT on its own right answers",
-    "RFT mini": "the same after 50 steps of RFT",
+    "SFT mini": "mini base after SFT on the right answers",
+    "rejection-sampling SFT mini": "mini base after SFT on its own right answers",
+    "RFT mini": "mini base after 50 steps of RFT",
     "large base": "3.1 million parameters, untrained",
     "large base, prompted": "untrained; its answers start with the plan that works",
-    "RFT large": "the same after 50 steps of RFT",
+    "RFT large": "large base after 50 steps of RFT",
 }
 
 

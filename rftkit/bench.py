@@ -45,12 +45,7 @@ class Bench:
         return next(iter(self.functions), self.task.headline)
 
     def add(
-        self,
-        name: str,
-        policy: Policy,
-        tries: int = 0,
-        prefill: str = "",
-        examples: Sequence[dict[str, str]] = (),
+        self, name: str, policy: Policy, tries: int = 0, prefill: str = "", examples: Sequence = ()
     ) -> SystemResult:
         """Evaluate a system. tries: the k of pass@k; examples: messages before each question."""
         work = len(self.rows) * (max(self.samples, tries) + 1)

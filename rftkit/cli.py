@@ -193,9 +193,9 @@ def regrade_command(
         f"{report['best_changed']:6.1%} of the groups have another best answer\n"
         f"{report['swapped']:6.1%} of the pairs in a group, told apart before, change their order"
     )
-    moved = [record for record in answers if None not in (record["grade"], record["grade_before"])]
-    moved.sort(key=lambda record: -abs(record["grade"] - record["grade_before"]))
-    for record in moved[:SHOWN]:
+    both = [record for record in answers if None not in (record["grade"], record["grade_before"])]
+    both.sort(key=lambda record: -abs(record["grade"] - record["grade_before"]))
+    for record in [record for record in both if record["grade"] != record["grade_before"]][:SHOWN]:
         grades = f"{record['grade_before']:.2f} -> {record['grade']:.2f}"
         console.say(f"{grades}  {record['row_id']}: {shorten(record['output_text'], 48)}")
 

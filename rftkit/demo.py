@@ -130,13 +130,7 @@ class Demo:
         self.reporter.stage("sampling the base", count)
         sampling = SamplingConfig(max_new_tokens=64, seed=2_000 + self.seed)
         drawn = load_policy("embedded:mini").sample(prompts, each, sampling, self.reporter.work)
-        kept = [
-            row | {"completion": f"<think>{sample.reasoning}</think>{sample.output_text}"}
-            for row, group in zip(self.train_rows, drawn)
-            for sample in group
-            if self.task.place(row, sample) == 1 and sample.finish_reason == "stop"
-            if "\N{REPLACEMENT CHARACTER}" not in sample.reasoning  # half a character's bytes
-        ]
+        kept = right_completions(self.task, self.train_rows, drawn)
         name = "rejection-sampling SFT mini"
         self.train(name, sft, self.out / "rejection_sampling", kept)
         self.runs[name].training |= {"samples": count, "kept": len(kept)}
@@ -215,6 +209,17 @@ class Demo:
         for result in self.bench.results.values():
             for groups, greedy in ((result.samples, False), (result.greedy_samples, True)):
                 append_samples(self.out / "samples.jsonl", sum(groups, []), greedy=greedy)
+
+
+def right_completions(task: Task, rows: Rows, drawn: list[list[Sample]]) -> Rows:
+    """A row with its `completion` for each right sample: what rejection-sampling SFT imitates."""
+    return [
+        row | {"completion": f"<think>{sample.reasoning}</think>{sample.output_text}"}
+        for row, group in zip(rows, drawn)
+        for sample in group
+        if task.place(row, sample) == 1 and sample.finish_reason == "stop"
+        if "\N{REPLACEMENT CHARACTER}" not in sample.reasoning  # half a character's bytes
+    ]
 
 
 def real_results(bench: Bench) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
 def permutation_p(a: Sequence[float], b: Sequence[float], clusters: Sequence[Any]) -> float:
     """p of "no difference": the share of 9,999 draws, each with a random sign for every cluster's
     sum of a - b, whose mean is as far from 0 as measured (Fisher, The Design of Experiments, 1935,
-    section 21). Two-sided; exact for up to 13 clusters."""
+    section 21). Two-sided; exact for up to 13 clusters; 1 for a single one."""
     from scipy.stats import permutation_test
 
     _, number = np.unique(np.asarray(clusters), return_inverse=True)
@@ -157,15 +157,14 @@ def gain_parts(task: Task, rows: list, before: SystemResult, after: SystemResult
     now = row_values("top1", task, rows, after.samples)
     solved = row_values("top1", task, rows, before.samples, np.max) > 0
     beyond = float(np.where(solved, 0, now).mean())
-    return rounded(
-        {
-            "gain": whole_now * readable_now * right_now - whole * readable * right,
-            "truncation": (whole_now - whole) * readable * right,
-            "form": whole_now * (readable_now - readable) * right,
-            "selection": whole_now * readable_now * (right_now - right) - beyond,
-            "beyond": beyond,
-        }
-    )
+    parts = {
+        "gain": whole_now * readable_now * right_now - whole * readable * right,
+        "truncation": (whole_now - whole) * readable * right,
+        "form": whole_now * (readable_now - readable) * right,
+        "selection": whole_now * readable_now * (right_now - right) - beyond,
+        "beyond": beyond,
+    }
+    return rounded(parts)
 
 
 def _shares(task: Task, rows: list[dict], samples: Groups) -> tuple[float, float, float]:

@@ -22,7 +22,6 @@ OURS = {
     "dead_groups": "frac_reward_zero_std",
     "completion_tokens": "completions/mean_length completion_length response_length/mean",
     "truncated": "completions/clipped_ratio response_length/clip_ratio",
-    "clip_ratio": "clip_ratio/region_mean actor/pg_clipfrac",
     "entropy": "actor/entropy actor/entropy_loss",
     "kl": "actor/kl_loss actor/reward_kl_penalty",
     "grad_norm": "actor/grad_norm",

@@ -5,6 +5,7 @@ import json
 import pytest
 from test_genes_cases import packet
 
+from rftkit import preset, regrade
 from rftkit.console import Reporter
 from rftkit.demo import SYSTEMS, Demo
 from rftkit.real_cases import load_world
@@ -55,6 +56,15 @@ def test_samples_carry_their_system_and_their_grade(demo):
     rft = [line for line in tested if line["model"] == "RFT mini"]
     assert len(rft) == report["n_cases"] * 3
     assert all(x["grade"] is not None and x["row_id"].startswith("test-") for x in rft)
+
+
+def test_a_stored_answer_to_any_row_of_the_task_can_be_graded_again(demo):
+    folder, _ = demo
+    again = regrade(folder, "gene_rank")
+    assert again["grader"] and again["n_graded"] == again["n_answers"] > 2_000
+    assert again["changed"] == again["swapped"] == 0
+    strict = regrade(folder, preset("rank", length=1))
+    assert strict["after"] < strict["before"] and strict["changed"] > 0
 
 
 def test_real_cases_are_counted_by_reason_and_put_to_every_system(demo):

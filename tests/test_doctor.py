@@ -137,12 +137,10 @@ def write_log(path, records):
 TRL = {name: name for name in ("reward_std", "entropy", "kl", "grad_norm", "loss", "eval_loss")} | {
     "reward_mean": "reward", "dead_groups": "frac_reward_zero_std", "lost": "grader/lost",
     "completion_tokens": "completions/mean_length", "truncated": "completions/clipped_ratio",
-    "clip_ratio": "clip_ratio/region_mean",
 }  # fmt: skip
 VERL = {name: f"actor/{name}" for name in ("entropy", "grad_norm")} | {
     "reward_mean": "critic/score/mean", "kl": "actor/kl_loss", "loss": "actor/pg_loss",
     "completion_tokens": "response_length/mean", "truncated": "response_length/clip_ratio",
-    "clip_ratio": "actor/pg_clipfrac",
 }  # fmt: skip
 
 
@@ -216,7 +214,7 @@ EXPORTS = {  # name of the file or folder -> its writer
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_a_log_reads_the_same_whoever_wrote_it(tmp_path, name):
-    records, place = planted(truncated=0.9, clip_ratio=0.1, lost=0.02), tmp_path / name
+    records, place = planted(truncated=0.9, lost=0.02), tmp_path / name
     EXPORTS[name](place, records)
     log, expected = read_log(place), Log("", records)
     for field in VERL if name == "verl.jsonl" else TRL.keys() - {"eval_loss"}:
@@ -280,7 +278,6 @@ SOUND = {
     "longer with a gain": planted(completion_tokens=lambda record, done: 100 + 200 * done),
     "GRPO with one update a batch": planted(loss=0.0, kl=None),
     "a small loss, rounded to four digits": planted(loss=0.0, kl=0.03),
-    "tokens clipped as in healthy runs": planted(clip_ratio=0.15),
     "a learning curve that flattens": rise(lambda done: 0.6 - 0.4 * (1 - done) ** 2),
     "both parts rise": planted(sub_rewards=lambda r, d: {"correct": d / 2, "format": 0.2 + d / 2}),
     "from 80 % to 92 %, twice as long": planted(

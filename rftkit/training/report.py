@@ -201,10 +201,12 @@ def regrade(
 
 
 def rows_behind(folder: Path) -> list[dict]:
-    """The rows that a run was trained on, or that an evaluation answered."""
+    """All rows of a run's task and config, or those that an evaluation answered."""
     if (folder / "config.json").exists():
         config = read_config(folder)
-        return sum(config_rows(config, config_task(config)), [])
+        task = config_task(config)
+        test = task.rows("test") if task.folder and (task.folder / "test.jsonl").exists() else []
+        return sum(config_rows(config, task), []) + test
     report = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
     return read_rows(report["rows"]) if "rows" in report else []
 
