@@ -111,14 +111,14 @@ def test_permutation_p_is_the_share_of_sign_changes_as_far_from_zero():
 def test_the_parts_of_a_gain_are_those_counted_by_hand_and_add_up():
     broken, cut = Sample.from_text("no json"), Sample.from_text("<think>A", finish_reason="length")
     before = [[answer("X"), answer("Z"), cut, broken], [answer("Z"), answer("Z"), cut, broken]]
-    after = [[answer("X"), answer("X"), answer("Z"), cut], [answer("Y"), answer("Z")] * 2]
+    after = [[answer("X"), answer("X"), answer("Z"), cut], [answer("Y"), *[answer("Z")] * 3]]
     systems = [
         measure(name, TASK, ROWS, samples) for name, samples in (("b", before), ("a", after))
     ]
     parts = gain_parts(TASK, ROWS, *systems)
-    # Not cut 6/8 and 7/8; of these readable 4/6 and 7/7; of these right 1/4 and 4/7.
-    assert parts["gain"] == pytest.approx(4 / 8 - 1 / 8)
+    # Not cut 6/8 and 7/8; of these readable 4/6 and 7/7; of these right 1/4 and 3/7.
+    assert parts["gain"] == pytest.approx(3 / 8 - 1 / 8)
     assert parts["truncation"] == pytest.approx(1 / 8 * 4 / 6 * 1 / 4, abs=1e-4)
     assert parts["form"] == pytest.approx(7 / 8 * 2 / 6 * 1 / 4, abs=1e-4)
-    assert parts["beyond"] == pytest.approx(1 / 4)  # the second row, which `before` never solved
+    assert parts["beyond"] == pytest.approx(1 / 8)  # the second row, which `before` never solved
     assert sum(parts.values()) == pytest.approx(2 * parts["gain"], abs=1e-3)
