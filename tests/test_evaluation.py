@@ -41,6 +41,23 @@ def test_metrics_are_those_counted_by_hand():
     assert {sample.model for group in samples for sample in group} == {"s"}
 
 
+def test_scikit_learn_counts_the_same_ranks_alike():
+    from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
+
+    rng, genes = np.random.default_rng(0), np.array([*"ABCDEFGH"])
+    truth, lists = rng.integers(8, size=40), rng.permuted(np.tile(range(8), (40, 1)), axis=1)
+    rows = [{"messages": [], "gene": genes[t]} for t in truth]
+    samples = [[answer(*genes[order])] for order in lists]
+    scores = np.empty((40, 8))
+    np.put_along_axis(scores, lists, -np.arange(8.0)[None], axis=1)  # the first one scores most
+    for metric, k in (("top1", 1), ("top5", 5)):
+        theirs = top_k_accuracy_score(truth, scores, k=k, labels=range(8))
+        assert row_values(metric, TASK, rows, samples).mean() == theirs
+    each = zip(np.eye(8)[truth], scores)
+    theirs = [label_ranking_average_precision_score([own], [score]) for own, score in each]
+    assert row_values("mrr", TASK, rows, samples).tolist() == theirs
+
+
 def test_unreadable_answers_score_zero():
     broken = Sample.from_text("no json")
     samples = [[broken, answer("X"), broken], [answer("X"), answer("Y"), broken]]
