@@ -50,6 +50,7 @@ PANELS: dict[str, dict[str, Row]] = {  # panel: {variant: what it changes}
     },
     "KL weight": {"0": dict(beta=0.0), "0.04": {}, "0.2": dict(beta=0.2)},
     "temperature": {"0.7": dict(temperature=0.7), "1": {}, "1.3": dict(temperature=1.3)},
+    "steps": {"50": {}, "150": dict(steps=150), "150, no KL": dict(steps=150, beta=0.0)},
 }
 
 
@@ -83,13 +84,24 @@ class Point:
     def sft_on_traces(self) -> Run:
         return self.train("traces", SFT, [r | {"completion": r["trace"]} for r in self.rows])
 
-    def rejection_sampling(self) -> Run:
-        """SFT on the base's own right completions, among as many as RFT draws."""
-        each = 2 if self.size else -(-50 * 64 // len(self.rows))
-        config, prompts = replace(SAMPLING, seed=2_000 + self.seed), list(map(Prompt, self.rows))
-        drawn = load_policy("embedded:mini").sample(prompts, each, config)
-        right = right_completions(self.task, self.rows, drawn)
-        return self.train("rejection", SFT, right or self.rows[:1])
+    def rejection_sampling(self, rounds: int = 1) -> Run:
+        """SFT on the model's own right completions. All rounds together draw as many as RFT; each
+        goes on from the model of the round before."""
+        each = 2 if self.size else -(-50 * 64 // (rounds * len(self.rows)))
+        start, prompts, own = "embedded:mini", list(map(Prompt, self.rows)), SFT
+        for number in range(rounds):
+            config = replace(SAMPLING, seed=2_000 + self.seed + 100 * number)
+            drawn = load_policy(start).sample(prompts, each, config)
+            right = right_completions(self.task, self.rows, drawn)
+            name = "rejection" if rounds == 1 else f"rejection-{number + 1}-of-{rounds}"
+            run = self.train(name, own, right or self.rows[:1])
+            start = str(self.out / name)
+            own = SFT | {"init_adapter": start}
+        run.training["samples"] = rounds * each * len(self.rows)
+        return run
+
+    def four_rounds(self) -> Run:
+        return self.rejection_sampling(rounds=4)
 
     def sft_then_rft(self) -> Run:
         """SFT on the answers of one half, RFT on the other half."""
@@ -106,6 +118,7 @@ TRAINED = {
     "RFT": Point.rft,
     "SFT on answers": Point.sft_on_answers,
     "rejection-sampling SFT": Point.rejection_sampling,
+    "rejection-sampling SFT, four rounds": Point.four_rounds,
     "SFT, then RFT": Point.sft_then_rft,
     "SFT on traces": Point.sft_on_traces,
 }
@@ -133,6 +146,12 @@ def measured(point: Point, make: Callable[[], Run]) -> Row:
     took = {key: run.training[key] for key in ("steps", "samples", "seconds")}
     result = values_of(evaluate(run.policy, point.task, point.test, SAMPLING))
     return result | took | {"best_step": run.best["step"], "patterns": run.best.get("patterns")}
+
+
+def last_step(point: Point) -> Row:
+    """RFT's weights after the last step; `measured` takes those that validated best."""
+    last = max((point.out / "rft" / "checkpoints").glob("step-*"))
+    return values_of(evaluate(load_policy(str(last)), point.task, point.test, SAMPLING))
 
 
 def without_training(point: Point) -> dict[str, Row]:
@@ -184,6 +203,7 @@ def main() -> None:
                 print(f"seed {seed}, {number} rows: {name}", flush=True)
                 file = point.out / f"{name}.json"
                 results[name] = kept(file, partial(measured, point, partial(make, point)))
+            results["RFT, last step"] = kept(point.out / "last.json", partial(last_step, point))
             run["points"][number] = summary(results, "RFT", clusters)
         for panel, variants in PANELS.items():
             results = {}
