@@ -1,5 +1,6 @@
 """What several test files use: the embedded mini, the task that it knows, the command line."""
 
+import gc
 import sys
 
 import pytest
@@ -7,6 +8,14 @@ import pytest
 from rftkit import cli
 from rftkit.policy import load_policy
 from rftkit.task import load_task
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """What is imported by now stays: Transformers collects garbage after each training, and would
+    look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
