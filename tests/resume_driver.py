@@ -1,8 +1,8 @@
 """Trains, kills, resumes: the process behind test_training_resume.py.
 
-    python resume_driver.py CONFIG.json OUT '[wounds]'
+    python resume_driver.py RUNS.json      a list of [config, folder, wounds]
 
-torch and TRL are imported once. Every session of the run is a fork of this process, which is killed
+torch and TRL are imported once. Every session of a run is a fork of this process, which is killed
 with SIGKILL by its wound; the next one resumes. After the last wound the run goes to its end.
 
     {"lines": 3, "delay": 0.2}   so many seconds after the log has so many lines
@@ -10,6 +10,7 @@ with SIGKILL by its wound; the next one resumes. After the last wound the run go
     {"signal": "SIGTERM", "lines": 2}   asked to stop, not killed
 """
 
+import gc
 import json
 import os
 import signal
@@ -84,6 +85,8 @@ def session(config: RunConfig, out: Path, wound: dict) -> int:
 
 
 if __name__ == "__main__":
-    run_config = RunConfig(**json.loads(Path(sys.argv[1]).read_text()))
-    wounds = [*json.loads(sys.argv[3]), {}]
-    print("ENDS", json.dumps([session(run_config, Path(sys.argv[2]), wound) for wound in wounds]))
+    gc.freeze()  # the forks do not look through what is imported
+    for fields, out, wounds in json.loads(Path(sys.argv[1]).read_text()):
+        config = RunConfig(**fields)
+        ends = [session(config, Path(out), wound) for wound in [*wounds, {}]]
+        print("ENDS", json.dumps(ends), flush=True)

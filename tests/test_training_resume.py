@@ -4,6 +4,7 @@ line. The sessions are processes of their own: see resume_driver.py."""
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,17 +22,26 @@ TIMES = ("seconds", "timings", "validation_seconds", "peak_rss_mb")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
 
 
-def drive(folder, config, wounds, name):
-    """Run with these wounds; -> (run folder, how each session ended, what was printed)."""
-    (folder / "config.json").write_text(json.dumps(config))
+def drive(folder, runs):
+    """Each run (name: config, wounds) twice, without its wounds and with them.
+    -> {name: (the two folders, how each session with wounds ended, what those printed)}"""
+    given = [
+        (config, str(folder / f"{name} {way}"), wounds if way == "wounded" else [])
+        for name, (config, wounds) in runs.items()
+        for way in ("whole", "wounded")
+    ]
+    (folder / "runs.json").write_text(json.dumps(given))
     done = subprocess.run(
-        [sys.executable, str(DRIVER), str(folder / "config.json"), str(folder / name),
-         json.dumps(wounds)],
+        [sys.executable, str(DRIVER), str(folder / "runs.json")],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert "ENDS" in done.stdout, (done.stdout[-2000:], done.stderr[-2000:])
-    ends = json.loads(done.stdout.split("ENDS ")[1].split("]")[0] + "]")
-    return folder / name, ends, done.stdout
+    told = re.findall(r"(.*?)^ENDS (.*?)$", done.stdout, flags=re.DOTALL | re.MULTILINE)
+    assert len(told) == len(given), (done.stdout[-2000:], done.stderr[-2000:])
+    assert all(json.loads(ends) == [0] for _, ends in told[::2])
+    return {
+        name: ([Path(out) for _, out, _ in given[2 * n : 2 * n + 2]], json.loads(ends), printed)
+        for n, (name, (printed, ends)) in enumerate(zip(runs, told[1::2]))
+    }
 
 
 def without_times(value):
@@ -57,35 +67,44 @@ def assert_same_run(one, other):
     assert without_times(a) == without_times(b)
 
 
-def ends_after(wounds, config, folder):
+def ends_after(driven):
     """How each session of the wounded run ended; it must end as the run without wounds."""
-    whole, ends, _ = drive(folder, config, [], "whole")
-    assert ends == [0]
-    run, ends, printed = drive(folder, config, wounds, "wounded")
+    (whole, wounded), ends, printed = driven
     assert "resumes from step " in printed and ends[-1] == 0
-    assert_same_run(whole, run)
+    assert_same_run(whole, wounded)
     return ends
 
 
 KILLS = [{"lines": 3}, {"at": "state", "call": 3}]
+RUNS = {
+    "grpo": (
+        LONGER,
+        [{"at": "rename", "call": 6}, {"lines": 3, "delay": random.uniform(0, 0.5)},
+         {"at": "log line", "call": 2}, {"lines": 5, "signal": "SIGTERM"}],
+    ),
+    "sft": (LONGER | {"method": "sft", "prompts_per_step": 4, "save_every": 2}, KILLS),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changes", "wounds"),
-    [
-        ({}, [{"at": "rename", "call": 6}, {"lines": 3, "delay": random.uniform(0, 0.5)},
-              {"at": "log line", "call": 2}, {"lines": 5, "signal": "SIGTERM"}]),
-        ({"method": "sft", "prompts_per_step": 4, "save_every": 2}, KILLS),
-        # Unsloth answers through TRL's own generation: answers follow from the generators' state.
-        pytest.param({"engine": "unsloth"}, KILLS, marks=pytest.mark.prove),
-    ],
-)  # fmt: skip
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path, changes, wounds):
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    return drive(tmp_path_factory.mktemp("runs"), RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_run_ends_as_one_that_was_not(driven, name):
     """Killed while a checkpoint is written, in the middle of a log line, at any moment; then asked
     to stop. The sampler, the order of rows, Adam's moments, the validations: all resume."""
-    ends = ends_after(wounds, LONGER | changes, tmp_path)
+    ends, wounds = ends_after(driven[name]), RUNS[name][1]
     assert {end for end, wound in zip(ends, wounds) if "at" in wound} == {-9}
     assert {end for end, wound in zip(ends, wounds) if "signal" in wound} <= {130, 0}
+
+
+@pytest.mark.prove
+def test_a_killed_run_of_unsloth_ends_as_one_that_was_not(tmp_path):
+    """It answers through TRL's own generation: answers follow from the generators' state."""
+    runs = drive(tmp_path, {"unsloth": (LONGER | {"engine": "unsloth"}, KILLS)})
+    assert ends_after(runs["unsloth"])[1] == -9
 
 
 @pytest.mark.prove
@@ -98,5 +117,6 @@ def test_twenty_kills_leave_no_trace(tmp_path):
         point = {"at": chance.choice(POINTS), "call": chance.randint(1, 6)} if lines % 4 else {}
         wounds.append({"lines": lines, "delay": chance.uniform(0, 0.3)} | point)
     print("seed", seed)
-    ends = ends_after(wounds, LONGER | {"steps": 60, "eval_every": 3}, tmp_path)
+    runs = drive(tmp_path, {"long": (LONGER | {"steps": 60, "eval_every": 3}, wounds)})
+    ends = ends_after(runs["long"])
     assert ends.count(-9) >= 18, ends
