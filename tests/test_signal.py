@@ -330,7 +330,7 @@ def test_an_end_token_is_missing_only_where_it_is(mini, genes, monkeypatch, miss
         monkeypatch.setattr(mini.model.generation_config, "eos_token_id", None)
     else:
         monkeypatch.setattr("rftkit.decoding.end_tokens", lambda *model: set())
-    signal = measure_signal(mini, *genes, max_completion_tokens=16)
+    signal = measure_signal(mini, *genes, max_completion_tokens=16, most=64)
     assert signal.endless and ("end token missing" in signal.names()) is missing
     if missing:
         assert "<|end|> closes an answer" in signal.findings[0].setting
@@ -382,11 +382,11 @@ def test_answers_of_a_model_that_cannot_read_the_rows_accuse_no_task(
     task, rows = sums(check(reference))
     for row in rows:
         row["messages"][0]["content"] += " My best friend forgot me today, please tell the sum."
-    signal = measure_signal(mini, task, rows, most=32)
+    signal = measure_signal(mini, task, rows, most=32, max_completion_tokens=32)
     assert (signal.verdict, signal.names()) == (verdict, named)
     assert "embedded:mini" in signal.findings[-1].evidence and signal.samples == 32
     untested = replace(task, answer_template=None, metrics=["grade"], headline="grade")
-    signal = measure_signal(mini, untested, rows, most=32)
+    signal = measure_signal(mini, untested, rows, most=32, max_completion_tokens=32)
     assert signal.names() == ["model cannot read the rows"], "only the answers speak of this grader"
 
 

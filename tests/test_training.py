@@ -27,10 +27,10 @@ from rftkit.training.session import StepReward
 from rftkit.training.store import FIELDS, alone_in, open_folder
 from rftkit.training.trainer import sft_example
 
-# Quicker than the demo's settings, and rougher: enough to see the direction in twenty seconds.
+# Quicker than the demo's settings, and rougher: enough to see the direction in ten seconds.
 QUICK = dict(
     task="gene_ranking", steps=12, learning_rate=3e-3, beta=0.01, eval_every=6, patience=0,
-    eval_rows=120, gate="off",
+    eval_rows=60, gate="off",
 )  # fmt: skip
 TINY = dict(
     task="gene_ranking", steps=2, prompts_per_step=2, answers_per_prompt=4, eval_every=0,
@@ -207,7 +207,8 @@ def test_a_run_keeps_its_threads_and_gives_them_back(tmp_path, monkeypatch):
 
 def test_an_unset_limit_comes_from_the_model_and_is_said_once(tmp_path):
     model = shutil.copytree(embedded_model("mini"), tmp_path / "own")
-    config = RunConfig(**TINY | {"model": str(model), "max_completion_tokens": None})
+    changes = {"steps": 1, "model": str(model), "max_completion_tokens": None}
+    config = RunConfig(**TINY | changes)
     said = []
     train(config, tmp_path / "run", say=said.append)
     (note,) = (text for text in said if "max_completion_tokens" in text)
@@ -232,25 +233,6 @@ def test_the_report_says_what_the_log_says(tiny):
     assert report["training"]["answer_groups_shared_with_eval"] == 0 and report["seed"] == 0
     assert set(report["sha256"]) == {"adapter", "training rows", "held-out rows", "grader", "task"}
     assert f"| {kept['name']} | {kept['top1']['mean']:.3f}" in (tiny.out / "report.md").read_text()
-
-
-def test_report_to_gets_a_steps_series_once_and_each_validation(monkeypatch, tmp_path):
-    """A stand-in for TensorBoard."""
-    from transformers import TrainerCallback
-    from transformers.integrations import integration_utils
-
-    series = []
-
-    class Reports(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **rest):
-            series.extend((state.global_step, name) for name in logs)
-
-    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
-    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
-    train(RunConfig(**VALIDATED, report_to="tensorboard"), tmp_path)
-    for name in ("reward", "held_out/top1"):
-        assert [step for step, logged in series if logged == name] == [1, 2]
 
 
 def test_a_finished_run_is_loaded_and_nothing_is_written(tiny):
@@ -284,9 +266,10 @@ def test_rows_are_compared_by_content(tmp_path):
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]  # the same rows under two names
     for path in paths:
         write_rows(path, rows)
-    config = RunConfig(**TINY | {"task": None, "grader": task.grader_spec, "train_file": paths[0]})
+    fields = TINY | {"steps": 1, "task": None, "grader": task.grader_spec}
+    config = RunConfig(**fields, train_file=paths[0])
     train(config, tmp_path / "run")
-    assert len(train(config.replace(train_file=paths[1]), tmp_path / "run").log) == 2
+    assert len(train(config.replace(train_file=paths[1]), tmp_path / "run").log) == 1
     other = config.replace(train_file=task.folder / "train.jsonl")
     with pytest.raises(UserError, match="train_file.*training rows: changed"):
         train(other, tmp_path / "run")
@@ -346,7 +329,7 @@ def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
         def __call__(self, record):
             seen.append(record["step"])
 
-    fields = TINY | {"gate": "on", "grader": CONSTANT, "answer_template": template}
+    fields = TINY | {"steps": 1, "gate": "on", "grader": CONSTANT, "answer_template": template}
     (tmp_path / "run.json").write_text(json.dumps(fields))
     out = tmp_path / "run"
     with pytest.raises(GateSaysFix) as stop:
@@ -357,28 +340,47 @@ def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
     assert json.loads(again.stdout)["gate"]["findings"] == stop.value.verdict["findings"] != []
     assert seen == ["fix"] and not (out / "log.jsonl").read_text()
     train(RunConfig(**fields), out, [Watcher()], force=True)
-    assert seen == ["fix", 1, 2] and json.loads((out / "gate.json").read_text())["forced"]
+    assert seen == ["fix", 1] and json.loads((out / "gate.json").read_text())["forced"]
 
 
-def test_the_gate_does_not_change_the_run(tmp_path, tiny):
-    done = train(RunConfig(**VALIDATED | {"gate": "on"}), tmp_path, force=True)
+def test_neither_the_gate_nor_a_report_changes_the_run(monkeypatch, tmp_path, tiny):
+    """A stand-in for TensorBoard gets each step's series once, and each validation."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    series = []
+
+    class Reports(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest):
+            series.extend((state.global_step, name) for name in logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
+    config = RunConfig(**VALIDATED | {"gate": "on", "report_to": "tensorboard"})
+    done = train(config, tmp_path, force=True)
     assert [r["loss"] for r in done.log] == [r["loss"] for r in tiny.log]
+    for name in ("reward", "held_out/top1"):
+        assert [step for step, logged in series if logged == name] == [1, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_the_step_and_ends_with_130(tmp_path, monkeypatch, number):
+def test_an_interrupt_saves_the_step_and_ends_with_130(tmp_path, monkeypatch):
     def press(self, record):
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), pressed)
 
-    monkeypatch.setattr(Lines, "__call__", press)
-    fields, handler, observed = TINY | {"save_every": 50}, signal.getsignal(number), []
+    fields, observed = TINY | {"save_every": 50, "steps": 3}, []
     (tmp_path / "run.json").write_text(json.dumps(fields))
     command = ["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "r"), "--json"]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 130 and "after step 1" in json.loads(result.stdout)["interrupted"]
-    assert signal.getsignal(number) is handler
+    for step, pressed in enumerate((signal.SIGINT, signal.SIGTERM), 1):
+        handler = signal.getsignal(pressed)
+        with monkeypatch.context() as patch:
+            patch.setattr(Lines, "__call__", press)
+            result = CliRunner().invoke(app, command)
+        assert result.exit_code == 130
+        assert f"after step {step}" in json.loads(result.stdout)["interrupted"]
+        assert signal.getsignal(pressed) is handler
     done = train(RunConfig(**fields), tmp_path / "r", [observed.append])
-    assert observed == done.log[1:] and [r["step"] for r in done.log] == [1, 2]
+    assert observed == done.log[2:] and [r["step"] for r in done.log] == [1, 2, 3]
 
 
 def test_one_broken_run_does_not_hide_the_others(tmp_path, tiny):
