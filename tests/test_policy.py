@@ -52,7 +52,7 @@ def texts(groups):
 def test_neither_batch_size_nor_number_of_samples_changes_a_completion(mini, prompts, monkeypatch):
     whole = texts(mini.sample(prompts, 5, FORTY))
     assert len({text for group in whole for text in group}) > 12
-    monkeypatch.setattr(mini, "batch_size", 7)
+    monkeypatch.setattr(mini, "batch_size", 25)
     assert texts(mini.sample(prompts, 5, FORTY)) == whole
     assert texts(mini.sample(prompts, 2, FORTY)) == [group[:2] for group in whole]
     assert texts(mini.sample(prompts, 2, SamplingConfig(max_new_tokens=40, seed=2))) != whole
@@ -195,25 +195,6 @@ def test_merging_for_sampling_leaves_the_weights_as_they_were(adapter):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_an_endpoint_gives_the_same_samples_and_a_failed_call_loses_no_other(monkeypatch):
-    def handle(request):
-        asked = json.loads(request.content)
-        message = {"role": "assistant", "content": f"<think>hm</think>{asked['seed']}"}
-        choice = {"index": 0, "finish_reason": "length", "message": message}
-        status = 400 if "fail" in asked["messages"][-1]["content"] else 200
-        return httpx.Response(status, json={"model": asked["model"], "choices": [choice]})
-
-    client = httpx.Client(transport=httpx.MockTransport(handle))
-    monkeypatch.setattr("openai.OpenAI", partial(openai.OpenAI, http_client=client))
-    asks = [[{"role": "user", "content": t}] for t in ("one", "fail", "three")]
-    policy = EndpointPolicy("m", "endpoint", "http://policy/v1")
-    first, failed, third = policy.sample(asks, 2, SamplingConfig(seed=10))
-    assert [s.output_text for s in first] == [s.output_text for s in third] == ["10", "11"]
-    assert (first[0].reasoning, first[0].finish_reason) == ("hm", "length")
-    assert [s.finish_reason for s in failed] == ["error", "error"]
-    assert "BadRequestError" in failed[0].errors[0]
-
-
 def behind_endpoint(monkeypatch, model, answer):
     """An EndpointPolicy whose endpoint answers a request with answer(asked) -> (status, record)."""
 
@@ -224,6 +205,22 @@ def behind_endpoint(monkeypatch, model, answer):
     client = httpx.Client(transport=httpx.MockTransport(handle))
     monkeypatch.setattr("openai.OpenAI", partial(openai.OpenAI, http_client=client))
     return EndpointPolicy(model, f"endpoint:{model}", "http://policy/v1")
+
+
+def test_an_endpoint_gives_the_same_samples_and_a_failed_call_loses_no_other(monkeypatch):
+    def answer(asked):
+        message = {"role": "assistant", "content": f"<think>hm</think>{asked['seed']}"}
+        choice = {"index": 0, "finish_reason": "length", "message": message}
+        status = 400 if "fail" in asked["messages"][-1]["content"] else 200
+        return status, {"model": asked["model"], "choices": [choice]}
+
+    asks = [[{"role": "user", "content": t}] for t in ("one", "fail", "three")]
+    policy = behind_endpoint(monkeypatch, "m", answer)
+    first, failed, third = policy.sample(asks, 2, SamplingConfig(seed=10))
+    assert [s.output_text for s in first] == [s.output_text for s in third] == ["10", "11"]
+    assert (first[0].reasoning, first[0].finish_reason) == ("hm", "length")
+    assert [s.finish_reason for s in failed] == ["error", "error"]
+    assert "BadRequestError" in failed[0].errors[0]
 
 
 LIMITS = ["max_tokens", "max_completion_tokens"]

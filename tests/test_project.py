@@ -67,15 +67,18 @@ def test_what_is_written_twice_agrees():
     assert environment["dependencies"][0] == "python" + PROJECT["project"]["requires-python"]
 
 
+GRADERS = "from rftkit.graders.grader import Grader; [Grader.load(n) for n in ('rank', 'judge')]"
+
+
 @pytest.mark.parametrize(
-    ("module", "heavy"),
+    ("code", "heavy"),
     [
         ("rftkit", "torch transformers trl peft datasets openai numpy scipy matplotlib pydantic"),
-        ("rftkit.cli", "torch transformers trl peft datasets unsloth openai scipy"),
+        (f"rftkit.cli; {GRADERS}", "torch transformers trl peft datasets unsloth openai scipy"),
     ],
 )
-def test_an_import_loads_no_heavy_library(module, heavy):
-    command = [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"]
+def test_neither_an_import_nor_the_use_of_a_grader_loads_a_heavy_library(code, heavy):
+    command = [sys.executable, "-c", f"import {code}; import sys; print(*sys.modules)"]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(heavy.split()) & set(loaded.split()) == set()
 

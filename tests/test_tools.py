@@ -148,7 +148,7 @@ def test_the_realistic_cases_follow_their_recipe_and_are_as_hard_as_their_card_s
     # Published cases, measured: 46 to 62 % of the present terms are annotated word for word.
     assert 0.46 <= kinds["annotated"] / kinds.total() <= 0.62
     for ranker in (OverlapRanker(hpo), LikelihoodRanker(hpo)):
-        # Simulated cases have no paper that HPO could cite: what is slow would say the same.
+        # A simulated case has no paper of its own: without it is as is, and slow.
         monkeypatch.setattr(ranker, "score_without", lambda gene, paper, cases: [0.0] * len(cases))
         line = measure(ranker, made)[0]
         quoted = make_realistic.MEASURED[ranker.method]

@@ -55,17 +55,33 @@ def tiny(tmp_path_factory):
     return train(RunConfig(**VALIDATED), tmp_path_factory.mktemp("tiny") / "run")
 
 
-def test_rows_from_memory_give_the_run_that_files_give(tmp_path, tiny, capsys):
+def test_rows_from_memory_the_gate_and_a_report_change_no_step(tmp_path, tiny, capsys, monkeypatch):
+    """A stand-in for TensorBoard gets each step's series once, and each validation."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    series = []
+
+    class Reports(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest):
+            series.extend((state.global_step, name) for name in logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
+    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
     task = load_task("gene_ranking")
     frame = pandas.DataFrame(task.rows("train"))
     held_out = ({"prompt": row.pop("messages"), **row} for row in task.rows("validation"))
-    config = RunConfig(**VALIDATED | {"task": None})
-    run = train(config, tmp_path, task=task, rows=frame, held_out=held_out)
+    changes = {"task": None, "gate": "on", "report_to": "tensorboard"}
+    config = RunConfig(**VALIDATED | changes)
+    run = train(config, tmp_path, task=task, rows=frame, held_out=held_out, force=True)
 
     for one, other in zip(run.log, tiny.log, strict=True):
         for name in ("reward_mean", "completion_tokens", "entropy", "kl", "grad_norm", "loss"):
             assert one[name] == other[name]
         assert one["validation"] | {"seconds": 0} == other["validation"] | {"seconds": 0}
+    for name in ("reward", "held_out/top1"):
+        assert [step for step, logged in series if logged == name] == [1, 2]
     told = capsys.readouterr().out  # without an observer
     for part in ("because ", "step 1/2, ", "; validation top1 ", "ended by steps: ", "kept step "):
         assert part in told
@@ -341,27 +357,6 @@ def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
     assert seen == ["fix"] and not (out / "log.jsonl").read_text()
     train(RunConfig(**fields), out, [Watcher()], force=True)
     assert seen == ["fix", 1] and json.loads((out / "gate.json").read_text())["forced"]
-
-
-def test_neither_the_gate_nor_a_report_changes_the_run(monkeypatch, tmp_path, tiny):
-    """A stand-in for TensorBoard gets each step's series once, and each validation."""
-    from transformers import TrainerCallback
-    from transformers.integrations import integration_utils
-
-    series = []
-
-    class Reports(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **rest):
-            series.extend((state.global_step, name) for name in logs)
-
-    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Reports)
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # put back at the end
-    monkeypatch.setattr("rftkit.training.config.find_spec", lambda name: True)
-    config = RunConfig(**VALIDATED | {"gate": "on", "report_to": "tensorboard"})
-    done = train(config, tmp_path, force=True)
-    assert [r["loss"] for r in done.log] == [r["loss"] for r in tiny.log]
-    for name in ("reward", "held_out/top1"):
-        assert [step for step, logged in series if logged == name] == [1, 2]
 
 
 def test_an_interrupt_saves_the_step_and_ends_with_130(tmp_path, monkeypatch):

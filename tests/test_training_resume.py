@@ -22,28 +22,6 @@ TIMES = ("seconds", "timings", "validation_seconds", "peak_rss_mb")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
 
 
-def drive(folder, runs):
-    """Each run (name: config, wounds) twice, without its wounds and with them.
-    -> {name: (the two folders, how each session with wounds ended, what those printed)}"""
-    given = [
-        (config, str(folder / f"{name} {way}"), wounds if way == "wounded" else [])
-        for name, (config, wounds) in runs.items()
-        for way in ("whole", "wounded")
-    ]
-    (folder / "runs.json").write_text(json.dumps(given))
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(folder / "runs.json")],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    told = re.findall(r"(.*?)^ENDS (.*?)$", done.stdout, flags=re.DOTALL | re.MULTILINE)
-    assert len(told) == len(given), (done.stdout[-2000:], done.stderr[-2000:])
-    assert all(json.loads(ends) == [0] for _, ends in told[::2])
-    return {
-        name: ([Path(out) for _, out, _ in given[2 * n : 2 * n + 2]], json.loads(ends), printed)
-        for n, (name, (printed, ends)) in enumerate(zip(runs, told[1::2]))
-    }
-
-
 def without_times(value):
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if k not in TIMES}
@@ -67,44 +45,44 @@ def assert_same_run(one, other):
     assert without_times(a) == without_times(b)
 
 
-def ends_after(driven):
-    """How each session of the wounded run ended; it must end as the run without wounds."""
-    (whole, wounded), ends, printed = driven
-    assert "resumes from step " in printed and ends[-1] == 0
-    assert_same_run(whole, wounded)
-    return ends
+def ends_of(folder, runs):
+    """{name: config, wounds} -> {name: how each session ended}. With its wounds a run must end as
+    the same run without wounds."""
+    given = []
+    for name, (config, wounds) in runs.items():
+        given += [(config, f"{folder}/{name} whole", []), (config, f"{folder}/{name}", wounds)]
+    (folder / "runs.json").write_text(json.dumps(given))
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), str(folder / "runs.json")],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    printed = re.findall(r"(.*?)^ENDS (.*?)$", done.stdout, flags=re.DOTALL | re.MULTILINE)
+    assert len(printed) == len(given), (done.stdout[-2000:], done.stderr[-2000:])
+    assert {ends for _, ends in printed[::2]} == {"[0]"}
+    for name, (text, ends) in zip(runs, printed[1::2]):
+        assert "resumes from step " in text and ends.endswith(" 0]"), name
+        assert_same_run(folder / f"{name} whole", folder / name)
+    return {name: json.loads(ends) for name, (_, ends) in zip(runs, printed[1::2])}
 
 
 KILLS = [{"lines": 3}, {"at": "state", "call": 3}]
-RUNS = {
-    "grpo": (
-        LONGER,
-        [{"at": "rename", "call": 6}, {"lines": 3, "delay": random.uniform(0, 0.5)},
-         {"at": "log line", "call": 2}, {"lines": 5, "signal": "SIGTERM"}],
-    ),
-    "sft": (LONGER | {"method": "sft", "prompts_per_step": 4, "save_every": 2}, KILLS),
-}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def driven(tmp_path_factory):
-    return drive(tmp_path_factory.mktemp("runs"), RUNS)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_a_killed_run_ends_as_one_that_was_not(driven, name):
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """Killed while a checkpoint is written, in the middle of a log line, at any moment; then asked
     to stop. The sampler, the order of rows, Adam's moments, the validations: all resume."""
-    ends, wounds = ends_after(driven[name]), RUNS[name][1]
-    assert {end for end, wound in zip(ends, wounds) if "at" in wound} == {-9}
-    assert {end for end, wound in zip(ends, wounds) if "signal" in wound} <= {130, 0}
+    wounds = [{"at": "rename", "call": 6}, {"lines": 3, "delay": random.uniform(0, 0.5)},
+              {"at": "log line", "call": 2}, {"lines": 5, "signal": "SIGTERM"}]  # fmt: skip
+    sft = LONGER | {"method": "sft", "prompts_per_step": 4, "save_every": 2}
+    ends = ends_of(tmp_path, {"grpo": (LONGER, wounds), "sft": (sft, KILLS)})
+    assert (ends["grpo"][0], ends["grpo"][2], ends["sft"][1]) == (-9, -9, -9)
+    assert ends["grpo"][3] in (130, 0)
 
 
 @pytest.mark.prove
 def test_a_killed_run_of_unsloth_ends_as_one_that_was_not(tmp_path):
     """It answers through TRL's own generation: answers follow from the generators' state."""
-    runs = drive(tmp_path, {"unsloth": (LONGER | {"engine": "unsloth"}, KILLS)})
-    assert ends_after(runs["unsloth"])[1] == -9
+    assert ends_of(tmp_path, {"own": (LONGER | {"engine": "unsloth"}, KILLS)})["own"][1] == -9
 
 
 @pytest.mark.prove
@@ -117,6 +95,5 @@ def test_twenty_kills_leave_no_trace(tmp_path):
         point = {"at": chance.choice(POINTS), "call": chance.randint(1, 6)} if lines % 4 else {}
         wounds.append({"lines": lines, "delay": chance.uniform(0, 0.3)} | point)
     print("seed", seed)
-    runs = drive(tmp_path, {"long": (LONGER | {"steps": 60, "eval_every": 3}, wounds)})
-    ends = ends_after(runs["long"])
+    ends = ends_of(tmp_path, {"long": (LONGER | {"steps": 60, "eval_every": 3}, wounds)})["long"]
     assert ends.count(-9) >= 18, ends
