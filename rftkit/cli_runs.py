@@ -59,11 +59,13 @@ def signal_command(
 
 @app.command("train")
 def train_command(
-    file: Annotated[Path, argument("FILE", "A RunConfig as JSON.")],
-    out: Annotated[Path, option("RUN", "The run's folder.")],
+    file: Annotated[Path, argument("FILE", "A RunConfig as JSON, or a fine-tuning job.")],
+    out: Annotated[Path | None, option("RUN", "The run's folder.")] = None,
+    files: Annotated[Path | None, option("DIR", "Where a job's files lie.")] = None,
     dry_run: Annotated[bool, flag("--dry-run", "Print what it comes to; train nothing.")] = False,
     force: Annotated[bool, flag("--force", "Train though the gate says fix.")] = False,
     model: Annotated[str | None, option("M", "Instead of the model that FILE names.")] = None,
+    judge: Annotated[list[str] | None, option("A=B", "B judges where a job says A.")] = None,
     sandbox: SandboxFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -73,17 +75,39 @@ def train_command(
     For GPUs some come with the kit: gene_candidates/NAME and extraction/NAME, where NAME is
     t4_colab, l4_24gb or h100_80gb.
 
+    Or FILE is a job of OpenAI, Azure or Bedrock: its JSON, or the Python script that creates it.
+    Its files are found in DIR by name or id, or by DIR/files.json ({"file-abc": "train.jsonl"}).
+
     RUN gets log.jsonl (one object a step), samples.jsonl, checkpoints/ and adapter/ (the best by
     the held-out task metric). After Ctrl-C or a crash the same command resumes.
 
     Example: `rftkit train config.json --out runs/first --dry-run`, then without `--dry-run`.
+    A job: `rftkit train job.json --files data --model smollm2 --dry-run`
     """
     from rftkit.dashboard import dashboard_figure
-    from rftkit.training.config import read_run_config
+    from rftkit.job import Events, is_job, job_config, job_page
+    from rftkit.training.config import config_file, read_run_config
     from rftkit.training.run import GateSaysFix, plan, train
     from rftkit.training.session import Interrupted
 
-    config = read_run_config(file, model, sandbox)
+    if out is None and not dry_run:
+        raise typer.BadParameter("expected a folder, or --dry-run", param_hint="--out")
+    if wrong := [pair for pair in judge or () if "=" not in pair]:
+        raise typer.BadParameter(f"{wrong[0]!r}, expected A=B", param_hint="--judge")
+    observers: list[Any] = []
+    if job := is_job(config_file(file) or file):
+        judges = dict(pair.split("=", 1) for pair in judge or ())
+        config, mapped = job_config(file, files, model, judges)
+        config = config.replace(sandbox=sandbox or config.sandbox)
+        console.complain("\n".join(map(str, mapped)))
+        observers = [Events(out)] if out else []
+    else:
+        config = read_run_config(file, model, sandbox)
+    if dry_run and job:
+        page = job_page(config, console.complain)
+        if as_json:
+            console.print_json({"mapped": [m._asdict() for m in mapped]} | page)
+        raise typer.Exit(page["exit_code"])
     if dry_run:
         chosen = plan(config)
         if as_json:
@@ -93,7 +117,8 @@ def train_command(
         return
     try:
         with Reporter() as reporter:
-            run = train(config, out, [Lines(reporter.say, reporter)], say=reporter.say, force=force)
+            observers = [Lines(reporter.say, reporter), *observers]
+            run = train(config, out, observers, say=reporter.say, force=force)
     except GateSaysFix as refusal:
         if as_json:
             console.print_json({"out": str(out), "gate": refusal.verdict})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, dataset, read_json
-from rftkit.graders.answer import answer_place, render_value
+from rftkit.graders.answer import answer_place, render_value, schema_of
 from rftkit.graders.functions import beside
 from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.records import Sample
@@ -38,6 +38,7 @@ class Task:
     metrics: list[str] = field(default_factory=lambda: ["grade"])
     headline: str = "grade"
     maximum: float | None = None  # the grader's best grade; None: 1, or what right answers earn
+    response_format: dict[str, Any] | None = None  # OpenAI's: a JSON schema that answers must fit
     folder: Path | None = None
     # Never read from a task.json: what may run on this machine is for its user to say.
     settings: GraderSettings = GraderSettings()
@@ -52,6 +53,8 @@ class Task:
         self.grader = Grader.load(self.grader, self.settings)
         if self.maximum is not None:
             self.grader = replace(self.grader, maximum=self.maximum)
+        if self.response_format is not None:
+            self.grader = replace(self.grader, schema=schema_of(self.response_format))
 
     @property
     def grader_spec(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ unchanged, other scalars by `str`, lists and objects as JSON.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -155,6 +155,54 @@ class Context:
             output_json = None
         output = {"output_text": self.output_text, "output_json": output_json}
         return {**output, "output_tools": self.output_tools, "choices": self.choices}
+
+
+def schema_of(response_format: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of OpenAI's response_format. UserError where it is none, or says strict and
+    leaves a key open: https://developers.openai.com/api/docs/guides/structured-outputs."""
+    from jsonschema import Draft202012Validator, SchemaError
+
+    form = response_format.get("json_schema") or {}
+    schema = form.get("schema")
+    if response_format.get("type") != "json_schema" or not isinstance(schema, dict):
+        found = shorten(json.dumps(response_format))
+        raise UserError(f'{found}, expected {{"type": "json_schema", "json_schema": {{…}}}}')
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise UserError(f"schema{error.json_path[1:]}: {error.message}: correct it") from None
+    if form.get("strict") and (place := next(open_objects(schema, "schema"), None)):
+        expected = "expected every property required and additionalProperties false"
+        raise UserError(f"{place} is not strict: {expected}")
+    return schema
+
+
+def open_objects(schema: Any, place: str) -> Iterator[str]:
+    """Where a schema's objects leave a key open."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "object":
+            known, required = {*schema.get("properties", ())}, {*schema.get("required", ())}
+            if schema.get("additionalProperties") is not False or known != required:
+                yield place
+        for key, part in schema.items():
+            yield from open_objects(part, f"{place}.{key}")
+    for number, part in enumerate(schema if isinstance(schema, list) else ()):
+        yield from open_objects(part, f"{place}[{number}]")
+
+
+def schema_fault(context: "Context", schema: dict[str, Any]) -> Fault | None:
+    """The sample's fault where its output is no JSON or does not fit: it names the field."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    try:
+        error = best_match(Draft202012Validator(schema).iter_errors(context.output_json))
+    except Fault as fault:
+        return fault
+    if error is None:
+        return None
+    place = error.json_path.removeprefix("$").lstrip(".") or "the output"
+    return sample_fault("sample_parse_error", f"{place}: {shorten(error.message)} (schema)")
 
 
 class Scorer(NamedTuple):

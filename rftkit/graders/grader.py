@@ -35,6 +35,7 @@ from rftkit.graders.answer import (
     TemplatePath,
     grader_fault,
     sample_fault,
+    schema_fault,
 )
 from rftkit.graders.judge import JudgeSettings, compile_model_grader
 from rftkit.graders.presets import PRESETS, preset
@@ -68,6 +69,7 @@ class Grader:
     maximum: float = 1.0  # the best grade
     function: dict[str, Any] | None = None  # what a run keeps of a Python function
     settings: GraderSettings = GraderSettings()
+    schema: dict[str, Any] | None = None  # of a response_format: other answers earn 0
     warned: bool = False  # about a reward outside 0 to the maximum
 
     @classmethod
@@ -152,6 +154,8 @@ class Grader:
             faults.append(sample_fault("truncated_observation_error", detail))
         elif context.finish_reason == "error":
             faults.append(grader_fault("other_error", "there is no answer: the endpoint failed"))
+        elif self.schema and (fault := schema_fault(context, self.schema)):
+            faults.append(fault)
         if faults:
             reward = faults[0].score
             values = dict.fromkeys(self.parts, reward)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rftkit.files import UserError, dataset, read_json, shorten
+from rftkit.graders.answer import schema_of
 from rftkit.graders.functions import beside, is_function
 from rftkit.graders.grader import Grader, GraderSettings, read_grader
 from rftkit.loading import model_folder
@@ -47,6 +48,7 @@ class RunConfig(BaseModel):
     group_by: str | None = None
     patterns: dict[str, str] | None = None  # thinking patterns: {"name": "regular expression"}
     grader_maximum: float | None = None  # its best grade; None: 1, or what right answers earn
+    response_format: dict[str, Any] | None = None  # OpenAI's: a JSON schema that answers must fit
     method: Literal["grpo", "sft"] = "grpo"  # sft: learn the rows' completions, draw none
     prompts_per_step: int = Field(8, ge=1, le=100_000)  # rows
     answers_per_prompt: int = Field(8, ge=2, le=10_000)  # the group whose grades are compared
@@ -106,6 +108,12 @@ class RunConfig(BaseModel):
     def _grader_is_read(cls, grader: Any) -> Any:
         record = None if grader is None else read_grader(grader)[0]
         return grader if isinstance(grader, Grader) or is_function(grader) else record
+
+    @field_validator("response_format")
+    def _schema_is_read(cls, form: dict[str, Any] | None) -> dict[str, Any] | None:
+        if form is not None:
+            schema_of(form)
+        return form
 
     @field_validator("report_to", "load_in_4bit")
     def _package_is_installed(cls, value: str | bool) -> str | bool:
@@ -179,7 +187,7 @@ def config_base(config: RunConfig) -> str:
 def config_task(config: RunConfig) -> Task:
     """The task that it names, with the config's own fields in place of the task's; or the task that
     these make up."""
-    names = ("grader", "answer_template", "group_by", "patterns")
+    names = ("grader", "answer_template", "group_by", "patterns", "response_format")
     own = {name: value for name in names if (value := getattr(config, name)) is not None}
     weak, sandbox = config.allow_weak_isolation, config.sandbox
     own["settings"] = GraderSettings(allow_weak_isolation=weak, sandbox=sandbox)

@@ -1,0 +1,420 @@
+"""A fine-tuning job as a run: every field mapped with its reason, or refused by name.
+
+Read are OpenAI's job object, the arguments of `client.fine_tuning.jobs.create` (as JSON, or in a
+Python file, which is parsed and never run), `{"method": …}` alone, Azure's flat response_format,
+Bedrock's OpenAI-compatible job, and its `rftConfig` (Nova):
+https://docs.aws.amazon.com/bedrock/latest/APIReference/API_RFTHyperParameters.html.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rftkit.attacks import reference_check
+from rftkit.check import check_file
+from rftkit.files import FETCHED, UserError, read_json, read_text, shorten
+from rftkit.graders.functions import is_function
+from rftkit.policy import load_policy
+from rftkit.rows import read_rows
+from rftkit.training.config import RunConfig, config_rows, config_task
+from rftkit.training.run import plan, run_signal
+from rftkit.training.store import append_lines
+
+Auto = Literal["auto"]
+Record = dict[str, Any]
+COMPLETION_TOKENS = {"low": 256, "medium": 1024, "high": 4096}  # rftkit's choice
+FILES = "files.json"  # in --files: {id in the job: file}
+FILE_FIELDS = {"training_file": "train", "validation_file": "validation"}
+# What the service adds to a job object, and what has no effect on a trained model.
+OF_THE_SERVICE = {
+    *("id", "object", "created_at", "finished_at", "fine_tuned_model", "organization_id"),
+    *("result_files", "status", "error", "estimated_finish", "trained_tokens", "metadata"),
+    *("user_provided_suffix", "usage_metrics", "shared_with_openai", "eval_id", "hyperparameters"),
+    *("integrations", "extra_body", "timeout", "jobName", "customModelName", "roleArn"),
+    *("outputDataConfig", "customizationType", "clientRequestToken"),
+}
+NOVA = {  # hyperparameter of an rftConfig -> ours or OpenAI's
+    "epochCount": "n_epochs",
+    "batchSize": "batch_size",
+    "evalInterval": "eval_interval",
+    "reasoningEffort": "reasoning_effort",
+    "learningRate": "learning_rate",
+    "trainingSamplePerPrompt": "answers_per_prompt",
+    "inferenceMaxTokens": "max_completion_tokens",
+}
+
+
+class Hyperparameters(BaseModel):
+    """OpenAI's, with its ranges; the last three are Bedrock's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batch_size: Auto | Annotated[int, Field(ge=1, le=512)] = "auto"
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0)] = "auto"
+    compute_multiplier: Auto | Annotated[float, Field(gt=0.00001, le=10)] = "auto"
+    eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
+    eval_samples: Auto | Annotated[int, Field(ge=1)] = "auto"
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    answers_per_prompt: Annotated[int, Field(ge=2)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class Mapped(NamedTuple):
+    """One field of a job, and what became of it."""
+
+    field: str
+    value: Any
+    setting: str  # of the RunConfig, with its value
+    why: str = ""
+
+    def __str__(self) -> str:
+        reason = f" ({self.why})" if self.why else ""
+        return f"{self.field} {shorten(json.dumps(self.value), 40)} -> {self.setting}{reason}"
+
+
+def is_job(file: str | Path) -> bool:
+    """Is this a job, and no RunConfig, whose `method` is a string?"""
+    if str(file).endswith(".py"):
+        return True
+    record = read_json(file)
+    return isinstance(record, dict) and (
+        isinstance(record.get("method"), dict) or "customizationConfig" in record
+    )
+
+
+def read_job(file: str | Path) -> Record:
+    """The job in OpenAI's form: the arguments of jobs.create."""
+    job = call_arguments(file) if str(file).endswith(".py") else read_json(file)
+    if "customizationConfig" in job:
+        job = from_nova(job)
+    method = job.get("method") or {}
+    if method.get("type", "reinforcement") != "reinforcement" or "reinforcement" not in method:
+        found = method.get("type") or "missing"
+        raise UserError(f"{file}: method {found!r}, expected type and reinforcement: see its docs")
+    return job
+
+
+def from_nova(job: Record) -> Record:
+    """Bedrock's arguments of create_model_customization_job in OpenAI's form."""
+    config = job.get("customizationConfig", {}).get("rftConfig", {})
+    given = dict(config.get("hyperParameters", {}))
+    given.pop("maxPromptLength", None)  # no prompt is cut here
+    known = {NOVA.get(name, name): value for name, value in given.items()}
+    lambda_arn = config.get("graderConfig", {}).get("lambdaGrader", {}).get("lambdaArn")
+    grader = {"type": "lambda", "lambda": {"function": lambda_arn}}
+    validators = job.get("validationDataConfig", {}).get("validators") or [{}]
+    rest = {key: value for key, value in job.items() if key in OF_THE_SERVICE}
+    return rest | {
+        "model": job.get("baseModelIdentifier"),
+        "training_file": job.get("trainingDataConfig", {}).get("s3Uri"),
+        "validation_file": validators[0].get("s3Uri"),
+        "method": {
+            "type": "reinforcement",
+            "reinforcement": {"grader": grader, "hyperparameters": known},
+        },
+    }
+
+
+def call_arguments(file: str | Path) -> Record:
+    """The arguments of the one call of fine_tuning.jobs.create in a Python file, from its syntax
+    tree. Names stand for what the file assigns to them, an upload for the file that it opens."""
+    try:
+        tree = ast.parse(read_text(file))
+    except SyntaxError as error:
+        raise UserError(f"{file}:{error.lineno}: not Python ({error.msg}): correct it") from None
+    nodes = list(ast.walk(tree))
+    calls = [n for n in nodes if isinstance(n, ast.Call)]
+    jobs = [n for n in calls if ast.unparse(n.func).endswith("fine_tuning.jobs.create")]
+    if len(jobs) != 1:
+        found = f"{len(jobs)} calls of fine_tuning.jobs.create"
+        raise UserError(f"{file}: {found}, expected one: keep one, or write the job as JSON")
+    assigned = {
+        target.id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Name) and node.id in assigned:
+            return value(assigned[node.id])
+        if isinstance(node, ast.Attribute) and (opened := opened_file(node.value)):
+            return opened  # train.id, where train = client.files.create(file=open(…))
+        if isinstance(node, ast.Dict) and None not in node.keys:
+            return {value(key): value(v) for key, v in zip(node.keys, node.values)}
+        if isinstance(node, ast.List | ast.Tuple):
+            return [value(element) for element in node.elts]
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            text = shorten(ast.unparse(node), 40)
+            write = "write the value there, or the job as JSON"
+            raise UserError(f"{file}:{node.lineno}: {text} is computed: {write}") from None
+
+    def opened_file(node: ast.expr) -> str | None:
+        made = assigned.get(node.id) if isinstance(node, ast.Name) else node
+        for part in ast.walk(made) if made else ():
+            if isinstance(part, ast.Call) and ast.unparse(part.func) in ("open", "Path"):
+                return str(value(part.args[0]))
+        return None
+
+    arguments: Record = {}
+    for keyword in jobs[0].keywords:
+        got = value(keyword.value)
+        arguments |= got if keyword.arg is None else {keyword.arg: got}
+    return arguments
+
+
+def job_config(
+    file: str | Path,
+    folder: str | Path | None = None,
+    model: str | None = None,
+    judges: Mapping[str, str] | None = None,
+) -> tuple[RunConfig, list[Mapped]]:
+    """(the run that a job comes to, how each field was read). `folder` holds the job's files, by
+    default those beside it; `judges` says which model stands for a judge that is served nowhere.
+
+    Raises UserError with a line for each field that cannot be honoured."""
+    job, folder = read_job(file), Path(folder or Path(file).parent)
+    inner = dict(job["method"]["reinforcement"])
+    known = {"model", "method", "seed", "suffix", *FILE_FIELDS, *OF_THE_SERVICE}
+    unknown = sorted({*job} - known) + sorted(
+        {*inner} - {"grader", "hyperparameters", "response_format"}
+    )
+    if unknown:
+        raise UserError(f"{file}: unknown {', '.join(unknown)}: remove what you do not need")
+    lines = [
+        Mapped(name, job[name], "not used", "of the service")
+        for name in sorted(OF_THE_SERVICE & job.keys())
+        if job[name]
+    ]
+    values: Record = {"model": usable_model(file, job.get("model"), model)}
+    lines.append(Mapped("model", job.get("model"), f"model {values['model']}"))
+    for name, split in FILE_FIELDS.items():
+        values[name.replace("training", "train")] = found = find_file(
+            f"{file}: {name}", job.get(name), folder, split
+        )
+        lines.append(Mapped(name, job.get(name), found))
+    values["seed"] = job.get("seed") or 0
+    lines.append(Mapped("seed", job.get("seed"), f"seed {values['seed']}"))
+    if job.get("suffix"):
+        lines.append(Mapped("suffix", job["suffix"], "kept in job.json"))
+    values["grader"], used = usable_grader(file, inner.get("grader"), folder, judges or {})
+    lines += used
+    if inner.get("response_format"):
+        values["response_format"] = openai_format(inner["response_format"])
+        lines.append(Mapped("response_format", "…", "response_format", "checked by the grader"))
+    config, mapped = with_hyperparameters(file, values, inner.get("hyperparameters") or {})
+    return config, lines + mapped
+
+
+def usable_model(file: Any, named: str | None, model: str | None) -> str:
+    """The model to train: the one given, or the job's own where anybody could load it."""
+    here = named and (
+        named.startswith("embedded:")
+        or named in FETCHED
+        or Path(named).is_dir()
+        or ("/" in named and not named.startswith(("arn:", "s3:")))
+    )
+    if model or here:
+        return model or named
+    choose = "choose one with --model, such as smollm2 or Qwen/Qwen3-4B"
+    raise UserError(f"{file}: model {named!r} cannot be loaded here: {choose}")
+
+
+def find_file(place: str, name: str | None, folder: Path, split: str) -> str:
+    """Where a job's file lies in `folder`: by FILES, by its name or id, or as train.jsonl."""
+    known = read_json(folder / FILES) if (folder / FILES).exists() else {}
+    base = str(name).rpartition("/")[2] if name else f"{split}.jsonl"
+    if name in known:
+        found = [folder / known[name]]
+    else:
+        found = [f for f in sorted(folder.iterdir()) if base in (f.name, f.stem) and f.is_file()]
+    if len(found) == 1 and found[0].exists():
+        return str(found[0])
+    number = ", ".join(f.name for f in found if f.exists()) or "no such file"
+    fix = f'write {{"{name or base}": "FILE"}} into {folder / FILES}'
+    raise UserError(f"{place} {name or 'missing'}: {number} in {folder}: {fix}")
+
+
+def usable_grader(
+    file: Any, spec: Any, folder: Path, judges: Mapping[str, str]
+) -> tuple[Any, list[Mapped]]:
+    """The grader, with judges replaced; a lambda by the function that FILES names for it."""
+    if isinstance(spec, dict) and spec.get("type") == "lambda":
+        arn = next(iter(spec.get("lambda", {}).values()), None)
+        known = read_json(folder / FILES) if (folder / FILES).exists() else {}
+        if arn not in known:
+            fix = f'write {{"{arn}": "file.py:lambda_handler"}} into {folder / FILES}'
+            raise UserError(f"{file}: grader: a lambda runs at AWS alone: {fix}")
+        function = str(folder / known[arn])
+        if not is_function(function):
+            raise UserError(f"{folder / FILES}: {known[arn]!r}, expected file.py:lambda_handler")
+        return function, [Mapped("grader", arn, function)]
+    used: list[Mapped] = []
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, list):
+            return [replaced(entry) for entry in value]
+        if not isinstance(value, dict):
+            return value
+        value = {key: replaced(entry) for key, entry in value.items()}
+        if value.get("type") in ("score_model", "label_model") and value.get("model") in judges:
+            used.append(
+                Mapped("judge", value["model"], judges[value["model"]],
+                       "its scores are not comparable: calibrate it, notebook 02")
+            )  # fmt: skip
+            value["model"] = judges[value["model"]]
+        return value
+
+    return replaced(spec), used
+
+
+def openai_format(given: Record) -> Record:
+    """A response_format in OpenAI's form; Azure's has name and schema beside the type."""
+    if "schema" in given:
+        inner = {key: value for key, value in given.items() if key != "type"}
+        return {"type": "json_schema", "json_schema": inner}
+    return given
+
+
+def with_hyperparameters(
+    file: Any, values: Record, given: Record
+) -> tuple[RunConfig, list[Mapped]]:
+    """The RunConfig of `values` with a job's hyperparameters, and how each was read."""
+    try:
+        known = Hyperparameters(**given)
+    except ValidationError as error:
+        faults = {fault["loc"][0]: fault["msg"] for fault in error.errors()}
+        lines = (
+            f"{file}: {name}: {given[name]!r}: {message}: correct it"
+            for name, message in faults.items()
+        )
+        raise UserError("\n".join(lines)) from None
+    changes: Record = {}
+    lines: list[Mapped] = []
+
+    def use(name: str, setting: str, value: Any, why: str = "") -> None:
+        given_value = getattr(known, name)
+        if given_value in ("auto", None):
+            value, why = getattr(RunConfig(), setting), "auto: rftkit's default"
+        elif value is not None:
+            changes[setting] = value
+        lines.append(Mapped(name, given_value, f"{setting} {value}", why))
+
+    use("batch_size", "prompts_per_step", known.batch_size)
+    epochs, size = known.n_epochs, changes.get("prompts_per_step", RunConfig().prompts_per_step)
+    rows = len(read_rows(values["train_file"]))
+    steps = epochs != "auto" and max(1, -(-epochs * rows // size))
+    use("n_epochs", "steps", steps, f"{epochs} times {rows} rows, {size} a step")
+    if known.answers_per_prompt:
+        use("answers_per_prompt", "answers_per_prompt", known.answers_per_prompt)
+    else:
+        factor = known.compute_multiplier
+        answers = factor != "auto" and max(2, round(RunConfig().answers_per_prompt * factor))
+        use("compute_multiplier", "answers_per_prompt", answers, "times 8")
+    use("eval_interval", "eval_every", known.eval_interval)
+    use("eval_samples", "eval_samples", known.eval_samples)
+    effort, limit = known.reasoning_effort, known.max_completion_tokens
+    if limit:
+        use("max_completion_tokens", "max_completion_tokens", limit)
+    else:
+        limit = COMPLETION_TOKENS.get(effort)
+        reason = "rftkit's budget" if limit else "measured on the model before the first step"
+        use("reasoning_effort", "max_completion_tokens", limit, reason)
+    config = RunConfig(**values | changes)
+    if known.learning_rate:
+        use("learning_rate", "learning_rate", known.learning_rate)
+    elif known.learning_rate_multiplier == "auto":
+        use("learning_rate_multiplier", "learning_rate", None)
+    else:
+        rate = plan(config).learning_rate
+        times = f"times {rate:g}, rftkit's for this model"
+        value = rate * known.learning_rate_multiplier
+        use("learning_rate_multiplier", "learning_rate", value, times)
+    return config.replace(**changes), lines
+
+
+def job_page(config: RunConfig, say: Callable[[str], Any]) -> Record:
+    """What is wrong with a job before a machine is rented, said line by line and returned with an
+    exit code: the data contract, the reference check, the plan, and the signal gate where the model
+    and all that the grader needs are here."""
+    report = check_file(config.train_file, config.validation_file)
+    for fault in report.faults[:5]:
+        say(str(fault))
+    say(f"check: {report}")
+    task = config_task(config)
+    rows, held_out = config_rows(config, task)
+    reference = reference_check(task.grader, task.answer_template, rows)
+    say(f"grader: a valid {task.grader.type} grader; {reference}")
+    page = {
+        "check": report.to_json(),
+        "reference": str(reference),
+        "exit_code": 0 if report.ok else 1,
+    }
+    try:
+        page["plan"] = vars(plan(config))
+        say("\n".join(plan(config).lines()))
+        policy = load_policy(config.model, config.engine, config.init_adapter, config.to_json())
+    except UserError as error:
+        say(f"gate: not run: {error}")
+        return page
+    signal = run_signal(config, policy, task, rows)
+    say(f"gate: {signal.verdict}: {signal.reason}")
+    page["gate"] = signal.to_json()
+    if signal.verdict == "fix" and report.ok:
+        page["exit_code"] = 3
+    return page
+
+
+class Events:
+    """A job's events in OpenAI's shape, events.jsonl in the run's folder: an observer of train().
+    They follow from the log alone: a resumed run writes those before it again."""
+
+    def __init__(self, out: str | Path):
+        self.file, self.steps = Path(out) / "events.jsonl", 0
+
+    def begin(self, chosen: Any, log: list[Record], start: Record) -> None:
+        self.steps = chosen.steps
+        self.file.unlink(missing_ok=True)
+        for record in log:
+            self(record)
+
+    def __call__(self, record: Record) -> None:
+        append_lines(self.file, [event_of(record, self.steps)])
+
+
+def event_of(record: Record, steps: int) -> Record:
+    """A step's log object as a fine_tuning.job.event of type "metrics"."""
+    step, validation = record["step"], record.get("validation") or {}
+    errors = record.get("errors") or {}
+    data = {"step": step, "total_steps": steps, "train_reward_mean": record["reward_mean"]}
+    data |= {f"train_{name}_reward_mean": v for name, v in record["sub_rewards"].items()}
+    data["train_parse_error_mean"] = errors.get("sample_parse_error", 0.0)
+    data["train_completion_tokens_mean"] = record["completion_tokens"]
+    message = f"Step {step}/{steps}, train mean reward={record['reward_mean']:.2f}"
+    if validation:
+        grade, unread = validation["grade"], validation["parse_error"]
+        data |= {"valid_reward_mean": grade, "valid_parse_error_mean": unread}
+        message += f", full validation mean reward={grade:.2f}, "
+        message += f"full validation mean parse error={unread:.2f}"
+    timings = {f"{name}_seconds": v for name, v in record.get("timings", {}).items()}
+    return {
+        "object": "fine_tuning.job.event",
+        "id": f"ftevent-{step:06d}",
+        "created_at": int(time.time()),
+        "level": "info",
+        "type": "metrics",
+        "message": message,
+        "data": data | timings,
+    }
