@@ -11,7 +11,7 @@ from rftkit import console
 from rftkit.compare import Comparison, compare_models, gain_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
-from rftkit.files import UserError, dataset, plural, read_text
+from rftkit.files import UserError, dataset, plural, read_text, write_json
 from rftkit.logs import Lines, ending
 from rftkit.training.report import list_runs, paired_table, runs_table, systems_table
 
@@ -85,7 +85,7 @@ def train_command(
     A job: `rftkit train job.json --files data --model smollm2 --dry-run`
     """
     from rftkit.dashboard import dashboard_figure
-    from rftkit.job import Events, is_job, job_config, job_page
+    from rftkit.job import Events, is_job, job_config, job_page, read_job
     from rftkit.training.config import config_file, read_run_config
     from rftkit.training.run import GateSaysFix, plan, train
     from rftkit.training.session import Interrupted
@@ -100,7 +100,9 @@ def train_command(
         config, mapped = job_config(file, files, model, judges)
         config = config.replace(sandbox=sandbox or config.sandbox)
         console.complain("\n".join(map(str, mapped)))
-        observers = [Events(out)] if out else []
+        if not dry_run:
+            write_json(out / "job.json", read_job(file))
+            observers = [Events(out)]
     else:
         config = read_run_config(file, model, sandbox)
     if dry_run and job:

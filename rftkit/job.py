@@ -355,6 +355,7 @@ def job_page(config: RunConfig, say: Callable[[str], Any]) -> Record:
     say(f"check: {report}")
     task = config_task(config)
     rows, held_out = config_rows(config, task)
+    task.grader.check_rows([*rows, *held_out])
     reference = reference_check(task.grader, task.answer_template, rows)
     say(f"grader: a valid {task.grader.type} grader; {reference}")
     page = {
