@@ -85,7 +85,8 @@ def train_command(
     A job: `rftkit train job.json --files data --model smollm2 --dry-run`
     """
     from rftkit.dashboard import dashboard_figure
-    from rftkit.job import Events, is_job, job_config, job_page, read_job
+    from rftkit.job import Events, job_config, job_page
+    from rftkit.job_file import is_job, read_job
     from rftkit.training.config import config_file, read_run_config
     from rftkit.training.run import GateSaysFix, plan, train
     from rftkit.training.session import Interrupted

@@ -1,14 +1,7 @@
-"""A fine-tuning job as a run: every field mapped with its reason, or refused by name.
-
-Read are OpenAI's job object, the arguments of `client.fine_tuning.jobs.create` (as JSON, or in a
-Python file, which is parsed and never run), `{"method": …}` alone, Azure's flat response_format,
-Bedrock's OpenAI-compatible job, and its `rftConfig` (Nova):
-https://docs.aws.amazon.com/bedrock/latest/APIReference/API_RFTHyperParameters.html.
-"""
+"""A fine-tuning job as a run: every field mapped with its reason, or refused by name."""
 
 from __future__ import annotations
 
-import ast
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rftkit.attacks import reference_check
 from rftkit.check import check_file
-from rftkit.files import FETCHED, UserError, read_json, read_text, shorten
+from rftkit.files import FETCHED, UserError, read_json, shorten
 from rftkit.graders.functions import is_function
+from rftkit.job_file import OF_THE_SERVICE, Record, read_job
 from rftkit.policy import load_policy
 from rftkit.rows import read_rows
 from rftkit.training.config import RunConfig, config_rows, config_task
@@ -28,27 +22,9 @@ from rftkit.training.run import plan, run_signal
 from rftkit.training.store import append_lines
 
 Auto = Literal["auto"]
-Record = dict[str, Any]
 COMPLETION_TOKENS = {"low": 256, "medium": 1024, "high": 4096}  # rftkit's choice
 FILES = "files.json"  # in --files: {id in the job: file}
 FILE_FIELDS = {"training_file": "train", "validation_file": "validation"}
-# What the service adds to a job object, and what has no effect on a trained model.
-OF_THE_SERVICE = {
-    *("id", "object", "created_at", "finished_at", "fine_tuned_model", "organization_id"),
-    *("result_files", "status", "error", "estimated_finish", "trained_tokens", "metadata"),
-    *("user_provided_suffix", "usage_metrics", "shared_with_openai", "eval_id", "hyperparameters"),
-    *("integrations", "extra_body", "timeout", "jobName", "customModelName", "roleArn"),
-    *("outputDataConfig", "customizationType", "clientRequestToken"),
-}
-NOVA = {  # hyperparameter of an rftConfig -> ours or OpenAI's
-    "epochCount": "n_epochs",
-    "batchSize": "batch_size",
-    "evalInterval": "eval_interval",
-    "reasoningEffort": "reasoning_effort",
-    "learningRate": "learning_rate",
-    "trainingSamplePerPrompt": "answers_per_prompt",
-    "inferenceMaxTokens": "max_completion_tokens",
-}
 
 
 class Hyperparameters(BaseModel):
@@ -79,100 +55,6 @@ class Mapped(NamedTuple):
     def __str__(self) -> str:
         reason = f" ({self.why})" if self.why else ""
         return f"{self.field} {shorten(json.dumps(self.value), 40)} -> {self.setting}{reason}"
-
-
-def is_job(file: str | Path) -> bool:
-    """Is this a job, and no RunConfig, whose `method` is a string?"""
-    if str(file).endswith(".py"):
-        return True
-    record = read_json(file)
-    return isinstance(record, dict) and (
-        isinstance(record.get("method"), dict) or "customizationConfig" in record
-    )
-
-
-def read_job(file: str | Path) -> Record:
-    """The job in OpenAI's form: the arguments of jobs.create."""
-    job = call_arguments(file) if str(file).endswith(".py") else read_json(file)
-    if "customizationConfig" in job:
-        job = from_nova(job)
-    method = job.get("method") or {}
-    if method.get("type", "reinforcement") != "reinforcement" or "reinforcement" not in method:
-        found = method.get("type") or "missing"
-        raise UserError(f"{file}: method {found!r}, expected type and reinforcement: see its docs")
-    return job
-
-
-def from_nova(job: Record) -> Record:
-    """Bedrock's arguments of create_model_customization_job in OpenAI's form."""
-    config = job.get("customizationConfig", {}).get("rftConfig", {})
-    given = dict(config.get("hyperParameters", {}))
-    given.pop("maxPromptLength", None)  # no prompt is cut here
-    known = {NOVA.get(name, name): value for name, value in given.items()}
-    lambda_arn = config.get("graderConfig", {}).get("lambdaGrader", {}).get("lambdaArn")
-    grader = {"type": "lambda", "lambda": {"function": lambda_arn}}
-    validators = job.get("validationDataConfig", {}).get("validators") or [{}]
-    rest = {key: value for key, value in job.items() if key in OF_THE_SERVICE}
-    return rest | {
-        "model": job.get("baseModelIdentifier"),
-        "training_file": job.get("trainingDataConfig", {}).get("s3Uri"),
-        "validation_file": validators[0].get("s3Uri"),
-        "method": {
-            "type": "reinforcement",
-            "reinforcement": {"grader": grader, "hyperparameters": known},
-        },
-    }
-
-
-def call_arguments(file: str | Path) -> Record:
-    """The arguments of the one call of fine_tuning.jobs.create in a Python file, from its syntax
-    tree. Names stand for what the file assigns to them, an upload for the file that it opens."""
-    try:
-        tree = ast.parse(read_text(file))
-    except SyntaxError as error:
-        raise UserError(f"{file}:{error.lineno}: not Python ({error.msg}): correct it") from None
-    nodes = list(ast.walk(tree))
-    calls = [n for n in nodes if isinstance(n, ast.Call)]
-    jobs = [n for n in calls if ast.unparse(n.func).endswith("fine_tuning.jobs.create")]
-    if len(jobs) != 1:
-        found = f"{len(jobs)} calls of fine_tuning.jobs.create"
-        raise UserError(f"{file}: {found}, expected one: keep one, or write the job as JSON")
-    assigned = {
-        target.id: node.value
-        for node in nodes
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Name) and node.id in assigned:
-            return value(assigned[node.id])
-        if isinstance(node, ast.Attribute) and (opened := opened_file(node.value)):
-            return opened  # train.id, where train = client.files.create(file=open(…))
-        if isinstance(node, ast.Dict) and None not in node.keys:
-            return {value(key): value(v) for key, v in zip(node.keys, node.values)}
-        if isinstance(node, ast.List | ast.Tuple):
-            return [value(element) for element in node.elts]
-        try:
-            return ast.literal_eval(node)
-        except ValueError:
-            text = shorten(ast.unparse(node), 40)
-            write = "write the value there, or the job as JSON"
-            raise UserError(f"{file}:{node.lineno}: {text} is computed: {write}") from None
-
-    def opened_file(node: ast.expr) -> str | None:
-        made = assigned.get(node.id) if isinstance(node, ast.Name) else node
-        for part in ast.walk(made) if made else ():
-            if isinstance(part, ast.Call) and ast.unparse(part.func) in ("open", "Path"):
-                return str(value(part.args[0]))
-        return None
-
-    arguments: Record = {}
-    for keyword in jobs[0].keywords:
-        got = value(keyword.value)
-        arguments |= got if keyword.arg is None else {keyword.arg: got}
-    return arguments
 
 
 def job_config(
@@ -211,8 +93,8 @@ def job_config(
         lines.append(Mapped("suffix", job["suffix"], "kept in job.json"))
     values["grader"], used = usable_grader(file, inner.get("grader"), folder, judges or {})
     lines += used
-    if inner.get("response_format"):
-        values["response_format"] = openai_format(inner["response_format"])
+    if form := inner.get("response_format"):
+        values["response_format"] = openai_format(form)
         lines.append(Mapped("response_format", "…", "response_format", "checked by the grader"))
     config, mapped = with_hyperparameters(file, values, inner.get("hyperparameters") or {})
     return config, lines + mapped

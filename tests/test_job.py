@@ -9,7 +9,8 @@ from rftkit import RunConfig, load_task
 from rftkit.cli import app
 from rftkit.files import UserError
 from rftkit.graders.grader import Grader
-from rftkit.job import Events, is_job, job_config
+from rftkit.job import Events, job_config
+from rftkit.job_file import is_job
 from rftkit.logs import read_lines
 from rftkit.rows import write_rows
 from rftkit.task import Task
