@@ -142,6 +142,31 @@ def train_command(
         raise typer.Exit(console.FINDINGS)
 
 
+@app.command("serve")
+def serve_command(
+    port: Annotated[int, option("N", "Port on this machine.", min=1)] = 8000,
+    folder: Annotated[Path, option("DIR", "Files, jobs and runs.", "--dir")] = Path("runs/serve"),
+    model: Annotated[str | None, option("M", "Train this, whatever a job names.")] = None,
+    judge: Annotated[list[str] | None, option("A=B", "B judges where a job says A.")] = None,
+) -> None:
+    """Serve OpenAI's fine-tuning API here: upload, create a job, watch it, ask the tuned model.
+
+    For the official client with another address: OPENAI_BASE_URL=http://127.0.0.1:8000/v1. It
+    answers this machine alone; with RFTKIT_TOKEN set, only clients that send it as their API key.
+    Needs the extra: `pip install "rftkit[serve]"`.
+
+    Example: `rftkit serve --model smollm2`
+    """
+    try:
+        from rftkit.serve import serve
+    except ImportError as error:
+        raise UserError(f'{error.name} is missing: pip install "rftkit[serve]"') from None
+    console.say(
+        f"http://127.0.0.1:{port}/v1, state in {folder}; Ctrl-C stops, a job is resumed later"
+    )
+    serve(folder, port, model, judge or [])
+
+
 @app.command("plan")
 def plan_command(
     model: Annotated[str, argument("MODEL", "A model, or a RunConfig's file.")],

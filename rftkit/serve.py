@@ -1,0 +1,398 @@
+"""OpenAI's fine-tuning API on this machine: files, jobs, graders and the tuned models.
+
+State is files alone: a restart loses nothing, and a person can read it.
+
+    files/ID/     meta.json (the API's object), content.jsonl
+    jobs/ID/      job.json (the API's object), request.json, files.json, pid, output.txt, run/
+
+One thread trains the jobs one after the other, each in a `rftkit train` process. A server that was
+killed finds that process again, or resumes its run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from fastapi import Depends, FastAPI, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+
+from rftkit.files import UserError, read_json, read_text, write_json
+from rftkit.graders.grader import Grader
+from rftkit.graders.spec import validate_spec
+from rftkit.job import job_config
+from rftkit.job_file import Record
+from rftkit.logs import read_lines
+from rftkit.policy import load_policy
+from rftkit.records import SamplingConfig
+
+MOST_BYTES = 512 * 1024**2  # of an upload: OpenAI's limit for a fine-tuning file
+OPEN = ("queued", "running", "paused")
+ID = re.compile(r"(file|ftjob)-[0-9a-f]{24}")
+TOKEN = "RFTKIT_TOKEN"  # environment variable; where it is set, clients must send it as api_key
+
+
+class ApiError(Exception):
+    """An error in the API's shape."""
+
+    def __init__(self, status: int, message: str, param: str | None = None):
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+class Service:
+    """The state in a folder, and the thread that trains."""
+
+    def __init__(self, folder: str | Path, model: str | None = None, judges: Sequence[str] = ()):
+        self.folder, self.model, self.judges = Path(folder), model, judges
+        self.changed, self.lock = threading.Event(), threading.RLock()
+        self.stopping = False
+        for name in ("files", "jobs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Stop. A running job keeps a checkpoint, and the next start resumes it."""
+        self.stopping = True
+        for job in self.all("jobs", "job.json"):
+            if job["status"] == "running" and (process := self.process(job["id"])):
+                process.send_signal(signal.SIGINT)
+        self.changed.set()
+        self.thread.join()
+
+    def place(self, what: str, name: str) -> Path:
+        """The folder of a file or job. An id that the service did not give is no path."""
+        place = self.folder / what / name
+        if not ID.fullmatch(name) or not place.is_dir():
+            raise ApiError(404, f"no {what[:-1]} {name!r}", "id")
+        return place
+
+    def all(self, what: str, record: str) -> list[Record]:
+        """Every file's or job's object, the newest first."""
+        found = [read_json(path) for path in (self.folder / what).glob(f"*/{record}")]
+        return sorted(found, key=lambda entry: (entry["created_at"], entry["id"]), reverse=True)
+
+    def job(self, name: str) -> Record:
+        return read_json(self.place("jobs", name) / "job.json")
+
+    def update(self, name: str, **changes: Any) -> Record:
+        with self.lock:
+            job = self.job(name) | changes
+            write_json(self.place("jobs", name) / "job.json", job)
+            return job
+
+    def create(self, request: Record) -> Record:
+        """A job from the arguments of jobs.create; ApiError or UserError where it cannot run."""
+        name = f"ftjob-{secrets.token_hex(12)}"
+        place = self.folder / "jobs" / name
+        files = {
+            request[field]: f"../../files/{request[field]}/content.jsonl"
+            for field in ("training_file", "validation_file")
+            if isinstance(request.get(field), str) and self.place("files", request[field])
+        }
+        place.mkdir()
+        try:
+            write_json(place / "request.json", request)
+            write_json(place / "files.json", files)
+            judges = dict(pair.split("=", 1) for pair in self.judges)
+            config, mapped = job_config(place / "request.json", place, self.model, judges)
+        except BaseException:
+            shutil.rmtree(place)
+            raise
+        (place / "output.txt").write_text("".join(f"{line}\n" for line in mapped))
+        known = {key: request.get(key) for key in ("training_file", "validation_file", "method")}
+        suffix = f":{request['suffix']}" if request.get("suffix") else ""
+        job = {"id": name, "object": "fine_tuning.job", "created_at": int(time.time())}
+        job |= {"model": config.model, "status": "queued", "seed": config.seed, **known}
+        job |= {"fine_tuned_model": None, "finished_at": None, "error": None, "result_files": []}
+        job |= {"hyperparameters": {}, "organization_id": "local", "trained_tokens": None}
+        job |= {"metadata": request.get("metadata"), "user_provided_suffix": suffix[1:] or None}
+        write_json(place / "job.json", job)
+        self.changed.set()
+        return job
+
+    def move(self, name: str, to: str) -> Record:
+        """Cancel, pause or resume a job; a step's checkpoint is what it keeps."""
+        with self.lock:
+            status = self.job(name)["status"]
+            allowed = {"cancelled": OPEN, "paused": OPEN[:2], "queued": ("paused",)}[to]
+            if status not in allowed:
+                raise ApiError(400, f"job {name} is {status}, expected {' or '.join(allowed)}")
+            finished = int(time.time()) if to == "cancelled" else None
+            job = self.update(name, status=to, finished_at=finished)
+            if process := self.process(name):
+                process.send_signal(signal.SIGINT)
+        self.changed.set()
+        return job
+
+    def process(self, name: str) -> psutil.Process | None:
+        """The process that trains a job, whoever started it."""
+        try:
+            pid = int((self.place("jobs", name) / "pid").read_text())
+            process = psutil.Process(pid)
+            alive = process.status() != psutil.STATUS_ZOMBIE and name in " ".join(process.cmdline())
+        except (OSError, ValueError, psutil.Error):
+            return None
+        return process if alive else None
+
+    def work(self) -> None:
+        """Train the open jobs, the oldest first, until the service stops."""
+        while not self.stopping:
+            self.changed.clear()
+            jobs = [job for job in self.all("jobs", "job.json") if job["status"] in OPEN[:2]]
+            jobs.sort(key=lambda job: (job["status"] != "running", job["created_at"]))
+            if jobs:
+                self.train(jobs[0]["id"])
+            else:
+                self.changed.wait()
+
+    def train(self, name: str) -> None:
+        place = self.place("jobs", name)
+        command = [sys.executable, "-m", "rftkit.cli", "train", str(place / "request.json")]
+        command += ["--files", str(place), "--out", str(place / "run")]
+        command += ["--model", self.model] if self.model else []
+        command += [word for pair in self.judges for word in ("--judge", pair)]
+        child = code = None
+        with self.lock:
+            if self.job(name)["status"] not in OPEN[:2]:  # paused or cancelled this moment
+                return
+            if not self.process(name):
+                with open(place / "output.txt", "a") as output:
+                    kept = dict(stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+                    child = subprocess.Popen(command, start_new_session=True, **kept)
+                (place / "pid").write_text(str(child.pid))
+                self.update(name, status="running")
+        while self.process(name) and not self.stopping:
+            time.sleep(0.1)
+            code = child.poll() if child else None
+        if self.stopping:
+            return
+        code = child.wait() if child else code
+        with self.lock:
+            job = self.job(name)
+            if job["status"] != "running":  # paused or cancelled meanwhile
+                return
+            ended = {"finished_at": int(time.time())}
+            if code is None or code == 130:  # of another server, or interrupted from outside
+                self.update(name, status="queued")
+            elif (place / "run" / "training.json").exists():
+                parts = ("ft", job["model"], job["user_provided_suffix"], name)
+                tuned = ":".join(filter(None, parts))
+                self.update(name, status="succeeded", fine_tuned_model=tuned, **ended)
+            else:
+                last = read_text(place / "output.txt").strip().splitlines()[-1:]
+                error = {"code": f"exit_{code}", "message": "".join(last), "param": None}
+                self.update(name, status="failed", error=error, **ended)
+
+    def events(self, name: str) -> list[Record]:
+        """What happened, the newest first: the log's steps, and how the job stands."""
+        place, job = self.place("jobs", name), self.job(name)
+        file = place / "run" / "events.jsonl"
+        events = read_lines(file) if file.exists() else []
+        text = f"The job is {job['status']}"
+        text += f": {job['error']['message']}" if job["error"] else ""
+        state = {"object": "fine_tuning.job.event", "id": f"ftevent-{job['status']}"}
+        state |= {"created_at": job["finished_at"] or job["created_at"], "type": "message"}
+        state |= {"level": "error" if job["error"] else "info", "message": text, "data": None}
+        return [state, *reversed(events)]
+
+    def checkpoints(self, name: str) -> list[Record]:
+        """The best by validation, the newest first."""
+        run, job = self.place("jobs", name) / "run", self.job(name)
+        log = {record["step"]: record for record in read_lines(run / "log.jsonl")}
+        found = []
+        for path in sorted((run / "checkpoints" / "best").glob("step-*"), reverse=True):
+            step = int(path.name.removeprefix("step-"))
+            validation = log.get(step, {}).get("validation") or {}
+            metrics = {"step": step, "valid_reward_mean": validation.get("grade")}
+            metrics |= {"train_reward_mean": log.get(step, {}).get("reward_mean")}
+            found.append({
+                "object": "fine_tuning.job.checkpoint",
+                "id": f"ftckpt-{name}-{step}",
+                "created_at": int(path.stat().st_mtime),
+                "fine_tuned_model_checkpoint": f"ft:{job['model']}:{name}:ckpt-step-{step}",
+                "fine_tuning_job_id": name,
+                "metrics": metrics,
+                "step_number": step,
+            })  # fmt: skip
+        return found
+
+    def chat(self, request: Record) -> Record:
+        """One answer of a tuned model, for trying it. For load, serve its adapter with vLLM."""
+        model, messages = request.get("model"), request.get("messages")
+        if request.get("stream"):
+            raise ApiError(
+                400, "stream: true, expected false: serve the adapter with vLLM", "stream"
+            )
+        name = str(model).rpartition(":")[2]
+        if not ID.fullmatch(name) or self.job(name)["fine_tuned_model"] != model:
+            raise ApiError(404, f"no tuned model {model!r}: a finished job names it", "model")
+        run = self.place("jobs", name) / "run"
+        limit = request.get("max_completion_tokens") or request.get("max_tokens")
+        sampling = SamplingConfig(
+            temperature=request.get("temperature", 1.0),
+            top_p=request.get("top_p", 1.0),
+            max_new_tokens=limit or read_json(run / "plan.json")["max_completion_tokens"],
+            seed=request.get("seed") or secrets.randbits(31),
+        )
+        with self.lock:
+            [samples] = tuned_policy(str(run)).sample([messages], request.get("n") or 1, sampling)
+        prompt, drawn = samples[0].prompt_tokens, sum(s.completion_tokens for s in samples)
+        answers = [
+            {"role": "assistant", "content": s.output_text, "reasoning_content": s.reasoning}
+            for s in samples
+        ]
+        return {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [
+                {"index": i, "message": answer, "finish_reason": s.finish_reason, "logprobs": None}
+                for i, (answer, s) in enumerate(zip(answers, samples))
+            ],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": drawn,
+                "total_tokens": prompt + drawn,
+            },
+        }
+
+
+@lru_cache(1)
+def tuned_policy(run: str) -> Any:
+    return load_policy(run)
+
+
+def page(entries: list[Record], after: str | None = None, limit: int = 20) -> Record:
+    """A page of a list in the API's shape, from behind the entry `after`."""
+    ids = [entry["id"] for entry in entries]
+    entries = entries[ids.index(after) + 1 :] if after in ids else entries
+    return {"object": "list", "data": entries[:limit], "has_more": len(entries) > limit}
+
+
+def known_client(request: Request) -> None:
+    token, sent = os.environ.get(TOKEN), request.headers.get("authorization", "")
+    if token and not secrets.compare_digest(sent.encode(), f"Bearer {token}".encode()):
+        raise ApiError(401, f"no valid api_key: send the value of {TOKEN}")
+
+
+def build_app(service: Service) -> FastAPI:
+    """The routes of the official client under /v1."""
+    app = FastAPI(title="rftkit", dependencies=[Depends(known_client)])
+    jobs, alpha = "/v1/fine_tuning/jobs", "/v1/fine_tuning/alpha/graders"
+
+    @app.middleware("http")
+    async def bounded(request: Request, call_next: Any) -> Any:
+        size = request.headers.get("content-length", "0" if request.method == "GET" else None)
+        if request.method == "POST" and size is None:
+            return failure(ApiError(411, "no Content-Length"))
+        if int(size or 0) > MOST_BYTES:
+            return failure(ApiError(413, f"{size} bytes, expected {MOST_BYTES} at most", "file"))
+        return await call_next(request)
+
+    def failure(error: Exception) -> JSONResponse:
+        status = getattr(error, "status", 400)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        record = {"message": str(error), "type": kind, "param": getattr(error, "param", None)}
+        return JSONResponse({"error": record | {"code": None}}, status)
+
+    for kind in (ApiError, UserError, RequestValidationError):
+        app.add_exception_handler(kind, lambda request, error: failure(error))
+
+    @app.post("/v1/files")
+    def upload(file: UploadFile, request: Request) -> Record:
+        name = f"file-{secrets.token_hex(12)}"
+        place = service.folder / "files" / name
+        place.mkdir()
+        with open(place / "content.jsonl", "wb") as content:
+            shutil.copyfileobj(file.file, content)
+        meta = {"id": name, "object": "file", "bytes": (place / "content.jsonl").stat().st_size}
+        meta |= {"created_at": int(time.time()), "filename": Path(file.filename or name).name}
+        meta |= {"purpose": "fine-tune", "status": "processed"}
+        write_json(place / "meta.json", meta)
+        return meta
+
+    @app.get("/v1/files")
+    def list_files(after: str | None = None, limit: int = 100) -> Record:
+        return page(service.all("files", "meta.json"), after, limit)
+
+    @app.get("/v1/files/{name}")
+    def get_file(name: str) -> Record:
+        return read_json(service.place("files", name) / "meta.json")
+
+    @app.get("/v1/files/{name}/content")
+    def get_content(name: str) -> FileResponse:
+        return FileResponse(service.place("files", name) / "content.jsonl")
+
+    @app.delete("/v1/files/{name}")
+    def delete_file(name: str) -> Record:
+        used = [job for job in service.all("jobs", "job.json") if job["status"] in OPEN]
+        if any(name in (job["training_file"], job["validation_file"]) for job in used):
+            raise ApiError(409, f"{name}: a job needs it: cancel the job first")
+        shutil.rmtree(service.place("files", name))
+        return {"id": name, "object": "file", "deleted": True}
+
+    @app.post(jobs)
+    def create_job(request: dict[str, Any]) -> Record:
+        return service.create(request)
+
+    @app.get(jobs)
+    def list_jobs(after: str | None = None, limit: int = 20) -> Record:
+        return page(service.all("jobs", "job.json"), after, limit)
+
+    @app.get(jobs + "/{name}")
+    def get_job(name: str) -> Record:
+        return service.job(name)
+
+    @app.post(jobs + "/{name}/{verb}")
+    def move_job(name: str, verb: Literal["cancel", "pause", "resume"]) -> Record:
+        return service.move(name, {"cancel": "cancelled", "pause": "paused"}.get(verb, "queued"))
+
+    @app.get(jobs + "/{name}/events")
+    def list_events(name: str, after: str | None = None, limit: int = 20) -> Record:
+        return page(service.events(name), after, limit)
+
+    @app.get(jobs + "/{name}/checkpoints")
+    def list_checkpoints(name: str, after: str | None = None, limit: int = 10) -> Record:
+        return page(service.checkpoints(name), after, limit)
+
+    @app.post(f"{alpha}/run")
+    def run_grader(request: dict[str, Any]) -> Record:
+        loaded = Grader.load(request.get("grader") or {})
+        return loaded.run(request.get("item"), request.get("model_sample") or "")
+
+    @app.post(f"{alpha}/validate")
+    def validate_grader(request: dict[str, Any]) -> Record:
+        return {"grader": validate_spec(request.get("grader"))[0]}
+
+    @app.post("/v1/chat/completions")
+    def chat(request: dict[str, Any]) -> Record:
+        return service.chat(request)
+
+    return app
+
+
+def serve(folder: Path, port: int, model: str | None, judges: Sequence[str]) -> None:
+    """Serve a folder on this machine alone until Ctrl-C."""
+    import uvicorn
+
+    service = Service(folder, model, judges)
+    try:
+        uvicorn.run(build_app(service), host="127.0.0.1", port=port, log_level="warning")
+    finally:
+        service.close()
