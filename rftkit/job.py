@@ -97,6 +97,8 @@ def job_config(
         values["response_format"] = openai_format(form)
         lines.append(Mapped("response_format", "…", "response_format", "checked by the grader"))
     config, mapped = with_hyperparameters(file, values, inner.get("hyperparameters") or {})
+    task = config_task(config)
+    task.grader.check_rows(sum(config_rows(config, task), []))
     return config, lines + mapped
 
 
@@ -236,8 +238,7 @@ def job_page(config: RunConfig, say: Callable[[str], Any]) -> Record:
         say(str(fault))
     say(f"check: {report}")
     task = config_task(config)
-    rows, held_out = config_rows(config, task)
-    task.grader.check_rows([*rows, *held_out])
+    rows, _ = config_rows(config, task)
     reference = reference_check(task.grader, task.answer_template, rows)
     say(f"grader: a valid {task.grader.type} grader; {reference}")
     page = {

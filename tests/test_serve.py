@@ -140,7 +140,7 @@ def test_a_job_is_paused_resumed_and_cancelled_once(server, rows):
 
 def test_bad_input_is_an_error_of_the_apis_shape(server, rows, tmp_path):
     client = server.client
-    with pytest.raises(openai.NotFoundError, match="no file '../jobs'"):
+    with pytest.raises(openai.NotFoundError, match="no file '..%2Fjobs'"):
         client.files.retrieve("..%2Fjobs")
     with pytest.raises(openai.BadRequestError) as error:
         create(client, rows, n_epochs=51)
