@@ -54,7 +54,8 @@ class Mapped(NamedTuple):
 
     def __str__(self) -> str:
         reason = f" ({self.why})" if self.why else ""
-        return f"{self.field} {shorten(json.dumps(self.value), 40)} -> {self.setting}{reason}"
+        value = shorten(json.dumps(self.value, ensure_ascii=False), 40)
+        return f"{self.field} {value} -> {self.setting}{reason}"
 
 
 def job_config(
