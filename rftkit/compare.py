@@ -5,9 +5,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from itertools import combinations
@@ -17,35 +18,146 @@ from typing import Annotated, Any
 import numpy as np
 
 from rftkit import evaluation, files
-from rftkit.bench import Bench, resumed, write_report
 from rftkit.check import check_rows
 from rftkit.console import GRADER, Reporter, SandboxFlag, WeakIsolationFlag, argument, option
 from rftkit.contract import ROW_FILES
-from rftkit.evaluation import MetricFunction, clusters_of
+from rftkit.environment import machine, peak_memory_mb, versions
+from rftkit.evaluation import Groups, MetricFunction, SystemResult, clusters_of, count_answers
 from rftkit.files import UserError, markdown_table, plural, read_json
 from rftkit.graders.answer import Context
 from rftkit.graders.functions import importing
 from rftkit.graders.grader import GraderSettings
-from rftkit.loading import (
-    called,
-    check_weights,
-    is_embedded,
-    load_tokenizer,
-    model_folder,
-    run_folder,
-)
-from rftkit.logs import notes_of_run
-from rftkit.policy import LocalPolicy, Prompt, load_policy
+from rftkit.loading import called, check_weights, is_embedded, load_tokenizer, model_folder
+from rftkit.logs import notes_of_run, read_lines
+from rftkit.policy import LocalPolicy, Policy, Prompt, load_policy, run_folder
 from rftkit.records import Sample, SamplingConfig
-from rftkit.rows import messages_key, read_rows, row_ids, sha256_of
+from rftkit.rows import messages_key, read_rows, row_ids, sha256_of, write_rows
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
 from rftkit.task import Task, load_task
-from rftkit.training.store import is_begun, read_config
+from rftkit.training.report import report_text
+from rftkit.training.store import append_samples, is_begun, read_config
 
+Rows = list[dict[str, Any]]
+CHUNK = 64  # rows that are answered and graded before their answers are written
 COPIES = ("duplicate across the split", "near-duplicate across the split")
 # Errors of an endpoint that come with every request.
 UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
+
+
+@dataclass
+class Bench:
+    """Evaluates systems on the same rows and seeds. samples: answers per row for the headline."""
+
+    task: Task
+    rows: Rows
+    sampling: SamplingConfig
+    samples: int
+    reporter: Reporter
+    functions: Mapping[str, MetricFunction] = field(default_factory=dict)  # custom metrics
+    settings: dict[str, Any] = field(default_factory=dict)  # for load_policy
+    results: dict[str, SystemResult] = field(default_factory=dict)
+    kept: Path | None = None  # samples.jsonl: answers that stand there are not asked for again
+
+    @property
+    def headline(self) -> str:
+        return next(iter(self.functions), self.task.headline)
+
+    def add(
+        self, name: str, policy: Policy, tries: int = 0, prefill: str = "", examples: Sequence = ()
+    ) -> SystemResult:
+        """Evaluate a system. tries: the k of pass@k; examples: messages before each question."""
+        work = len(self.rows) * (max(self.samples, tries) + 1)
+        self.reporter.stage(f"evaluating {name}", work)
+        sampling = replace(self.sampling, prefill=prefill)
+        more = {"extra_samples": tries, "progress": self.reporter.work, "functions": self.functions}
+        task, rows = self.task, self.rows
+        if examples:
+            rows = [row | {"messages": [*examples, *row["messages"]]} for row in rows]
+        if self.kept:
+            policy = Kept(policy, name, task, rows, self.kept)
+        result = evaluation.evaluate(policy, task, rows, sampling, self.samples, name, **more)
+        self.results[name], value = result, result.values[self.headline].mean()
+        self.reporter.say(f"{name}: {self.headline} {value:.3f} at T = 1")
+        return result
+
+    def to_json(self, names: Iterable[str], pairs: Iterable[tuple]) -> dict[str, Any]:
+        """The common part of report.json. pairs: (later system, earlier system, metric, greedy)"""
+        clusters, results = clusters_of(self.rows, self.task), self.results
+        return {
+            "task": self.task.name,
+            "n_cases": len(self.rows),
+            "headline": self.headline,
+            "clustered_by": self.task.group_by,
+            "sampling": {"samples": self.samples, **self.sampling.to_json()},
+            "systems": [
+                results[n].to_json(clusters) | count_answers(results[n], self.task) for n in names
+            ],
+            "paired": [
+                evaluation.paired_record(results[a], results[b], metric, clusters, greedy)
+                for a, b, metric, greedy in pairs
+            ],
+            "peak_rss_mb": peak_memory_mb(),
+            "seed": self.sampling.seed,
+            "machine": machine(),
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": versions(),
+        }
+
+
+class Kept:
+    """A policy whose answers are graded and appended to a file, some rows at a time. Those that
+    stand there already are read, not asked for again."""
+
+    def __init__(self, policy: Policy, name: str, task: Task, rows: Rows, file: Path):
+        self.policy, self.name, self.task, self.rows, self.file = policy, name, task, rows, file
+        self.known: dict[tuple[str, bool], list[Sample]] = defaultdict(list)
+        for record in read_lines(file):
+            greedy = record.pop("greedy")
+            if record["model"] == name:
+                self.known[record["row_id"], greedy].append(Sample(**record))
+
+    def sample(self, prompts: list, n: int, config: SamplingConfig, progress: Any = None) -> Groups:
+        ids = row_ids(self.rows)
+        missing = [i for i, row_id in enumerate(ids) if not self.known[row_id, config.greedy]]
+        if progress:
+            progress((len(ids) - len(missing)) * n)
+        for start in range(0, len(missing), CHUNK):
+            places = missing[start : start + CHUNK]
+            asked = [Prompt(self.rows[i], i) for i in places]
+            drawn = self.policy.sample(asked, n, config, progress)
+            self.task.grade([self.rows[i] for i in places], drawn)
+            for i, group in zip(places, drawn):
+                for sample in group:
+                    sample.model = self.name
+                self.known[ids[i], config.greedy] = group
+            append_samples(self.file, sum(drawn, []), greedy=config.greedy)
+        return [self.known[row_id, config.greedy] for row_id in ids]
+
+
+def resumed(out: Path, asked: dict[str, Any]) -> int:
+    """How many answers of an earlier call, stopped or not, stay in samples.jsonl: if it asked for
+    the same, those of rows whose answers are all there and graded. The others go."""
+    file, answers = out / "samples.jsonl", []
+    if (out / "asked.json").exists() and read_json(out / "asked.json") == asked:
+        groups = defaultdict(list)
+        for line in read_lines(file):
+            if line["grade"] is not None:
+                groups[line["model"], line["row_id"], line["greedy"]].append(line)
+        n = asked["samples"]
+        answers = sum((g for g in groups.values() if len(g) == (1 if g[0]["greedy"] else n)), [])
+    write_rows(file, answers)
+    files.write_json(out / "asked.json", asked)
+    return len(answers)
+
+
+def write_report(report: dict[str, Any], sentences: Sequence[str], out: Path) -> None:
+    """Write report.json, report.md and table.png."""
+    from rftkit.plots import table_figure
+
+    files.write_json(out / "report.json", report)
+    files.write_text(out / "report.md", report_text(report, sentences))
+    table_figure(report, report["headline"]).savefig(out / "table.png")
 
 
 @dataclass

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 from rftkit import files
-from rftkit.bench import Bench, Rows, write_report
 from rftkit.check import check_file
+from rftkit.compare import Bench, Rows, write_report
 from rftkit.console import Reporter, option, validation_text
 from rftkit.environment import peak_memory_mb
 from rftkit.evaluation import bootstrap, clusters_of, measure

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from statistics import mode
 from typing import Any
 
 import numpy as np
 
 from rftkit.files import plural
+from rftkit.graders.answer import PROGRAM_FAILED
 from rftkit.policy import Policy, Prompt
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import Source, read_rows
@@ -242,3 +244,31 @@ def pattern_shares(task: Task, samples: Groups) -> dict[str, float]:
     texts = [sample.reasoning for group in samples for sample in group]
     patterns = task.compiled_patterns.items()
     return {name: sum(map(bool, map(p.search, texts))) / len(texts) for name, p in patterns}
+
+
+def count_answers(result: SystemResult, task: Task) -> dict[str, Any]:
+    """What became of a system's answers, for report.json."""
+    drawn, greedy = sum(result.samples, []), sum(result.greedy_samples, [])
+    samples = drawn + greedy
+    ended = Counter(sample.finish_reason for sample in samples)
+    groups = map(list.__add__, result.samples, result.greedy_samples)
+    same = all(len({(s.reasoning, s.answer) for s in group}) == 1 for group in groups)
+    return {
+        "answers": len(samples),
+        "tokens": round(sum(s.completion_tokens for s in samples) / len(samples), 1),  # an answer
+        "seconds": round(sum(s.seconds for s in samples) / len(samples), 5),  # an answer
+        **({"distinct": distinct(task, drawn)} if task.answer_template else {}),
+        "truncated": round(ended["length"] / len(samples), 4),
+        "failed": ended["error"],  # the request failed
+        "ignores_temperature": same and result.name.startswith("endpoint:"),
+        "ungraded": sum(sample.grade is None for sample in samples) - ended["error"],
+        "grader_errors": sum(PROGRAM_FAILED in sample.errors for sample in samples),
+    }
+
+
+def distinct(task: Task, samples: list[Sample]) -> float:
+    """Mean share of a list's usual places that hold an answer of their own; 5 genes fill 5."""
+    answers = [list(map(str, task.answers(sample))) for sample in samples]
+    usual = mode(map(len, answers))
+    filled = sum(min(len({*own}), usual) for own in answers)
+    return round(filled / usual / len(answers), 4) if usual > 1 else 1.0

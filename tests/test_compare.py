@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 from typer.testing import CliRunner
 
-from rftkit.bench import distinct
 from rftkit.cli import app
 from rftkit.compare import load_metric
+from rftkit.evaluation import distinct
 from rftkit.files import UserError, embedded_model, write_json
 from rftkit.logs import KEPT_START
 from rftkit.policy import LocalPolicy
