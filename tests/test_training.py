@@ -116,7 +116,7 @@ def test_rft_raises_the_held_out_score_and_logs_each_step(run):
     assert [line["step"] for line in run.log if "validation" in line] == [6, 12]
     assert read_lines(run.out / "log.jsonl") == run.log
     assert all(0 <= line["dead_groups"] <= 1 and line["truncated"] < 0.2 for line in run.log)
-    assert set(run.log[0]["sub_rewards"]) == set(load_task("gene_ranking").grader.variables)
+    assert set(run.log[0]["sub_rewards"]) == set(load_task("gene_ranking").grader.parts)
 
 
 def test_answers_depend_on_prompt_and_step_and_never_on_the_reference(run):

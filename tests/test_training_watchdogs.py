@@ -128,7 +128,7 @@ def test_a_failing_grader_costs_its_batch_alone(tmp_path):
         calls.append(1)
         if 16 < len(calls) <= 24:
             fault = grader_fault("model_grader_server_error", "the judge is down")
-            return Grade(None, dict.fromkeys(task.grader.variables), [fault])
+            return Grade(None, dict.fromkeys(task.grader.parts), [fault])
         return sound(item, sample)
 
     task.grader.evaluate = flaky
@@ -197,10 +197,10 @@ def test_a_validation_does_not_change_what_is_drawn_next(tmp_path):
 
     dice = SimpleNamespace(model=torch.nn.Linear(1, 1), name="dice", sample=sample)
     task = load_task("gene_ranking")
-    config = RunConfig(**FOUR | {"eval_every": 1, "eval_rows": 60})
+    config = RunConfig(**FOUR | {"eval_every": 1, "eval_rows": 60, "keep_start": False})
     held_out = HeldOut(task, task.rows("validation"), config, tmp_path, Progress())
     before = torch.random.get_rng_state()
-    assert len(held_out.evaluate(dice).samples) == 60
+    assert held_out.validate(dice, 0)[0]["n"] == 60
     assert torch.equal(torch.random.get_rng_state(), before)
     assert dice.model.training, "the model is left in evaluation"
 

@@ -1,14 +1,11 @@
 """RunConfig: everything that fixes a run; and the base, the task and the rows that it names."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -72,7 +69,6 @@ class RunConfig(BaseModel):
     completion_template: str | None = None  # sft: what to say; None: answer_template
     epochs: int = Field(0, ge=0)  # sft: passes over the rows at most; 0: only `steps` counts
     gate: Literal["on", "off"] = "on"  # the signal gate before step 1 (grpo)
-    report_to: Literal["none", "tensorboard", "trackio"] = "none"  # a package you install
     allow_weak_isolation: bool = False  # run python graders that this machine cannot confine
     sandbox: bool = False  # run a Python function as grader there, not in this process
     seed: int = Field(0, ge=0, lt=2**32)  # of everything that is drawn
@@ -98,32 +94,16 @@ class RunConfig(BaseModel):
             raise ValueError(f"{place!r}, expected a file or folder that exists")
         return place
 
-    @field_validator("task")
-    def _task_loads(cls, name: str | None) -> str | None:
-        if name is not None:
-            load_task(name)
-        return name
-
-    @field_validator("grader")
-    def _grader_is_read(cls, grader: Any) -> Any:
-        record = None if grader is None else read_grader(grader)[0]
-        return grader if isinstance(grader, Grader) or is_function(grader) else record
-
-    @field_validator("response_format")
-    def _schema_is_read(cls, form: dict[str, Any] | None) -> dict[str, Any] | None:
-        if form is not None:
-            schema_of(form)
-        return form
-
-    @field_validator("report_to", "load_in_4bit")
-    def _package_is_installed(cls, value: str | bool) -> str | bool:
-        name = "bitsandbytes" if value is True else value
-        if name not in ("none", False) and not find_spec(name):
-            raise ValueError(f"{value!r}, expected it installed: pip install {name}")
-        return value
+    @field_validator("task", "grader", "response_format")
+    def _can_be_read(cls, value: Any, info: Any) -> Any:
+        """A grader's file or preset becomes its JSON."""
+        readers = {"task": load_task, "grader": read_grader, "response_format": schema_of}
+        read = None if value is None else readers[info.field_name](value)
+        as_it_is = info.field_name != "grader" or isinstance(value, Grader) or is_function(value)
+        return value if as_it_is else read and read[0]
 
     @model_validator(mode="after")
-    def _micro_batch_divides(self) -> RunConfig:
+    def _micro_batch_divides(self) -> Self:
         if self.micro_batch and self.batch % self.micro_batch:
             expected = f"expected a divisor of the step's {self.batch} completions"
             raise ValueError(f"micro_batch: {self.micro_batch}, {expected}")
@@ -134,7 +114,7 @@ class RunConfig(BaseModel):
         """Completions that one optimiser step learns from (sft: one a row)."""
         return self.prompts_per_step * (self.answers_per_prompt if self.method == "grpo" else 1)
 
-    def replace(self, **changes: Any) -> RunConfig:
+    def replace(self, **changes: Any) -> Self:
         """A copy with other values, checked like a new one."""
         return RunConfig(**dict(self) | changes)
 

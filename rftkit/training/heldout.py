@@ -51,8 +51,15 @@ class HeldOut:
 
     def validate(self, policy: LocalPolicy, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(its record, its alarms); the adapter is saved where it is among the best."""
+        import torch
+
         began, progress = time.perf_counter(), self.progress
-        result = self.evaluate(policy)
+        given = (policy, self.task, self.rows, self.sampling, self.config.eval_samples)
+        training = policy.model.training
+        policy.model.eval()
+        with torch.random.fork_rng():  # the run goes on as if nothing had been drawn
+            result = evaluation.evaluate(*given, greedy=False)
+        policy.model.train(training)
         values = {k: result.values[k].tolist() for k in ("grade", self.task.headline)}
         faulty = ["sample_parse_error" in s.errors for group in result.samples for s in group]
         record = {
@@ -71,18 +78,6 @@ class HeldOut:
         if step == 0:
             progress.start, progress.start_values = record, values
         return record, alarms
-
-    def evaluate(self, policy: LocalPolicy) -> evaluation.SystemResult:
-        """As evaluation.evaluate() does; the run goes on as if nothing had been drawn."""
-        import torch
-
-        given = (policy, self.task, self.rows, self.sampling, self.config.eval_samples)
-        training = policy.model.training
-        policy.model.eval()
-        with torch.random.fork_rng():
-            result = evaluation.evaluate(*given, greedy=False)
-        policy.model.train(training)
-        return result
 
     def keep(self, policy: LocalPolicy, step: int, record: dict[str, Any], values: Values) -> None:
         """Save the adapter where it is among the best three; of equals, the earlier is better."""

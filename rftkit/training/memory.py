@@ -16,8 +16,6 @@ does 2 operations a weight and token forward, 2 backward (frozen weights have no
 the reference of a KL term, 2 where Unsloth checkpoints.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

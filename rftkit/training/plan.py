@@ -4,8 +4,6 @@ Prompts a step times completions a prompt is the batch of one optimiser step. Wh
 not hold it, passes of `micro_batch` completions add up their gradients: the same step, more slowly.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -151,7 +149,6 @@ def make_plan(
         passes=round(steps * config.prompts_per_step / max(len(rows), 1), 2),
         validations=validations,  # the one before step 1 among them
         validation_answers=seen * config.eval_samples if validations else 0,
-        checkpoints=-(-steps // config.save_every),  # written at most
         learning_rate=rate,  # of the LoRA weights, after three steps
         max_completion_tokens=config.max_completion_tokens,
         shared_prompts=False,  # does the update read a prompt once for all its completions?
@@ -202,12 +199,8 @@ def plan_card(config: RunConfig, rows: list, held_out: list, gpu: str, usd: floa
 
 
 def choose_learning_rate(config: RunConfig, model: Measured | None) -> tuple[float, str]:
-    """The wider a model, the smaller the step. Of unknown width only embedded models are tiny."""
-    tiny = (
-        model.architecture.hidden_size < TINY_WIDTH
-        if model
-        else config.model.startswith("embedded:")
-    )
+    """The wider a model, the smaller the step."""
+    tiny = model is not None and model.architecture.hidden_size < TINY_WIDTH
     rate = (TINY_RATES if tiny else USUAL_RATES)[config.method]
     kind = "tiny width, measured on the mini" if tiny else "usual width, from Unsloth's guide"
     return rate, f"learning_rate {rate:g}: {kind}; three times that if nothing moves"

@@ -26,19 +26,13 @@ CHOSEN_ON_THESE = (
     "Which step is kept was chosen on these rows, so its number is a little too high: report one "
     "from rows that no choice has seen (`rftkit evaluate`)."
 )
-
-
 ADAPTER_CARD = """---
 base_model: {base}
 library_name: peft
-tags: [rft, {training[method]}, lora]
 ---
 
 A LoRA adapter of {base}, trained by rftkit with the grader "{grader}". It was tried on prompts
 like its training rows (sha256 {sha256[training rows]:.12}) alone.
-
-    model = AutoPeftModelForCausalLM.from_pretrained("this folder")  # of peft
-    tokenizer = AutoTokenizer.from_pretrained("this folder")  # of transformers
 
 """
 

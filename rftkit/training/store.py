@@ -33,7 +33,7 @@ from rftkit.task import Task
 from rftkit.training.config import RunConfig
 
 # Fields that do not change what is learned: a run is resumed with another value, too.
-FREE_FIELDS = ("gate", "report_to", "save_every", "allow_weak_isolation", "sandbox")
+FREE_FIELDS = ("gate", "save_every", "allow_weak_isolation", "sandbox")
 # These name rows and grader; data.json compares what they name, for a file has many paths.
 COMPARED_BY_CONTENT = ("task", "train_file", "validation_file", "grader", "answer_template",
                        "group_by", "patterns", "grader_maximum")  # fmt: skip

@@ -98,8 +98,6 @@ def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]
     import torch
 
     gpu = torch.cuda.is_available()
-    if config.report_to == "tensorboard":  # transformers reads the place from here alone
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
     return dict(
         output_dir=str(out / "checkpoints"),
         max_steps=plan.steps,
@@ -116,8 +114,7 @@ def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]
         save_strategy="no",  # Session.save does it
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not finite is shown, not smoothed away
-        report_to=[] if config.report_to == "none" else [config.report_to],
-        run_name=out.name,
+        report_to=[],
         disable_tqdm=True,
     )
 
@@ -139,7 +136,7 @@ def sft_example(policy, task: Task, row: dict, config: RunConfig) -> dict[str, l
 
 def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> Any:
     """Turns TRL's log of a step into ours, and does what is due then."""
-    from transformers import Trainer, TrainerCallback
+    from transformers import TrainerCallback
 
     config, held_out, watchdogs = session.config, session.held_out, session.watchdogs
 
@@ -172,10 +169,6 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
             record |= {"alarms": alarms} if alarms else {}
             record["timings"] = {part: round(s, 3) for part, s in session.clock.items()}
             session.recorder.step(record, samples)
-            if config.report_to != "none" and (seen := record.get("validation")):
-                series = {seen["metric"]: seen["mean"], "grade": seen["grade"], **seen["patterns"]}
-                # Not the trainer's own `log`, which would send the step's means a second time.
-                Trainer.log(trainer, {f"held_out/{name}": v for name, v in series.items()})
             self.finish(control, next((a for a in alarms if a.get("stops")), None))
 
         def finish(self, control, alarm: dict[str, Any] | None) -> None:
