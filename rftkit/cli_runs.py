@@ -21,7 +21,6 @@ app = typer.Typer()
 @app.command("signal")
 def signal_command(
     config: Annotated[Path, argument("CONFIG", "The run's RunConfig (JSON).")],
-    out: Annotated[Path | None, option("DIR", "Keep signal.json and all samples here.")] = None,
     samples: Annotated[int | None, option("N", "Draw at most so many answers.", min=32)] = None,
     sandbox: SandboxFlag = False,
     as_json: JsonFlag = False,
@@ -31,7 +30,7 @@ def signal_command(
     Draws a few answers (at most 5 % of the run's completions, or 256) and measures what training
     would see: pass@k, dead groups, truncated answers, does the grader know right from wrong?
 
-    Example, run.json holding {"task": "gene_ranking"}: `rftkit signal run.json --out runs/signal`
+    Example, run.json holding {"task": "gene_ranking"}: `rftkit signal run.json`
     """
     from rftkit.policy import load_policy
     from rftkit.training.config import config_base, config_rows, config_task, read_run_config
@@ -48,8 +47,6 @@ def signal_command(
         reporter.stage("drawing answers")
         policy = load_policy(run.model, run.engine, run.init_adapter, settings=run.to_json())
         signal = run_signal(run, policy, task, rows, most=samples, progress=reporter.work)
-    if out is not None:
-        signal.save(out)
     if as_json:
         console.print_json(signal.to_json())
     else:

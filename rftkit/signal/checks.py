@@ -22,6 +22,12 @@ from rftkit.task import Task
 
 MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>")
 QUESTION, ANSWER = "Rftkit asks.", "Rftkit answers."  # what the template is tried on
+WORD = re.compile(r"[^\W\d_]{3,}")
+MANY_UNKNOWN = 0.3  # ours: share of words; of the gene task's prompts 0 are unknown to the mini
+SAME = 0.05  # of the maximum: right and swapped answers this close count as equal
+RULES = {"string_check", "python", "function"}  # right or wrong, by a rule
+FREE_TEXT = 12  # words: from here on one reference stands for many equally good answers
+MADE_UP = ("Rftkit answers.", '{"answer": "Rftkit answers."}', "7")  # right for no task
 
 
 def check_template(policy: LocalPolicy, rows: Sequence[Row]) -> list[str]:
@@ -77,10 +83,6 @@ def unended(policy: LocalPolicy, row: Row) -> str:
     return "" if ends.intersection(first or ends) else closing or "nothing"
 
 
-WORD = re.compile(r"[^\W\d_]{3,}")
-MANY_UNKNOWN = 0.3  # ours: share of words; of the gene task's prompts 0 are unknown to the mini
-
-
 def prompt_notes(policy: LocalPolicy, rows: Sequence[Row]) -> list[str]:
     """What a user should know before this model reads these rows. UserError where it cannot be
     given a row's tools."""
@@ -106,9 +108,6 @@ def unknown_words(tokenizer: Any, rows: Sequence[Row]) -> float:
             tokens = bisect_left(starts, word.end()) - bisect_right(ends, word.start())
             unknown.append(len(word[0].encode()) < 2 * tokens)
     return statistics.fmean(unknown) if unknown else 0.0
-
-
-SAME = 0.05  # of the maximum: right and swapped answers this close count as equal
 
 
 @dataclass
@@ -171,11 +170,6 @@ def check_reference(task: Task, rows: Sequence[Row], drawn: Sequence[Row]) -> Re
     for worse in task.worse_answers:
         result.worse.append(mean_reward([fill_template(worse, row) for row in drawn]))
     return result
-
-
-RULES = {"string_check", "python", "function"}  # right or wrong, by a rule
-FREE_TEXT = 12  # words: from here on one reference stands for many equally good answers
-MADE_UP = ("Rftkit answers.", '{"answer": "Rftkit answers."}', "7")  # right for no task
 
 
 def why_not_verifiable(task: Task, rows: Sequence[Row]) -> str | None:

@@ -10,16 +10,15 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rftkit.evaluation import Groups, Interval, bootstrap, clusters_of, sample_metric
-from rftkit.files import shorten, write_json
+from rftkit.files import shorten
 from rftkit.graders.grader import is_best
 from rftkit.records import Sample
-from rftkit.rows import Row, write_rows
+from rftkit.rows import Row
 from rftkit.signal.checks import Reference
 from rftkit.task import Task
 
@@ -137,12 +136,6 @@ class Signal:
             text += "; of {answers} drawn with {room} tokens {ended} ended ".format(**probe)
             text += f"by themselves (p95: {probe['p95']:.0f} tokens)"
         return text
-
-    def save(self, folder: str | Path) -> None:
-        """Write signal.json and signal_samples.jsonl (one Sample a line) into a folder."""
-        write_json(Path(folder) / "signal.json", self.to_json())
-        samples = [sample.to_json() for sample in sum(self.drawn, [])]
-        write_rows(Path(folder) / "signal_samples.jsonl", samples)
 
     def text(self, width: int = 92) -> str:
         """Verdict, findings, questions, notes, numbers and some answers, as lines."""

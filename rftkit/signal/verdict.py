@@ -26,6 +26,24 @@ from rftkit.task import Task
 FEW_ROWS = 24  # OpenAI's guide: start with several dozen rows
 MANY_LABELS = 1_000  # ours: with more rows than this, SFT on the answers is the first thing to try
 SOME_CUT = 0.05  # share of cut answers from which the 95 % quantile of the lengths is unknown
+LEAST_BUDGET = 256  # samples that the gate may always draw
+BUDGET_SHARE = 0.05  # of the run's completions, where that is more
+PROBES = 16  # answers drawn with more room, where many are cut:
+ROOM, LEAST_ROOM = 4, 256  # so many times the limit, and no fewer tokens than that
+ROUNDS = 3  # of drawing, before it says undecided
+EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # max_completion_tokens of what is not measured
+# Axolotl, docs/training_stability: dead groups under 0.8, truncated answers under 0.3.
+MOST_DEAD, MOST_CUT = 0.8, 0.3
+MOST_UNREADABLE = 0.5  # ours: above it most of what the reward says is about form
+MOST_RIGHT = 0.9  # ours: above it little is left to gain
+MOST_REPEATED = 0.5  # ours: above it most answers to a row are one text
+MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
+
+OWN_TEMPLATE = "tokenizer.chat_template: take the template of this very model"
+READ_THE_ROW = "grader: compare the answer with the row's own field, not only its form"
+CANNOT_READ = "no fault in the grader, but this model cannot read the rows"
+READS_THEM = "model: one that read such text, such as SmolLM2 or Qwen3"
+VERIFIABLE = "the task: ask for what a rule can check; or the method: SFT, preference learning"
 
 
 def conclude(signal: Signal, findings: list[Finding], rows: list[Row], refusal: str = "") -> Signal:
@@ -75,13 +93,6 @@ def ask_questions(signal: Signal, rows: int, refusal: str) -> list[Question]:
         Question("Is a right answer recognised as right, by a rule?", verifiable, why),
         Question("Are labels scarce?", scarce, f"{rows:,} rows"),
     ]
-
-
-LEAST_BUDGET = 256  # samples that the gate may always draw
-BUDGET_SHARE = 0.05  # of the run's completions, where that is more
-PROBES = 16  # answers drawn with more room, where many are cut:
-ROOM, LEAST_ROOM = 4, 256  # so many times the limit, and no fewer tokens than that
-ROUNDS = 3  # of drawing, before it says undecided
 
 
 def measure_signal(
@@ -184,9 +195,6 @@ def probe(signal: Signal, sample: Callable, rows: list[Row], settings: SamplingC
     signal.samples += len(drawn)
 
 
-EMBEDDED_TOKENS, OTHER_TOKENS = 64, 1_024  # max_completion_tokens of what is not measured
-
-
 def roomy(p95: float) -> int:
     """A tenth more, in steps of 16."""
     return int(-(-1.1 * p95 // 16)) * 16
@@ -205,20 +213,6 @@ def completion_limit(
     limit = min(roomy(p95), most)
     why = f"the p95 of {len(drawn)} of the model's completions is {p95:.0f} tokens"
     return limit, f"max_completion_tokens {limit}: {why}"
-
-
-# Axolotl, docs/training_stability: dead groups under 0.8, truncated answers under 0.3.
-MOST_DEAD, MOST_CUT = 0.8, 0.3
-MOST_UNREADABLE = 0.5  # ours: above it most of what the reward says is about form
-MOST_RIGHT = 0.9  # ours: above it little is left to gain
-MOST_REPEATED = 0.5  # ours: above it most answers to a row are one text
-MOST_LOST = 0.05  # as in training, where more grades lost in one step end the run
-
-OWN_TEMPLATE = "tokenizer.chat_template: take the template of this very model"
-READ_THE_ROW = "grader: compare the answer with the row's own field, not only its form"
-CANNOT_READ = "no fault in the grader, but this model cannot read the rows"
-READS_THEM = "model: one that read such text, such as SmolLM2 or Qwen3"
-VERIFIABLE = "the task: ask for what a rule can check; or the method: SFT, preference learning"
 
 
 def find_causes(signal: Signal) -> list[Finding]:
