@@ -11,16 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rftkit import __version__, cli_runs, console
-from rftkit.console import (
-    GRADER,
-    JsonFlag,
-    SandboxFlag,
-    WeakIsolationFlag,
-    argument,
-    flag,
-    option,
-    options_from,
-)
+from rftkit.console import GRADER, JsonFlag, SandboxFlag, WeakIsolationFlag, argument, flag, option
 from rftkit.files import UserError, read_json, read_text, shorten
 from rftkit.new import NewTask, make_task
 
@@ -55,7 +46,7 @@ def about(version: Annotated[bool, flag("--version", "Print version and exit.")]
 
 
 @app.command("new")
-@options_from(NewTask)
+@console.options_from(NewTask)
 def new_command(options: NewTask, as_json: JsonFlag = False) -> None:
     """Make a task folder from a table: split rows, a grader, run.json, a card and a notebook.
 

@@ -2,8 +2,6 @@
 OpenAI's RFT guide and API specification (2026), and makes the stricter choice where they say
 nothing."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import math
@@ -214,7 +212,7 @@ class Line(NamedTuple):
     def fault(self, kind: str, found: str, key: str = "", value: str = "") -> RowFault:
         return RowFault(kind, found, key, value, self.file, self.number)
 
-    def place_from(self, other: Line) -> str:
+    def place_from(self, other: "Line") -> str:
         """`line 3`, or `train.jsonl:3` if `other` is in another file."""
         return f"line {self.number}" if other.file == self.file else f"{self.file}:{self.number}"
 

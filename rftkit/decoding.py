@@ -19,6 +19,10 @@ from rftkit.records import SamplingConfig
 if TYPE_CHECKING:
     import torch
 
+LONG_HEAD = 64  # tokens that prompts share, from which on they are read once
+CPU_ROOM, GPU_ROOM = 1e9, 0.4  # for what is drawn at once: bytes; of the free memory
+ROOM = 32  # tokens by which a full cache grows
+
 
 def decode(
     model: Any,
@@ -101,17 +105,11 @@ def decode(
     return [(row, "stop" if end else "length") for row, end in zip(tokens, finished)]
 
 
-LONG_HEAD = 64  # tokens
-
-
 def shared_head(prompts: Sequence[list[int]]) -> int:
     """How many first tokens all prompts share, where that saves much: instructions, examples. One
     token of each prompt is left."""
     head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
     return head if head >= LONG_HEAD and len(prompts) > 1 else 0
-
-
-CPU_ROOM, GPU_ROOM = 1e9, 0.4  # bytes; of the free memory
 
 
 def widths(config: Any) -> tuple[int, int]:
@@ -159,9 +157,6 @@ def attended(model: Any, mask: torch.Tensor, lanes: int, tokens: int) -> torch.T
     if plain and config._attn_implementation == "sdpa" and not mask.all():
         return mask.bool()[:, None, None, :]
     return mask
-
-
-ROOM = 32  # tokens
 
 
 def give_room(cache: Any) -> None:

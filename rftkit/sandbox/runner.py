@@ -1,8 +1,6 @@
 """The parent side of the sandbox: python_runner() runs graders, report() lists the protections.
 The parent trusts nothing that comes back."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import json
@@ -52,7 +50,7 @@ class Outcome:
     failed_to_load: bool = False  # it failed before grade() ran: not the sample's fault
 
 
-def python_runner(*, allow_weak_isolation: bool = False) -> Runner:
+def python_runner(*, allow_weak_isolation: bool = False) -> "Runner":
     """Return a function (source, sample, item) -> Outcome that runs python graders in isolation.
 
     Raises UserError if this machine cannot block access to network and files. Pass
@@ -74,7 +72,7 @@ def python_runner(*, allow_weak_isolation: bool = False) -> Runner:
 
 
 @functools.cache
-def _shared_runner(process: int) -> Runner:
+def _shared_runner(process: int) -> "Runner":
     return Runner(LIMITS, default_workers())  # a forked process creates its own
 
 
@@ -136,7 +134,7 @@ class Runner:
             self._idle[sandbox.libraries].append(sandbox)
         return answer
 
-    def _take(self, libraries: tuple[str, ...]) -> Sandbox:
+    def _take(self, libraries: tuple[str, ...]) -> "Sandbox":
         with suppress(IndexError):
             while (sandbox := self._idle[libraries].pop()).process.poll() is not None:
                 sandbox.close()  # it was killed while idle
