@@ -23,14 +23,12 @@ ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 WRITE_IT = "write rows with rftkit.write_rows, or json.dumps(row) and a newline"
 OBJECT = "one JSON object per line, in UTF-8"
-MAX_LINE_BYTES = 10_000_000  # ours: about ten times the longest context window, as text
 # kind -> (what was expected, the next step)
 KINDS = {
     "unreadable file": ("rows", "check the path and the format"),
     "not JSONL": (OBJECT, WRITE_IT),
     "byte order mark": ("plain UTF-8", 'save it with encoding="utf-8", not "utf-8-sig"'),
     "line ending": (r"lines that end in \n alone", 'write with newline="\\n", or: dos2unix'),
-    "line too long": ("at most 10 MB", "is a line break missing?"),
     "wrong encoding": (OBJECT, "save it as UTF-8"),
     "broken JSON": (OBJECT, WRITE_IT),
     "not an object": (OBJECT, "write each row as one JSON object"),
@@ -302,8 +300,6 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
 
 def read_line(raw: bytes) -> tuple[Row | None, list[RowFault]]:
     """Return (object, faults). It is None if the line is not one JSON object."""
-    if len(raw) > MAX_LINE_BYTES:
-        return None, [RowFault("line too long", f"the line has {len(raw) / 1e6:.0f} MB")]
     faults = []
 
     def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
