@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -47,25 +46,15 @@ def reason_to_copy(model: Any) -> str:
     return ""
 
 
-@dataclass
-class Packed:
-    """N completions in P rows of T columns: a row for each distinct prompt.
+def pack(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> tuple:
+    """(ids_P_T, positions_P_T, sees_P_T_T, kept, places) of P rows, one for each distinct prompt;
+    completions[i] answers prompts[i], in any order.
 
     sees    does the query (second axis) see the key (third)?
     kept    the last `kept` columns give all logits that are needed
     places  (5, tokens): a token's completion, its number in it, its row, the kept column that
             predicts it, and the token
     """
-
-    ids_P_T: torch.Tensor
-    positions_P_T: torch.Tensor
-    sees_P_T_T: torch.Tensor
-    kept: int
-    places: torch.Tensor
-
-
-def pack(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Packed:
-    """completions[i] answers prompts[i]; those of equal prompts share a row, in any order."""
     import torch
 
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -94,13 +83,9 @@ def pack(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Packed:
         blocks.append(row_blocks + [PADDING] * right)
     blocks_P_T = torch.tensor(blocks)
     same = blocks_P_T[:, :, None] == blocks_P_T[:, None, :]
-    return Packed(
-        torch.tensor(ids),
-        torch.tensor(positions),
-        (same | (blocks_P_T == PROMPT)[:, None, :]).tril(),
-        after + 1,
-        torch.tensor(places, dtype=torch.long).view(-1, 5).T,
-    )
+    sees_P_T_T = (same | (blocks_P_T == PROMPT)[:, None, :]).tril()
+    places = torch.tensor(places, dtype=torch.long).view(-1, 5).T
+    return torch.tensor(ids), torch.tensor(positions), sees_P_T_T, after + 1, places
 
 
 def attention_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -125,16 +110,17 @@ def token_logprobs(
     """
     import torch
 
-    packed, device = pack(prompts, completions), next(model.parameters()).device
+    ids_P_T, positions_P_T, sees_P_T_T, kept, places = pack(prompts, completions)
+    device = next(model.parameters()).device
     logits = model(
-        input_ids=packed.ids_P_T.to(device),
-        attention_mask=attention_mask(packed.sees_P_T_T[:, None].to(device), model.dtype),
-        position_ids=packed.positions_P_T.to(device),
-        logits_to_keep=packed.kept,
+        input_ids=ids_P_T.to(device),
+        attention_mask=attention_mask(sees_P_T_T[:, None].to(device), model.dtype),
+        position_ids=positions_P_T.to(device),
+        logits_to_keep=kept,
         use_cache=False,
     ).logits.float()
     logits = logits if temperature == 1.0 else logits / temperature
-    completion, token, row, column, target = packed.places.to(device)
+    completion, token, row, column, target = places.to(device)
     normaliser = logits.logsumexp(-1)
     values = [logits[row, column, target] - normaliser[row, column]]
     if entropy:

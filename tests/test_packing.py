@@ -52,10 +52,10 @@ def test_shared_prompts_equal_copied_prompts(adapted, batch, attention, temperat
 
 
 def test_each_prompt_stands_in_one_row():
-    packed = pack([[5, 6], [7, 8, 9], [5, 6]], [[1, 2], [3], [4]])
-    assert packed.ids_P_T.tolist() == [[0, 5, 6, 1, 2, 4], [7, 8, 9, 3, 0, 0]]
-    assert packed.positions_P_T.tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 0, 0]]
-    sees = packed.sees_P_T_T[0].int().tolist()
+    ids, positions, sees, *_ = pack([[5, 6], [7, 8, 9], [5, 6]], [[1, 2], [3], [4]])
+    assert ids.tolist() == [[0, 5, 6, 1, 2, 4], [7, 8, 9, 3, 0, 0]]
+    assert positions.tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 0, 0]]
+    sees = sees[0].int().tolist()
     assert sees[4] == [0, 1, 1, 1, 1, 0]  # the first completion's second token
     assert sees[5] == [0, 1, 1, 0, 0, 1]  # the second completion sees nothing of the first
 
