@@ -317,9 +317,7 @@ def shingles(text: str) -> set[int]:
     return hashes
 
 
-def similar_prompts(
-    train: Sequence[str], validation: Sequence[str]
-) -> list[tuple[int, int, float]]:
+def similar_prompts(train: list[str], validation: list[str]) -> list[tuple[int, int, float]]:
     """Return (validation index, index of its closest training text, similarity) from THRESHOLD up.
     It compares all pairs, as products of sparse 0/1 matrices (rows x shingles)."""
     import numpy as np

@@ -69,9 +69,7 @@ def flag(name: str, help: str) -> Any:
 JsonFlag = Annotated[bool, flag("--json", "Print one JSON object instead of text.")]
 GRADER = "Grader JSON, its file, a preset, or file.py:function."
 SandboxFlag = Annotated[bool, flag("--sandbox", "Box a Python function of yours too.")]
-WeakIsolationFlag = Annotated[
-    bool, flag("--allow-weak-isolation", "Of a python grader that you have read.")
-]
+WeakIsolationFlag = Annotated[bool, flag("--allow-weak-isolation", "Of a grader you have read.")]
 
 
 def options_from(settings: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -38,9 +38,7 @@ def model_folder(model: str) -> tuple[str, str | None]:
     if path.exists() and "model_type" not in read_json(path / "config.json"):
         raise UserError(f"{path}: not a model, an adapter or a finished run: name one of these")
     if not path.exists() and (len(path.parts) > 2 or model[:1] in "./~"):  # a hub name: OWNER/NAME
-        raise UserError(
-            f"{path}: no such folder, expected a model, an adapter or a run: correct it"
-        )
+        raise UserError(f"{path}: no such folder: name that of a model, an adapter or a run")
     return model, None
 
 

@@ -87,9 +87,7 @@ def make_task(options: NewTask) -> dict[str, Any]:
     labels = sorted({str(answer) for answer in answers}) if form == "class" else []
     for one, other in combinations(labels, 2):
         if one.casefold() == other.casefold():
-            report.notes.append(
-                f"{one} and {other} are two answers, expected one spelling: correct it"
-            )
+            report.notes.append(f"{one} and {other}: two answers, expected one spelling: choose")
     check = reference_check(load_task(folder).grader, task["answer_template"], rows)
     counts = {side: len(side_rows) for side, side_rows in sides.items()}
     known = {"form": form, "rows": counts, "dropped": dropped}

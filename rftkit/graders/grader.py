@@ -40,7 +40,7 @@ from rftkit.graders.answer import (
 from rftkit.graders.judge import JudgeSettings, compile_model_grader
 from rftkit.graders.presets import PRESETS, preset
 from rftkit.graders.spec import texts_of, validate_spec
-from rftkit.rows import own_id
+from rftkit.rows import Row, own_id
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,7 @@ class Grader:
                 faults.append(grader_fault("formula_parse_error", f"calculate_output: {error}"))
         return None
 
-    def evaluate_many(
-        self, items: Sequence[dict[str, Any]], samples: Sequence[Answer]
-    ) -> list[Grade]:
+    def evaluate_many(self, items: Sequence[Row], samples: Sequence[Answer]) -> list[Grade]:
         """Grade every pair and keep the order; judges and sandboxes run in parallel."""
         pairs = list(zip(items, samples, strict=True))
         if self.workers == 1 or len(pairs) < 2:
@@ -254,12 +252,7 @@ def read_grader(source: GraderLike) -> tuple[Any, str]:
     return read_json(source), "grader" if is_text else shorten(str(source), 200)
 
 
-def grader(
-    function: Callable | None = None,
-    *,
-    name: str | None = None,
-    maximum: float = 1.0,
-) -> Any:
+def grader(function: Callable | None = None, *, name: str | None = None, maximum: float = 1) -> Any:
     """Turn your own function, of a signature in functions.py, into a Grader.
 
     It runs IN THIS PROCESS with all your rights, without isolation: use it only for your own code.
