@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rftkit.decoding import decode, fitting
 from rftkit.files import UserError, read_json, shorten
@@ -39,23 +39,8 @@ Progress = Callable[[int], None] | None  # called with the number of completions
 Config = SamplingConfig | None
 
 
-class Policy(Protocol):
-    """Anything that answers prompts."""
-
-    name: str
-
-    def sample(
-        self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
-    ) -> list[list[Sample]]:
-        """n completions of each prompt: samples[p][i], in the order of the prompts.
-
-        A completion that never came has finish_reason "error" and says why in `errors`.
-        """
-        ...
-
-
 @dataclass
-class LocalPolicy(Policy):
+class LocalPolicy:
     """A model in this process with its tokenizer."""
 
     model: Any
@@ -130,7 +115,8 @@ class LocalPolicy(Policy):
     def sample(
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
     ) -> list[list[Sample]]:
-        """See Policy.sample; `progress` is called after each batch."""
+        """n completions of each prompt: samples[p][i], in the order of the prompts; `progress` is
+        called after each batch."""
         config = config or SamplingConfig()
         texts = self.render_all(prompts)
         encoded = self.encode(texts, config.prefill)
@@ -211,7 +197,7 @@ def merged_adapter(model: Any) -> Iterator[Any]:
 
 
 @dataclass
-class EndpointPolicy(Policy):
+class EndpointPolicy:
     """A model behind an OpenAI-compatible endpoint: vLLM, Ollama, a provider."""
 
     model: str
@@ -233,7 +219,8 @@ class EndpointPolicy(Policy):
     def sample(
         self, prompts: list[Messages], n: int = 1, config: Config = None, progress: Progress = None
     ) -> list[list[Sample]]:
-        """See Policy.sample; `progress` is called after each completion."""
+        """As LocalPolicy's; `progress` is called after each completion. One that never came has
+        finish_reason "error" and says why in `errors`."""
         import openai
 
         config = config or SamplingConfig()
@@ -285,6 +272,9 @@ class EndpointPolicy(Policy):
             seconds=round(time.perf_counter() - began, 6),
             **known,
         )
+
+
+Policy = LocalPolicy | EndpointPolicy  # or whatever has a name and a `sample` like theirs
 
 
 def load_policy(
