@@ -10,10 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from rftkit import __version__, cli_runs, console
+from rftkit import __version__, cli_runs, console, environment
+from rftkit.check import check_file
 from rftkit.console import GRADER, JsonFlag, SandboxFlag, WeakIsolationFlag, argument, flag, option
+from rftkit.fetch import fetch
 from rftkit.files import UserError, read_json, read_text, shorten
+from rftkit.graders.grader import Grader, GraderSettings, read_grader
+from rftkit.graders.presets import PRESETS, preset
+from rftkit.graders.spec import validate_spec
 from rftkit.new import NewTask, make_task
+from rftkit.rows import write_rows
+from rftkit.sandbox import runner
+from rftkit.training.report import regrade
 
 SHOWN = 5  # faults of each kind
 
@@ -93,8 +101,6 @@ def check_command(
 
     Example: `rftkit check train.jsonl --validation validation.jsonl --group-by reference_gene`
     """
-    from rftkit.check import check_file
-
     answers = answer_key or (), answer_in_prompt_ok, not_answer or ()
     report = check_file(file, validation, group_by, *answers)
     if as_json:
@@ -137,8 +143,6 @@ def grade_command(
 
     Example: `rftkit grade --grader grader.json --sample '{"genes": ["A"]}' --item row.json`
     """
-    from rftkit.graders.grader import Grader, GraderSettings
-
     settings = GraderSettings(allow_weak_isolation=allow_weak_isolation, sandbox=sandbox)
     answer = read_text(sample[1:]) if sample.startswith("@") else sample
     with suppress(ValueError, RecursionError):
@@ -165,10 +169,6 @@ def regrade_command(
 
     Example: `rftkit regrade runs/first --grader strict.json`
     """
-    from rftkit.graders.grader import GraderSettings
-    from rftkit.rows import write_rows
-    from rftkit.training.report import regrade
-
     settings = GraderSettings(allow_weak_isolation=allow_weak_isolation, sandbox=sandbox)
     report = regrade(source, grader, settings=settings)
     answers = report.pop("answers")
@@ -199,9 +199,6 @@ def validate_grader_command(
 
     Example: `rftkit graders gene_rank > grader.json`, then `rftkit validate-grader grader.json`
     """
-    from rftkit.graders.grader import read_grader
-    from rftkit.graders.spec import validate_spec
-
     try:
         spec, notes = validate_spec(*read_grader(grader))
     except UserError as error:
@@ -229,8 +226,6 @@ def graders_command(
 
     Example: `rftkit graders` lists them, `rftkit graders gene_rank > grader.json` saves one.
     """
-    from rftkit.graders.presets import PRESETS, preset
-
     if name is not None:
         options = {"key": key, "reference": reference, "length": length}
         console.print_json(preset(name, **{k: v for k, v in options.items() if v is not None}))
@@ -301,8 +296,6 @@ def fetch_command(
 
     Example: `rftkit fetch smollm2`, then `rftkit train run.json --model smollm2 --out runs/english`
     """
-    from rftkit.fetch import fetch
-
     fetch(name, source, console.say)
 
 
@@ -312,9 +305,6 @@ def environment_command(as_json: JsonFlag = False) -> None:
 
     Example: `rftkit environment`; RFTKIT_PROFILE=smoke makes the notebooks run small.
     """
-    from rftkit import environment
-    from rftkit.sandbox import runner
-
     sandbox, machine = runner.report(), environment.report()
     if as_json:
         console.print_json(machine | {"sandbox": sandbox.to_json()})

@@ -35,7 +35,8 @@ from rftkit.rows import messages_key, read_rows, row_ids, sha256_of, write_rows
 from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
 from rftkit.task import Task, load_task
-from rftkit.training.report import report_text
+from rftkit.training.config import config_rows, config_task
+from rftkit.training.report import report_text, shared_groups
 from rftkit.training.store import append_samples, is_begun, read_config
 
 Rows = list[dict[str, Any]]
@@ -298,9 +299,6 @@ def load_metric(name: str) -> MetricFunction:
 def training_record(model: str, bench: Bench) -> dict[str, Any]:
     """Training details from the run folder of a tuned model; empty if there is no run folder.
     `answer_groups_shared_with_eval` is None if the run's rows are not found."""
-    from rftkit.training.config import config_rows, config_task
-    from rftkit.training.report import shared_groups
-
     run = run_folder(model)
     if not run or not (run / "training.json").exists():
         return {}

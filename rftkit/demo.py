@@ -23,7 +23,9 @@ from rftkit.real_cases import load_world, read_real_cases
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import sha256_of
 from rftkit.task import SPLITS, Task, load_task
+from rftkit.training.config import RunConfig
 from rftkit.training.report import paired_table, shared_groups, systems_table
+from rftkit.training.run import train
 from rftkit.training.store import append_samples
 
 BASES = ("base", "base, few-shot", "base, prompted")
@@ -150,9 +152,6 @@ class Demo:
                 bench.add(name, system, tries if bench is self.bench else 0, **how)
 
     def train(self, name: str, settings: dict[str, Any], out: Path, rows: Rows) -> None:
-        from rftkit.training.config import RunConfig
-        from rftkit.training.run import train
-
         common = dict(model=f"embedded:{name.split()[-1]}", task=self.task.name, seed=self.seed)
         config = RunConfig(**common, eval_rows=self.size.eval_rows, **settings)
         steps = config.steps

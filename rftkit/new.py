@@ -15,8 +15,16 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any
 
+from rftkit.attacks import reference_check
+from rftkit.check import check_rows
 from rftkit.console import GRADER, argument, option
+from rftkit.contract import read_records
 from rftkit.files import PACKAGE, UserError, read_text, write_json, write_text
+from rftkit.graders.functions import FILE
+from rftkit.graders.grader import read_grader
+from rftkit.graders.presets import preset
+from rftkit.rows import split_by_group, write_rows
+from rftkit.task import load_task
 
 # Forms that one preset grades: its name and arguments.
 PLAIN = {"class": ("exact_match", {}), "number": ("numeric_match", {}),
@@ -42,13 +50,6 @@ class NewTask:
 def make_task(options: NewTask) -> dict[str, Any]:
     """Write the folder. Return its "form", row counts ("rows"), records left out ("dropped"), and
     what the checks found ("check": a CheckReport, "reference": an attacks.Check)."""
-    from rftkit.attacks import reference_check
-    from rftkit.check import check_rows
-    from rftkit.graders.functions import FILE
-    from rftkit.graders.grader import read_grader
-    from rftkit.rows import split_by_group, write_rows
-    from rftkit.task import load_task
-
     folder, field = Path(options.folder), field_name(options.answer)
     if folder.exists():
         raise UserError(f"{folder}: exists already, expected a new folder: choose another name")
@@ -101,8 +102,6 @@ def field_name(column: str) -> str:
 
 def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
     """Return (rows, {reason: numbers of the records left out})."""
-    from rftkit.contract import read_records
-
     rows, dropped, used = {}, defaultdict(list), COLUMN.findall(options.prompt)
     if not used or options.answer in used:
         contains = f"contains the answer {{{options.answer}}}" if used else "contains no {COLUMN}"
@@ -146,8 +145,6 @@ def labels_of(answers: list[Any]) -> str:
 
 def make_grader(form: str, field: str, answers: list[Any]) -> tuple[str, dict, dict]:
     """Return (the last line of the prompt, grader JSON, fields of task.json)."""
-    from rftkit.graders.presets import preset
-
     item, labels = f"{{{{item.{field}}}}}", labels_of(answers)
     task = {"answer_template": item, "metrics": ["grade"], "headline": "grade"}
     instruction = f"Answer with the {field} alone."

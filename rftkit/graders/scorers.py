@@ -28,6 +28,7 @@ from rftkit.graders.answer import (
     grader_fault,
     sample_fault,
 )
+from rftkit.sandbox.runner import default_workers, python_runner
 
 Embedder = Callable[[list[str]], Sequence[Sequence[float]]]
 
@@ -122,8 +123,6 @@ def source_problem(source: str) -> str:
 def compile_python(
     spec: dict[str, Any], runner: Runner | None, allow_weak_isolation: bool
 ) -> Scorer:
-    from rftkit.sandbox.runner import default_workers, python_runner
-
     def isolated() -> Runner:
         return runner or python_runner(allow_weak_isolation=allow_weak_isolation)
 
