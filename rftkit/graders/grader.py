@@ -171,7 +171,12 @@ class Grader:
                     error.variable, values[variable] = variable, error.score
                     if not (self.formula and isinstance(error, ListEnds)):
                         faults.append(error)
-            reward = self._combine(values, faults) if self.formula else values[""]
+            reward = None if self.formula else values[""]
+            if self.formula and None not in map(values.get, self.formula.variables):
+                try:
+                    reward = self.formula.evaluate(values)
+                except scorers.FormulaError as error:
+                    faults.append(grader_fault("formula_parse_error", f"calculate_output: {error}"))
         if reward is not None and not 0.0 <= reward <= self.maximum and not self.warned:
             self.warned = True
             outside = f"returned {reward:g}, outside 0 to {self.maximum:g}: used unchanged"
@@ -180,14 +185,6 @@ class Grader:
         sub_rewards, seconds = values if self.formula else {}, time.perf_counter() - start
         metadata = (self.name, self.type, seconds, context.usage, context.unclosed)
         return Grade(reward, sub_rewards, faults, *metadata)
-
-    def _combine(self, values: dict[str, float | None], faults: list[Fault]) -> float | None:
-        if all(values[variable] is not None for variable in self.formula.variables):
-            try:
-                return self.formula.evaluate(values)
-            except scorers.FormulaError as error:
-                faults.append(grader_fault("formula_parse_error", f"calculate_output: {error}"))
-        return None
 
     def evaluate_many(self, items: Sequence[Row], samples: Sequence[Answer]) -> list[Grade]:
         """Grade every pair and keep the order; judges and sandboxes run in parallel."""

@@ -156,9 +156,8 @@ def regrade(
     `changed` of the answers, `best_changed` of the groups (completions to one prompt), `swapped` of
     the pairs in a group that the first grader told apart. `answers`: the samples, graded anew.
     """
-    folder, file = Path(source), Path(source)
-    folder, file = (folder, file / "samples.jsonl") if folder.is_dir() else (folder.parent, file)
-    answers, rows = read_lines(file), list(rows_behind(folder) if rows is None else rows)
+    file = Path(source, "samples.jsonl") if Path(source).is_dir() else Path(source)
+    answers, rows = read_lines(file), list(rows_behind(file.parent) if rows is None else rows)
     by_id = dict(zip(row_ids(rows), rows))
     if unknown := [record["row_id"] for record in answers if record["row_id"] not in by_id]:
         has = f"{file}: {len(unknown)} answers to rows that are not at hand (first: {unknown[0]})"
