@@ -168,7 +168,6 @@ def serve_command(
 def plan_command(
     model: Annotated[str, argument("MODEL", "A model, or a RunConfig's file.")],
     gpu: Annotated[str | None, option("NAME", "One card; without it all that are known.")] = None,
-    usd: Annotated[float | None, option("USD", "Price of an hour.", "--price", min=0)] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """What a GRPO run takes on a GPU: GB by part, seconds a step, hours, dollars.
@@ -183,7 +182,7 @@ def plan_command(
     from rftkit.training.run import plan
 
     config = read_run_config(model) if config_file(model) else model
-    plans = [plan(config, gpu=name, usd=usd) for name in ([gpu] if gpu else known("cards"))]
+    plans = [plan(config, gpu=name) for name in ([gpu] if gpu else known("cards"))]
     if as_json:
         console.print_json(vars(plans[0]) if gpu else {"plans": list(map(vars, plans))})
     else:

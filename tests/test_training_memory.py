@@ -121,9 +121,9 @@ def test_what_does_not_fit_is_refused_with_the_nearest_settings_that_do(tmp_path
         False,
         {"load_in_4bit": True, "micro_batch": 1},
     )
-    code, plan = command("Qwen3-8B", "--gpu", "H100", "--price", "2")
+    code, plan = command("Qwen3-8B", "--gpu", "H100")
     assert code == 0 and plan["fits"] and plan["nearest"] == {}
-    assert plan["usd"] == pytest.approx(2 * plan["hours"]) and plan["price"] == "given"
+    assert plan["usd"] == pytest.approx(CARDS["h100"].usd * plan["hours"])
     run = {"model": "Qwen3-4B", "task": "gene_ranking", "micro_batch": 64, "lora_rank": 16}
     (tmp_path / "run.json").write_text(json.dumps(run | {"max_completion_tokens": 512}))
     code, plan = command(str(tmp_path / "run.json"), "--gpu", "l4")

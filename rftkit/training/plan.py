@@ -156,9 +156,9 @@ def make_plan(
     )
 
 
-def plan_card(config: RunConfig, rows: list, held_out: list, gpu: str, usd: float | None) -> Plan:
+def plan_card(config: RunConfig, rows: list, held_out: list, gpu: str) -> Plan:
     """make_plan's, and what the run takes on a card: GB by part, whether that fits, else the
-    nearest settings that do; seconds a step, hours, dollars (at `usd` an hour)."""
+    nearest settings that do; seconds a step, hours, dollars."""
     card, model = memory.find_card(gpu), measure_model(config, rows, held_out)
     if model is None:
         known = f"a folder or one of {', '.join(memory.known('models'))}"
@@ -184,8 +184,7 @@ def plan_card(config: RunConfig, rows: list, held_out: list, gpu: str, usd: floa
         plan.fits, plan.nearest = plan.peak_gb <= memory.USABLE * card.memory, {}
         plan.seconds_a_step = sampling + update
         plan.hours = (sampled * sampling + plan.steps * update) / 3600
-        plan.usd = plan.hours * (card.usd if usd is None else usd)
-        plan.price = card.quoted if usd is None else "given"
+        plan.usd, plan.price = plan.hours * card.usd, card.quoted
         return plan
 
     plan, changes, half = planned(), {"micro_batch": None}, {"max_completion_tokens": limit // 2}

@@ -225,16 +225,15 @@ def plan(
     rows: Source | None = None,
     held_out: Source | None = None,
     gpu: str | None = None,
-    usd: float | None = None,
 ) -> Plan:
     """What `--dry-run` shows: without weights, it finds what would stop the run. Rows: as train()
     takes them. With `gpu`, what `rftkit plan` shows; `config` may then be a model's name."""
     if isinstance(config, str):
-        return plan_card(RunConfig(model=config, lora_rank=16), [], [], gpu, usd)
+        return plan_card(RunConfig(model=config, lora_rank=16), [], [], gpu)
     task = config_task(config)
     rows, held_out = known_rows(config, task, rows, held_out)
     if gpu:
-        return plan_card(config, rows, held_out, gpu, usd)
+        return plan_card(config, rows, held_out, gpu)
     if config.method == "grpo":
         task.grader.check_ready()
     if config.init_adapter:
