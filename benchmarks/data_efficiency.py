@@ -6,8 +6,9 @@
 
 N labelled rows to train on, and as many of other genes (at most 240) to choose the checkpoint by.
 RFT takes 50 steps of 64 completions, and rejection sampling draws as many. "SFT on traces" has a
-written diagnosis for each row, which nobody else gets: an upper bound. The panels change one
-setting of RFT at 64 rows. What is finished stands in runs/data_efficiency and is not run again;
+written diagnosis for each row, which nobody else gets: an upper bound. At 64 rows also: rejection
+sampling in four rounds, which takes as long as four runs, and panels that change one setting of
+RFT. What is finished stands in runs/data_efficiency and is not run again;
 datasets/recorded_runs/data_efficiency.json holds all seeds.
 """
 
@@ -118,7 +119,6 @@ TRAINED = {
     "RFT": Point.rft,
     "SFT on answers": Point.sft_on_answers,
     "rejection-sampling SFT": Point.rejection_sampling,
-    "rejection-sampling SFT, four rounds": Point.four_rounds,
     "SFT, then RFT": Point.sft_then_rft,
     "SFT on traces": Point.sft_on_traces,
 }
@@ -199,7 +199,8 @@ def main() -> None:
         for number in numbers:
             point = Point(pool, number, seed, out, given.size)
             clusters, results = clusters_of(point.test, point.task), {}
-            for name, make in TRAINED.items():
+            rounds = {"rejection-sampling SFT, four rounds": Point.four_rounds}
+            for name, make in (TRAINED | (rounds if number == PANEL_ROWS else {})).items():
                 print(f"seed {seed}, {number} rows: {name}", flush=True)
                 file = point.out / f"{name}.json"
                 results[name] = kept(file, partial(measured, point, partial(make, point)))

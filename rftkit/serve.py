@@ -42,6 +42,7 @@ from rftkit.records import SamplingConfig
 MOST_BYTES = 512 * 1024**2  # of an upload: OpenAI's limit for a fine-tuning file
 OPEN = ("queued", "running", "paused")
 ID = re.compile(r"(file|ftjob)-[0-9a-f]{24}")
+COMMAND = "from rftkit.cli import main; main()"  # `rftkit`, wherever it is installed
 TOKEN = "RFTKIT_TOKEN"  # environment variable; where it is set, clients must send it as api_key
 
 
@@ -162,7 +163,7 @@ class Service:
 
     def train(self, name: str) -> None:
         place = self.place("jobs", name)
-        command = [sys.executable, "-m", "rftkit.cli", "train", str(place / "request.json")]
+        command = [sys.executable, "-c", COMMAND, "train", str(place / "request.json")]
         command += ["--files", str(place), "--out", str(place / "run")]
         command += ["--model", self.model] if self.model else []
         command += [word for pair in self.judges for word in ("--judge", pair)]
