@@ -217,7 +217,7 @@ def right_completions(task: Task, rows: Rows, drawn: list[list[Sample]]) -> Rows
         for row, group in zip(rows, drawn)
         for sample in group
         if task.place(row, sample) == 1 and sample.finish_reason == "stop"
-        if "\N{REPLACEMENT CHARACTER}" not in sample.reasoning  # half a character's bytes
+        if "\N{REPLACEMENT CHARACTER}" not in sample.reasoning + sample.output_text  # half a letter
     ]
 
 

@@ -14,8 +14,8 @@ import pytest
 from project_files import ROOT, copy_project, project_files
 from test_genes_cases import packet
 
-from rftkit import preset, regrade
-from rftkit.demo import SYSTEMS
+from rftkit import Sample, load_task, preset, regrade
+from rftkit.demo import SYSTEMS, right_completions
 from rftkit.real_cases import load_world
 from rftkit.rows import write_rows
 
@@ -156,3 +156,11 @@ def test_make_demo_and_make_test_install_what_they_need_once(tmp_path):
     with open(tmp_path / "constraints.txt", "a") as file:
         file.write("# another pin\n")
     assert "installing" in run(["make", "lab", "ARGS=--version"], tmp_path)
+
+
+def test_a_right_completion_with_half_a_letter_is_not_imitated():
+    task = load_task("gene_ranking")
+    [row] = task.rows("train")[:1]
+    texts = [f'{{"genes": ["{row["reference_gene"]}", "{other}"]}}' for other in ("FXN", "\ufffd")]
+    kept = right_completions(task, [row], [[Sample.from_text(text) for text in texts]])
+    assert [entry["completion"] for entry in kept] == [f"<think></think>{texts[0]}"]
