@@ -74,8 +74,8 @@ class Point:
         place = {"rows": rows, "held_out": self.held_out, "existing": "replace"}
         return train(config, self.out / name, **place)
 
-    def rft(self, **changes: Any) -> Run:
-        return self.train("rft", RFT | changes, self.rows)
+    def rft(self, name: str = "rft", **changes: Any) -> Run:
+        return self.train(name, RFT | changes, self.rows)
 
     def sft_on_answers(self) -> Run:
         template = "<think></think>" + self.task.answer_template
@@ -212,7 +212,7 @@ def main() -> None:
                 print(f"seed {seed}, {panel}: {variant}", flush=True)
                 point = Point(pool, PANEL_ROWS, seed, out, given.size)
                 file = point.out / f"{panel} {variant}.json"
-                make = partial(point.rft, **changes)
+                make = partial(point.rft, "panel", **changes)
                 results[variant] = kept(file, partial(measured, point, make))
             standard = next(name for name, changes in variants.items() if not changes)
             run["panels"][panel] = summary(results, standard, clusters)
