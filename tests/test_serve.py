@@ -103,6 +103,7 @@ def test_the_clients_script_runs_from_upload_to_answer(server, rows):
     assert [j.id for j in client.fine_tuning.jobs.list()] == [job.id]
 
 
+@pytest.mark.prove
 def test_a_job_whose_server_is_killed_ends_with_the_same_weights(tmp_path, rows):
     adapters = []
     for name in ("whole", "killed"):
