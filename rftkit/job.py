@@ -117,9 +117,14 @@ def usable_model(file: Any, named: str | None, model: str | None) -> str:
     raise UserError(f"{file}: model {named!r} cannot be loaded here: {choose}")
 
 
+def named_files(folder: Path) -> Record:
+    """{id in the job: file in the folder}, as FILES says."""
+    return read_json(folder / FILES) if (folder / FILES).exists() else {}
+
+
 def find_file(place: str, name: str | None, folder: Path, split: str) -> str:
     """Where a job's file lies in `folder`: by FILES, by its name or id, or as train.jsonl."""
-    known = read_json(folder / FILES) if (folder / FILES).exists() else {}
+    known = named_files(folder)
     base = str(name).rpartition("/")[2] if name else f"{split}.jsonl"
     if name in known:
         found = [folder / known[name]]
@@ -138,7 +143,7 @@ def usable_grader(
     """The grader, with judges replaced; a lambda by the function that FILES names for it."""
     if isinstance(spec, dict) and spec.get("type") == "lambda":
         arn = next(iter(spec.get("lambda", {}).values()), None)
-        known = read_json(folder / FILES) if (folder / FILES).exists() else {}
+        known = named_files(folder)
         if arn not in known:
             fix = f'write {{"{arn}": "file.py:lambda_handler"}} into {folder / FILES}'
             raise UserError(f"{file}: grader: a lambda runs at AWS alone: {fix}")
@@ -248,8 +253,9 @@ def job_page(config: RunConfig, say: Callable[[str], Any]) -> Record:
         "exit_code": 0 if report.ok else 1,
     }
     try:
-        page["plan"] = vars(plan(config))
-        say("\n".join(plan(config).lines()))
+        chosen = plan(config)
+        page["plan"] = vars(chosen)
+        say("\n".join(chosen.lines()))
         policy = load_policy(config.model, config.engine, config.init_adapter, config.to_json())
     except UserError as error:
         say(f"gate: not run: {error}")
