@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rftkit.attacks import reference_check
 from rftkit.check import check_file
-from rftkit.files import FETCHED, UserError, read_json, shorten
+from rftkit.files import FETCHED, UserError, fetched_folder, read_json, shorten
 from rftkit.graders.functions import is_function
 from rftkit.job_file import OF_THE_SERVICE, Record, read_job
 from rftkit.policy import load_policy
 from rftkit.rows import read_rows
 from rftkit.training.config import RunConfig, config_rows, config_task
+from rftkit.training.plan import plan_run
 from rftkit.training.run import plan, run_signal
 from rftkit.training.store import append_lines
 
@@ -28,7 +29,7 @@ FILE_FIELDS = {"training_file": "train", "validation_file": "validation"}
 
 
 class Hyperparameters(BaseModel):
-    """OpenAI's, with its ranges; the last three are Bedrock's."""
+    """OpenAI's, with its ranges; the last four are Bedrock's."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,6 +43,7 @@ class Hyperparameters(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     answers_per_prompt: Annotated[int, Field(ge=2)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class Mapped(NamedTuple):
@@ -162,7 +164,8 @@ def usable_grader(
         if value.get("type") in ("score_model", "label_model") and value.get("model") in judges:
             used.append(
                 Mapped("judge", value["model"], judges[value["model"]],
-                       "its scores are not comparable: calibrate it, notebook 02")
+                       "its scores are not comparable: does it rank best > middle > worst? "
+                       "rftkit.attack(grader, rows, best, [middle, worst]).calibration")
             )  # fmt: skip
             value["model"] = judges[value["model"]]
         return value
@@ -222,23 +225,31 @@ def with_hyperparameters(
         limit = COMPLETION_TOKENS.get(effort)
         reason = "rftkit's budget" if limit else "measured on the model before the first step"
         use("reasoning_effort", "max_completion_tokens", limit, reason)
+    if known.max_prompt_tokens:
+        longer = "no prompt is cut: the plan warns where the longest leaves no room for an answer"
+        lines.append(Mapped("max_prompt_tokens", known.max_prompt_tokens, "not used", longer))
     config = RunConfig(**values | changes)
     if known.learning_rate:
         use("learning_rate", "learning_rate", known.learning_rate)
     elif known.learning_rate_multiplier == "auto":
         use("learning_rate_multiplier", "learning_rate", None)
     else:
-        rate = plan(config).learning_rate
+        rate = usual_rate(config)
         times = f"times {rate:g}, rftkit's for this model"
         value = rate * known.learning_rate_multiplier
         use("learning_rate_multiplier", "learning_rate", value, times)
     return config.replace(**changes), lines
 
 
+def usual_rate(config: RunConfig) -> float:
+    """The learning rate of a run that names none: what a job's multiplier multiplies."""
+    return plan_run(config.replace(learning_rate=None), [], [])[0].learning_rate
+
+
 def job_page(config: RunConfig, say: Callable[[str], Any]) -> Record:
     """What is wrong with a job before a machine is rented, said line by line and returned with an
-    exit code: the data contract, the reference check, the plan, and the signal gate where the model
-    and all that the grader needs are here."""
+    exit code: the data contract, the reference check, what would stop the training (no judge, a
+    chat template that refuses a row), the plan, and the signal gate where the model is here."""
     report = check_file(config.train_file, config.validation_file)
     for fault in report.faults[:5]:
         say(str(fault))
@@ -252,10 +263,17 @@ def job_page(config: RunConfig, say: Callable[[str], Any]) -> Record:
         "reference": str(reference),
         "exit_code": 0 if report.ok else 1,
     }
+    absent = config.model in FETCHED and not fetched_folder(config.model).exists()
     try:
-        chosen = plan(config)
-        page["plan"] = vars(chosen)
-        say("\n".join(chosen.lines()))
+        task.grader.check_ready()
+        chosen = None if absent else plan(config)
+    except UserError as error:  # it would stop the training, too
+        say(f"error {error}")
+        return page | {"error": str(error), "exit_code": 1}
+    try:
+        if chosen:
+            page["plan"] = vars(chosen)
+            say("\n".join(chosen.lines()))
         policy = load_policy(config.model, config.engine, config.init_adapter, config.to_json())
     except UserError as error:
         say(f"gate: not run: {error}")

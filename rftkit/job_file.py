@@ -31,6 +31,7 @@ NOVA = {  # hyperparameter of an rftConfig -> ours or OpenAI's
     "learningRate": "learning_rate",
     "trainingSamplePerPrompt": "answers_per_prompt",
     "inferenceMaxTokens": "max_completion_tokens",
+    "maxPromptLength": "max_prompt_tokens",
 }
 
 
@@ -59,9 +60,7 @@ def read_job(file: str | Path) -> Record:
 def from_nova(job: Record) -> Record:
     """Bedrock's arguments of create_model_customization_job in OpenAI's form."""
     config = job.get("customizationConfig", {}).get("rftConfig", {})
-    given = dict(config.get("hyperParameters", {}))
-    given.pop("maxPromptLength", None)  # no prompt is cut here
-    known = {NOVA.get(name, name): value for name, value in given.items()}
+    known = {NOVA.get(k, k): value for k, value in config.get("hyperParameters", {}).items()}
     lambda_arn = config.get("graderConfig", {}).get("lambdaGrader", {}).get("lambdaArn")
     grader = {"type": "lambda", "lambda": {"function": lambda_arn}}
     validators = job.get("validationDataConfig", {}).get("validators") or [{}]

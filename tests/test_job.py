@@ -125,19 +125,26 @@ def test_bedrocks_lambda_is_a_function_of_yours(folder):
     nova |= {"trainingDataConfig": {"s3Uri": "s3://mine/rft/file-tr.jsonl"}}
     nova |= {"validationDataConfig": {"validators": [{"s3Uri": "s3://mine/file-va.jsonl"}]}}
     nova |= {"baseModelIdentifier": "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova"}
-    config, _ = read(folder, nova, model="embedded:mini")
+    config, mapped = read(folder, nova, model="embedded:mini")
+    assert {"max_prompt_tokens 2048 -> not used": "no prompt is cut"} == {
+        str(line).partition(" (")[0]: line.why.partition(":")[0]
+        for line in mapped
+        if line.setting == "not used"
+    }
     assert (config.steps, config.prompts_per_step, config.answers_per_prompt) == (2, 16, 4)
     assert (config.learning_rate, config.max_completion_tokens) == (1e-4, 64)
 
 
+ASKED = [{"role": "user", "content": "{{sample.output_text}}"}]
+JUDGE = {"type": "score_model", "name": "j", "model": "gpt-4o", "input": ASKED}
+
+
 def test_judges_are_replaced_by_name(folder):
-    asked = [{"role": "user", "content": "{{sample.output_text}}"}]
-    judge = {"type": "score_model", "name": "j", "model": "gpt-4o", "input": asked}
-    grader = {"type": "multi", "name": "m", "graders": {"a": judge}, "calculate_output": "a"}
+    grader = {"type": "multi", "name": "m", "graders": {"a": JUDGE}, "calculate_output": "a"}
     config, mapped = read(folder, job(grader), judges={"gpt-4o": "local"})
     assert config.grader["graders"]["a"]["model"] == "local"
     [line] = [line for line in mapped if line.field == "judge"]
-    assert "not comparable" in line.why
+    assert "not comparable" in line.why and ".calibration" in line.why
 
 
 @pytest.mark.parametrize(
@@ -225,6 +232,29 @@ def test_a_dry_run_shows_the_page_and_trains_nothing(folder):
     write_rows(folder / "file-va.jsonl", broken)  # a prompt that is trained on
     result = CliRunner().invoke(app, ["train", str(file), "--dry-run", "--json"])
     assert result.exit_code == 1
+
+
+def test_a_dry_run_without_the_judge_that_training_needs_is_a_finding(folder, monkeypatch):
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    file = write(folder, job(JUDGE, learning_rate_multiplier=2))
+    result = CliRunner().invoke(app, ["train", str(file), "--dry-run", "--json"])
+    page = json.loads(result.stdout)
+    assert result.exit_code == page["exit_code"] == 1 and "gate" not in page
+    assert page["error"].startswith("judge: no OPENAI_BASE_URL") and page["error"] in result.stderr
+
+
+def test_a_model_that_is_not_at_hand_is_a_note_and_a_wrong_one_a_finding(folder, monkeypatch):
+    monkeypatch.setenv("RFTKIT_CACHE", str(folder / "cache"))
+    for model, code, said in (
+        ("smollm2", 0, 'gate: not run: model "smollm2": not in'),
+        ("nobody/has-this", 0, 'gate: not run: model: "nobody/has-this" could not be loaded'),
+        ("embedded:giant", 1, "error 'embedded:giant' is not in"),
+    ):
+        file = write(folder, job(model=model))
+        result = CliRunner().invoke(app, ["train", str(file), "--dry-run", "--json"])
+        assert result.exit_code == json.loads(result.stdout)["exit_code"] == code
+        assert said in result.stderr
 
 
 def test_a_grader_over_a_field_that_no_row_has_is_found_before_training(folder):
