@@ -1,4 +1,4 @@
-"""The commands about runs: signal, train, doctor, runs, evaluate, demo."""
+"""The commands about runs: signal, train, export-data, doctor, runs, evaluate, demo."""
 
 import json
 from pathlib import Path
@@ -137,6 +137,41 @@ def train_command(
         console.say("\n".join(ending(run)))
     if any(alarm.get("stops") for alarm in run.alarms):
         raise typer.Exit(console.FINDINGS)
+
+
+@app.command("export-data")
+def export_data_command(
+    file: Annotated[str, argument("FILE", "A RunConfig as JSON, or rows (.jsonl, .csv …).")],
+    to: Annotated[str, option("S", "openai, azure or bedrock.")],
+    out: Annotated[Path, option("FILE", "The job (.json), or the rows (.jsonl).")],
+) -> None:
+    """Write a run as a fine-tuning job of OpenAI, Azure or Bedrock; or rows as their JSONL.
+
+    JOB.json holds the arguments of `client.fine_tuning.jobs.create`; JOB-train.jsonl and
+    JOB-validation.jsonl lie beside it: upload these two, and write their ids into the job. Each
+    setting is printed as it went out, also those that the service does not have. What a config
+    leaves to its defaults, the service chooses. `rftkit train JOB.json` reads the job again.
+
+    Bedrock grades by an AWS Lambda alone: the grader must be your lambda_handler, in a file.py.
+
+    Example: `rftkit export-data run.json --to openai --out job.json`, or rows alone:
+    `rftkit export-data rows.csv --to bedrock --out rows.jsonl`
+    """
+    from rftkit.job_out import SERVICES, export_job
+    from rftkit.rows import read_rows, write_rows
+    from rftkit.training.config import config_file, read_run_config
+
+    is_config = config_file(file) is not None
+    if to not in SERVICES:
+        raise typer.BadParameter(f"{to!r}, expected {', '.join(SERVICES)}", param_hint="--to")
+    if out.suffix != (suffix := ".json" if is_config else ".jsonl"):
+        raise typer.BadParameter(f"{out}, expected a name in {suffix}", param_hint="--out")
+    if is_config:
+        console.say("\n".join(map(str, export_job(read_run_config(file), to, out))))
+        console.say(f"{out}: `rftkit train {out} --dry-run` reads it again")
+    else:
+        write_rows(out, rows := read_rows(file))
+        console.say(f"{out}: {plural(len(rows), 'row')}")
 
 
 @app.command("serve")
