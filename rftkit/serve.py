@@ -233,16 +233,19 @@ class Service:
         return found
 
     def chat(self, request: Record) -> Record:
-        """One answer of a tuned model, for trying it. For load, serve its adapter with vLLM."""
-        model, messages = request.get("model"), request.get("messages")
+        """An answer of a tuned model or a checkpoint, for trying it. For load, serve it by vLLM."""
+        model, messages = str(request.get("model")), request.get("messages")
         if request.get("stream"):
-            raise ApiError(
-                400, "stream: true, expected false: serve the adapter with vLLM", "stream"
-            )
-        name = str(model).rpartition(":")[2]
-        if not ID.fullmatch(name) or self.job(name)["fine_tuned_model"] != model:
+            raise ApiError(400, "stream: true, expected false: serve it with vLLM", "stream")
+        name, adapters = model.partition(":ckpt-step-")[0].rpartition(":")[2], {}
+        if ID.fullmatch(name):
+            run, best = self.place("jobs", name) / "run", "checkpoints/best/step-{:06d}"
+            adapters = {self.job(name)["fine_tuned_model"]: run} | {
+                entry["fine_tuned_model_checkpoint"]: run / best.format(entry["step_number"])
+                for entry in self.checkpoints(name)
+            }
+        if model not in adapters:
             raise ApiError(404, f"no tuned model {model!r}: a finished job names it", "model")
-        run = self.place("jobs", name) / "run"
         limit = request.get("max_completion_tokens") or request.get("max_tokens")
         sampling = SamplingConfig(
             temperature=request.get("temperature", 1.0),
@@ -251,8 +254,10 @@ class Service:
             seed=request.get("seed") or secrets.randbits(31),
         )
         with self.lock:
-            [samples] = tuned_policy(str(run)).sample([messages], request.get("n") or 1, sampling)
+            policy = tuned_policy(str(adapters[model]))
+            [samples] = policy.sample([messages], request.get("n") or 1, sampling)
         prompt, drawn = samples[0].prompt_tokens, sum(s.completion_tokens for s in samples)
+        usage = {"prompt_tokens": prompt, "completion_tokens": drawn}
         answers = [
             {"role": "assistant", "content": s.output_text, "reasoning_content": s.reasoning}
             for s in samples
@@ -266,17 +271,13 @@ class Service:
                 {"index": i, "message": answer, "finish_reason": s.finish_reason, "logprobs": None}
                 for i, (answer, s) in enumerate(zip(answers, samples))
             ],
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": drawn,
-                "total_tokens": prompt + drawn,
-            },
+            "usage": usage | {"total_tokens": prompt + drawn},
         }
 
 
 @lru_cache(1)
-def tuned_policy(run: str) -> Any:
-    return load_policy(run)
+def tuned_policy(adapter: str) -> Any:
+    return load_policy(adapter)
 
 
 def page(entries: list[Record], after: str | None = None, limit: int = 20) -> Record:

@@ -5,13 +5,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
-from rftkit import load_task
+from rftkit import load_task, serve
+from rftkit.files import UserError, write_json
+from rftkit.records import Sample
 from rftkit.rows import sha256_of, write_rows
 
 TASK = load_task("gene_ranking")
@@ -96,10 +100,11 @@ def test_the_clients_script_runs_from_upload_to_answer(server, rows):
     assert len(list(client.fine_tuning.jobs.list_events(job.id, limit=3))) == 9
     best = client.fine_tuning.jobs.checkpoints.list(job.id).data
     assert best and best[0].fine_tuning_job_id == job.id
-    reply = client.chat.completions.create(
-        model=job.fine_tuned_model, messages=item["messages"], temperature=0
-    )
-    assert reply.choices[0].message.content.startswith('{"genes"')
+    for model in (job.fine_tuned_model, best[-1].fine_tuned_model_checkpoint):
+        reply = client.chat.completions.create(
+            model=model, messages=item["messages"], temperature=0
+        )
+        assert reply.choices[0].message.content.startswith('{"genes"') and reply.model == model
     assert [j.id for j in client.fine_tuning.jobs.list()] == [job.id]
 
 
@@ -164,6 +169,160 @@ def test_bad_input_is_an_error_of_the_apis_shape(server, rows, tmp_path):
 def test_a_token_is_asked_for_where_one_is_set(tmp_path):
     server = Server(tmp_path, RFTKIT_TOKEN="secret")
     other = openai.OpenAI(base_url=server.client.base_url, api_key="guess", max_retries=0)
-    with pytest.raises(openai.AuthenticationError):
-        other.files.list()
-    server.stop()
+    try:
+        with pytest.raises(openai.AuthenticationError):
+            other.files.list()
+    finally:
+        server.stop()
+
+
+# The service itself, without a training: what each of its promises rests on.
+PATIENT = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)"
+PATIENT += "; print('ready', flush=True); time.sleep(60)"
+REFUSED = "print('note'); print('error grader: broken'); raise SystemExit(1)"
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """It trains when a test says so. `service.children`: what its processes run, in turn."""
+    real = subprocess.Popen
+
+    def popen(command, **form):  # the job's id stays in the command line
+        code = made.children.pop(0)
+        return real([sys.executable, "-c", code, *command[3:]], **form)
+
+    monkeypatch.setattr(serve.subprocess, "Popen", popen)
+    work, serve.Service.work = serve.Service.work, lambda self: None
+    made = serve.Service(tmp_path / "state", "embedded:mini")
+    serve.Service.work, made.children = work, []
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def http(service):
+    return TestClient(serve.build_app(service))
+
+
+def uploaded(http, rows, name):
+    with open(rows / f"{name}.jsonl", "rb") as file:
+        return http.post("/v1/files", files={"file": (f"../{name}.jsonl", file)}).json()
+
+
+def requested(http, rows, **hyperparameters):
+    inner = {"grader": TASK.grader.to_json(), "hyperparameters": SMALL | hyperparameters}
+    request = {"model": "o4-mini", "method": {"type": "reinforcement", "reinforcement": inner}}
+    request["training_file"] = uploaded(http, rows, "train")["id"]
+    return request | {"validation_file": uploaded(http, rows, "validation")["id"]}
+
+
+def running(service, name):
+    thread = threading.Thread(target=service.train, args=(name,))
+    thread.start()
+    for _ in range(600):
+        if "ready" in (service.place("jobs", name) / "output.txt").read_text().splitlines():
+            return thread
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_an_id_is_never_a_path_and_neither_is_an_uploads_name(service, http, rows):
+    assert uploaded(http, rows, "train")["filename"] == "train.jsonl"
+    for name in ("../jobs", "..", "."):
+        with pytest.raises(serve.ApiError, match="no file"):
+            service.place("files", name)
+
+
+def test_a_refused_job_leaves_nothing_and_a_jobs_file_stays(service, http, rows):
+    with pytest.raises(UserError, match="n_epochs"):
+        service.create(requested(http, rows, n_epochs=51))
+    assert [*(service.folder / "jobs").iterdir()] == []
+    job = service.create(requested(http, rows))
+    place = f"/v1/files/{job['training_file']}"
+    assert http.delete(place).status_code == 409 and http.get(place).status_code == 200
+    service.move(job["id"], "cancelled")
+    assert http.delete(place).json()["deleted"] and http.get(place).status_code == 404
+
+
+def test_jobs_run_one_after_the_other_the_oldest_first(service, http, rows, monkeypatch):
+    names = [service.create(requested(http, rows))["id"] for _ in range(3)]
+    for age, name in zip((20, 30, 10), names):
+        service.update(name, created_at=int(time.time()) - age)
+    done = []
+
+    def train(name):
+        service.stopping = bool(done[1:])
+        done.append(service.update(name, status="succeeded")["id"])
+
+    monkeypatch.setattr(service, "train", train)
+    service.work()
+    assert done == [names[1], names[0], names[2]]
+
+
+def test_a_job_that_fails_says_why_and_one_that_is_interrupted_waits(service, http, rows):
+    name = service.create(requested(http, rows))["id"]
+    service.children += ["raise SystemExit(130)", REFUSED]
+    service.train(name)
+    assert service.job(name)["status"] == "queued"
+    service.train(name)
+    job = http.get(f"/v1/fine_tuning/jobs/{name}").json()
+    error = {"code": "exit_1", "message": "error grader: broken", "param": None}
+    assert job["status"] == "failed" and job["error"] == error
+    event = http.get(f"/v1/fine_tuning/jobs/{name}/events").json()["data"][0]
+    assert event["level"] == "error" and "grader: broken" in event["message"]
+
+
+@pytest.mark.parametrize("to", ["paused", "cancelled"])
+def test_a_job_that_is_stopped_stays_so_and_its_process_ends(service, http, rows, to):
+    name = service.create(requested(http, rows))["id"]
+    service.children.append(PATIENT)
+    thread = running(service, name)
+    assert service.move(name, to)["status"] == to
+    thread.join(30)
+    assert service.process(name) is None and service.job(name)["status"] == to
+
+
+def test_a_service_that_closes_interrupts_its_job_and_keeps_it_open(service, http, rows):
+    name = service.create(requested(http, rows))["id"]
+    service.children.append(PATIENT)
+    thread = running(service, name)
+    service.close()
+    thread.join(30)
+    for _ in range(100):
+        if service.process(name) is None:
+            break
+        time.sleep(0.1)
+    assert service.process(name) is None and service.job(name)["status"] == "running"
+
+
+def test_chat_samples_as_it_is_asked_from_the_model_that_is_named(service, http, rows, monkeypatch):
+    name = service.create(requested(http, rows))["id"]
+    run = service.folder / "jobs" / name / "run"
+    for step in (5, 10):
+        (run / "checkpoints" / "best" / f"step-{step:06d}").mkdir(parents=True)
+    write_json(run / "plan.json", {"max_completion_tokens": 64})
+    tuned = service.update(name, fine_tuned_model=f"ft:m:{name}")["fine_tuned_model"]
+    asked = []
+
+    class Fake:
+        def sample(self, prompts, n, sampling):
+            asked.append((n, sampling))
+            return [[Sample(output_text="x", prompt_tokens=3, completion_tokens=2)] * n]
+
+    monkeypatch.setattr(serve, "tuned_policy", lambda place: asked.append(place) or Fake())
+    best = http.get(f"/v1/fine_tuning/jobs/{name}/checkpoints").json()["data"]
+    assert [entry["step_number"] for entry in best] == [10, 5]
+    limits = {"max_completion_tokens": 7, "temperature": 0.25, "top_p": 0.5, "seed": 4, "n": 2}
+    request = {"messages": [{"role": "user", "content": "?"}]}
+    last = best[1]["fine_tuned_model_checkpoint"]
+    for model, more in ((tuned, limits), (last, {})):
+        reply = http.post("/v1/chat/completions", json=request | {"model": model} | more).json()
+    assert reply["usage"]["total_tokens"] == 5 and reply["model"] == last
+    (first, (n, sampling), second, (one, default)) = asked
+    assert (first, second) == (str(run), str(run / "checkpoints" / "best" / "step-000005"))
+    assert (n, sampling.max_new_tokens, sampling.temperature) == (2, 7, 0.25)
+    assert (sampling.top_p, sampling.seed) == (0.5, 4)
+    assert (one, default.max_new_tokens, default.temperature) == (1, 64, 1.0)
+    for wrong in (f"ft:m:{name}:ckpt-step-7", f"ft:other:{name}", ["ft"]):
+        reply = http.post("/v1/chat/completions", json=request | {"model": wrong})
+        assert reply.status_code == 404
