@@ -1,4 +1,4 @@
-"""The commands about runs: signal, train, export-data, doctor, runs, evaluate, demo."""
+"""The commands about runs: signal, train, export-data, doctor, runs, evaluate, label, demo."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from rftkit.compare import Comparison, compare_models, gain_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
 from rftkit.files import UserError, dataset, plural, read_text, write_json
+from rftkit.label import Labelling, label
 from rftkit.logs import Lines, ending
 from rftkit.training.report import list_runs, paired_table, runs_table, systems_table
 
@@ -321,6 +322,30 @@ def evaluate_command(asked: Comparison, as_json: JsonFlag = False) -> None:
     for s in report["systems"]:
         if s["failed"] or s["ungraded"] or s["grader_errors"] == s["answers"]:
             raise typer.Exit(console.FINDINGS)
+
+
+@app.command("label")
+@options_from(Labelling)
+def label_command(asked: Labelling, as_json: JsonFlag = False) -> None:
+    """Let a model label rows: a stream, one line a row, in the order of the rows.
+
+    FILE gets each row with the model's answer as its `completion`, which SFT learns: a smaller
+    student from `{"method": "sft", "train_file": "labels.jsonl"}`. With --samples K the label is
+    the answer that most of K samples give; their share is its `confidence`. What gets no label
+    stands in FILE.failed.jsonl with the reason. If it is interrupted, the same command goes on.
+
+    Example: `rftkit label pool.jsonl --model runs/rft --out labels.jsonl --samples 4`
+    """
+    with Reporter() as reporter:
+        counts = label(asked, reporter)
+    if as_json:
+        console.print_json(counts)
+    else:
+        console.say(f"{asked.out}: {counts['labelled']:,} of {counts['rows']:,} rows labelled")
+    if counts["failed"]:
+        console.complain(f"{plural(counts['failed'], 'row')} without a label: {asked.failed}")
+    if not counts["labelled"]:
+        raise typer.Exit(console.FINDINGS)
 
 
 @app.command("demo")

@@ -269,14 +269,18 @@ def open_bench(options: Comparison, reporter: Reporter) -> tuple[Path, Bench]:
         for key in needed - row.keys():
             raise UserError(f'{path}:{number}: no "{key}": correct the row, --group-by or --task')
     functions = {name: load_metric(name) for name in options.metrics or ()}
-    # One limit for all models, so that only the models differ.
-    embedded = all(is_embedded(model_folder(model)[0]) for model in options.models)
-    limit = EMBEDDED_TOKENS if embedded else OTHER_TOKENS
-    if run and (run / "plan.json").exists():
-        limit = read_json(run / "plan.json")["max_completion_tokens"]
-    sampling = SamplingConfig(max_new_tokens=options.max_tokens or limit, seed=options.seed)
+    limit = options.max_tokens or token_limit(options.models, run)
+    sampling = SamplingConfig(max_new_tokens=limit, seed=options.seed)
     settings = read_json(run / "config.json") if run else {}
     return path, Bench(task, rows, sampling, options.samples, reporter, functions, settings)
+
+
+def token_limit(models: Sequence[str], run: Path | None) -> int:
+    """One limit for all models, so that only the models differ: the run's, or by their kind."""
+    if run and (run / "plan.json").exists():
+        return read_json(run / "plan.json")["max_completion_tokens"]
+    embedded = all(is_embedded(model_folder(model)[0]) for model in models)
+    return EMBEDDED_TOKENS if embedded else OTHER_TOKENS
 
 
 def load_metric(name: str) -> MetricFunction:
