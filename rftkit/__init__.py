@@ -21,6 +21,7 @@ _HOMES = {
     "dataset": "files",
     "evaluate": "evaluation",
     "examine": "doctor",
+    "export": "exporting",
     "grader": "graders.grader",
     "load_policy": "policy",
     "load_run": "training.run",

@@ -11,6 +11,7 @@ from rftkit import console
 from rftkit.compare import Comparison, compare_models, gain_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
+from rftkit.evaluation import Interval
 from rftkit.files import UserError, dataset, plural, read_text, write_json
 from rftkit.label import Labelling, label
 from rftkit.logs import Lines, ending
@@ -173,6 +174,46 @@ def export_data_command(
     else:
         write_rows(out, rows := read_rows(file))
         console.say(f"{out}: {plural(len(rows), 'row')}")
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, argument("RUN", "A finished run's folder.")],
+    out: Annotated[Path, option("DIR", "The folder to write.")],
+    to: Annotated[str, option("FORM", "adapter, merged or gguf.")] = "adapter",
+    prove: Annotated[int, option("N", "Compare so many greedy answers.", min=0)] = 0,
+    rows: Annotated[Path | None, option("FILE", "Rows for that; else the run's test rows.")] = None,
+    endpoint: Annotated[str | None, option("NAME", "Where it is served: prove it there.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take a run's model out, as adapter, merged weights or GGUF, and prove that it is the same.
+
+    With --prove the first N rows are answered greedily by the run and by what was exported (a GGUF
+    in llama.cpp): equal texts, the largest difference of a logit, both scores with intervals. An
+    export that stands in DIR is not written again, only proved. Exit code 1: a text differs.
+
+    --endpoint NAME asks the model of that name at OPENAI_BASE_URL. GGUF needs the extra:
+    `pip install "rftkit[export]"`.
+
+    Example: `rftkit export runs/first --to merged --out models/first --prove 20`
+    """
+    from rftkit.exporting import export
+
+    report = export(run, to, out, prove, endpoint, rows, console.complain)
+    if as_json:
+        console.print_json(report)
+    elif prove:
+        console.say(f"{report['equal']} of {plural(report['of'], 'answer')} equal")
+        for name in ("max_logit_difference", "logit_difference_from_base"):
+            if report[name] is not None:
+                console.say(f"{name.replace('_', ' ')} {report[name]:.2g}")
+        for name, score in report["score"].items():
+            console.say(f"grade, {name}: {Interval(**score)}")
+    for found in report.get("mismatches", ()):
+        place = f"row {found['row_id']}: the texts part at character {found['at']}"
+        console.complain(f"{place}: {found['trained']!r}, exported {found['exported']!r}")
+    if report.get("mismatches"):
+        raise typer.Exit(console.FINDINGS)
 
 
 @app.command("serve")

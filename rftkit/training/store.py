@@ -190,13 +190,18 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes this name once it is whole and on the disk."""
-    beside = folder.with_name(".writing")
+def written_whole(folder: Path, name: str = ".writing") -> Iterator[Path]:
+    """A folder to fill, which takes this name once it is whole and on the disk; `name` is what it
+    is called till then. Of one that fails nothing is left."""
+    beside = folder.with_name(name)
     shutil.rmtree(beside, ignore_errors=True)
-    yield beside
-    for path in beside.iterdir():
-        force_to_disk(path)
+    try:
+        yield beside
+        for path in beside.iterdir():
+            force_to_disk(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)  # of a step that a kill undid
     os.replace(beside, folder)
     force_to_disk(folder.parent)
