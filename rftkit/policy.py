@@ -17,7 +17,7 @@ from typing import Any
 from rftkit.decoding import decode, fitting
 from rftkit.files import UserError, read_json, shorten
 from rftkit.loading import load_adapter, load_model, load_tokenizer, model_folder, run_folder
-from rftkit.records import THINK_OPEN, Sample, SamplingConfig
+from rftkit.records import THINK_CLOSE, THINK_OPEN, Sample, SamplingConfig
 
 Messages = list[dict[str, Any]]  # one prompt: [{"role": "user", "content": "..."}, ...]
 KNOWS_TOOLS = ": take a model whose template knows tools, such as Qwen3"
@@ -262,8 +262,11 @@ class EndpointPolicy:
             errors = [f"{type(error).__name__}: {error}"[:300]]
             return Sample(finish_reason="error", errors=errors, **known)
         choice, usage = reply.choices[0], reply.usage
+        text = choice.message.content or ""
+        if thought := getattr(choice.message, "reasoning_content", None):  # servers part it
+            text = f"{THINK_OPEN}{thought}{THINK_CLOSE}{text}"
         return Sample.from_text(
-            config.prefill + (choice.message.content or ""),
+            config.prefill + text,
             tools,
             output_tools=[c.model_dump(exclude_none=True) for c in choice.message.tool_calls or ()],
             finish_reason="length" if choice.finish_reason == "length" else "stop",

@@ -223,6 +223,14 @@ def test_an_endpoint_gives_the_same_samples_and_a_failed_call_loses_no_other(mon
     assert "BadRequestError" in failed[0].errors[0]
 
 
+def test_reasoning_that_a_server_parts_from_the_answer_is_the_samples(monkeypatch):
+    message = {"role": "assistant", "content": "yes", "reasoning_content": "because"}
+    reply = {"model": "m", "choices": [{"index": 0, "message": message}]}
+    policy = behind_endpoint(monkeypatch, "m", lambda asked: (200, reply))
+    [[sample]] = policy.sample([[{"role": "user", "content": "?"}]])
+    assert (sample.reasoning, sample.output_text) == ("because", "yes")
+
+
 LIMITS = ["max_tokens", "max_completion_tokens"]
 
 
