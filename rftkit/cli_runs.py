@@ -211,6 +211,8 @@ def export_command(
             console.say(f"grade, {name}: {Interval(**score)}")
     for found in report.get("mismatches", ()):
         place = f"row {found['row_id']}: the texts part at character {found['at']}"
+        if found["margin"] is not None:
+            place += f", where the run's logits are {found['margin']:.2g} apart"
         console.complain(f"{place}: {found['trained']!r}, exported {found['exported']!r}")
     if report.get("mismatches"):
         raise typer.Exit(console.FINDINGS)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rftkit.decoding import end_tokens
 from rftkit.evaluation import bootstrap, clusters_of, paired_difference, row_values
 from rftkit.files import UserError, is_full_disk, markdown_table, read_json, write_json, write_text
 from rftkit.gguf_file import llama_server, modelfile, write_gguf
@@ -69,9 +70,9 @@ def export(
 
     With `prove` the first so many of `rows` (by default the run's test rows, else its held-out
     ones) are answered greedily by the run, its adapter on the base, and by what lies in `out`. The
-    report has `equal` texts `of` so many, the `mismatches` with the place where two texts part,
-    `max_logit_difference` over all their tokens (None where no logits come back), beside it
-    `logit_difference_from_base`, and the `score` of both, with intervals.
+    report has `equal` texts `of` so many, the `mismatches` with the place where two texts part and
+    the `margin` of the logits there, `max_logit_difference` over all tokens (None where no logits
+    come back), beside it `logit_difference_from_base`, and the `score` of both, with intervals.
     `endpoint`: the name under which OPENAI_BASE_URL serves what was exported; the proof asks there.
 
     An export of the same run that stands in `out` is not written again, only proved. Nothing is
@@ -125,6 +126,7 @@ def write_form(run: Path, to: str, folder: Path) -> str:
     # Servers would sample greedily whatever a request says.
     policy.model.generation_config.do_sample = True
     if to == "merged":
+        parse_for_servers(policy)
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
     else:
@@ -132,6 +134,21 @@ def write_form(run: Path, to: str, folder: Path) -> str:
         limit = read_json(run / "plan.json")["max_completion_tokens"]
         write_text(folder / "Modelfile", modelfile(policy, limit))
     return str(policy.model.dtype).removeprefix("torch.")
+
+
+def parse_for_servers(policy: LocalPolicy) -> None:
+    """Say in the tokenizer's config how an answer is read. `transformers serve` takes each Qwen for
+    one that speaks ChatML, and would give the prompt back with the answer of another."""
+    tokenizer, asked = policy.tokenizer, [{"role": "user", "content": "?"}]
+    if getattr(tokenizer, "response_template", None) or "<|im_start|>" in tokenizer.chat_template:
+        return
+    led = policy.apply_template(asked, add_generation_prompt=True)
+    anchor = led.removeprefix(policy.apply_template(asked)).partition(THINK_OPEN)[0]
+    ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(policy.model, tokenizer)))
+    thinking = {"open": THINK_OPEN, "close": THINK_CLOSE, "content": "text"}
+    fields = {"thinking": thinking, "content": {"close": ends, "content": "text"}}
+    form = {"defaults": {"role": "assistant"}, "start_anchor": anchor, "fields": fields}
+    tokenizer.response_template = form
 
 
 def model_card(run: Path, to: str, dtype: str) -> str:
@@ -189,9 +206,10 @@ def exported_policy(run: Path, to: str, out: Path, endpoint: str | None) -> Iter
 
 
 def whole_text(sample: Sample) -> str:
-    """What was written, without half a character where the limit cut one."""
+    """What was written, without what servers drop: white space around it, and half a character
+    where the limit cut one."""
     opened = f"{THINK_OPEN}{sample.reasoning}{THINK_CLOSE}" if sample.reasoning else ""
-    return (opened + sample.answer).rstrip("\ufffd")
+    return opened + sample.answer.rstrip("\ufffd").strip()
 
 
 def compare(
@@ -209,10 +227,11 @@ def compare(
         values.append(row_values("grade", task, rows, samples))
         texts.append([whole_text(sample) for [sample] in samples])
     clusters, mismatches = clusters_of(rows, task), []
-    for [sample], ours, theirs in zip(samples, *texts):
+    for prompt, [sample], ours, theirs in zip(prompts, samples, *texts):
         if ours != theirs:
             at = len(os.path.commonprefix([ours, theirs]))
             parts = {"trained": ours[at : at + 40], "exported": theirs[at : at + 40]}
+            parts["margin"] = margin(trained, prompt, ours, theirs)
             mismatches.append({"row_id": sample.row_id, "at": at, **parts})
     score = dict(zip(("trained", "exported"), (bootstrap(v, clusters).to_json() for v in values)))
     score["difference"] = paired_difference(*values[::-1], clusters).to_json()
@@ -224,6 +243,23 @@ def compare(
         "score": score,
         "mismatches": mismatches,
     }
+
+
+def margin(trained: LocalPolicy, prompt: Prompt, ours: str, theirs: str) -> float | None:
+    """How far apart the run's logits of the two tokens are with which the texts part: next to 0 it
+    was a tie, which rounding decides. None where the same tokens made two texts."""
+    import torch
+
+    tokenizer, [ids] = trained.tokenizer, trained.encode([prompt])
+    one, other = tokenizer([ours, theirs], add_special_tokens=False).input_ids
+    pairs = enumerate(zip([*one, tokenizer.eos_token_id], [*other, tokenizer.eos_token_id]))
+    for place, (token, instead) in pairs:
+        if token != instead:
+            tokens = torch.tensor([ids + one[:place]], device=trained.model.device)
+            with torch.inference_mode():
+                logits = trained.model(tokens).logits[0, -1].float()
+            return float(logits[token] - logits[instead])
+    return None
 
 
 def logit_differences(

@@ -168,7 +168,9 @@ def llama_server(file: Path, kwargs: dict[str, Any] | None = None) -> Iterator[P
     params.n_parallel, params.n_ctx, params.warmup = 1, 0, False  # 0: what the model was made for
     params.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     fp32 = llama.ggml_type.GGML_TYPE_F32
-    params.cache_type_k = params.cache_type_v = fp32  # by default 16 bits
+    # Exact, not quick: by default the cache has 16 bits, and attention adds up in another order.
+    params.cache_type_k = params.cache_type_v = fp32
+    params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.use_jinja, params.verbosity = True, -1
     params.reasoning_format = llama.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     params.default_template_kwargs = {k: json.dumps(v) for k, v in (kwargs or {}).items()}

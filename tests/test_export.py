@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rftkit import RunConfig, UserError, export, exporting, load_policy, train
+from rftkit import RunConfig, UserError, export, exporting, train
 from rftkit.exporting import whole_text
 from rftkit.files import fetched_folder
 from rftkit.gguf_file import llama_server, write_gguf
@@ -91,6 +91,7 @@ def test_a_damaged_tensor_is_seen_and_ends_in_1(trained, run, tmp_path, to, dama
     first = report["mismatches"][0]
     assert first["trained"] != first["exported"] and first["trained"][0:1] != first["exported"][0:1]
     assert f"row {first['row_id']}: the texts part at character {first['at']}" in err
+    assert max(found["margin"] for found in report["mismatches"]) > 0.1  # no tie
     assert report["max_logit_difference"] is None or report["max_logit_difference"] > 0.1
     code, out, _ = run(*command)
     assert code == 1 and out.startswith(f"{report['equal']} of {PROVED} answers equal")
@@ -139,6 +140,15 @@ def test_what_cannot_be_written_leaves_nothing(trained, monkeypatch, tmp_path, e
 
 def test_servers_sample_what_was_merged(merged):
     assert json.loads((merged / "generation_config.json").read_text())["do_sample"] is True
+
+
+def test_servers_know_how_an_answer_is_read(merged):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    said, led = '<think>a</think>{"genes": []}<|end|>', "<|user|>x<|assistant|>"
+    read = tokenizer.parse_response(said, tokenizer.response_template, prefix=led)
+    assert read == {"role": "assistant", "thinking": "a", "content": '{"genes": []}'}
 
 
 @pytest.mark.parametrize("to", FORMS)
@@ -267,14 +277,10 @@ def test_what_gguf_is_not_written_for_is_refused_with_another_way(
 @pytest.mark.skipif(
     not fetched_folder("smollm2").exists(), reason="smollm2 is not here: `rftkit fetch smollm2`"
 )
-@pytest.mark.parametrize("to", FORMS)
-def test_the_small_real_model_is_the_same_outside(tmp_path_factory, to):
-    place = tmp_path_factory.getbasetemp() / "smollm2"
-    config = RunConfig(
-        **TINY | {"task": "stock", "model": "smollm2", "method": "sft", "learning_rate": 2e-3}
-    )
-    run = train(config, place / "run", say=print)
-    report = export(run, to, place / to, prove=12)
-    assert report["equal"] == report["of"] == 12
-    assert report["logit_difference_from_base"] > 0.1
-    assert load_policy(str(place / "merged")) if to == "merged" else True
+def test_the_small_real_model_is_the_same_outside(tmp_path):
+    settings = {"task": "stock", "model": "smollm2", "method": "sft", "learning_rate": 2e-3}
+    run = train(RunConfig(**TINY | settings), tmp_path / "run", say=print)
+    for to in ("adapter", "merged", "gguf"):
+        report = export(run, to, tmp_path / to, prove=12)
+        assert report["equal"] == report["of"] == 12, to
+        assert report["logit_difference_from_base"] > 0.1
