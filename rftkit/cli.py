@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rftkit import __version__, cli_runs, console, environment
+from rftkit import __version__, cli_out, cli_runs, console, environment
 from rftkit.check import check_file
 from rftkit.console import GRADER, JsonFlag, SandboxFlag, WeakIsolationFlag, argument, flag, option
 from rftkit.fetch import fetch
@@ -315,6 +315,7 @@ def environment_command(as_json: JsonFlag = False) -> None:
 
 
 app.add_typer(cli_runs.app)
+app.add_typer(cli_out.app)
 
 
 def main() -> None:
