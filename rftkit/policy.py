@@ -7,6 +7,7 @@ samples = policy.sample([[{"role": "user", "content": "…"}]], n=2)
 import contextlib
 import json
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -206,14 +207,14 @@ class EndpointPolicy:
     workers: int = 8
     refused: set[str] = field(default_factory=set)  # parameters that it does not take
 
-    def parameters(self, config: SamplingConfig, index: int) -> dict[str, Any]:
+    def parameters(self, config: SamplingConfig, seed: int) -> dict[str, Any]:
         """How to sample, without what this endpoint does not take."""
         limits = ["max_tokens", "max_completion_tokens"]
         if REASONING.match(self.model.rpartition("/")[2]):
             limits.reverse()
         limits = [name for name in limits if name not in self.refused]
         asked = {"temperature": config.temperature, "top_p": config.top_p}
-        asked |= {"seed": config.seed + index} | dict.fromkeys(limits[:1], config.max_new_tokens)
+        asked |= {"seed": seed} | dict.fromkeys(limits[:1], config.max_new_tokens)
         return {name: value for name, value in asked.items() if name not in self.refused}
 
     def sample(
@@ -228,7 +229,9 @@ class EndpointPolicy:
         client = openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=4, timeout=120)
 
         def one(number: int) -> Sample:
-            sample = self.ask(client, prompts[number // n], number % n, config)
+            p, index = divmod(number, n)
+            place = getattr(prompts[p], "number", None)
+            sample = self.ask(client, prompts[p], p if place is None else place, index, config)
             if progress:
                 progress(1)
             return sample
@@ -237,10 +240,14 @@ class EndpointPolicy:
             flat = list(pool.map(one, range(len(prompts) * n)))
         return [flat[p * n : (p + 1) * n] for p in range(len(prompts))]
 
-    def ask(self, client: Any, messages: Messages, index: int, config: SamplingConfig) -> Sample:
+    def ask(
+        self, client: Any, messages: Messages, place: int, index: int, config: SamplingConfig
+    ) -> Sample:
         import openai
 
-        began, asked = time.perf_counter(), self.parameters(config, index)
+        # With one seed for all prompts they would share their luck: the same plan for each.
+        seed = random.Random(f"{config.seed} {place} {index}").getrandbits(31)
+        began, asked = time.perf_counter(), self.parameters(config, seed)
         extra = {"tools": tools} if (tools := tools_of(messages)) else {}
         if config.prefill:
             messages = [*messages, {"role": "assistant", "content": config.prefill}]
@@ -258,7 +265,7 @@ class EndpointPolicy:
             named = [name for name in asked if re.search(rf"\b{name}\b", str(error))]
             if named and UNKNOWN.search(str(error).lower()):
                 self.refused.add(named[0])
-                return self.ask(client, messages, index, config)
+                return self.ask(client, messages, place, index, config)
             errors = [f"{type(error).__name__}: {error}"[:300]]
             return Sample(finish_reason="error", errors=errors, **known)
         choice, usage = reply.choices[0], reply.usage

@@ -15,7 +15,7 @@ import pytest
 from rftkit import decoding, policy
 from rftkit.files import UserError, embedded_model
 from rftkit.loading import check_weights, choose_engine, load_model, load_tokenizer, model_folder
-from rftkit.policy import EndpointPolicy, load_policy, merged_adapter
+from rftkit.policy import EndpointPolicy, Prompt, load_policy, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.task import load_task
 
@@ -217,7 +217,10 @@ def test_an_endpoint_gives_the_same_samples_and_a_failed_call_loses_no_other(mon
     asks = [[{"role": "user", "content": t}] for t in ("one", "fail", "three")]
     policy = behind_endpoint(monkeypatch, "m", answer)
     first, failed, third = policy.sample(asks, 2, SamplingConfig(seed=10))
-    assert [s.output_text for s in first] == [s.output_text for s in third] == ["10", "11"]
+    seeds = [s.output_text for s in first + third]
+    assert len({*seeds}) == 4  # no two answers share their random numbers
+    [again] = policy.sample([Prompt({"messages": asks[2]}, 2)], 2, SamplingConfig(seed=10))
+    assert [s.output_text for s in again] == seeds[2:]
     assert (first[0].reasoning, first[0].finish_reason) == ("hm", "length")
     assert [s.finish_reason for s in failed] == ["error", "error"]
     assert "BadRequestError" in failed[0].errors[0]
