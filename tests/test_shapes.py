@@ -263,6 +263,17 @@ def test_the_contracts_grader_pays_fields_and_punishes_invention(changes, reward
     assert grader.grade(truth | {"clause": clause}, f"It is {json.dumps(said)}")[0] == 0
 
 
+@pytest.mark.parametrize("field", make_contracts.KINDS)
+def test_null_in_quotes_and_a_number_in_quotes_are_wrong(field):
+    grader, silent = load_task("contracts").grader, dict.fromkeys(make_contracts.KINDS)
+    row = silent | {"clause": "Nothing is said about 7."}
+    assert grader.grade(row, json.dumps(silent))[0] == pytest.approx(1)
+    assert grader.grade(row, json.dumps(silent | {field: "None"}))[0] == pytest.approx(0.82)
+    if make_contracts.KINDS[field] is int:
+        assert grader.grade(row | {field: 7}, json.dumps(silent | {field: 7}))[0] > 0.99
+        assert grader.grade(row | {field: 7}, json.dumps(silent | {field: "7"}))[0] < 0.83
+
+
 def test_a_silent_field_is_null_and_a_spoken_one_is_in_the_clause():
     for split in make_contracts.EACH:
         for row in load_task("contracts").rows(split):
