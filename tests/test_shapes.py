@@ -24,7 +24,13 @@ GROUPS = {"code": "function", "drafting": "kind"}  # of tasks without group_by
 NAMES = [maker.NAME for maker in MAKERS]
 
 
-@pytest.mark.parametrize("maker", MAKERS, ids=NAMES)
+SLOW = (make_code,)  # each cheat runs in a process of its own
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [pytest.param(m, marks=[pytest.mark.prove] * (m in SLOW), id=m.NAME) for m in MAKERS],
+)
 def test_a_shape_is_made_again_byte_for_byte(tmp_path, maker):
     """The attack table of the card is part of it: so it is measured again."""
     maker.write_task(tmp_path)
