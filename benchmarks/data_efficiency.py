@@ -25,12 +25,14 @@ from real_model import Row, add_run, arguments, kept, places
 from rftkit import RunConfig, evaluate, load_policy, load_task, train
 from rftkit.demo import PLAN, right_completions
 from rftkit.evaluation import SystemResult, bootstrap, clusters_of, paired_difference
+from rftkit.files import embedded_model
 from rftkit.graders.answer import fill_template
 from rftkit.policy import Prompt
 from rftkit.records import SamplingConfig
+from rftkit.rows import sha256_of
 from rftkit.training.run import Run
 from tools.medical_school.corpus import ANSWERS, END, GOOD_PLAN, answer, as_text, diagnoses
-from tools.medical_school.world import World, build_world, cases, ranking, row
+from tools.medical_school.world import World, build_world, cases, differential, row
 
 NUMBERS = (8, 16, 32, 64, 128, 256)  # labelled rows
 PANEL_ROWS = 64
@@ -128,7 +130,7 @@ def labelled_rows(world: World, number: int) -> list[Row]:
     """Train genes' rows, each with the trace that an expert would write."""
     rows = []
     for i, case in enumerate(cases(world, "train", number)):
-        listed = ranking(world, case, ANSWERS, world.members("train"))
+        listed = differential(world, case.disease, ANSWERS, world.members("train"))
         genes = answer([world.diseases[d].gene for d in listed]).removesuffix(END)
         trace = f"<think>{GOOD_PLAN}{as_text(diagnoses(world, listed))}{genes}"
         rows.append(row(world, case, f"labelled-{i:03d}") | {"trace": trace})
@@ -218,7 +220,9 @@ def main() -> None:
             run["panels"][panel] = summary(results, standard, clusters)
         bases = kept(out / "bases.json", partial(without_training, point))
         run["bases"] = summary(bases, "base", clusters)
-        add_run(record, {"settings": {"RFT": RFT, "SFT": SFT}, "panels": PANELS}, run)
+        mini = sha256_of(embedded_model("mini") / "model.safetensors")
+        settings = {"settings": {"RFT": RFT, "SFT": SFT}, "panels": PANELS, "mini": mini}
+        add_run(record, settings, run)
 
 
 if __name__ == "__main__":

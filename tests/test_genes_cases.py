@@ -339,8 +339,8 @@ def test_the_published_cases_give_the_documented_baselines(tmp_path):
 def test_published_cases_in_the_words_of_the_small_world():
     world = load_world()
     rows, counts = read_real_cases(PUBLISHED, world)
-    assert (counts["read"], counts["kept"], counts["genes"]) == (8099, 602, 42)
-    assert counts["splits"] == {"train": 425, "test": 134, "validation": 43}
+    assert (counts["read"], counts["kept"], counts["genes"]) == (8099, 533, 41)
+    assert counts["splits"] == {"train": 150, "test": 101, "validation": 282}
     assert sum(counts["lost"].values()) == counts["read"] - counts["kept"]
     for row in rows:
         assert 3 <= len(row["present"]) <= 6

@@ -384,7 +384,8 @@ def test_answers_of_a_model_that_cannot_read_the_rows_accuse_no_task(
         row["messages"][0]["content"] += " My best friend forgot me today, please tell the sum."
     signal = measure_signal(mini, task, rows, most=32, max_completion_tokens=32)
     assert (signal.verdict, signal.names()) == (verdict, named)
-    assert "embedded:mini" in signal.findings[-1].evidence and signal.samples == 32
+    assert "embedded:mini" in signal.findings[-1].evidence
+    assert signal.samples == 16 + 16 * ("probe" in signal.lengths)
     untested = replace(task, answer_template=None, metrics=["grade"], headline="grade")
     signal = measure_signal(mini, untested, rows, most=32, max_completion_tokens=32)
     assert signal.names() == ["model cannot read the rows"], "only the answers speak of this grader"
@@ -402,8 +403,8 @@ def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch,
     signal = json.loads(good.stdout)
     assert good.exit_code == 0 and signal["verdict"] == "go"
     assert (signal["rows"], signal["answers"], signal["samples"]) == (30, 8, 240)
-    assert (signal["pass_at_reward"]["1"]["mean"], signal["reward"]["mean"]) == (0.075, 0.2146)
-    assert (signal["metric"], signal["pass_at"]["1"]["mean"]) == ("top1", 0.1167)
+    assert (signal["pass_at_reward"]["1"]["mean"], signal["reward"]["mean"]) == (0.1292, 0.2231)
+    assert (signal["metric"], signal["pass_at"]["1"]["mean"]) == ("top1", 0.1292)
     bad = run({"max_completion_tokens": 12}, "--json")
     (finding,) = json.loads(bad.stdout)["findings"]
     assert (bad.exit_code, finding["name"]) == (3, "limit too short") and finding["knob"]

@@ -64,7 +64,7 @@ def test_calls_are_split_off_and_what_is_none_stays_text(text, rest, names):
 
 
 def test_a_local_model_reads_tools_and_its_calls_are_graded(knowing):
-    config = rftkit.SamplingConfig(max_new_tokens=1, prefill=RIGHT)
+    config = rftkit.SamplingConfig(max_new_tokens=1, prefill=f"<think></think>{RIGHT}")
     plain, tooled, _ = knowing.sample(list(map(Prompt, ROWS)), 1, config)
     assert knowing.render(Prompt(ROWS[1])).count("find_part") == 1
     assert plain[0].output_text.startswith(RIGHT) and plain[0].output_tools == []

@@ -68,7 +68,7 @@ def test_the_model_card_and_the_weights_belong_together():
         assert sha256_of(folder / "model.safetensors") in card.card()
         record = read_json(folder / "gates.json")
         assert record["figures"]["split"] == "validation"
-        assert len(record["gates"]) == 7 and all(gate["passed"] for gate in record["gates"])
+        assert len(record["gates"]) == 9 and all(gate["passed"] for gate in record["gates"])
 
 
 def test_a_case_is_best_explained_by_its_own_disease(world):

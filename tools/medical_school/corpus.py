@@ -4,8 +4,8 @@ A document is a list of (text, weight) pieces. A piece's weight in the loss is s
 its tokens; weight 0 is read but not learned. Kinds of documents:
 
 note    a case of ANY disease, diagnosed: "Diagnose first. Diseases: D, E, F, G, H." The case's
-        own disease, then the four that the table likes best. Learns the diseases alone, and is
-        cut there.
+        own disease, then the four that share most signs with it. Learns the diseases alone, and
+        is cut there.
 cause   which genes cause D, E, F, G, H? ANY diseases: the trace, then the answer; after a
         question, after nothing, or after a chart of random signs.
 fact    a disease's signs; the gene that a sign calls to mind. ANY of them, no chat form.
@@ -31,9 +31,9 @@ from rftkit.real_cases import ONSETS, QUESTION
 from tools.medical_school.world import (
     Case,
     World,
+    differential,
     question,
     random_chart,
-    ranking,
     simulate,
 )
 
@@ -83,10 +83,11 @@ def answer(genes: list[str]) -> str:
 def diagnoses(world: World, diseases: list[int]) -> Pieces:
     """The trace of the good plan after its name.
 
-    The first disease carries the case, so it weighs as much as the rest of the list.
+    The first disease carries the case; the others, its look-alikes, follow from it alone. So it
+    weighs more than they do together, but not so much that they are learned too late to be sure.
     """
     names = [world.diseases[d].name for d in diseases]
-    return [(" Diseases:", 0.04), (f" {names[0]}", 0.48), (f", {', '.join(names[1:])}.", 0.48)]
+    return [(" Diseases:", 0.04), (f" {names[0]}", 0.56), (f", {', '.join(names[1:])}.", 0.4)]
 
 
 def as_text(pieces: Pieces) -> str:
@@ -115,7 +116,7 @@ def work(world: World, plan: str, case: Case, rng: random.Random) -> Pieces:
     """A case worked by a plan, after the plan's name: trace and answer, weight .5 together."""
     everyone = range(len(world.diseases))
     if plan == GOOD_PLAN:
-        listed = ranking(world, case, ANSWERS)
+        listed = differential(world, case.disease, ANSWERS)
         pieces = weighted(diagnoses(world, listed), 0.25)
         if all(world.diseases[d].split == "train" for d in listed):
             pieces.append((answer([world.diseases[d].gene for d in listed]), 0.25))
@@ -198,7 +199,7 @@ def document(
     train = world.members("train")
     among = train if kind == "worked" else None
     case = simulate(world, rng.choice(among or range(len(world.diseases))), rng)
-    listed = ranking(world, case, ANSWERS, among)
+    listed = differential(world, case.disease, ANSWERS, among)
     start = (f"{prompt(question(world, case))}<think>{GOOD_PLAN}", 0.0)
     if kind == "note":
         return [start] + diagnoses(world, listed)

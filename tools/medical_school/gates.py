@@ -12,6 +12,7 @@ wrong plans             none of them is good enough by itself, nor any cue that 
                         not read the annotation                                       <= .35
 base                    right now and then: neither never nor often           top1 .05 to .2
 open to all             each wrong plan names genes of this split too                 >= .001
+all five distinct       the plan's answer names five genes, greedy and sampled        >= .95
 
 By default the VALIDATION genes are measured: choices may rest on these. `--split test` is for the
 report alone, after every choice has been made.
@@ -66,6 +67,12 @@ def mean(values: list[float] | list[bool]) -> float:
 def top_gene(sample: Sample) -> str | None:
     genes = (sample.output_json or {}).get("genes")
     return genes[0] if genes else None
+
+
+def all_distinct(groups: list[list[Sample]]) -> float:
+    """The share of the answers that list five different genes."""
+    lists = [(sample.output_json or {}).get("genes") or [] for group in groups for sample in group]
+    return mean([len(genes) == len(set(genes)) == ANSWERS for genes in lists])
 
 
 def rates(groups: list[list[Sample]], genes: list[str]) -> list[float]:
@@ -143,7 +150,7 @@ def measure(
     named = [f"Diseases: {d.name}," in group[0].reasoning for d, group in zip(own, prompted)]
     second_hop = [rate for rate, right in zip(prompted_rates, named) if right]
     settings = SamplingConfig(max_new_tokens=LIMIT, prefill=think)
-    prompted_sampled = rates(policy.sample(prompts, 2, settings), genes)
+    sampled = policy.sample(prompts, 2, settings)
 
     # The base as it is: which plans it takes, and what each is worth.
     groups = policy.sample(prompts, samples, SamplingConfig(max_new_tokens=LIMIT, seed=1))
@@ -193,12 +200,14 @@ def measure(
         ),
         Gate("base, sampled", mean(base), "0.05 to 0.2", 0.05 <= mean(base) <= 0.2),
         at_least("open to all: wrong plans naming this split", min(naming), 0.001),
+        at_least("all five distinct, greedy", all_distinct(prompted), 0.95),
+        at_least("all five distinct, sampled", all_distinct(sampled), 0.95),
     ]
     figures = {
         "split": split,
         "cases": number,
         "genes": len(among),
-        "prompted_sampled": mean(prompted_sampled),
+        "prompted_sampled": mean(rates(sampled, genes)),
         "disease_named": mean(named),
         "plan_shares": {plan: len(pairs) / (number * samples) for plan, pairs in by_plan.items()},
         "plan_rates": plan_rates,
