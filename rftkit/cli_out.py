@@ -26,8 +26,12 @@ def label_command(asked: Labelling, as_json: JsonFlag = False) -> None:
 
     Example: `rftkit label pool.jsonl --model runs/rft --out labels.jsonl --samples 4`
     """
-    with Reporter() as reporter:
-        counts = label(asked, reporter)
+    try:
+        with Reporter() as reporter:
+            counts = label(asked, reporter)
+    except KeyboardInterrupt:
+        console.complain(f"{asked.out}: interrupted: the same command goes on")
+        raise typer.Exit(console.INTERRUPTED) from None
     if as_json:
         console.print_json(counts)
     else:

@@ -11,7 +11,7 @@ from rftkit import console
 from rftkit.compare import Comparison, compare_models, gain_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
-from rftkit.files import UserError, dataset, plural, read_text, write_json
+from rftkit.files import UserError, dataset, plural, read_text
 from rftkit.logs import Lines, ending
 from rftkit.training.report import list_runs, paired_table, runs_table, systems_table
 
@@ -99,8 +99,7 @@ def train_command(
         config = config.replace(sandbox=sandbox or config.sandbox)
         console.complain("\n".join(map(str, mapped)))
         if not dry_run:
-            write_json(out / "job.json", read_job(file))
-            observers = [Events(out)]
+            observers = [Events(out, read_job(file))]
     else:
         config = read_run_config(file, model, sandbox)
     if dry_run and job:

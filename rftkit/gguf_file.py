@@ -147,7 +147,7 @@ def modelfile(policy: LocalPolicy, limit: int) -> str:
         pass
     context = min(policy.model.config.max_position_embeddings, 32_768)
     numbers = {"temperature": 1, "top_p": 1, "top_k": 0, "repeat_penalty": 1}
-    numbers |= {"num_predict": limit, "num_ctx": context}
+    numbers |= {"num_predict": min(limit, context), "num_ctx": context}
     lines = ["FROM ./model.gguf", f'TEMPLATE """{template}{{{{ .Response }}}}"""']
     lines += [f"PARAMETER {name} {value}" for name, value in numbers.items()]
     for end in sorted(end_tokens(policy.model, policy.tokenizer)):

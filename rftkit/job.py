@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rftkit.attacks import reference_check
 from rftkit.check import check_file
-from rftkit.files import FETCHED, UserError, fetched_folder, read_json, shorten
+from rftkit.files import FETCHED, UserError, fetched_folder, read_json, shorten, write_json
 from rftkit.graders.functions import is_function
 from rftkit.job_file import OF_THE_SERVICE, Record, read_job
 from rftkit.policy import load_policy
@@ -290,10 +290,11 @@ class Events:
     """A job's events in OpenAI's shape, events.jsonl in the run's folder: an observer of train().
     They follow from the log alone: a resumed run writes those before it again."""
 
-    def __init__(self, out: str | Path):
-        self.file, self.steps = Path(out) / "events.jsonl", 0
+    def __init__(self, out: str | Path, job: Record):
+        self.file, self.job, self.steps = Path(out) / "events.jsonl", job, 0
 
     def begin(self, chosen: Any, log: list[Record], start: Record) -> None:
+        write_json(self.file.with_name("job.json"), self.job)
         self.steps = chosen.steps
         self.file.unlink(missing_ok=True)
         for record in log:

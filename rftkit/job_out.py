@@ -35,6 +35,9 @@ def export_job(config: RunConfig, to: str, out: str | Path) -> list[Mapped]:
     for field, most in zip(files, SERVICES[to]):
         if not 1 <= len(files[field]) <= most:
             raise UserError(f"{field}: {len(files[field])} rows, expected 1 to {most:,} for {to}")
+    names = [out.name, *(f"{out.stem}-{split}.jsonl" for split in job.FILE_FIELDS.values())]
+    if there := [name for name in names if out.with_name(name).exists()]:
+        raise UserError(f"{out.with_name(there[0])}: there already: name another --out")
     lines = [Mapped("model", config.model, "model", f"{to} serves others: write one of those")]
     inner: Record = {"hyperparameters": hyperparameters(config, to, files["training_file"], lines)}
     own = config.model_dump(exclude=SENT, exclude_unset=True, exclude_defaults=True)

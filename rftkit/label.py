@@ -25,10 +25,10 @@ from rftkit.files import UserError, read_json, write_json
 from rftkit.loading import run_folder
 from rftkit.policy import EndpointPolicy, Policy, Prompt, load_policy
 from rftkit.records import Sample, SamplingConfig
-from rftkit.rows import own_id
+from rftkit.rows import own_id, sha256_of
 from rftkit.task import Task, load_task
 
-CHUNK = 256  # completions that are drawn before their rows are written
+CHUNK = 64  # completions that are drawn before their rows are written
 
 
 @dataclass
@@ -52,7 +52,9 @@ class Labelling:
     def fixed(self) -> dict[str, Any]:
         """What may not change between the calls that write one file."""
         same = ("model", "samples", "threshold", "task", "max_tokens", "seed")
-        return {"rows": str(self.rows)} | {name: getattr(self, name) for name in same}
+        run = run_folder(self.model)
+        adapter = sha256_of(run / "adapter" / "adapter_model.safetensors") if run else None
+        return {name: getattr(self, name) for name in same} | {"adapter": adapter}
 
 
 def label(asked: Labelling, reporter: Reporter | None = None) -> dict[str, int]:
@@ -60,13 +62,18 @@ def label(asked: Labelling, reporter: Reporter | None = None) -> dict[str, int]:
     included. One sample is greedy; several are drawn at T = 1. Raises UserError where an endpoint
     answers nothing more, and where `out` holds labels that were asked for in another way."""
     reporter = reporter or Reporter(quiet=True)
-    task, policy, config = open_model(asked)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    if not asked.rows.exists():
+        raise UserError(f"{asked.rows}: no such file: correct the path")
+    run = run_folder(asked.model)
+    if run and not (run / "training.json").exists():
+        raise UserError(f"--model {run}: an unfinished run: `rftkit train` ends it")
     settings = asked.out.with_name(asked.out.name + ".asked.json")
     counts = {path: whole_lines(path) for path in (asked.out, asked.failed)}
-    done = max((last for _, last in counts.values()), default=0)
-    if done and read_json(settings) != asked.fixed():
-        raise UserError(f"{asked.out}: labelled with other settings ({settings}): another --out")
+    done = max(last["line"] for _, last in counts.values())
+    if done:
+        check_same(asked, read_json(settings), counts[asked.out][1])
+    task, policy, config = open_model(asked)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(settings, asked.fixed())
     if done:
         reporter.say(f"{asked.out}: goes on after row {done:,}")
@@ -85,6 +92,19 @@ def label(asked: Labelling, reporter: Reporter | None = None) -> dict[str, int]:
                 numbers[path] += 1
             reporter.work(len(chunk))
     return {"rows": sum(numbers.values()), **dict(zip(("labelled", "failed"), numbers.values()))}
+
+
+def check_same(asked: Labelling, before: dict[str, Any], last: dict[str, Any]) -> None:
+    """UserError where `out`, which ends with `last`, is of another model, settings or rows."""
+    now = asked.fixed()
+    if changed := [name for name in now if before.get(name) != now[name]]:
+        fault = f"labelled with another {', '.join(changed)}"
+        raise UserError(f"{asked.out}: {fault}: name another --out")
+    rows = (line.row for line in read_lines(asked.rows) if line.number == last["line"])
+    row = next(rows, None) if last["line"] else last
+    if row is None or row.get("messages") != last.get("messages"):
+        fault = f"not the row that was labelled in {asked.out}"
+        raise UserError(f"{asked.rows}:{last['line']}: {fault}: name another --out")
 
 
 def open_model(asked: Labelling) -> tuple[Task | None, Policy, SamplingConfig]:
@@ -153,16 +173,16 @@ def vote_of(sample: Sample, task: Task | None) -> str:
     return sample.answer.strip() if value is None else json.dumps(value, sort_keys=True)
 
 
-def whole_lines(path: Path) -> tuple[int, int]:
-    """(lines, the row number in the last one). A line that a kill cut short goes."""
-    count, last, whole = 0, 0, 0
+def whole_lines(path: Path) -> tuple[int, dict[str, Any]]:
+    """(lines, the last one). A line that a kill cut short goes."""
+    count, last, whole = 0, b'{"line": 0}', 0
     if path.exists():
         with open(path, "rb+") as file:
             for raw in file:
                 if raw.endswith(b"\n"):
                     count, last, whole = count + 1, raw, whole + len(raw)
             file.truncate(whole)
-    return count, json.loads(last)["line"] if count else 0
+    return count, json.loads(last)
 
 
 def row_count(path: Path) -> int | None:

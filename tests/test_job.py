@@ -213,12 +213,13 @@ def test_events_after_a_resume_hold_every_step_once(tmp_path):
     log = [
         {"step": s, "reward_mean": 0.5, "sub_rewards": {}, "completion_tokens": 9} for s in (1, 2)
     ]
-    events = Events(tmp_path)
+    events = Events(tmp_path, {"model": "m"})
     for known in ([], log[:1]):  # stopped after step 2, resumed from step 1
         events.begin(RunConfig(steps=2), known, {})
         for record in log[len(known) :]:
             events(record)
     assert [event["data"]["step"] for event in read_lines(tmp_path / "events.jsonl")] == [1, 2]
+    assert json.loads((tmp_path / "job.json").read_text()) == {"model": "m"}
 
 
 def test_a_dry_run_shows_the_page_and_trains_nothing(folder):

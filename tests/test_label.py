@@ -92,12 +92,12 @@ def test_an_endpoint_that_is_gone_ends_the_call_and_the_next_goes_on(tmp_path, s
     asked = asked_for(tmp_path, texts)
     scripted.answers = {text: [None] for text in texts[300:]}
     scripted.answers[texts[5]] = [None]  # one lost request is a row's failure
-    with pytest.raises(UserError, match="row 513 .*gone"):
+    with pytest.raises(UserError, match="row 321 .*gone"):
         label(asked)
     scripted.answers, scripted.asked = {}, []
     counts = label(asked)
-    assert scripted.asked == texts[512:]
-    assert counts == {"rows": 600, "labelled": 600 - 213, "failed": 213}
+    assert scripted.asked == texts[320:]
+    assert counts == {"rows": 600, "labelled": 600 - 21, "failed": 21}
     both = lines_of(asked.out) + lines_of(asked.failed)
     assert sorted(record["line"] for record in both) == list(range(1, 601))
 
@@ -105,8 +105,10 @@ def test_an_endpoint_that_is_gone_ends_the_call_and_the_next_goes_on(tmp_path, s
 def test_other_settings_do_not_go_on_with_a_file(tmp_path, scripted):
     label(asked_for(tmp_path, ["a", "b"]))
     before = (tmp_path / "labels.jsonl").read_bytes()
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="another samples"):
         label(asked_for(tmp_path, ["a", "b"], samples=2))
+    with pytest.raises(UserError, match="pool.jsonl:2: not the row"):
+        label(asked_for(tmp_path, ["b", "a"]))
     label(asked_for(tmp_path, ["a", "b", "c"]))  # the pool grew
     assert (tmp_path / "labels.jsonl").read_bytes().startswith(before)
     assert [r["completion"] for r in lines_of(tmp_path / "labels.jsonl")] == ["a", "b", "c"]
