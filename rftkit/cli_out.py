@@ -20,9 +20,10 @@ def label_command(asked: Labelling, as_json: JsonFlag = False) -> None:
     """Let a model label rows: a stream, one line a row, in the order of the rows.
 
     FILE gets each row with the model's answer as its `completion`, which SFT learns: a smaller
-    student from `{"method": "sft", "train_file": "labels.jsonl"}`. With --samples K the label is
-    the answer that most of K samples give; their share is its `confidence`. What gets no label
-    stands in FILE.failed.jsonl with the reason. If it is interrupted, the same command goes on.
+    student from `{"task": "genes", "method": "sft", "train_file": "labels.jsonl"}`. With --samples
+    K the label is the answer that most of K samples give; their share is its `confidence`. What
+    gets no label stands in FILE.failed.jsonl with the reason. If it is interrupted, the same
+    command goes on.
 
     Example: `rftkit label pool.jsonl --model runs/rft --out labels.jsonl --samples 4`
     """
@@ -72,6 +73,8 @@ def export_data_command(
     if is_config:
         console.say("\n".join(map(str, export_job(read_run_config(file), to, out))))
         console.say(f"{out}: `rftkit train {out} --dry-run` reads it again")
+    elif out.exists():
+        raise UserError(f"{out}: there already: name another --out")
     else:
         write_rows(out, rows := read_rows(file))
         console.say(f"{out}: {plural(len(rows), 'row')}")

@@ -98,7 +98,7 @@ def export(
                 write_text(folder / "README.md", model_card(run, to, dtype))
                 write_json(folder / "export.json", of)
                 for file in folder.iterdir():  # safetensors writes for its owner alone
-                    file.chmod(0o644)
+                    shutil.copymode(folder / "README.md", file)
         except Exception as error:
             if not is_full_disk(error, out.absolute().parent):
                 raise

@@ -1,9 +1,9 @@
 """Labels for rows that nobody has labelled: a stream, one row in, one line out, in input order.
 
 A line of the output is the row with the model's answer as its `completion`, without the reasoning:
-what `{"method": "sft", "train_file": …}` learns. Beside it `confidence`, the share of the samples
-that agree with it, and `line`, the row's number in the input. What got no label stands, with its
-`reason`, in the file beside, FILE.failed.jsonl.
+what `{"task": …, "method": "sft", "train_file": FILE}` learns. Beside it `confidence`, the share
+of the samples that agree with it, and `line`, the row's number in the input. What got no label
+stands, with its `reason`, in the file beside, FILE.failed.jsonl.
 
 Both files grow row by row, so together they always hold the first rows of the input and none
 twice: after a kill the same call goes on behind them.
@@ -22,7 +22,7 @@ from rftkit.compare import token_limit
 from rftkit.console import Reporter, argument, option
 from rftkit.contract import ROW_FILES, Line, read_lines
 from rftkit.files import UserError, read_json, write_json
-from rftkit.loading import run_folder
+from rftkit.loading import model_folder, run_folder
 from rftkit.policy import EndpointPolicy, Policy, Prompt, load_policy
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import own_id, sha256_of
@@ -52,15 +52,15 @@ class Labelling:
     def fixed(self) -> dict[str, Any]:
         """What may not change between the calls that write one file."""
         same = ("model", "samples", "threshold", "task", "max_tokens", "seed")
-        run = run_folder(self.model)
-        adapter = sha256_of(run / "adapter" / "adapter_model.safetensors") if run else None
-        return {name: getattr(self, name) for name in same} | {"adapter": adapter}
+        _, adapter = model_folder(self.model)
+        weights = sha256_of(Path(adapter) / "adapter_model.safetensors") if adapter else None
+        return {name: getattr(self, name) for name in same} | {"adapter": weights}
 
 
 def label(asked: Labelling, reporter: Reporter | None = None) -> dict[str, int]:
     """Label the rows that have no line yet. Returns {"rows", "labelled", "failed"}, earlier calls
-    included. One sample is greedy; several are drawn at T = 1. Raises UserError where an endpoint
-    answers nothing more, and where `out` holds labels that were asked for in another way."""
+    included. One sample is greedy; several are drawn at T = 1. UserError for an unfinished run, for
+    an endpoint that answers nothing more, and where `out` is of another model, settings or rows."""
     reporter = reporter or Reporter(quiet=True)
     if not asked.rows.exists():
         raise UserError(f"{asked.rows}: no such file: correct the path")

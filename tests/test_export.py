@@ -55,7 +55,9 @@ def test_what_is_exported_answers_like_the_run(trained, to):
         assert report["max_logit_difference"] < 1e-3
     score = report["score"]
     assert score["trained"] == score["exported"] and score["difference"]["high"] == 0
-    names = {path.name for path in trained.out.with_name(to).iterdir()}
+    files = [*trained.out.with_name(to).iterdir()]
+    assert len({path.stat().st_mode for path in files}) == 1  # who may read one may read all
+    names = {path.name for path in files}
     weights = {"adapter": "adapter_model", "merged": "model"}.get(to)
     expected = {f"{weights}.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert names >= (expected if weights else {"model.gguf", "Modelfile"}) | {"README.md"}

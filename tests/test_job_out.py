@@ -167,5 +167,11 @@ def test_the_command_writes_a_job_that_a_dry_run_reads_or_rows(files, tmp_path):
     assert result.exit_code == 0, result.output
     asked = [{"role": "user", "content": "Which?"}]
     assert read_rows(rows) == [{"messages": asked, "answer": "A"}]
+    written = out.read_bytes(), rows.read_bytes()
+    for source, again in (("run.json", out), ("rows.csv", rows)):  # neither is written over
+        assert (
+            call("export-data", tmp_path / source, "--to", "azure", "--out", again).exit_code == 1
+        )
+    assert (out.read_bytes(), rows.read_bytes()) == written
     for wrong in (["--to", "mistral", "--out", out], ["--to", "azure", "--out", rows]):
         assert call("export-data", tmp_path / "run.json", *wrong).exit_code == 2

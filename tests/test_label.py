@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from rftkit import RunConfig, load_task, train, write_rows
 from rftkit import label as module
-from rftkit import load_task, write_rows
 from rftkit.files import UserError
 from rftkit.label import Labelling, label
 from rftkit.records import Sample
@@ -135,6 +135,23 @@ def test_a_stopped_call_ends_with_the_same_bytes(tmp_path, run):
         assert (tmp_path / name.replace("whole", "cut")).read_bytes() == (
             tmp_path / name
         ).read_bytes()
+
+
+def test_a_run_labels_once_it_is_finished_and_sft_learns_its_labels(tmp_path):
+    pool, out = tmp_path / "pool.jsonl", tmp_path / "labels.jsonl"
+    write_rows(pool, load_task("gene_ranking").rows("test")[:8])
+    known = dict(task="gene_ranking", method="sft", epochs=1, steps=1, eval_every=0, gate="off")
+    label(Labelling(pool, "embedded:mini", out))
+    run = train(RunConfig(**known, train_file=str(out)), tmp_path / "run")
+    asked = Labelling(pool, str(run.out), tmp_path / "again.jsonl")
+    assert label(asked)["rows"] == 8
+    weights = run.out / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")  # trained again
+    with pytest.raises(UserError, match="another adapter"):
+        label(asked)
+    (run.out / "training.json").unlink()
+    with pytest.raises(UserError, match="unfinished"):
+        label(asked)
 
 
 @pytest.mark.prove
