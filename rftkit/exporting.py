@@ -19,7 +19,15 @@ from typing import Any
 
 from rftkit.decoding import end_tokens
 from rftkit.evaluation import bootstrap, clusters_of, paired_difference, row_values
-from rftkit.files import UserError, is_full_disk, markdown_table, read_json, write_json, write_text
+from rftkit.files import (
+    UserError,
+    is_full_disk,
+    markdown_table,
+    plural,
+    read_json,
+    write_json,
+    write_text,
+)
 from rftkit.gguf_file import llama_server, modelfile, write_gguf
 from rftkit.policy import LocalPolicy, Policy, Prompt, load_policy
 from rftkit.records import THINK_CLOSE, THINK_OPEN, Sample, SamplingConfig
@@ -107,7 +115,9 @@ def export(
     report = {"run": str(run), "to": to, "out": str(out)}
     if not prove:
         return report
-    rows = proof_rows(run, rows)[:prove]
+    source, rows = proof_rows(run, rows)
+    rows = rows[:prove]
+    say(f"proving on {plural(len(rows), 'row')}: {source}")
     with exported_policy(run, to, out, endpoint) as exported:
         return report | compare(load_run_policy(run), exported, load_task(run), rows, run)
 
@@ -179,18 +189,19 @@ def model_card(run: Path, to: str, dtype: str) -> str:
     )
 
 
-def proof_rows(run: Path, rows: Source | None) -> list[dict[str, Any]]:
-    """The rows given, else the test rows of the run's task, else those it was validated on."""
+def proof_rows(run: Path, rows: Source | None) -> tuple[str, list[dict[str, Any]]]:
+    """(what they are, the rows): those given, else the test rows of the run's task, else those it
+    was validated on."""
     if rows is not None:
-        return read_rows(rows)
+        return "those given", read_rows(rows)
     config = read_config(run)
     task = load_task(config.task) if config.task else None
     if task and task.folder and (task.folder / "test.jsonl").exists():
-        return task.rows("test")
+        return "the task's test rows", task.rows("test")
     held_out = config_rows(config, task or load_task(run))[1]
     if not held_out:
         raise UserError(f"{run}: its held-out rows are in no file: pass them, export(…, rows=…)")
-    return held_out
+    return "the run's validation rows", held_out
 
 
 @contextmanager

@@ -71,6 +71,8 @@ def job_config(
 
     Raises UserError with a line for each field that cannot be honoured."""
     job, folder = read_job(file), Path(folder or Path(file).parent)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: name the one with the job's files")
     inner = dict(job["method"]["reinforcement"])
     known = {"model", "method", "seed", "suffix", *FILE_FIELDS, *OF_THE_SERVICE}
     unknown = sorted({*job} - known) + sorted(
@@ -135,8 +137,9 @@ def find_file(place: str, name: str | None, folder: Path, split: str) -> str:
     if len(found) == 1 and found[0].exists():
         return str(found[0])
     number = ", ".join(f.name for f in found if f.exists()) or "no such file"
+    named = f" ({FILES} says {known[name]})" if name in known else ""
     fix = f'write {{"{name or base}": "FILE"}} into {folder / FILES}'
-    raise UserError(f"{place} {name or 'missing'}: {number} in {folder}: {fix}")
+    raise UserError(f"{place} {name or 'missing'}: {number}{named} in {folder}: {fix}")
 
 
 def usable_grader(

@@ -39,6 +39,7 @@ def export_job(config: RunConfig, to: str, out: str | Path) -> list[Mapped]:
     if there := [name for name in names if out.with_name(name).exists()]:
         raise UserError(f"{out.with_name(there[0])}: there already: name another --out")
     lines = [Mapped("model", config.model, "model", f"{to} serves others: write one of those")]
+    lines.append(Mapped("seed", config.seed, f"seed {config.seed}"))
     inner: Record = {"hyperparameters": hyperparameters(config, to, files["training_file"], lines)}
     own = config.model_dump(exclude=SENT, exclude_unset=True, exclude_defaults=True)
     for name in ("answer_template", "worse_answers", "group_by", "patterns"):

@@ -104,6 +104,7 @@ def test_the_text_and_the_exit_code_of_a_good_export(trained, run, merged):
     code, out, err = run(*command, "--prove", 2)
     assert code == 0 and out.startswith("2 of 2 answers equal\nmax logit difference ")
     assert "grade, difference: " in out and "stands there" in err
+    assert "proving on 2 rows: the task's test rows" in err
 
 
 def test_an_export_is_written_once_and_no_other_folder_is_touched(trained, run, merged, tmp_path):

@@ -170,6 +170,14 @@ def test_an_id_that_fits_two_files_and_values_out_of_range_are_refused(folder):
     write(folder, "{}", "file-tr.json")
     with pytest.raises(UserError, match="file-tr: file-tr.json, file-tr.jsonl in"):
         read(folder, job())
+    write(folder, {"file-tr": "gone.jsonl"}, "files.json")
+    with pytest.raises(UserError, match="file-tr: no such file .files.json says gone.jsonl"):
+        read(folder, job())
+
+
+def test_a_folder_that_is_not_there_is_named(folder):
+    with pytest.raises(UserError, match="dta: no such folder"):
+        job_config(write(folder, job()), folder / "dta")
 
 
 def test_an_answer_that_does_not_fit_the_schema_earns_0_and_names_the_field():

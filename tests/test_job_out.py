@@ -61,6 +61,7 @@ def test_a_config_comes_back_as_it_was(files, tmp_path, to, settings):
     config = RunConfig(**files, **settings)
     lines = export_job(config, to, tmp_path / "out" / "job.json")
     assert {line.setting for line in lines} & {"not sent"} == set()
+    assert f"seed {config.seed}" in [line.setting for line in lines]
     back, _ = job_config(tmp_path / "out" / "job.json")
     for name, file in files.items():
         assert read_rows(getattr(back, name)) == read_rows(file)
