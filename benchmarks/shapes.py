@@ -70,9 +70,9 @@ class Work:
 
 
 TRAINED: dict[str, Callable[[Work], Run]] = {
-    "RFT": Work.rft,
     "SFT": Work.sft,
     "SFT, then RFT": Work.sft_then_rft,
+    "RFT": Work.rft,
 }
 
 
