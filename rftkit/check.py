@@ -216,8 +216,7 @@ def repeats_prompt(lines: Sequence[Line], key: str) -> bool:
 
 
 def searchable(answer: Any) -> list[str]:
-    """The values in an answer that are worth searching for. Short ones also match by chance: under
-    3 characters (numbers: under 5), yes and no."""
+    """The values in an answer that are worth searching for: short ones match by chance, too."""
     texts = []
     for _, leaf in walk(answer):
         text = str(leaf).strip(INVISIBLE) if type(leaf) in (str, int, float) else ""
@@ -318,8 +317,7 @@ def shingles(text: str) -> set[int]:
 
 
 def similar_prompts(train: list[str], validation: list[str]) -> list[tuple[int, int, float]]:
-    """Return (validation index, index of its closest training text, similarity) from THRESHOLD up.
-    It compares all pairs, as products of sparse 0/1 matrices (rows x shingles)."""
+    """(validation index, index of its closest training text, similarity), from THRESHOLD up."""
     import numpy as np
     from scipy.sparse import csr_matrix
 

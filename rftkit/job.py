@@ -68,8 +68,7 @@ def job_config(
 ) -> tuple[RunConfig, list[Mapped]]:
     """(the run that a job comes to, how each field was read). `folder` holds the job's files, by
     default those beside it; `judges` says which model stands for a judge that is served nowhere.
-
-    Raises UserError with a line for each field that cannot be honoured."""
+    UserError has a line for each field that cannot be honoured."""
     job, folder = read_job(file), Path(folder or Path(file).parent)
     inner = dict(job["method"]["reinforcement"])
     known = {"model", "method", "seed", "suffix", *FILE_FIELDS, *OF_THE_SERVICE}

@@ -19,11 +19,9 @@ def run_folder(model: str) -> Path | None:
 
 
 def model_folder(model: str) -> tuple[str, str | None]:
-    """What a user calls a model: (where the base is, where the adapter is or None).
-
-    "embedded:mini", "smollm2" once it is fetched, a folder with a model, a folder with an adapter,
-    a run folder, a hub name or NAME@REVISION.
-    """
+    """(where the base is, where the adapter is or None) of what a user calls a model:
+    "embedded:mini", "smollm2" once it is fetched, a folder with a model or an adapter, a run
+    folder, a hub name or NAME@REVISION."""
     if model.startswith("embedded:"):
         return str(embedded_model(model.removeprefix("embedded:"))), None
     if model in FETCHED:

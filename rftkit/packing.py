@@ -104,10 +104,8 @@ def token_logprobs(
     entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(log-probabilities, entropies or None) of the completions' tokens, each (N, longest), with
-    zeros after a completion's end. Entropies carry no gradient.
-
-    model   one for which `reason_to_copy` is ""; the reference is the same in disable_adapter()
-    """
+    zeros after a completion's end. Entropies carry no gradient. Of the model `reason_to_copy` must
+    be ""; the reference is the same in disable_adapter()."""
     import torch
 
     ids_P_T, positions_P_T, sees_P_T_T, kept, places = pack(prompts, completions)

@@ -65,8 +65,7 @@ def draw_validations(axes: Any, validations: Records) -> str:
 
 
 def draw_patterns(axes: Any, log: Records, validations: Records) -> str:
-    """The share of each thinking pattern in validation where there is one, else in training;
-    says in which."""
+    """The share of each thinking pattern in validation, else in training; says in which."""
     records = [validation for validation in validations if validation.get("patterns")]
     source = "validation" if records else "training"
     records = records or [record for record in log if record.get("patterns")]

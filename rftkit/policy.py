@@ -172,9 +172,8 @@ SMALL, SMALL_IN_FP32 = 50_000_000, 200_000_000
 def merged_adapter(model: Any) -> Iterator[Any]:
     """The model to sample: a small one has its adapter merged into the base for that time.
 
-    An adapter doubles the number of modules a token passes, which is most of a tiny model's time.
-    Afterwards the very same base weights are put back (subtracting would leave rounding behind).
-    Large models are sampled through their adapter, as they are.
+    An adapter doubles the modules a token passes, which is most of a tiny model's time. Afterwards
+    the very same base weights are put back (subtracting would leave rounding behind).
     """
     import torch
 

@@ -74,12 +74,9 @@ class Grader:
 
     @classmethod
     def load(cls, source: GraderLike, settings: GraderSettings | None = None) -> Grader:
-        """Load OpenAI's grader JSON (a dict, its text, its file), the name of a preset, a Python
-        function with one of the signatures in functions.py, or "file.py:function"; "file.py" is
-        enough where it holds one.
-
-        Raises UserError that lists every fault with its path in the JSON.
-        """
+        """Load OpenAI's grader JSON (a dict, its text, its file), a preset by name, a Python
+        function of a signature in functions.py, or "file.py:function" ("file.py" is enough where it
+        holds one). UserError lists every fault with its path in the JSON."""
         if isinstance(source, Grader):
             as_it_is = settings is None or settings == source.settings
             if as_it_is or (source.type == "function" and not settings.sandbox):
@@ -232,11 +229,8 @@ GraderLike = Grader | dict[str, Any] | str | Path | Callable  # what people have
 
 
 def read_grader(source: GraderLike) -> tuple[Any, str]:
-    """Return (the grader's JSON value, where it came from, for error messages).
-
-    JSON text starts with a brace or bracket. A function's JSON is what a run keeps of it: nothing
-    is run. Raises UserError if the source cannot be read; the value itself is not validated.
-    """
+    """(the grader's JSON value, which is not validated; where it came from, for error messages). Of
+    a function it is what a run keeps: nothing is run. UserError if the source cannot be read."""
     if isinstance(source, (Grader, dict)):
         return source if isinstance(source, dict) else source.record, "grader"
     if not isinstance(source, (str, Path)) and not callable(source):

@@ -60,10 +60,8 @@ def compile_text_similarity(spec: dict[str, Any], embedder: Embedder | None) -> 
 
 @cache
 def get_metric(name: str) -> Callable[[str, str], float]:
-    """The function (text, reference) -> 0 to 1 for a metric's name, its library loaded.
-
-    Raises UserError where the metric needs a download first.
-    """
+    """The function (text, reference) -> 0 to 1 for a metric's name, its library loaded. UserError
+    where the metric needs a download first."""
     if name == "fuzzy_match":
         from rapidfuzz import fuzz, utils
 

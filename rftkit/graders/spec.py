@@ -79,9 +79,7 @@ def validate_spec(
     spec: Any, place: str = "grader", has_embedder: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """(the grader in its plain form, notes on what was tolerated); GraderSpecError has every fault.
-
-    With an embedder the metric "cosine" can be computed.
-    """
+    With an embedder the metric "cosine" can be computed."""
     inside, findings = "", []
     while isinstance(spec, dict) and spec.get("type") not in TYPES and INSIDE & spec.keys():
         key = min(INSIDE & spec.keys())

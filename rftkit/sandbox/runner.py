@@ -187,11 +187,8 @@ class Sandbox:
 
 
 def ask_alone(request: bytes, limits: Limits) -> bytes:
-    """Run one request in a new interpreter, for machines without a server.
-
-    Isolation is weak: an empty folder, an empty environment, a timeout, and the limits that the
-    system offers. The program can reach files, network and our memory.
-    """
+    """Run one request in a new interpreter, for machines without a server. Isolation is weak: an
+    empty folder and environment, a timeout, the system's limits; files and network are open."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         arguments = _interpreter("main_alone", folder, limits, ())
         try:
