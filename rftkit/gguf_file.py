@@ -108,9 +108,7 @@ def add_tokenizer(writer: Any, kinds: Any, model: Any, tokenizer: Any) -> None:
     ]
     if bpe["type"] != "BPE" or tuple(steps) not in CUTS:
         is_one = f"{bpe['type']} cut by {steps}"
-        raise UserError(
-            f"tokenizer: {is_one}, expected a byte-level BPE that is known: {OTHER_WAY}"
-        )
+        raise UserError(f"tokenizer: {is_one}, expected a known byte-level BPE: {OTHER_WAY}")
     count = model.get_input_embeddings().weight.shape[0]
     tokens, types = [f"[PAD{i}]" for i in range(count)], [kinds.UNUSED] * count
     for token, number in bpe["vocab"].items():

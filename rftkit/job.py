@@ -114,8 +114,7 @@ def usable_model(file: Any, named: str | None, model: str | None) -> str:
     )
     if model or here:
         return model or named
-    choose = "choose one with --model, such as smollm2 or Qwen/Qwen3-4B"
-    raise UserError(f"{file}: model {named!r} cannot be loaded here: {choose}")
+    raise UserError(f"{file}: model {named!r} cannot be loaded here: give --model, such as smollm2")
 
 
 def named_files(folder: Path) -> Record:

@@ -45,8 +45,7 @@ def adapter_base(config: Path) -> str:
     record = read_json(config)
     base = isinstance(record, dict) and record.get("base_model_name_or_path")
     if not base:
-        missing = 'no "base_model_name_or_path", expected the model it was made for'
-        raise UserError(f"{config}: {missing}: write its name there, such as embedded:mini")
+        raise UserError(f'{config}: no "base_model_name_or_path": write the base it was made for')
     if Path(base).parent.parts[-2:] == MODELS.parts[-2:]:  # an embedded one, of any installation
         return str(embedded_model(Path(base).name))
     for folder in config.parents[:4]:  # RUN/checkpoints/best/step-000010
@@ -91,8 +90,7 @@ def check_weights(folder: str | Path) -> None:
             with safe_open(str(file), framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            cut = f"{file}: no whole safetensors file ({error})"
-            raise UserError(f"{cut}: copy it again, or take another checkpoint") from None
+            raise UserError(f"{file}: no whole safetensors file ({error}): copy it again") from None
 
 
 def load_tokenizer(base: str, adapter: str | None = None) -> Any:

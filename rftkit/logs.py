@@ -290,8 +290,7 @@ def read_lines(path: str | Path, notes: list[str] | None = None) -> list[dict[st
             entries.append(entry | (entry.get("data") or {}))
         except (ValueError, TypeError, AttributeError):
             if number < len(lines):
-                expected = "expected one JSON object with a step a line: delete the line"
-                raise UserError(f"{path}:{number}: {expected}") from None
+                raise UserError(f"{path}:{number}: no JSON object: delete the line") from None
             if notes is not None:
                 notes.append(f"the last line ({number}) is truncated: the run died or still writes")
     return entries

@@ -110,8 +110,8 @@ def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, list[i
         if faults:
             raise UserError(f"{options.rows}:{number or 1}: {faults[0].found}: correct it")
         for name in {options.answer, *used, options.group} - {None} - record.keys():
-            missing = f"no column {name!r}, expected one of {', '.join(record)}"
-            raise UserError(f"{options.rows}:{number}: {missing}: correct the name")
+            known = ", ".join(record)
+            raise UserError(f"{options.rows}:{number}: no column {name!r}, expected one of {known}")
         prompt = COLUMN.sub(lambda match, record=record: str(record[match[1]]), options.prompt)
         answer = record[options.answer]
         with suppress(ValueError):  # an object in a cell is written as JSON

@@ -168,8 +168,7 @@ def schema_of(response_format: dict[str, Any]) -> dict[str, Any]:
     except SchemaError as error:
         raise UserError(f"schema{error.json_path[1:]}: {error.message}: correct it") from None
     if form.get("strict") and (place := next(open_objects(schema, "schema"), None)):
-        expected = "expected every property required and additionalProperties false"
-        raise UserError(f"{place} is not strict: {expected}")
+        raise UserError(f"{place} is not strict: require all keys, additionalProperties false")
     return schema
 
 
@@ -239,8 +238,7 @@ class TemplatePath:
         first, is_text = self.steps[0], self.steps[0] in TEXT_FIELDS
         invalid = first not in SAMPLE_FIELDS or (is_text and len(self.steps) > 1)
         if self.namespace == "sample" and invalid:
-            known = f"{', '.join(SAMPLE_FIELDS)} (no path after the first two)"
-            raise TemplateError(f"{self.text}: expected {known}")
+            raise TemplateError(f"{self.text}: expected one of {', '.join(SAMPLE_FIELDS)}")
 
     def resolve(self, context: Context) -> Any:
         """The value in this context; raises Fault if the path does not exist."""

@@ -110,11 +110,6 @@ class Grader:
         )
 
     @property
-    def variables(self) -> tuple[str, ...]:
-        """The names of a multi grader's sub-rewards."""
-        return tuple(self.parts) if self.formula else ()
-
-    @property
     def record(self) -> dict[str, Any]:
         """What a run keeps of it: its JSON, or a function's source and hash."""
         return self.function or self.to_json()

@@ -29,7 +29,7 @@ TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 @dataclass
 class JudgeSettings:
     """How judges are reached; one object may serve several graders and threads. An endpoint that
-    times out or answers 408, 409, 429 or 5xx is asked again, after 0.5, 1, 2 … 8 s or as it says."""
+    times out or answers 408, 409, 429, 5xx is asked again, after 0.5, 1, 2 … 8 s or as it says."""
 
     base_url: str | None = None  # else OPENAI_BASE_URL
     api_key: str | None = None  # else OPENAI_API_KEY
@@ -47,10 +47,8 @@ class JudgeSettings:
         base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
         api_key = self.api_key or os.environ.get("OPENAI_API_KEY")
         if not base_url and not api_key:
-            raise UserError(
-                "judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: set the first, http://…/v1, for "
-                "an endpoint of your own, or the second for OpenAI's"
-            )
+            own = "set the first, http://…/v1, for your own endpoint, or the second for OpenAI's"
+            raise UserError(f"judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: {own}")
         from openai import OpenAI
 
         limits = {"timeout": self.timeout, "max_retries": self.retries}

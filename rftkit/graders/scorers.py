@@ -86,8 +86,7 @@ def get_metric(name: str) -> Callable[[str, str], float]:
         if name == "meteor":
             wordnet.ensure_loaded()
     except LookupError:
-        command = "python -m nltk.downloader wordnet"
-        raise UserError(f"metric meteor: needs wordnet: run `{command}` once") from None
+        raise UserError("meteor needs wordnet: run `python -m nltk.downloader wordnet`") from None
     return lambda text, reference: float(function([reference.split()], text.split()))
 
 

@@ -143,8 +143,8 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         known = {"status": self.check.status, "failures": len(self.check.failures)}
-        known["maximum"] = self.maximum
-        return known | {"right": self.right, "swapped": self.swapped, "worse": self.worse}
+        scores = {"right": self.right, "swapped": self.swapped, "worse": self.worse}
+        return known | {"maximum": self.maximum} | scores
 
 
 def check_reference(task: Task, rows: Sequence[Row], drawn: Sequence[Row]) -> Reference:

@@ -105,8 +105,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Self:
         if self.micro_batch and self.batch % self.micro_batch:
-            expected = f"expected a divisor of the step's {self.batch} completions"
-            raise ValueError(f"micro_batch: {self.micro_batch}, {expected}")
+            raise ValueError(f"micro_batch: {self.micro_batch}, expected to divide {self.batch}")
         return self
 
     @property
