@@ -85,15 +85,14 @@ class Bench:
     def to_json(self, names: Iterable[str], pairs: Iterable[tuple]) -> dict[str, Any]:
         """The common part of report.json. pairs: (later system, earlier system, metric, greedy)"""
         clusters, results = clusters_of(self.rows, self.task), self.results
+        systems = [results[name] for name in names]
         return {
             "task": self.task.name,
             "n_cases": len(self.rows),
             "headline": self.headline,
             "clustered_by": self.task.group_by,
             "sampling": {"samples": self.samples, **self.sampling.to_json()},
-            "systems": [
-                results[n].to_json(clusters) | count_answers(results[n], self.task) for n in names
-            ],
+            "systems": [s.to_json(clusters) | count_answers(s, self.task) for s in systems],
             "paired": [
                 evaluation.paired_record(results[a], results[b], metric, clusters, greedy)
                 for a, b, metric, greedy in pairs

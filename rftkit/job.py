@@ -72,9 +72,8 @@ def job_config(
     job, folder = read_job(file), Path(folder or Path(file).parent)
     inner = dict(job["method"]["reinforcement"])
     known = {"model", "method", "seed", "suffix", *FILE_FIELDS, *OF_THE_SERVICE}
-    unknown = sorted({*job} - known) + sorted(
-        {*inner} - {"grader", "hyperparameters", "response_format"}
-    )
+    parts = {"grader", "hyperparameters", "response_format"}
+    unknown = sorted({*job} - known) + sorted({*inner} - parts)
     if unknown:
         raise UserError(f"{file}: unknown {', '.join(unknown)}: remove what you do not need")
     lines = [
@@ -85,9 +84,8 @@ def job_config(
     values: Record = {"model": usable_model(file, job.get("model"), model)}
     lines.append(Mapped("model", job.get("model"), f"model {values['model']}"))
     for name, split in FILE_FIELDS.items():
-        values[name.replace("training", "train")] = found = find_file(
-            f"{file}: {name}", job.get(name), folder, split
-        )
+        found = find_file(f"{file}: {name}", job.get(name), folder, split)
+        values[name.replace("training", "train")] = found
         lines.append(Mapped(name, job.get(name), found))
     values["seed"] = job.get("seed") or 0
     lines.append(Mapped("seed", job.get("seed"), f"seed {values['seed']}"))

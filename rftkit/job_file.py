@@ -40,9 +40,8 @@ def is_job(file: str | Path) -> bool:
     if str(file).endswith(".py"):
         return True
     record = read_json(file)
-    return isinstance(record, dict) and (
-        isinstance(record.get("method"), dict) or "customizationConfig" in record
-    )
+    known = record if isinstance(record, dict) else {}
+    return isinstance(known.get("method"), dict) or "customizationConfig" in known
 
 
 def read_job(file: str | Path) -> Record:

@@ -82,9 +82,8 @@ def make_task(options: NewTask) -> dict[str, Any]:
     values = vars(options) | task | {"form": form, "flags": flags}
     for file in (PACKAGE / "skeleton").glob("*.*"):
         write_text(folder / file.name, Template(read_text(file)).safe_substitute(values))
-    report = check_rows(
-        folder / "train.jsonl", folder / "validation.jsonl", group, [field], extract
-    )
+    files = (folder / "train.jsonl", folder / "validation.jsonl")
+    report = check_rows(*files, group, [field], extract)
     labels = sorted({str(answer) for answer in answers}) if form == "class" else []
     for one, other in combinations(labels, 2):
         if one.casefold() == other.casefold():

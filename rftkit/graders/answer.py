@@ -168,7 +168,8 @@ def schema_of(response_format: dict[str, Any]) -> dict[str, Any]:
     except SchemaError as error:
         raise UserError(f"schema{error.json_path[1:]}: {error.message}: correct it") from None
     if form.get("strict") and (place := next(open_objects(schema, "schema"), None)):
-        raise UserError(f"{place} is not strict: require all keys, additionalProperties false")
+        expected = "expected every property required and additionalProperties false"
+        raise UserError(f"{place} is not strict: {expected}")
     return schema
 
 

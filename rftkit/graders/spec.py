@@ -87,9 +87,7 @@ def validate_spec(
         if isinstance(spec, list) and len(spec) == 1:
             spec = spec[0]
     if isinstance(spec, dict) and spec.get("type") == "function" and "signature" in spec:
-        findings.append(
-            (NOTE, "", f"the function {spec['name']}, called as {spec['signature']} does")
-        )
+        findings.append((NOTE, "", f"function {spec['name']}, called as {spec['signature']} does"))
         spec = python_spec(spec)
     plain = _check(spec, "", has_embedder, findings)
     findings = [(kind, (inside + at).strip("."), text) for kind, at, text in findings]
