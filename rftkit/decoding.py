@@ -105,8 +105,7 @@ def decode(
 
 
 def shared_head(prompts: Sequence[list[int]]) -> int:
-    """How many first tokens all prompts share, where that saves much: instructions, examples. One
-    token of each prompt is left."""
+    """How many first tokens all prompts share, where that saves much; one of each stays."""
     head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
     return head if head >= LONG_HEAD and len(prompts) > 1 else 0
 

@@ -264,8 +264,7 @@ def margin(trained: LocalPolicy, prompt: Prompt, ours: str, theirs: str) -> floa
 def logit_differences(
     trained: LocalPolicy, exported: Policy, prompts: list[Prompt], answers: list[str]
 ) -> dict[str, float | None]:
-    """The largest absolute difference of any token's logits, over the prompts and the answers that
-    the run gave. The run computes them through its adapter, which sampling may have merged."""
+    """The largest absolute differences of a token's logits, over prompts and the run's answers."""
     import torch
 
     away: dict[str, Any] = {"max_logit_difference": [], "logit_difference_from_base": []}

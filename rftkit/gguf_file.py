@@ -37,8 +37,7 @@ CUTS = {
 
 
 def write_gguf(model: Any, tokenizer: Any, file: Path) -> None:
-    """Write weights (in the model's own dtype; vectors in fp32), tokenizer and chat template.
-    UserError for a family, a rotary embedding or a tokenizer that is not written."""
+    """Write weights (vectors in fp32), tokenizer and chat template; UserError for other kinds."""
     try:
         import gguf
     except ImportError:

@@ -94,7 +94,10 @@ def job_config(
     values["grader"], used = usable_grader(file, inner.get("grader"), folder, judges or {})
     lines += used
     if form := inner.get("response_format"):
-        values["response_format"] = openai_format(form)
+        if "schema" in form:  # Azure's has name and schema beside the type
+            parts = {key: value for key, value in form.items() if key != "type"}
+            form = {"type": "json_schema", "json_schema": parts}
+        values["response_format"] = form
         lines.append(Mapped("response_format", "…", "response_format", "checked by the grader"))
     config, mapped = with_hyperparameters(file, values, inner.get("hyperparameters") or {})
     task = config_task(config)
@@ -167,14 +170,6 @@ def usable_grader(
         return value
 
     return replaced(spec), used
-
-
-def openai_format(given: Record) -> Record:
-    """A response_format in OpenAI's form; Azure's has name and schema beside the type."""
-    if "schema" in given:
-        inner = {key: value for key, value in given.items() if key != "type"}
-        return {"type": "json_schema", "json_schema": inner}
-    return given
 
 
 def with_hyperparameters(

@@ -78,8 +78,7 @@ def hub_place(base: str) -> dict[str, str | None]:
 
 
 def check_weights(folder: str | Path) -> None:
-    """Raise UserError where a folder's weight files are missing or cut short. Reads their headers
-    alone, so that it can come before a long evaluation."""
+    """UserError where weight files are missing or cut short. Only their headers are read."""
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)

@@ -131,8 +131,7 @@ def token_logprobs(
 
 
 def rows_apart(ids: torch.Tensor, mask: torch.Tensor, width: int) -> tuple[list, list]:
-    """TRL's padded batch as lists, without padding: (prompts, completions), the latter being what
-    the mask leaves of the last `width` columns."""
+    """TRL's padded batch as lists without padding: (prompts, completions, of `width` columns)."""
     pairs = list(zip(ids.tolist(), mask.bool().tolist()))
     prompts = [list(compress(row[:-width], seen[:-width])) for row, seen in pairs]
     return prompts, [list(compress(row[-width:], seen[-width:])) for row, seen in pairs]

@@ -97,8 +97,7 @@ class Task:
         return answers.index(reference) + 1 if reference in answers else None
 
     def grade(self, rows: list[Row], samples: list[list[Sample]]) -> None:
-        """Fill row_id, grade, sub_grades and errors of samples[row][index], in place. A sample that
-        never came back has no grade."""
+        """Fill row_id, grade, sub_grades and errors of samples[row][index]; none if lost."""
         came: list[tuple[Row, Sample]] = []
         for row, row_id, group in zip(rows, row_ids(rows), samples, strict=True):
             for sample in group:

@@ -187,8 +187,7 @@ def drop_copies(
 
 
 def sign_rows(cases: Sequence[Case], hpo: Hpo, size: int, n_signs: int, seed: int = 0) -> list[Row]:
-    """Rows for the cases of ONE side, group after group. Left out are cases of genes with too few
-    signs, and a rest without `size` different genes."""
+    """Rows for the cases of ONE side, group after group; left out are those with too few signs."""
     rows: list[Row] = []
     waiting: list[dict[str, Case]] = []  # groups that lack a gene
     for case in cases:

@@ -271,8 +271,7 @@ class Report:
 
 @functools.cache
 def report() -> Report:
-    """The protections on this machine. The first call in a process starts a sandbox (about 0.1 s)
-    and reads which protections it could apply."""
+    """The protections on this machine, as the sandbox says that the first call starts (0.1 s)."""
     protections = {name: [] for name in ("files", "network", "processes", "threads", "memory")}
     protections |= {"disk": [], "time": ["a clock outside"], "environment": ["an empty one"]}
     reason = f"{sys.platform} has no Landlock or no seccomp here"

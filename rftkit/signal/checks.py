@@ -84,8 +84,7 @@ def unended(policy: LocalPolicy, row: Row) -> str:
 
 
 def prompt_notes(policy: LocalPolicy, rows: Sequence[Row]) -> list[str]:
-    """What a user should know before this model reads these rows. UserError where it cannot be
-    given a row's tools."""
+    """What a user should know before this model reads these rows; UserError for tools it loses."""
     if any(row.get("tools") for row in rows):
         policy.render_all(Prompt(row) if row.get("tools") else "" for row in rows)
     renamed = any(policy.known_roles(row["messages"]) != row["messages"] for row in rows)
