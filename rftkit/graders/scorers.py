@@ -20,14 +20,8 @@ from functools import cache, partial
 from typing import Any
 
 from rftkit.files import UserError, shorten
-from rftkit.graders.answer import (
-    PROGRAM_FAILED,
-    Context,
-    Scorer,
-    Template,
-    grader_fault,
-    sample_fault,
-)
+from rftkit.graders import answer
+from rftkit.graders.answer import Context, Scorer, Template, grader_fault, sample_fault
 from rftkit.sandbox.runner import default_workers, python_runner
 
 Embedder = Callable[[list[str]], Sequence[Sequence[float]]]
@@ -135,7 +129,7 @@ def compile_python(
         if outcome.runtime_error:
             # A text that fails before it saw the sample says nothing about the sample.
             blame = grader_fault if outcome.failed_to_load else sample_fault
-            raise blame(PROGRAM_FAILED, outcome.runtime_error)
+            raise blame(answer.PROGRAM_FAILED, outcome.runtime_error)
         return as_score(outcome.value)
 
     return Scorer(score, check_ready, getattr(runner, "workers", None) or default_workers())
@@ -150,7 +144,7 @@ def as_score(value: Any) -> float:
     except OverflowError:
         pass
     what = f"{shorten(value, 60)} ({type(value).__name__})"
-    raise sample_fault(PROGRAM_FAILED, f"grade returned {what}, expected a finite number")
+    raise sample_fault(answer.PROGRAM_FAILED, f"grade returned {what}, expected a finite number")
 
 
 MAX_LENGTH = 4_000  # characters; keeps Python's own parser and compiler within their depth
