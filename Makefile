@@ -49,7 +49,7 @@ NOTEBOOKS := $(wildcard notebooks)
 # Tests: two files at a time, one thread each. The longest first, so that none is left at the end
 # for one core alone; xdist by itself begins with the files that have the most tests.
 SIDE_BY_SIDE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
-LONGEST := $(addprefix tests/test_,$(addsuffix .py,demo training export serve training_resume))
+LONGEST := $(addprefix tests/test_,$(addsuffix .py,demo training export tools serve training_resume))
 IN_TURN := $(LONGEST) $(NOTEBOOKS) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 # Published cases for the tests that want real ones, where a copy lies beside the checkout.
