@@ -46,8 +46,11 @@ TORCH_FROM := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.o
 QUIETLY := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 NOTEBOOKS := $(wildcard notebooks)
-# Tests: two files at a time, one thread each.
+# Tests: two files at a time, one thread each. The longest first, so that none is left at the end
+# for one core alone; xdist by itself begins with the files that have the most tests.
 SIDE_BY_SIDE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+LONGEST := $(addprefix tests/test_,$(addsuffix .py,demo training export tools serve training_resume))
+IN_TURN := $(LONGEST) $(NOTEBOOKS) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 # Published cases for the tests that want real ones, where a copy lies beside the checkout.
 REAL_CASES := $(wildcard ../shared/data/phenopackets.jsonl.gz)
@@ -68,8 +71,8 @@ real: $(FOR_DEMO)  ## fetch SmolLM2-135M-Instruct (93 MB) as model "smollm2", on
 test: $(FOR_DEV)  ## lint, the package tests, every notebook in the smoke profile
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(SIDE_BY_SIDE) RFTKIT_PROFILE=smoke $(RUN) -m pytest tests $(NOTEBOOKS) $(NBVAL) \
-	  -n 2 --dist loadfile $(ARGS)
+	$(SIDE_BY_SIDE) RFTKIT_PROFILE=smoke $(RUN) -m pytest $(IN_TURN) $(NBVAL) \
+	  -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-browser: $(FOR_BROWSER)  ## three notebooks and the dashboard in JupyterLab and Chromium
 	$(QUIETLY) $(RUN) -m pytest -m browser -rs --timeout=3600 tests/test_browser.py $(ARGS)

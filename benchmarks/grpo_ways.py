@@ -118,7 +118,7 @@ def run_way(
         turns.watch()
         if exact:
             decoding.end_tokens = lambda model, tokenizer: set()
-            replace("garbage_in_first_batch", lambda *given: [])  # it asks for end tokens
+            replace("find_garbage", lambda *given: [])  # it asks for end tokens
         WAYS[way](config, folder, turns, exact)
         connection.send({"error": f"{way} has no step left: raise config.steps"})
     except BrokenPipeError:

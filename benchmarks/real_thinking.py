@@ -41,7 +41,7 @@ from rftkit.evaluation import (
     sample_metric,
 )
 from rftkit.files import markdown_table, read_json, write_text
-from rftkit.genes.candidates import ladder
+from rftkit.genes.cases import ladder
 from rftkit.genes.hpo import load_hpo
 from rftkit.graders.answer import fill_template
 from rftkit.policy import Policy, Prompt

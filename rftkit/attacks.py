@@ -162,8 +162,7 @@ def filled(template: Any, row: Row) -> tuple[str | None, str]:
 
 def reference_check(grader: Grader, answer_template: Any, rows: Sequence[Row]) -> Check:
     """Does every row's own right answer score the best grade, the stated one or the best of these?
-    A failure is {"row_id", "reward", "answer", "reason"}; where the template does not fit the row,
-    answer and reward are None."""
+    A failure is {"row_id", "reward", "answer", "reason"}; where no answer fits, two are None."""
     if not answer_template:
         return Check("reference check")
     answers = [filled(answer_template, row) for row in rows]

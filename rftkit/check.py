@@ -12,19 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rftkit.contract import (
-    Line,
-    RowFault,
-    Source,
-    read_lines,
-    readable_messages,
-    source_name,
-    value_text,
-    walk,
-)
+from rftkit import contract
+from rftkit.contract import Line, RowFault, Source, read_lines, readable_messages, value_text, walk
 from rftkit.files import UserError, plural
 from rftkit.rows import (
-    ID_KEYS,
     answer_fields,
     closed_set_note,
     group_of,
@@ -76,11 +67,11 @@ def check_rows(
     """Check training rows, and their split from the validation rows by the key `group_by`.
     `answer_keys`: more keys that hold answers (without any: `group_by`), `not_answer`: keys that
     hold none; `answer_in_prompt_ok`: prompts may contain answers."""
-    report, faults, sides = CheckReport(files={"train": source_name(rows)}), [], ([], [])
+    report, faults, sides = CheckReport(files={"train": contract.source_name(rows)}), [], ([], [])
     if validation is None:
         report.notes.append("the split was not checked: pass the validation file with --validation")
     else:
-        report.files["validation"] = source_name(validation, "held_out")
+        report.files["validation"] = contract.source_name(validation, "held_out")
     for (side, file), source, lines in zip(report.files.items(), (rows, validation), sides):
         for line in read_lines(source, file):
             faults += line.faults
@@ -137,7 +128,7 @@ INVISIBLE = " \t\r\n\u00a0\u200b\u200c\u200d\u2060\ufeff"
 def looks_like_answer(key: str) -> bool:
     """True for `reference_gene` and `trueLabel`, False for `answer_type` and `sex`."""
     words = [w.lower() for w in re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=[A-Z])", key) if w]
-    if key in ID_KEYS or NOT_THE_ANSWER.intersection(words):
+    if NOT_THE_ANSWER.intersection(words):
         return False
     return any(word.startswith(start) for word in words for start in ANSWER_WORDS)
 
@@ -216,8 +207,7 @@ def repeats_prompt(lines: Sequence[Line], key: str) -> bool:
 
 
 def searchable(answer: Any) -> list[str]:
-    """The values in an answer that are worth searching for. Short ones also match by chance: under
-    3 characters (numbers: under 5), yes and no."""
+    """The values in an answer that are worth searching for: short ones match by chance, too."""
     texts = []
     for _, leaf in walk(answer):
         text = str(leaf).strip(INVISIBLE) if type(leaf) in (str, int, float) else ""
@@ -318,8 +308,7 @@ def shingles(text: str) -> set[int]:
 
 
 def similar_prompts(train: list[str], validation: list[str]) -> list[tuple[int, int, float]]:
-    """Return (validation index, index of its closest training text, similarity) from THRESHOLD up.
-    It compares all pairs, as products of sparse 0/1 matrices (rows x shingles)."""
+    """(validation index, index of its closest training text, similarity), from THRESHOLD up."""
     import numpy as np
     from scipy.sparse import csr_matrix
 

@@ -86,9 +86,7 @@ def check_command(
     group_by: Annotated[str | None, option("KEY", "No value may be on both sides.")] = None,
     answer_key: Annotated[list[str] | None, option("KEY", "An answer key (repeatable).")] = None,
     not_answer: Annotated[list[str] | None, option("KEY", "No answer key (repeatable).")] = None,
-    answer_in_prompt_ok: Annotated[
-        bool, flag("--answer-in-prompt-ok", "Allow it: the task is to extract it.")
-    ] = False,
+    answer_in_prompt_ok: Annotated[bool, flag("--answer-in-prompt-ok", "To extract it.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check RFT data. Each fault comes with its line, the expected value and the next step.

@@ -141,7 +141,5 @@ def serve_command(
         from rftkit.serve import serve
     except ImportError as error:
         raise UserError(f'{error.name} is missing: pip install "rftkit[serve]"') from None
-    console.say(
-        f"http://127.0.0.1:{port}/v1, state in {folder}; Ctrl-C stops, a job is resumed later"
-    )
+    console.say(f"http://127.0.0.1:{port}/v1, state in {folder}; Ctrl-C stops, a job is resumed")
     serve(folder, port, model, judge or [])

@@ -85,15 +85,14 @@ class Bench:
     def to_json(self, names: Iterable[str], pairs: Iterable[tuple]) -> dict[str, Any]:
         """The common part of report.json. pairs: (later system, earlier system, metric, greedy)"""
         clusters, results = clusters_of(self.rows, self.task), self.results
+        systems = [results[name] for name in names]
         return {
             "task": self.task.name,
             "n_cases": len(self.rows),
             "headline": self.headline,
             "clustered_by": self.task.group_by,
             "sampling": {"samples": self.samples, **self.sampling.to_json()},
-            "systems": [
-                results[n].to_json(clusters) | count_answers(results[n], self.task) for n in names
-            ],
+            "systems": [s.to_json(clusters) | count_answers(s, self.task) for s in systems],
             "paired": [
                 evaluation.paired_record(results[a], results[b], metric, clusters, greedy)
                 for a, b, metric, greedy in pairs
@@ -107,8 +106,7 @@ class Bench:
 
 
 class Kept:
-    """A policy whose answers are graded and appended to a file, some rows at a time. Those that
-    stand there already are read, not asked for again."""
+    """A policy whose answers are graded and appended to a file; what stands there is only read."""
 
     def __init__(self, policy: Policy, name: str, task: Task, rows: Rows, file: Path):
         self.policy, self.name, self.task, self.rows, self.file = policy, name, task, rows, file
@@ -284,9 +282,8 @@ def token_limit(models: Sequence[str], run: Path | None) -> int:
 
 
 def load_metric(name: str) -> MetricFunction:
-    """Load a custom metric from "module:function", which may be in the current folder. It takes
-    (sample, item), as a python grader does, and returns one number; `sample` holds all of a line of
-    samples.jsonl. It runs IN THIS PROCESS with all your rights: load only your own code."""
+    """A metric of your own from "module:function": (sample, item) -> number, where `sample` holds
+    all of a line of samples.jsonl. It runs IN THIS PROCESS with all your rights."""
     module, _, function = name.partition(":")
     with importing(Path(), f"--metric {name}"):
         metric = getattr(importlib.import_module(module), function)
@@ -301,8 +298,7 @@ def load_metric(name: str) -> MetricFunction:
 
 
 def training_record(model: str, bench: Bench) -> dict[str, Any]:
-    """Training details from the run folder of a tuned model; empty if there is no run folder.
-    `answer_groups_shared_with_eval` is None if the run's rows are not found."""
+    """Training details from a tuned model's run folder, {} without one; None: no rows are found."""
     run = run_folder(model)
     if not run or not (run / "training.json").exists():
         return {}

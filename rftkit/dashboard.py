@@ -26,8 +26,7 @@ DRAWING_SHARE = 0.1  # of the run's time, at most
 
 
 def dashboard_figure(log: Records, start: dict[str, Any] | None = None, steps: int = 0) -> Figure:
-    """Six panels over the steps: reward, validation, thinking patterns, length, dead groups,
-    entropy. Alarms are red lines."""
+    """Six panels over the steps, from the reward to the entropy. Alarms are red lines."""
     figure, panels = plots.new_figure(11, 4.6, rows=2, columns=3, sharex=True)
     reward, validation, patterns, length, dead_groups, entropy = panels
     _draw_reward(reward, log)

@@ -34,9 +34,8 @@ def decode(
 ) -> list[tuple[list[int], str]]:
     """n completions of each prompt: [(token ids with the end token, finish reason)], P * n.
 
-    The uniform samples of a completion are fixed by (seed, the prompt's number, its own index).
-    So models that are asked the same questions share them, and neither batch size nor neighbours
-    change a completion.
+    The uniform samples of a completion are fixed by (seed, the prompt's number, its own index): all
+    models share them, and neither batch size nor neighbours change a completion.
     """
     import torch
 
@@ -106,8 +105,7 @@ def decode(
 
 
 def shared_head(prompts: Sequence[list[int]]) -> int:
-    """How many first tokens all prompts share, where that saves much: instructions, examples. One
-    token of each prompt is left."""
+    """How many first tokens all prompts share, where that saves much; one of each stays."""
     head = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
     return head if head >= LONG_HEAD and len(prompts) > 1 else 0
 
@@ -131,9 +129,8 @@ def fitting(model: Any, tokens: int) -> int:
 
 
 def side_by_side(model: Any, width: int, n: int, config: SamplingConfig) -> bool:
-    """Do the completions of a prompt share a row and its cache, as in packing.py? They then read
-    the prompt's keys and values once. But those that have ended stay until the row's last one has:
-    so only where the prompt is most of what is read."""
+    """Do the completions of a prompt share a row and its cache, as in packing.py? Where the prompt
+    is most of what is read: those that have ended stay until the row's last one has."""
     return n > 1 and width >= 3 * config.max_new_tokens and not reason_to_copy(model)
 
 
@@ -160,11 +157,8 @@ def attended(model: Any, mask: torch.Tensor, lanes: int, tokens: int) -> torch.T
 
 
 def give_room(cache: Any) -> None:
-    """From now on the cache writes new keys and values into spare room behind the others.
-
-    By itself it copies all of them at every token: a tenth of the time at 70 tokens, two fifths
-    at 360.
-    """
+    """From now on the cache writes new keys and values into spare room behind the others. By itself
+    it copies all of them at every token: a tenth of the time at 70 tokens, two fifths at 360."""
     from transformers.cache_utils import DynamicLayer
 
     def update(layer: Any, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple:
@@ -206,10 +200,10 @@ def uniform_numbers(numbers: Sequence[int], n: int, config: SamplingConfig) -> t
 def choose(
     logits: torch.Tensor, config: SamplingConfig, uniforms: torch.Tensor | None
 ) -> torch.Tensor:
-    """The next token of each row, (rows,): the likeliest, or the one a uniform sample falls on.
+    """The next token of each row, (rows,): the likeliest, or the one its uniform sample falls on.
 
-    logits (rows, vocabulary), uniforms (rows,). A token is drawn by walking down the cumulative
-    distribution, so that a row's token depends on nothing but its own logits and number.
+    logits (rows, vocabulary), uniforms (rows,). Walking down the cumulative distribution, a row's
+    token depends on nothing but its own logits and number.
     """
     import torch
 

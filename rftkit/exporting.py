@@ -77,16 +77,14 @@ def export(
     """Write the model of a finished run (a Run or its folder) to the folder `out`, then prove it.
 
     With `prove` the first so many of `rows` (by default the run's test rows, else its held-out
-    ones) are answered greedily by the run, its adapter on the base, and by what lies in `out`. The
-    report has `equal` texts `of` so many, the `mismatches` with the place where two texts part and
-    the `margin` of the logits there, `max_logit_difference` over all tokens (None where no logits
-    come back), beside it `logit_difference_from_base`, and the `score` of both, with intervals.
-    `endpoint`: the name under which OPENAI_BASE_URL serves what was exported; the proof asks there.
+    ones) are answered greedily by the run and by what lies in `out`, or by the model `endpoint` of
+    OPENAI_BASE_URL. The report has `equal` texts `of` so many, the `mismatches` with the place
+    where two texts part and the `margin` of the logits there, `max_logit_difference` over all
+    tokens (None where no logits come back), `logit_difference_from_base`, and the `score` of both.
 
-    An export of the same run that stands in `out` is not written again, only proved. Nothing is
-    left of one that fails. Weights are merged and written in the dtype that they are loaded in:
-    fp32 on a CPU, bf16 on a GPU. UserError for anything else in `out`, a model family that GGUF is
-    not written for, a package that lacks, a full disk.
+    An export of the same run that stands in `out` is only proved. Nothing is left of one that
+    fails. Weights keep the dtype that they are loaded in: fp32 on a CPU, bf16 on a GPU. UserError
+    for anything else in `out`, a family without GGUF, a missing package, a full disk.
     """
     run, out = Path(getattr(run, "out", run)), Path(out)
     if to not in FORMS:
@@ -219,8 +217,7 @@ def exported_policy(run: Path, to: str, out: Path, endpoint: str | None) -> Iter
 
 
 def whole_text(sample: Sample) -> str:
-    """What was written, without what servers drop: white space around it, and half a character
-    where the limit cut one."""
+    """What was written, without what servers drop: outer white space, half a character at a cut."""
     opened = f"{THINK_OPEN}{sample.reasoning}{THINK_CLOSE}" if sample.reasoning else ""
     return opened + sample.answer.rstrip("\ufffd").strip()
 
@@ -278,8 +275,7 @@ def margin(trained: LocalPolicy, prompt: Prompt, ours: str, theirs: str) -> floa
 def logit_differences(
     trained: LocalPolicy, exported: Policy, prompts: list[Prompt], answers: list[str]
 ) -> dict[str, float | None]:
-    """The largest absolute difference of any token's logits, over the prompts and the answers that
-    the run gave. The run computes them through its adapter, which sampling may have merged."""
+    """The largest absolute differences of a token's logits, over prompts and the run's answers."""
     import torch
 
     away: dict[str, Any] = {"max_logit_difference": [], "logit_difference_from_base": []}

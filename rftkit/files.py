@@ -68,8 +68,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(source: str | Path) -> Any:
-    """The content of a JSON file, or of JSON text, which starts with a brace or a bracket. Raises
-    UserError with place and cause."""
+    """The content of a JSON file, or of text that begins with { or [. UserError with the place."""
     is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
     try:
         return json.loads(source if is_text else read_text(source))

@@ -37,8 +37,7 @@ CUTS = {
 
 
 def write_gguf(model: Any, tokenizer: Any, file: Path) -> None:
-    """Write weights (in the model's own dtype; vectors in fp32), tokenizer and chat template.
-    UserError for a family, a rotary embedding or a tokenizer that is not written."""
+    """Write weights (vectors in fp32), tokenizer and chat template; UserError for other kinds."""
     try:
         import gguf
     except ImportError:
@@ -108,9 +107,7 @@ def add_tokenizer(writer: Any, kinds: Any, model: Any, tokenizer: Any) -> None:
     ]
     if bpe["type"] != "BPE" or tuple(steps) not in CUTS:
         is_one = f"{bpe['type']} cut by {steps}"
-        raise UserError(
-            f"tokenizer: {is_one}, expected a byte-level BPE that is known: {OTHER_WAY}"
-        )
+        raise UserError(f"tokenizer: {is_one}, expected a known byte-level BPE: {OTHER_WAY}")
     count = model.get_input_embeddings().weight.shape[0]
     tokens, types = [f"[PAD{i}]" for i in range(count)], [kinds.UNUSED] * count
     for token, number in bpe["vocab"].items():

@@ -68,16 +68,14 @@ def job_config(
 ) -> tuple[RunConfig, list[Mapped]]:
     """(the run that a job comes to, how each field was read). `folder` holds the job's files, by
     default those beside it; `judges` says which model stands for a judge that is served nowhere.
-
-    Raises UserError with a line for each field that cannot be honoured."""
+    UserError has a line for each field that cannot be honoured."""
     job, folder = read_job(file), Path(folder or Path(file).parent)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: name the one with the job's files")
     inner = dict(job["method"]["reinforcement"])
     known = {"model", "method", "seed", "suffix", *FILE_FIELDS, *OF_THE_SERVICE}
-    unknown = sorted({*job} - known) + sorted(
-        {*inner} - {"grader", "hyperparameters", "response_format"}
-    )
+    parts = {"grader", "hyperparameters", "response_format"}
+    unknown = sorted({*job} - known) + sorted({*inner} - parts)
     if unknown:
         raise UserError(f"{file}: unknown {', '.join(unknown)}: remove what you do not need")
     lines = [
@@ -88,9 +86,8 @@ def job_config(
     values: Record = {"model": usable_model(file, job.get("model"), model)}
     lines.append(Mapped("model", job.get("model"), f"model {values['model']}"))
     for name, split in FILE_FIELDS.items():
-        values[name.replace("training", "train")] = found = find_file(
-            f"{file}: {name}", job.get(name), folder, split
-        )
+        found = find_file(f"{file}: {name}", job.get(name), folder, split)
+        values[name.replace("training", "train")] = found
         lines.append(Mapped(name, job.get(name), found))
     values["seed"] = job.get("seed") or 0
     lines.append(Mapped("seed", job.get("seed"), f"seed {values['seed']}"))
@@ -99,7 +96,10 @@ def job_config(
     values["grader"], used = usable_grader(file, inner.get("grader"), folder, judges or {})
     lines += used
     if form := inner.get("response_format"):
-        values["response_format"] = openai_format(form)
+        if "schema" in form:  # Azure's has name and schema beside the type
+            parts = {key: value for key, value in form.items() if key != "type"}
+            form = {"type": "json_schema", "json_schema": parts}
+        values["response_format"] = form
         lines.append(Mapped("response_format", "…", "response_format", "checked by the grader"))
     config, mapped = with_hyperparameters(file, values, inner.get("hyperparameters") or {})
     task = config_task(config)
@@ -117,8 +117,7 @@ def usable_model(file: Any, named: str | None, model: str | None) -> str:
     )
     if model or here:
         return model or named
-    choose = "choose one with --model, such as smollm2 or Qwen/Qwen3-4B"
-    raise UserError(f"{file}: model {named!r} cannot be loaded here: {choose}")
+    raise UserError(f"{file}: model {named!r} cannot be loaded here: give --model, such as smollm2")
 
 
 def named_files(folder: Path) -> Record:
@@ -174,14 +173,6 @@ def usable_grader(
         return value
 
     return replaced(spec), used
-
-
-def openai_format(given: Record) -> Record:
-    """A response_format in OpenAI's form; Azure's has name and schema beside the type."""
-    if "schema" in given:
-        inner = {key: value for key, value in given.items() if key != "type"}
-        return {"type": "json_schema", "json_schema": inner}
-    return given
 
 
 def with_hyperparameters(

@@ -40,9 +40,8 @@ def is_job(file: str | Path) -> bool:
     if str(file).endswith(".py"):
         return True
     record = read_json(file)
-    return isinstance(record, dict) and (
-        isinstance(record.get("method"), dict) or "customizationConfig" in record
-    )
+    known = record if isinstance(record, dict) else {}
+    return isinstance(known.get("method"), dict) or "customizationConfig" in known
 
 
 def read_job(file: str | Path) -> Record:
@@ -87,8 +86,7 @@ def call_arguments(file: str | Path) -> Record:
     calls = [n for n in nodes if isinstance(n, ast.Call)]
     jobs = [n for n in calls if ast.unparse(n.func).endswith("fine_tuning.jobs.create")]
     if len(jobs) != 1:
-        found = f"{len(jobs)} calls of fine_tuning.jobs.create"
-        raise UserError(f"{file}: {found}, expected one: keep one, or write the job as JSON")
+        raise UserError(f"{file}: {len(jobs)} calls of jobs.create, expected one: keep one")
     assigned = {
         target.id: node.value
         for node in nodes
@@ -109,9 +107,8 @@ def call_arguments(file: str | Path) -> Record:
         try:
             return ast.literal_eval(node)
         except ValueError:
-            text = shorten(ast.unparse(node), 40)
-            write = "write the value there, or the job as JSON"
-            raise UserError(f"{file}:{node.lineno}: {text} is computed: {write}") from None
+            place = f"{file}:{node.lineno}: {shorten(ast.unparse(node), 40)}"
+            raise UserError(f"{place} is computed: write its value there") from None
 
     def opened_file(node: ast.expr) -> str | None:
         made = assigned.get(node.id) if isinstance(node, ast.Name) else node

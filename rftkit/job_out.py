@@ -108,7 +108,7 @@ def lambda_grader(task: Task, out: Path, lines: list[Mapped]) -> Record:
     """Bedrock's: the function's file goes beside the job, for its owner to deploy."""
     record, file = task.grader.record, f"{out.stem}-grader.py"
     if record.get("signature") != "bedrock":
-        write = "write lambda_handler(event, context) in a file.py and name that as grader"
+        write = "write lambda_handler(event, context) in a file.py"
         raise UserError(f"grader {task.grader.name}: Bedrock asks an AWS Lambda alone: {write}")
     write_text(out.with_name(file), record["source"])
     names = job.named_files(out.parent) | {ARN: f"{file}:{record['name']}"}

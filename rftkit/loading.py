@@ -19,11 +19,9 @@ def run_folder(model: str) -> Path | None:
 
 
 def model_folder(model: str) -> tuple[str, str | None]:
-    """What a user calls a model: (where the base is, where the adapter is or None).
-
-    "embedded:mini", "smollm2" once it is fetched, a folder with a model, a folder with an adapter,
-    a run folder, a hub name or NAME@REVISION.
-    """
+    """(where the base is, where the adapter is or None) of what a user calls a model:
+    "embedded:mini", "smollm2" once it is fetched, a folder with a model or an adapter, a run
+    folder, a hub name or NAME@REVISION."""
     if model.startswith("embedded:"):
         return str(embedded_model(model.removeprefix("embedded:"))), None
     if model in FETCHED:
@@ -47,8 +45,7 @@ def adapter_base(config: Path) -> str:
     record = read_json(config)
     base = isinstance(record, dict) and record.get("base_model_name_or_path")
     if not base:
-        missing = 'no "base_model_name_or_path", expected the model it was made for'
-        raise UserError(f"{config}: {missing}: write its name there, such as embedded:mini")
+        raise UserError(f'{config}: no "base_model_name_or_path": write the base it was made for')
     if Path(base).parent.parts[-2:] == MODELS.parts[-2:]:  # an embedded one, of any installation
         return str(embedded_model(Path(base).name))
     for folder in config.parents[:4]:  # RUN/checkpoints/best/step-000010
@@ -81,8 +78,7 @@ def hub_place(base: str) -> dict[str, str | None]:
 
 
 def check_weights(folder: str | Path) -> None:
-    """Raise UserError where a folder's weight files are missing or cut short. Reads their headers
-    alone, so that it can come before a long evaluation."""
+    """UserError where weight files are missing or cut short. Only their headers are read."""
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
@@ -93,8 +89,7 @@ def check_weights(folder: str | Path) -> None:
             with safe_open(str(file), framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            cut = f"{file}: no whole safetensors file ({error})"
-            raise UserError(f"{cut}: copy it again, or take another checkpoint") from None
+            raise UserError(f"{file}: no whole safetensors file ({error}): copy it again") from None
 
 
 def load_tokenizer(base: str, adapter: str | None = None) -> Any:

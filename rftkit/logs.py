@@ -59,8 +59,7 @@ class Log:
         return points_of(self.records, name)
 
     def series(self, name: str) -> dict[str, Points]:
-        """Each part of an object that is logged a step (sub_rewards, errors) as points; 0 where
-        the step's object lacks it."""
+        """Each part of an object that is logged a step (sub_rewards, errors) as points; else 0."""
         parts = [(record["step"], record[name]) for record in self.records if record.get(name)]
         keys = sorted({key for _, part in parts for key in part})
         return {key: finite((step, part.get(key, 0.0)) for step, part in parts) for key in keys}
@@ -116,8 +115,7 @@ def points_of(log: Records, name: str) -> Points:
 
 
 def validations_of(log: Records, start: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Each validation with its step, metric, mean, and interval (low, high) where one was logged;
-    first `start`, the one before step 1."""
+    """Each validation with its step, metric, mean and maybe low and high; first `start`."""
     seen = [(0, start), *((record["step"], record.get("validation")) for record in log)]
     return [{"step": step, **found} for step, found in seen if found and "mean" in found]
 
@@ -290,8 +288,7 @@ def read_lines(path: str | Path, notes: list[str] | None = None) -> list[dict[st
             entries.append(entry | (entry.get("data") or {}))
         except (ValueError, TypeError, AttributeError):
             if number < len(lines):
-                expected = "expected one JSON object with a step a line: delete the line"
-                raise UserError(f"{path}:{number}: {expected}") from None
+                raise UserError(f"{path}:{number}: no JSON object: delete the line") from None
             if notes is not None:
                 notes.append(f"the last line ({number}) is truncated: the run died or still writes")
     return entries

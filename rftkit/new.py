@@ -82,9 +82,8 @@ def make_task(options: NewTask) -> dict[str, Any]:
     values = vars(options) | task | {"form": form, "flags": flags}
     for file in (PACKAGE / "skeleton").glob("*.*"):
         write_text(folder / file.name, Template(read_text(file)).safe_substitute(values))
-    report = check_rows(
-        folder / "train.jsonl", folder / "validation.jsonl", group, [field], extract
-    )
+    files = (folder / "train.jsonl", folder / "validation.jsonl")
+    report = check_rows(*files, group, [field], extract)
     labels = sorted({str(answer) for answer in answers}) if form == "class" else []
     for one, other in combinations(labels, 2):
         if one.casefold() == other.casefold():
@@ -110,8 +109,8 @@ def read_table(options: NewTask) -> tuple[list[dict[str, Any]], dict[str, list[i
         if faults:
             raise UserError(f"{options.rows}:{number or 1}: {faults[0].found}: correct it")
         for name in {options.answer, *used, options.group} - {None} - record.keys():
-            missing = f"no column {name!r}, expected one of {', '.join(record)}"
-            raise UserError(f"{options.rows}:{number}: {missing}: correct the name")
+            known = ", ".join(record)
+            raise UserError(f"{options.rows}:{number}: no column {name!r}, expected one of {known}")
         prompt = COLUMN.sub(lambda match, record=record: str(record[match[1]]), options.prompt)
         answer = record[options.answer]
         with suppress(ValueError):  # an object in a cell is written as JSON

@@ -104,10 +104,8 @@ def token_logprobs(
     entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(log-probabilities, entropies or None) of the completions' tokens, each (N, longest), with
-    zeros after a completion's end. Entropies carry no gradient.
-
-    model   one for which `reason_to_copy` is ""; the reference is the same in disable_adapter()
-    """
+    zeros after a completion's end. Entropies carry no gradient. Of the model `reason_to_copy` must
+    be ""; the reference is the same in disable_adapter()."""
     import torch
 
     ids_P_T, positions_P_T, sees_P_T_T, kept, places = pack(prompts, completions)
@@ -133,8 +131,7 @@ def token_logprobs(
 
 
 def rows_apart(ids: torch.Tensor, mask: torch.Tensor, width: int) -> tuple[list, list]:
-    """TRL's padded batch as lists, without padding: (prompts, completions), the latter being what
-    the mask leaves of the last `width` columns."""
+    """TRL's padded batch as lists without padding: (prompts, completions, of `width` columns)."""
     pairs = list(zip(ids.tolist(), mask.bool().tolist()))
     prompts = [list(compress(row[:-width], seen[:-width])) for row, seen in pairs]
     return prompts, [list(compress(row[-width:], seen[-width:])) for row, seen in pairs]

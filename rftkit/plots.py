@@ -65,8 +65,7 @@ def draw_validations(axes: Any, validations: Records) -> str:
 
 
 def draw_patterns(axes: Any, log: Records, validations: Records) -> str:
-    """The share of each thinking pattern in validation where there is one, else in training;
-    says in which."""
+    """The share of each thinking pattern in validation, else in training; says in which."""
     records = [validation for validation in validations if validation.get("patterns")]
     source = "validation" if records else "training"
     records = records or [record for record in log if record.get("patterns")]
@@ -79,8 +78,7 @@ def draw_patterns(axes: Any, log: Records, validations: Records) -> str:
 
 
 def attack_figure(report: AttackReport) -> Figure:
-    """What each cheating strategy earns: grey, or red where it pays more than it should; blue
-    lines at the honest best, middle and worst answer."""
+    """What each cheating strategy earns, red where it pays; blue lines at the honest answers."""
     results = [result for result in report.results if result.mean is not None][::-1]
     figure, [axes] = new_figure(6, 0.18 * len(results) + 1.1)
     colours = [RED if result.red else GREY for result in results]

@@ -21,7 +21,6 @@ from rftkit.loading import load_adapter, load_model, load_tokenizer, model_folde
 from rftkit.records import THINK_CLOSE, THINK_OPEN, Sample, SamplingConfig
 
 Messages = list[dict[str, Any]]  # one prompt: [{"role": "user", "content": "..."}, ...]
-KNOWS_TOOLS = ": take a model whose template knows tools, such as Qwen3"
 OWN_TEMPLATE = ": take the model's own chat template, or another role"
 REASONING = re.compile(r"o\d|gpt-[5-9]")  # OpenAI's, which take max_completion_tokens alone
 UNKNOWN = re.compile("unsupported|not support|unrecognized|unknown|unexpected|not permitted")
@@ -77,7 +76,7 @@ class LocalPolicy:
             raise UserError(fault + OWN_TEMPLATE) from None
         tools = tools_of(messages)
         if tools and text == self.apply_template(list(messages), add_generation_prompt=True):
-            raise UserError("the chat template leaves its tools out" + KNOWS_TOOLS)
+            raise UserError("the chat template leaves its tools out: take a model that knows tools")
         # Earlier reasoning may be left out, and a tool's result be written as JSON.
         known = [m for m in messages if isinstance(m.get("content"), str) and m["role"] != "tool"]
         contents = [message["content"].rpartition("</think>")[2].strip() for message in known]
@@ -172,9 +171,8 @@ SMALL, SMALL_IN_FP32 = 50_000_000, 200_000_000
 def merged_adapter(model: Any) -> Iterator[Any]:
     """The model to sample: a small one has its adapter merged into the base for that time.
 
-    An adapter doubles the number of modules a token passes, which is most of a tiny model's time.
-    Afterwards the very same base weights are put back (subtracting would leave rounding behind).
-    Large models are sampled through their adapter, as they are.
+    An adapter doubles the modules a token passes, which is most of a tiny model's time. Afterwards
+    the very same base weights are put back (subtracting would leave rounding behind).
     """
     import torch
 

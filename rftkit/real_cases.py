@@ -92,8 +92,7 @@ def read_real_cases(source: str | Path, world: World) -> tuple[list[Row], dict[s
         row["present"] = [{"id": term, "label": world.terms[term]} for term in present]
         rows.append(row)
     if not rows:
-        few = f"none of {counts['records']} cases is of this world"
-        raise UserError(f"{source}: {few}: {dict(lost)}")
+        raise UserError(f"{source}: no case of this world in {counts['records']}: {dict(lost)}")
     return rows, {
         "read": counts["records"],
         "kept": len(rows),

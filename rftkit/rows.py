@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.contract import Row, Source, read_lines, value_text
-from rftkit.files import UserError, plural, say_once, write_text
+from rftkit.files import UserError, say_once, write_text
 
 ID_KEYS = ("case_id", "row_id")
 
@@ -102,8 +102,7 @@ def split_by_group(
         raise UserError(f"shares are {dict(shares)}, expected positive shares that add up to 1")
     bundles = _bundles(rows, group_by)
     if len(bundles) < len(shares):
-        count = plural(len(bundles), "group")
-        raise UserError(f"{count} by {group_by!r} for {len(shares)} sides: group by another key")
+        raise UserError(f"{len(bundles)} groups by {group_by!r}, expected {len(shares)} at least")
     room = {side: share * len(rows) for side, share in shares.items()}
     dealt: dict[str, list[list[int]]] = {side: [] for side in shares}
     rng = random.Random(seed)
@@ -124,24 +123,21 @@ def split_by_group(
 
 def _bundles(rows: Sequence[Row], group_by: str) -> list[list[int]]:
     """Row indices that must stay together, largest bundle first; ties by content, not by order."""
-    parent: dict[Any, Any] = {}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def root(node: Any) -> Any:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    groups = []
+    groups, together = [], DisjointSet()
     for number, row in enumerate(rows, 1):
         group = group_of(row, group_by)
         if group is None:
             keys = ", ".join(answer_fields(row))
             raise UserError(f"row {number} has no {group_by!r}: group by another key ({keys})")
         groups.append(group)
-        parent[root(messages_key(row))] = root(group)
+        for node in (group, prompt := messages_key(row)):
+            together.add(node)
+        together.merge(group, prompt)
     members: dict[Any, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
-        members[root(group)].append(index)
+        members[together[group]].append(index)
     return sorted(members.values(), key=lambda m: (-len(m), min(groups[i] for i in m)))
 
 

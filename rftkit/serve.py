@@ -116,12 +116,11 @@ class Service:
             raise
         (place / "output.txt").write_text("".join(f"{line}\n" for line in mapped))
         known = {key: request.get(key) for key in ("training_file", "validation_file", "method")}
-        suffix = f":{request['suffix']}" if request.get("suffix") else ""
         job = {"id": name, "object": "fine_tuning.job", "created_at": int(time.time())}
         job |= {"model": config.model, "status": "queued", "seed": config.seed, **known}
         job |= {"fine_tuned_model": None, "finished_at": None, "error": None, "result_files": []}
         job |= {"hyperparameters": {}, "organization_id": "local", "trained_tokens": None}
-        job |= {"metadata": request.get("metadata"), "user_provided_suffix": suffix[1:] or None}
+        job |= {"metadata": request.get("metadata"), "user_provided_suffix": request.get("suffix")}
         write_json(place / "job.json", job)
         self.changed.set()
         return job
@@ -143,8 +142,7 @@ class Service:
     def process(self, name: str) -> psutil.Process | None:
         """The process that trains a job, whoever started it."""
         try:
-            pid = int((self.place("jobs", name) / "pid").read_text())
-            process = psutil.Process(pid)
+            process = psutil.Process(int((self.place("jobs", name) / "pid").read_text()))
             alive = process.status() != psutil.STATUS_ZOMBIE and name in " ".join(process.cmdline())
         except (OSError, ValueError, psutil.Error):
             return None
@@ -167,7 +165,7 @@ class Service:
         command += ["--files", str(place), "--out", str(place / "run")]
         command += ["--model", self.model] if self.model else []
         command += [word for pair in self.judges for word in ("--judge", pair)]
-        child = code = None
+        child = None
         with self.lock:
             if self.job(name)["status"] not in OPEN[:2]:  # paused or cancelled this moment
                 return
@@ -179,10 +177,9 @@ class Service:
                 self.update(name, status="running")
         while self.process(name) and not self.stopping:
             time.sleep(0.1)
-            code = child.poll() if child else None
         if self.stopping:
             return
-        code = child.wait() if child else code
+        code = child.wait() if child else None
         with self.lock:
             job = self.job(name)
             if job["status"] != "running":  # paused or cancelled meanwhile
@@ -201,9 +198,8 @@ class Service:
 
     def events(self, name: str) -> list[Record]:
         """What happened, the newest first: the log's steps, and how the job stands."""
-        place, job = self.place("jobs", name), self.job(name)
-        file = place / "run" / "events.jsonl"
-        events = read_lines(file) if file.exists() else []
+        job = self.job(name)
+        events = read_lines(self.place("jobs", name) / "run" / "events.jsonl")
         text = f"The job is {job['status']}"
         text += f": {job['error']['message']}" if job["error"] else ""
         state = {"object": "fine_tuning.job.event", "id": f"ftevent-{job['status']}"}
@@ -349,17 +345,13 @@ def build_app(service: Service) -> FastAPI:
         shutil.rmtree(service.place("files", name))
         return {"id": name, "object": "file", "deleted": True}
 
-    @app.post(jobs)
-    def create_job(request: dict[str, Any]) -> Record:
-        return service.create(request)
+    app.post(jobs)(service.create)
+    app.get(jobs + "/{name}")(service.job)
+    app.post("/v1/chat/completions")(service.chat)
 
     @app.get(jobs)
     def list_jobs(after: str | None = None, limit: int = 20) -> Record:
         return page(service.all("jobs", "job.json"), after, limit)
-
-    @app.get(jobs + "/{name}")
-    def get_job(name: str) -> Record:
-        return service.job(name)
 
     @app.post(jobs + "/{name}/{verb}")
     def move_job(name: str, verb: Literal["cancel", "pause", "resume"]) -> Record:
@@ -381,10 +373,6 @@ def build_app(service: Service) -> FastAPI:
     @app.post(f"{alpha}/validate")
     def validate_grader(request: dict[str, Any]) -> Record:
         return {"grader": validate_spec(request.get("grader"))[0]}
-
-    @app.post("/v1/chat/completions")
-    def chat(request: dict[str, Any]) -> Record:
-        return service.chat(request)
 
     return app
 

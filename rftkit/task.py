@@ -70,15 +70,13 @@ class Task:
         """(where the answer stands in the output, the row's field that it is compared with)"""
         if place := answer_place(self.answer_template or ""):
             return place
-        has = f"task {self.name}: answer_template {self.answer_template!r}"
-        raise UserError(f"{has} names no {{{{item.FIELD}}}}: write it where the answer belongs")
+        raise UserError(f"answer_template {self.answer_template!r}: put {{{{item.FIELD}}}} in it")
 
     def reference(self, row: Row) -> Any:
         """The row's right answer."""
         name = self.answer_path[1]
         if name not in row:
-            place = f"row {row_ids([row])[0]}"
-            raise UserError(f'{place}: no "{name}", which answer_template names: add it')
+            raise UserError(f'row {row_ids([row])[0]}: no "{name}", the answer: add it')
         return row[name]
 
     def answers(self, sample: Sample) -> list[Any]:
@@ -99,8 +97,7 @@ class Task:
         return answers.index(reference) + 1 if reference in answers else None
 
     def grade(self, rows: list[Row], samples: list[list[Sample]]) -> None:
-        """Fill row_id, grade, sub_grades and errors of samples[row][index], in place. A sample that
-        never came back has no grade."""
+        """Fill row_id, grade, sub_grades and errors of samples[row][index]; none if lost."""
         came: list[tuple[Row, Sample]] = []
         for row, row_id, group in zip(rows, row_ids(rows), samples, strict=True):
             for sample in group:
@@ -119,8 +116,7 @@ class Task:
         return {key: value for key, value in record.items() if value is not None}
 
 
-LOCAL = ("folder", "settings")  # of this machine, no keys of task.json
-KEYS = [f.name for f in fields(Task) if f.name not in LOCAL]
+KEYS = [f.name for f in fields(Task) if f.name not in ("folder", "settings")]  # of task.json
 
 
 def load_task(name: str | Path) -> Task:

@@ -102,9 +102,8 @@ def grader_lab(
     widget: bool | None = None,
 ) -> Any:
     """Choose a row and an answer (or type one), edit the grader, or move one number of its formula
-    by a slider, and see the grade. `samples` are answers of a model to each row. Returns the
-    widget (ipywidgets.VBox), or prints the first row's view and returns None where there is no
-    front end. The edited grader lives in the widget alone: copy its JSON to keep it."""
+    by a slider, and see the grade. `samples` are answers of a model to each row. Returns the widget
+    (a VBox); without a front end it prints the first row's view. To keep a grader copy its JSON."""
     if not (has_front_end() if widget is None else widget):
         answers = answers_for(task, rows[0], samples[0] if samples else ())
         name, typed = answers.popitem() if answers else ("nothing", "")

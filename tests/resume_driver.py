@@ -25,14 +25,14 @@ import torch
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: F401  imported once, here
 
 from rftkit import RunConfig, train
-from rftkit.training import heldout, store
+from rftkit.training import store, watchdogs
 
 POINTS = {
     "weights": (store, "write_adapter"),
     "state": (store, "write_json"),
     "rename": (store.os, "replace"),
     "old ones go": (store.shutil, "rmtree"),
-    "best adapter": (heldout, "copy_adapter"),
+    "best adapter": (watchdogs, "copy_adapter"),
     "copied weights": (store.shutil, "copyfile"),
     "log line": (store, "append_lines"),
 }

@@ -253,7 +253,7 @@ def test_each_family_answers_alike_in_llama_cpp(mini, genes, tmp_path, kind, set
         ({"model_type": "mistral"}, 'model_type "mistral", expected llama, qwen2, qwen3'),
         ({"layer_types": ["sliding_attention"]}, "full attention"),
         ({"rope_parameters": {"rope_type": "yarn"}}, 'rope_type "yarn", expected default'),
-        ({"tokenizer": '"add_prefix_space":true'}, "expected a byte-level BPE that is known"),
+        ({"tokenizer": '"add_prefix_space":true'}, "expected a known byte-level BPE"),
         ({"tokenizer": '"type":"WordPiece"'}, "WordPiece"),
     ],
 )

@@ -6,14 +6,14 @@ import pytest
 from test_genes_cases import LENS, PUBLISHED, SEIZURE, TALL, TERMS, needs_published, some_cases
 
 from rftkit.files import UserError
-from rftkit.genes import candidates, cases
+from rftkit.genes import cases
 from rftkit.genes.hpo import load_hpo
 from rftkit.genes.phenopackets import Case
 from tools import make_candidates
 
 
 def sign_rows(size=3, n_signs=4):
-    return candidates.sign_rows(some_cases(), load_hpo(), size, n_signs)
+    return cases.sign_rows(some_cases(), load_hpo(), size, n_signs)
 
 
 RULES = {  # that name a candidate without reading the patient
@@ -48,7 +48,7 @@ def test_signs_are_annotated_without_the_own_paper_and_the_patient_shows_as_many
         papers = {p for d in diseases for row in d.rows for p in row.references if "PMID" in p}
         for paper in sorted(papers)[:1]:  # each gene's case comes from a paper of its annotation
             made.append(Case(gene, gene, "", paper, TERMS[len(made) :][:6], [SEIZURE]))
-    rows = candidates.sign_rows(made, hpo, 3, 4)
+    rows = cases.sign_rows(made, hpo, 3, 4)
     known, own = {case.gene: case for case in made}, 0
     for row in rows:
         assert len(row["present"]) == len({term["id"] for term in row["present"]}) == 4
@@ -75,7 +75,7 @@ def test_the_ladder_counts_ties_by_expected_credit():
     seizures = {"id": "HP:0007359"}  # focal-onset seizure
     row = {"reference_gene": "SCN1A", "present": [seizures], "candidates": ["FBN1", "SCN1A"]}
     row |= {"papers": ["", ""], "signs": [[TALL, LENS], [SEIZURE, "HP:0001263"]]}
-    top1 = {r["method"]: r["top1"] for r in candidates.ladder([row], hpo)}
+    top1 = {r["method"]: r["top1"] for r in cases.ladder([row], hpo)}
     assert top1 == {"chance": 50, "exact overlap": 50, "overlap": 100, "likelihood": 100}
 
 

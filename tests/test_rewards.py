@@ -67,7 +67,7 @@ def test_every_sub_grade_and_fault_is_logged_as_its_own_series(log):
         completions=completions, reference_gene=["A", "A"], completion_ids=[[1], [2]],
         trainer_state=object(), **log.arguments,
     )  # fmt: skip
-    assert log.metrics == {f"sub_rewards/{name}": 0.0 for name in GENES.variables} | {
+    assert log.metrics == {f"sub_rewards/{name}": 0.0 for name in GENES.parts} | {
         "sub_rewards/first": 0.5, "sub_rewards/format": 0.5, "grader/sample_faults": 0.5,
         "grader/lost": 0.0, "grader_errors/sample_parse_error": 0.5,
     }  # fmt: skip

@@ -30,17 +30,16 @@ def rows(tmp_path):
 
 
 class Server:
-    def __init__(self, folder, **environment):
+    def __init__(self, folder):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.command = [sys.executable, "-m", "rftkit.cli", "serve", "--port", str(self.port)]
         self.command += ["--dir", str(folder), "--model", "embedded:mini"]
-        self.environment = os.environ | environment
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(self.command, env=self.environment)
+        self.process = subprocess.Popen(self.command)
         self.client = openai.OpenAI(
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="secret", max_retries=0
         )
@@ -56,9 +55,9 @@ class Server:
         self.process.wait(60)
 
 
-@pytest.fixture
-def server(tmp_path):
-    made = Server(tmp_path / "state")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("server") / "state")
     yield made
     made.stop()
 
@@ -92,6 +91,7 @@ def test_the_clients_script_runs_from_upload_to_answer(server, rows):
     answer = f'{{"genes": ["{item["reference_gene"]}"]}}'
     graded = client.fine_tuning.alpha.graders.run(grader=grader, item=item, model_sample=answer)
     assert graded.reward == TASK.grader.run(item, answer)["reward"] > 0.5
+    before = [*client.fine_tuning.jobs.list()]
     job = create(client, rows)
     assert job.status == "queued" and job.fine_tuned_model is None
     job = wait(client, job, "succeeded")
@@ -105,7 +105,7 @@ def test_the_clients_script_runs_from_upload_to_answer(server, rows):
             model=model, messages=item["messages"], temperature=0
         )
         assert reply.choices[0].message.content.startswith('{"genes"') and reply.model == model
-    assert [j.id for j in client.fine_tuning.jobs.list()] == [job.id]
+    assert [*client.fine_tuning.jobs.list()] == [job, *before]  # the newest first
 
 
 @pytest.mark.prove
@@ -146,6 +146,7 @@ def test_a_job_is_paused_resumed_and_cancelled_once(server, rows):
 
 def test_bad_input_is_an_error_of_the_apis_shape(server, rows, tmp_path):
     client = server.client
+    before = list(client.fine_tuning.jobs.list())
     with pytest.raises(openai.NotFoundError, match="no file '..%2Fjobs'"):
         client.files.retrieve("..%2Fjobs")
     with pytest.raises(openai.BadRequestError) as error:
@@ -153,7 +154,7 @@ def test_bad_input_is_an_error_of_the_apis_shape(server, rows, tmp_path):
     assert "n_epochs" in error.value.body["message"]
     with pytest.raises(openai.BadRequestError, match="expected one of"):
         create(client, rows, grader={"type": "guess"})
-    assert not list(client.fine_tuning.jobs.list())  # nothing half-made
+    assert list(client.fine_tuning.jobs.list()) == before  # nothing half-made
     with pytest.raises(openai.NotFoundError, match="no tuned model 'gpt-4o'"):
         client.chat.completions.create(model="gpt-4o", messages=[])
     with socket.create_connection(("127.0.0.1", server.port)) as upload:  # 2 GB, of which none came
@@ -164,16 +165,6 @@ def test_bad_input_is_an_error_of_the_apis_shape(server, rows, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         kept = [*pool.map(lambda _: client.files.list(), range(8))]
     assert len({len(listed.data) for listed in kept}) == 1
-
-
-def test_a_token_is_asked_for_where_one_is_set(tmp_path):
-    server = Server(tmp_path, RFTKIT_TOKEN="secret")
-    other = openai.OpenAI(base_url=server.client.base_url, api_key="guess", max_retries=0)
-    try:
-        with pytest.raises(openai.AuthenticationError):
-            other.files.list()
-    finally:
-        server.stop()
 
 
 # The service itself, without a training: what each of its promises rests on.
@@ -224,6 +215,14 @@ def running(service, name):
             return thread
         time.sleep(0.05)
     raise TimeoutError
+
+
+def test_a_token_is_asked_for_where_one_is_set(http, monkeypatch):
+    monkeypatch.setenv("RFTKIT_TOKEN", "secret")
+    for key, status in (("guess", 401), ("", 401), ("secret", 200)):
+        answer = http.get("/v1/files", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+    assert http.get("/v1/files").status_code == 401
 
 
 def test_an_id_is_never_a_path_and_neither_is_an_uploads_name(service, http, rows):

@@ -11,7 +11,7 @@ from real_model import RECORDS, add_run, arguments, places
 from rftkit.check import check_file
 from rftkit.files import MODELS, dataset, embedded_model, read_json
 from rftkit.genes.baselines import LikelihoodRanker, OverlapRanker, measure
-from rftkit.genes.candidates import ladder
+from rftkit.genes.cases import ladder
 from rftkit.genes.hpo import load_hpo
 from rftkit.policy import LocalPolicy, load_policy
 from rftkit.real_cases import WORLD_FILE, load_world

@@ -15,8 +15,7 @@ from rftkit.graders.answer import Grade, grader_fault
 from rftkit.logs import KEPT_START, read_lines
 from rftkit.rows import write_rows
 from rftkit.training import session
-from rftkit.training.heldout import HeldOut, Progress
-from rftkit.training.watchdogs import TrainingStopped, Watchdogs, garbage_in_first_batch
+from rftkit.training.watchdogs import HeldOut, Progress, TrainingStopped, Watchdogs, find_garbage
 
 FOUR = TINY | {"steps": 4}
 
@@ -105,7 +104,7 @@ def test_garbage_is_told_from_odd_answers(mini):
     word = tokenizer("Seizure", add_special_tokens=False).input_ids
 
     def faults(completions, prompts=("a question",) * 4):
-        return garbage_in_first_batch(tokenizer, prompts, completions, {end})
+        return find_garbage(tokenizer, prompts, completions, {end})
 
     sound = [word + [end]] * 4
     assert faults(sound) == [] == faults([word + [end]] * 2 + [[end], word])  # half may be odd

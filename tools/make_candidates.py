@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from rftkit.files import write_json, write_text
-from rftkit.genes.candidates import RUNGS, sign_rows
+from rftkit.genes.cases import RUNGS, sign_rows
 from rftkit.genes.hpo import ATTRIBUTION, HPO_RELEASE, Hpo, load_hpo
 from rftkit.rows import Row, read_rows, sha256_of, write_rows
 from tools.make_gene_ranking import ranking_task

@@ -182,8 +182,7 @@ def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
         for place, text in _texts(Path(source)):
             yield place, json.loads(text)
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        message = f"{place}: cannot be read ({error}): check it, or fetch it again"
-        raise UserError(message) from error
+        raise UserError(f"{place}: cannot be read ({error}): fetch it again") from error
 
 
 def _texts(path: Path) -> Iterator[tuple[str, bytes]]:

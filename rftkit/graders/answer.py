@@ -55,11 +55,8 @@ sample_fault, grader_fault = partial(Fault, 0.0), partial(Fault, None)  # (field
 
 @dataclass
 class Grade:
-    """One grade; `to_json()` returns it in the format of OpenAI's graders/run.
-
-    `reward` is None if the grader itself failed. `token_usage` counts the tokens of model graders:
-    {model: {"total_tokens": …}}.
-    """
+    """One grade, in to_json() as OpenAI's graders/run has it. `reward` is None if the grader itself
+    failed; `token_usage` is that of model graders, {model: {"total_tokens": …}}."""
 
     reward: float | None
     sub_rewards: dict[str, float | None]
@@ -109,8 +106,7 @@ class Context:
     """The row and the answer that a grader reads. The answer's JSON is parsed once, on first use.
 
     `sample` is a Sample, a whole completion as text (its reasoning is split off) or a dict with
-    `output_text` and optionally the other SAMPLE_FIELDS. `usage` counts the tokens that model
-    graders spend.
+    `output_text` and maybe other SAMPLE_FIELDS. `usage` counts the tokens of model graders.
     """
 
     def __init__(self, item: dict[str, Any] | None, sample: Answer):
@@ -243,8 +239,7 @@ class TemplatePath:
         first, is_text = self.steps[0], self.steps[0] in TEXT_FIELDS
         invalid = first not in SAMPLE_FIELDS or (is_text and len(self.steps) > 1)
         if self.namespace == "sample" and invalid:
-            known = f"{', '.join(SAMPLE_FIELDS)} (no path after the first two)"
-            raise TemplateError(f"{self.text}: expected {known}")
+            raise TemplateError(f"{self.text}: expected one of {', '.join(SAMPLE_FIELDS)}")
 
     def resolve(self, context: Context) -> Any:
         """The value in this context; raises Fault if the path does not exist."""

@@ -93,9 +93,7 @@ def beside(folder: Path, source: str) -> str:
 
 def describe(source: Callable | str | Path) -> dict[str, Any]:
     """What a run keeps of a function: name, signature, source and the source's hash. Runs nothing.
-
-    UserError if no function of the three signatures is there, or more than one and none is named.
-    """
+    UserError if no function of the three signatures is there, or several and none is named."""
     if callable(source):
         place, name, text = "grader", getattr(source, "__name__", "function"), ""
         with suppress(OSError, TypeError):

@@ -22,21 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.files import UserError, plural, read_json, say_once, shorten
-from rftkit.graders import functions, scorers
-from rftkit.graders.answer import (
-    PROGRAM_FAILED,
-    Answer,
-    Context,
-    Fault,
-    Grade,
-    ListEnds,
-    Scorer,
-    Template,
-    TemplatePath,
-    grader_fault,
-    sample_fault,
-    schema_fault,
-)
+from rftkit.graders import answer, functions, scorers
+from rftkit.graders.answer import Answer, Context, Fault, Grade, Scorer, grader_fault, sample_fault
 from rftkit.graders.judge import JudgeSettings, compile_model_grader
 from rftkit.graders.presets import PRESETS, preset
 from rftkit.graders.spec import texts_of, validate_spec
@@ -64,7 +51,7 @@ class Grader:
     parts: dict[str, Scorer]  # {variable: scorer} of a multi grader, else {"": scorer}
     to_json: Callable[[], dict[str, Any]]  # OpenAI's grader JSON; UserError if there is none
     formula: scorers.Formula | None = None
-    item_paths: list[TemplatePath] = field(default_factory=list)  # row fields that it reads
+    item_paths: list[answer.TemplatePath] = field(default_factory=list)  # row fields that it reads
     notes: list[str] = field(default_factory=list)  # warnings from loading
     maximum: float = 1.0  # the best grade
     function: dict[str, Any] | None = None  # what a run keeps of a Python function
@@ -74,12 +61,9 @@ class Grader:
 
     @classmethod
     def load(cls, source: GraderLike, settings: GraderSettings | None = None) -> Grader:
-        """Load OpenAI's grader JSON (a dict, its text, its file), the name of a preset, a Python
-        function with one of the signatures in functions.py, or "file.py:function"; "file.py" is
-        enough where it holds one.
-
-        Raises UserError that lists every fault with its path in the JSON.
-        """
+        """Load OpenAI's grader JSON (a dict, its text, its file), a preset by name, a Python
+        function of a signature in functions.py, or "file.py:function" ("file.py" is enough where it
+        holds one). UserError lists every fault with its path in the JSON."""
         if isinstance(source, Grader):
             as_it_is = settings is None or settings == source.settings
             if as_it_is or (source.type == "function" and not settings.sandbox):
@@ -98,7 +82,8 @@ class Grader:
         spec, notes = validate_spec(value, place, settings.embedder is not None)
         maximum = spec.pop("maximum", spec.get("range", (0, 1))[1])
         parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
-        paths = [p for part in parts.values() for _, t in texts_of(part) for p in Template(t).paths]
+        texts = [text for part in parts.values() for _, text in texts_of(part)]
+        paths = [path for text in texts for path in answer.Template(text).paths]
         return cls(
             spec["name"],
             spec["type"],
@@ -111,11 +96,6 @@ class Grader:
             value if value.get("type") == "function" else None,
             settings,
         )
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """The names of a multi grader's sub-rewards."""
-        return tuple(self.parts) if self.formula else ()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -154,7 +134,7 @@ class Grader:
             faults.append(sample_fault("truncated_observation_error", detail))
         elif context.finish_reason == "error":
             faults.append(grader_fault("other_error", "there is no answer: the endpoint failed"))
-        elif self.schema and (fault := schema_fault(context, self.schema)):
+        elif self.schema and (fault := answer.schema_fault(context, self.schema)):
             faults.append(fault)
         if faults:
             reward = faults[0].score
@@ -169,7 +149,7 @@ class Grader:
                     if not isinstance(error, Fault):
                         error = grader_fault("other_error", f"{type(error).__name__}: {error}")
                     error.variable, values[variable] = variable, error.score
-                    if not (self.formula and isinstance(error, ListEnds)):
+                    if not (self.formula and isinstance(error, answer.ListEnds)):
                         faults.append(error)
             reward = None if self.formula else values[""]
             if self.formula and None not in map(values.get, self.formula.variables):
@@ -232,11 +212,8 @@ GraderLike = Grader | dict[str, Any] | str | Path | Callable  # what people have
 
 
 def read_grader(source: GraderLike) -> tuple[Any, str]:
-    """Return (the grader's JSON value, where it came from, for error messages).
-
-    JSON text starts with a brace or bracket. A function's JSON is what a run keeps of it: nothing
-    is run. Raises UserError if the source cannot be read; the value itself is not validated.
-    """
+    """(the grader's JSON value, which is not validated; where it came from, for error messages). Of
+    a function it is what a run keeps: nothing is run. UserError if the source cannot be read."""
     if isinstance(source, (Grader, dict)):
         return source if isinstance(source, dict) else source.record, "grader"
     if not isinstance(source, (str, Path)) and not callable(source):
@@ -274,7 +251,7 @@ def grader(function: Callable | None = None, *, name: str | None = None, maximum
         except UserError:  # the setup is wrong, not this answer
             raise
         except Exception as error:  # scored as OpenAI scores a failed python grader
-            raise sample_fault(PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
+            raise sample_fault(answer.PROGRAM_FAILED, f"{type(error).__name__}: {error}") from None
         if value is None and call is functions.call_trl:
             raise grader_fault("other_error", f"{record['name']} gave None")
         return scorers.as_score(value)

@@ -28,11 +28,8 @@ TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 @dataclass
 class JudgeSettings:
-    """How judges are reached. One object may serve several graders and threads.
-
-    An endpoint that times out or answers 408, 409, 429 or 5xx is asked again, after 0.5, 1, 2 … 8
-    seconds or as it says.
-    """
+    """How judges are reached; one object may serve several graders and threads. An endpoint that
+    times out or answers 408, 409, 429, 5xx is asked again, after 0.5, 1, 2 … 8 s or as it says."""
 
     base_url: str | None = None  # else OPENAI_BASE_URL
     api_key: str | None = None  # else OPENAI_API_KEY
@@ -50,10 +47,8 @@ class JudgeSettings:
         base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
         api_key = self.api_key or os.environ.get("OPENAI_API_KEY")
         if not base_url and not api_key:
-            raise UserError(
-                "judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: set the first, http://…/v1, for "
-                "an endpoint of your own, or the second for OpenAI's"
-            )
+            own = "set the first, http://…/v1, for your own endpoint, or the second for OpenAI's"
+            raise UserError(f"judge: no OPENAI_BASE_URL and no OPENAI_API_KEY: {own}")
         from openai import OpenAI
 
         limits = {"timeout": self.timeout, "max_retries": self.retries}
@@ -61,10 +56,8 @@ class JudgeSettings:
         return OpenAI(base_url=base_url, api_key=api_key or "none", **limits)
 
     def ask(self, request: dict[str, Any], read: Callable[[Any], float]) -> float:
-        """What `read` makes of the reply to a chat completion request.
-
-        The reply comes from the cache if it is there, and is kept if `read` raises no Fault.
-        """
+        """What `read` makes of the reply to a chat completion request. It comes from the cache if
+        it is there, and is kept if `read` raises no Fault."""
         named = {"base_url": str(self.client.base_url), **request}
         key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
         file = Path(self.cache, key[:2], f"{key}.json").expanduser() if self.cache else None

@@ -82,11 +82,8 @@ def reward_function(
 
 
 def _read(completion: Any, prompt: Any, tools: Any) -> Sample:
-    """The sample of a text, or of chat messages, whose last assistant message counts.
-
-    A plain prompt that ends in `<think>` opened the thinking itself, so the completion is read
-    as if it began there.
-    """
+    """The sample of a text, or of chat messages, whose last assistant message counts. Where a plain
+    prompt ends in `<think>` the completion is read as if it began there."""
     if isinstance(completion, str):
         opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
         return Sample.from_text("<think>" + completion if opened else completion, tools)

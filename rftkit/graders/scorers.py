@@ -20,14 +20,8 @@ from functools import cache, partial
 from typing import Any
 
 from rftkit.files import UserError, shorten
-from rftkit.graders.answer import (
-    PROGRAM_FAILED,
-    Context,
-    Scorer,
-    Template,
-    grader_fault,
-    sample_fault,
-)
+from rftkit.graders import answer
+from rftkit.graders.answer import Context, Scorer, Template, grader_fault, sample_fault
 from rftkit.sandbox.runner import default_workers, python_runner
 
 Embedder = Callable[[list[str]], Sequence[Sequence[float]]]
@@ -60,10 +54,8 @@ def compile_text_similarity(spec: dict[str, Any], embedder: Embedder | None) -> 
 
 @cache
 def get_metric(name: str) -> Callable[[str, str], float]:
-    """The function (text, reference) -> 0 to 1 for a metric's name, its library loaded.
-
-    Raises UserError where the metric needs a download first.
-    """
+    """The function (text, reference) -> 0 to 1 for a metric's name, its library loaded. UserError
+    where the metric needs a download first."""
     if name == "fuzzy_match":
         from rapidfuzz import fuzz, utils
 
@@ -88,8 +80,7 @@ def get_metric(name: str) -> Callable[[str, str], float]:
         if name == "meteor":
             wordnet.ensure_loaded()
     except LookupError:
-        command = "python -m nltk.downloader wordnet"
-        raise UserError(f"metric meteor: needs wordnet: run `{command}` once") from None
+        raise UserError("meteor needs wordnet: run `python -m nltk.downloader wordnet`") from None
     return lambda text, reference: float(function([reference.split()], text.split()))
 
 
@@ -138,7 +129,7 @@ def compile_python(
         if outcome.runtime_error:
             # A text that fails before it saw the sample says nothing about the sample.
             blame = grader_fault if outcome.failed_to_load else sample_fault
-            raise blame(PROGRAM_FAILED, outcome.runtime_error)
+            raise blame(answer.PROGRAM_FAILED, outcome.runtime_error)
         return as_score(outcome.value)
 
     return Scorer(score, check_ready, getattr(runner, "workers", None) or default_workers())
@@ -153,7 +144,7 @@ def as_score(value: Any) -> float:
     except OverflowError:
         pass
     what = f"{shorten(value, 60)} ({type(value).__name__})"
-    raise sample_fault(PROGRAM_FAILED, f"grade returned {what}, expected a finite number")
+    raise sample_fault(answer.PROGRAM_FAILED, f"grade returned {what}, expected a finite number")
 
 
 MAX_LENGTH = 4_000  # characters; keeps Python's own parser and compiler within their depth

@@ -79,9 +79,7 @@ def validate_spec(
     spec: Any, place: str = "grader", has_embedder: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """(the grader in its plain form, notes on what was tolerated); GraderSpecError has every fault.
-
-    With an embedder the metric "cosine" can be computed.
-    """
+    With an embedder the metric "cosine" can be computed."""
     inside, findings = "", []
     while isinstance(spec, dict) and spec.get("type") not in TYPES and INSIDE & spec.keys():
         key = min(INSIDE & spec.keys())
@@ -89,9 +87,7 @@ def validate_spec(
         if isinstance(spec, list) and len(spec) == 1:
             spec = spec[0]
     if isinstance(spec, dict) and spec.get("type") == "function" and "signature" in spec:
-        findings.append(
-            (NOTE, "", f"the function {spec['name']}, called as {spec['signature']} does")
-        )
+        findings.append((NOTE, "", f"function {spec['name']}, called as {spec['signature']} does"))
         spec = python_spec(spec)
     plain = _check(spec, "", has_embedder, findings)
     findings = [(kind, (inside + at).strip("."), text) for kind, at, text in findings]

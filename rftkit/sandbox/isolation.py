@@ -38,10 +38,8 @@ class Limits(NamedTuple):
 
 
 def set_limits(limits: Limits, count_threads: bool) -> None:
-    """Limit this process and all that it forks; hard limits, so there is no way back.
-
-    count_threads: the kernel counts all threads of a user, so the user must be the sandbox's own.
-    """
+    """Limit this process and all that it forks; hard limits, so there is no way back. To count
+    threads the user must be the sandbox's own: the kernel counts all threads of a user."""
     import resource  # not on Windows
 
     wanted = {"AS": limits.memory, "FSIZE": limits.disk, "NOFILE": limits.open_files, "CORE": 0}

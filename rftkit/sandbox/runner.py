@@ -187,11 +187,8 @@ class Sandbox:
 
 
 def ask_alone(request: bytes, limits: Limits) -> bytes:
-    """Run one request in a new interpreter, for machines without a server.
-
-    Isolation is weak: an empty folder, an empty environment, a timeout, and the limits that the
-    system offers. The program can reach files, network and our memory.
-    """
+    """Run one request in a new interpreter, for machines without a server. Isolation is weak: an
+    empty folder and environment, a timeout, the system's limits; files and network are open."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         arguments = _interpreter("main_alone", folder, limits, ())
         try:
@@ -274,8 +271,7 @@ class Report:
 
 @functools.cache
 def report() -> Report:
-    """The protections on this machine. The first call in a process starts a sandbox (about 0.1 s)
-    and reads which protections it could apply."""
+    """The protections on this machine, as the sandbox says that the first call starts (0.1 s)."""
     protections = {name: [] for name in ("files", "network", "processes", "threads", "memory")}
     protections |= {"disk": [], "time": ["a clock outside"], "environment": ["an empty one"]}
     reason = f"{sys.platform} has no Landlock or no seccomp here"

@@ -80,8 +80,7 @@ def main_alone() -> None:
 
 
 def start() -> tuple[str, Limits, list[str], IO[bytes], IO[bytes]]:
-    """(folder, limits, libraries) from the command line, and the two pipes, whose places /dev/null
-    takes."""
+    """(folder, limits, libraries) from the command line, and two pipes: /dev/null takes them."""
     requests, replies = open(os.dup(0), "rb"), open(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):

@@ -84,8 +84,7 @@ def unended(policy: LocalPolicy, row: Row) -> str:
 
 
 def prompt_notes(policy: LocalPolicy, rows: Sequence[Row]) -> list[str]:
-    """What a user should know before this model reads these rows. UserError where it cannot be
-    given a row's tools."""
+    """What a user should know before this model reads these rows; UserError for tools it loses."""
     if any(row.get("tools") for row in rows):
         policy.render_all(Prompt(row) if row.get("tools") else "" for row in rows)
     renamed = any(policy.known_roles(row["messages"]) != row["messages"] for row in rows)
@@ -143,8 +142,8 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         known = {"status": self.check.status, "failures": len(self.check.failures)}
-        known["maximum"] = self.maximum
-        return known | {"right": self.right, "swapped": self.swapped, "worse": self.worse}
+        scores = {"right": self.right, "swapped": self.swapped, "worse": self.worse}
+        return known | {"maximum": self.maximum} | scores
 
 
 def check_reference(task: Task, rows: Sequence[Row], drawn: Sequence[Row]) -> Reference:

@@ -193,8 +193,7 @@ def share_interval(values: Sequence[float], clusters: Sequence, trials: int = 0)
 
 
 def more_rows(interval: Interval, threshold: float, rows: int) -> int:
-    """About how many more rows would put the threshold outside the interval: it shrinks with the
-    square root of their number."""
+    """About how many more rows put the threshold outside the interval, as 1/sqrt(rows) shrinks."""
     distance = max(abs(interval.mean - threshold), 1e-9)
     end = interval.high if interval.mean < threshold else interval.low
     half = abs(end - interval.mean)

@@ -105,8 +105,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Self:
         if self.micro_batch and self.batch % self.micro_batch:
-            expected = f"expected a divisor of the step's {self.batch} completions"
-            raise ValueError(f"micro_batch: {self.micro_batch}, {expected}")
+            raise ValueError(f"micro_batch: {self.micro_batch}, expected to divide {self.batch}")
         return self
 
     @property
@@ -142,8 +141,7 @@ def config_file(name: str | Path) -> Path | None:
 
 
 def read_run_config(file: str | Path, model: str | None = None, sandbox: bool = False) -> RunConfig:
-    """The RunConfig in a file, what is given in place of its own. A relative path in it is looked
-    for beside the file first."""
+    """The RunConfig in a file. A relative path in it is looked for beside the file first."""
     file = config_file(file) or file
     record, folder = read_json(file), Path(file).parent
     if not isinstance(record, dict):
@@ -165,8 +163,7 @@ def config_base(config: RunConfig) -> str:
 
 
 def config_task(config: RunConfig) -> Task:
-    """The task that it names, with the config's own fields in place of the task's; or the task that
-    these make up."""
+    """The task that it names, with the config's own fields in place of its; or these alone."""
     names = ("grader", "answer_template", "group_by", "patterns", "response_format")
     own = {name: value for name in names if (value := getattr(config, name)) is not None}
     weak, sandbox = config.allow_weak_isolation, config.sandbox

@@ -25,11 +25,10 @@ from rftkit.policy import LocalPolicy, load_policy, merged_adapter
 from rftkit.records import Sample, SamplingConfig
 from rftkit.signal.checks import check_template
 from rftkit.task import Task
-from rftkit.training import store
+from rftkit.training import store, watchdogs
 from rftkit.training.config import RunConfig, config_base
-from rftkit.training.heldout import HeldOut, Progress
 from rftkit.training.plan import Plan, plan_run
-from rftkit.training.watchdogs import TrainingStopped, Watchdogs, garbage_in_first_batch, save_batch
+from rftkit.training.watchdogs import HeldOut, Progress, TrainingStopped, Watchdogs
 
 TEMPLATE_ROWS = 8  # whose prompts are read with the first batch
 
@@ -287,9 +286,9 @@ class StepReward:
         policy = self.session.policy
         template_faults = check_template(policy, self.session.rows[:TEMPLATE_ROWS])
         texts = [policy.render(prompt) for prompt in prompts]
-        garbage = garbage_in_first_batch(policy.tokenizer, texts, completion_ids, self.ends)
+        garbage = watchdogs.find_garbage(policy.tokenizer, texts, completion_ids, self.ends)
         if faults := template_faults + garbage:
-            batch = save_batch(self.session.out, 1, "garbage", self.samples)
+            batch = watchdogs.save_batch(self.session.out, 1, "garbage", self.samples)
             message = f"step 1: {'; '.join(faults)}; no weight has changed, the "
             message += f"batch stands in {batch}: fix the chat template, tokenizer or limit"
             raise TrainingStopped(message)
