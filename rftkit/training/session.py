@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.decoding import decode, end_tokens
-from rftkit.environment import set_seed
+from rftkit.environment import gathered, process, set_seed, together
 from rftkit.evaluation import pattern_shares, rounded
 from rftkit.files import UserError, plural, read_json, write_json
 from rftkit.graders.answer import PROGRAM_FAILED
@@ -40,11 +40,12 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interrupts_heard(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Ctrl-C or SIGTERM sets the event: the run ends after the step. A second one stops at once."""
+    """Ctrl-C or SIGTERM sets the event: the run ends after the step. A second one stops at once,
+    but not one of several processes: to these the launcher passes on what the terminal has sent."""
     asked = threading.Event()
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if asked.is_set() and process()[1] == 1:
             raise Interrupted("interrupted at once; the last checkpoint stands: start it again")
         asked.set()
         say("stopping after this step, with a checkpoint (once more: at once)")
@@ -75,14 +76,13 @@ class Session:
     ):
         set_seed(config.seed)
         self.out, self.task, self.rows, self.interrupted = out, task, rows, interrupted
-        self.policy, self.notes = load_trainable(config), []
+        with together():
+            self.policy, self.notes = load_trainable(config), []
         tooled = [number for number, row in enumerate(rows, 1) if row.get("tools")]
         if tooled and config.method == "grpo" and self.policy.engine == "unsloth":
             fault = "has tools, which Unsloth's sampling is not given"
             raise UserError(f'row {tooled[0]}: {fault}: set engine to "transformers"')
-        if resume:  # another batch size would add its sums in another order
-            self.plan = Plan(**read_json(out / "plan.json"))
-        else:
+        if not resume and process()[0] == 0:
             self.plan, self.notes = plan_run(config, rows, held_out, self.policy)
             if config.method == "grpo":
                 copies = reason_to_copy(self.policy.model)
@@ -92,6 +92,9 @@ class Session:
             self.plan.threads, reason = quickest_threads(self.policy, config_base(config))
             self.plan.reasons += [reason] if reason else []
             write_json(out / "plan.json", vars(self.plan))
+        gathered(None)
+        # Resumed with another batch size it would add its sums in another order.
+        self.plan = Plan(**read_json(out / "plan.json"))
         limit = {"max_completion_tokens": self.plan.max_completion_tokens}
         self.config = config = config.model_copy(update=limit)
         self.resume_from = store.newest_checkpoint(out) if resume else None
@@ -124,6 +127,8 @@ class Session:
 
     def save(self, trainer: Any) -> None:
         """A checkpoint of the last whole step; what only older ones needed goes."""
+        if process()[0] > 0:
+            return
         state = {
             "step": self.step,
             "seconds": self.recorder.seconds,
@@ -216,7 +221,8 @@ def starting_adapter(config: RunConfig) -> str:
 
 class StepReward:
     """The reward function that TRL calls once a step: it draws the completions, checks the first
-    batch, and keeps the step's graded samples. A truncated answer scores 0."""
+    batch, and keeps the step's graded samples. A truncated answer scores 0. Each of several
+    processes has whole groups, and draws for them what one process would."""
 
     def __init__(self, session: Session):
         self.session, policy = session, session.policy
@@ -241,8 +247,9 @@ class StepReward:
         policy.model.eval()
         with session.timed("sampling"), merged_adapter(policy.model) as model:
             for start in range(0, len(ids), width):
-                numbers = range(len(ids))[start : start + width]
-                some = [ids[number] for number in numbers]
+                some = ids[start : start + width]
+                place = process()[0] * len(ids) + start  # in the whole step
+                numbers = range(place, place + len(some))
                 drawn += decode(model, policy.tokenizer, some, group, settings, numbers)
         policy.model.train()
         self.prompt_ids = [i for i in ids for _ in range(group)]
@@ -252,14 +259,24 @@ class StepReward:
     def __call__(self, prompts, completions, **columns) -> list[float | None]:
         policy, ids = self.session.policy, columns["completion_ids"]
         texts = [policy.read(policy.render(p), tokens) for p, tokens in zip(prompts, ids)]
+        failure, rewards = "", []
         try:
             with self.session.timed("grading"):
-                return self.reward(texts, **columns)
-        finally:  # a batch whose grader fails is kept, too
-            self.complete_samples(prompts, **columns)
-            if not self.checked:
-                self.checked = True
-                self.check_first_batch(prompts, columns["completion_ids"])
+                rewards = self.reward(texts, **columns)
+        except GraderFailure as error:  # its batch is kept, too
+            failure = str(error)
+        self.complete_samples(prompts, **columns)
+        shares, failures = zip(*gathered((self.samples, failure)))
+        self.samples = [sample for share in shares for sample in share]
+        if not self.checked:
+            self.checked = True
+            self.check_first_batch(prompts, columns["completion_ids"])
+        if failure := "; ".join(filter(None, failures)):
+            step, out = self.session.step + 1, self.session.out
+            batch = save_batch(out, step, "grader failed", self.samples)
+            told = f"step {step}: {failure}; its batch stands in {batch}: fix it and start again"
+            raise TrainingStopped(told)
+        return rewards
 
     def keep(self, samples: list, grades: list) -> None:
         """Called by the grader's reward function with the batch it graded."""
@@ -286,6 +303,7 @@ class StepReward:
     def check_first_batch(self, prompts: list, completion_ids: list) -> None:
         policy = self.session.policy
         template_faults = check_template(policy, self.session.rows[:TEMPLATE_ROWS])
+        prompts, completion_ids = (sum(p, []) for p in zip(*gathered((prompts, completion_ids))))
         texts = [policy.render(prompt) for prompt in prompts]
         garbage = garbage_in_first_batch(policy.tokenizer, texts, completion_ids, self.ends)
         if faults := template_faults + garbage:

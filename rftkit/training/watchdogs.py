@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rftkit.environment import process
 from rftkit.files import UserError
 from rftkit.records import Sample
 from rftkit.training.store import append_samples
@@ -104,8 +105,10 @@ def garbage_in_first_batch(
 
 
 def save_batch(out: Path, step: int, name: str, samples: Sequence[Sample]) -> Path:
-    """As alarms/step-000012-not-finite.jsonl."""
+    """As alarms/step-000012-not-finite.jsonl, by the first process."""
     place = out / "alarms" / f"step-{step:06d}-{name.replace(' ', '-')}.jsonl"
+    if process()[0] > 0:
+        return place
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     append_samples(place, samples, step=step)
