@@ -51,7 +51,9 @@ def joined() -> Any:
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())  # this process's GPU, and the group of all
+    if on_cpu := not torch.cuda.is_available():
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # by itself cpu:0, where torch loads no file
+    PartialState(cpu=on_cpu)  # this process's GPU, and the group of all
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 

@@ -1,8 +1,10 @@
 """train(): from a RunConfig to a run folder with the best adapter in it."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
 from rftkit.training.watchdogs import TrainingStopped
 
-PROCESS_ENDED = re.compile("gloo|nccl|connection (closed|reset)", re.IGNORECASE)
+PROCESS_ENDED = re.compile("gloo/transport|remote process exited")  # what gloo and NCCL say
 
 
 class GateSaysFix(UserError):
@@ -85,6 +87,11 @@ def train(
     if config.prompts_per_step % processes:
         share = f"expected a multiple of the {processes} processes: set one"
         raise UserError(f"prompts_per_step: {config.prompts_per_step}, {share}")
+    if config.vllm_server and not find_spec("vllm"):
+        raise UserError("vllm_server: vLLM is not installed: pip install 'trl[vllm]'")
+    if "true" in map(os.environ.get, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
+        cure = "launch without, and set load_in_4bit for a large base (see notebook 11)"
+        raise UserError(f"FSDP or DeepSpeed: they split weights that are sampled whole: {cure}")
     config_base(config)
     out = Path(out)
     with together():
@@ -132,7 +139,7 @@ def train(
             gathered(None)
             return done or load_run(out, session.policy)
     except Exception as error:
-        ended = processes > 1 and PROCESS_ENDED.search(f"{type(error).__name__}: {error}")
+        ended = processes > 1 and PROCESS_ENDED.search(str(error))
         if ended and number > 0:
             raise SystemExit(0) from None  # the first one, or the launcher, says why
         if not ended and not is_full_disk(error, out):

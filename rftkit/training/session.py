@@ -42,13 +42,13 @@ class Interrupted(KeyboardInterrupt):
 def interrupts_heard(say: Callable[[str], None]) -> Iterator[threading.Event]:
     """Ctrl-C or SIGTERM sets the event: the run ends after the step. A second one stops at once,
     but not one of several processes: to these the launcher passes on what the terminal has sent."""
-    asked = threading.Event()
+    asked, alone = threading.Event(), process()[1] == 1
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set() and process()[1] == 1:
+        if asked.is_set() and alone:
             raise Interrupted("interrupted at once; the last checkpoint stands: start it again")
         asked.set()
-        say("stopping after this step, with a checkpoint (once more: at once)")
+        say(f"stopping after this step, with a checkpoint{' (once more: at once)' * alone}")
 
     main = threading.current_thread() is threading.main_thread()  # signals reach no other
     signals = (signal.SIGINT, signal.SIGTERM) if main else ()
@@ -170,7 +170,8 @@ def quickest_threads(policy: LocalPolicy, base: str) -> tuple[int | None, str]:
 
 def load_trainable(config: RunConfig) -> LocalPolicy:
     """The config's base with an adapter to train."""
-    policy = load_policy(config.model, config.engine, settings=config.to_json())
+    engine = "transformers" if config.vllm_server else config.engine  # Unsloth draws by itself
+    policy = load_policy(config.model, engine, settings=config.to_json())
     policy.model = with_lora(policy.model, config, policy.engine)
     # A base that resolves from anywhere: an absolute path, or a hub name and its revision.
     lora = policy.model.peft_config["default"]
@@ -241,6 +242,13 @@ class StepReward:
         session, policy, config = self.session, self.session.policy, self.session.config
         group = config.answers_per_prompt
         ids = policy.encode(prompts[::group])
+        self.prompt_ids = [i for i in ids for _ in range(group)]
+        if config.vllm_server:  # TRL has sent it the weights of this step
+            with session.timed("sampling"):
+                drawn = trainer.vllm_generation.generate(self.prompt_ids, None, group)
+            return dict(zip(("prompt_ids", "completion_ids"), drawn)) | {
+                "logprobs": [[first for first, *_ in tokens] for tokens in drawn[2]]
+            }
         limit = config.max_completion_tokens
         settings = SamplingConfig(config.temperature, max_new_tokens=limit, seed=session.seed)
         width, drawn = policy.prompts_at_once(ids, group, settings), []
@@ -252,7 +260,6 @@ class StepReward:
                 numbers = range(place, place + len(some))
                 drawn += decode(model, policy.tokenizer, some, group, settings, numbers)
         policy.model.train()
-        self.prompt_ids = [i for i in ids for _ in range(group)]
         completion_ids = [tokens for tokens, _ in drawn]
         return {"prompt_ids": self.prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 

@@ -69,6 +69,9 @@ def grpo_trainer(session: Session, reward: StepReward, given: dict[str, Any]) ->
             temperature=config.temperature,
             chat_template_kwargs=config.chat_template_kwargs,  # where TRL draws
             beta=config.beta,
+            use_vllm=config.vllm_server is not None,
+            vllm_mode="server",
+            vllm_server_base_url=config.vllm_server,
             shuffle_dataset=False,  # run_order has drawn the order of the whole run
         ),
     )
