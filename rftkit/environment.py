@@ -39,7 +39,7 @@ def profile() -> str:
 
 
 def process() -> tuple[int, int]:
-    """(the number of this process, how many train together), as accelerate or torchrun launched."""
+    """(the number of this process, how many train together), as accelerate or torchrun says."""
     names = ("RANK", "WORLD_SIZE")
     return tuple(int(os.environ[n]) for n in names) if "LOCAL_RANK" in os.environ else (0, 1)
 

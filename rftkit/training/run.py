@@ -85,7 +85,7 @@ def train(
     if existing not in ("resume", "replace"):
         raise UserError(f'existing: "{existing}", expected resume or replace')
     if config.prompts_per_step % processes:
-        share = f"expected a multiple of the {processes} processes: set one"
+        share = f"expected a multiple of the {processes} processes: launch another number of them"
         raise UserError(f"prompts_per_step: {config.prompts_per_step}, {share}")
     if config.vllm_server and not find_spec("vllm"):
         raise UserError("vllm_server: vLLM is not installed: pip install 'trl[vllm]'")
@@ -145,9 +145,9 @@ def train(
         if not ended and not is_full_disk(error, out):
             raise
         last = getattr(store.newest_checkpoint(out), "name", "no checkpoint")
-        cause = "no space left on the disk"
-        cause = "another of its processes has ended" if ended else cause
-        cure = "start it again" if ended else "free some and start it again"
+        cause, cure = "no space left on the disk", "free some and start it again"
+        if ended:
+            cause, cure = "another of its processes has ended", "start it again"
         raise TrainingStopped(f"{out}: {cause}; {last} stands: {cure}") from error
     finally:
         torch.set_num_threads(threads)  # see session.quickest_threads
