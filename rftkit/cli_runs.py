@@ -11,6 +11,7 @@ from rftkit import console
 from rftkit.compare import Comparison, compare_models, gain_table
 from rftkit.console import JsonFlag, Reporter, SandboxFlag, argument, flag, option, options_from
 from rftkit.demo import Demo, reading
+from rftkit.environment import process
 from rftkit.files import UserError, dataset, plural, read_text
 from rftkit.logs import Lines, ending
 from rftkit.training.report import list_runs, paired_table, runs_table, systems_table
@@ -127,6 +128,8 @@ def train_command(
             console.print_json({"out": str(out), "interrupted": str(stop)})
         console.complain(str(stop))
         raise typer.Exit(console.INTERRUPTED) from None
+    if process()[0] > 0:
+        return
     picture = f"{out}/curve.png"
     dashboard_figure(run.log, run.start).savefig(picture)
     if as_json:

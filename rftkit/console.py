@@ -1,6 +1,7 @@
 """What the commands share: exit codes, options, tables, progress.
 
-Results go to standard output, all else to standard error: `--json > file` holds one object.
+Results go to standard output, all else to standard error: `--json > file` holds one object. Of
+several processes that train together the first one prints.
 """
 
 import json
@@ -17,11 +18,13 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
+from rftkit.environment import process
+
 GOOD, FINDINGS, FIX_FIRST, INTERRUPTED = 0, 1, 3, 130  # exit codes; 2, wrong usage, is Typer's
 
 # emoji=False: a model called endpoint:m: is no circled M.
-stdout = Console(highlight=False, soft_wrap=True, emoji=False)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+FORM = {"highlight": False, "soft_wrap": True, "emoji": False, "quiet": process()[0] > 0}
+stdout, stderr = Console(**FORM), Console(stderr=True, **FORM)
 
 
 def say(text: str = "", style: str | None = None) -> None:

@@ -1,4 +1,5 @@
-"""What machine is this, and what follows from it: device, dtype, profile, seed."""
+"""What machine is this, and what follows from it: device, dtype, profile, seed; and which of a
+run's processes."""
 
 import os
 import platform
@@ -6,7 +7,10 @@ import random
 import re
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,52 @@ def profile() -> str:
     if chosen not in ("smoke", "full"):
         raise UserError(f'RFTKIT_PROFILE: "{chosen}", expected smoke or full: unset it for full')
     return chosen
+
+
+def process() -> tuple[int, int]:
+    """(the number of this process, how many train together), as accelerate or torchrun says."""
+    names = ("RANK", "WORLD_SIZE")
+    return tuple(int(os.environ[n]) for n in names) if "LOCAL_RANK" in os.environ else (0, 1)
+
+
+@cache
+def joined() -> Any:
+    """The process group for objects: gloo on GPUs too, so that a process which waits while the
+    first one validates meets no time-out of NCCL's, and sees at once when another has ended."""
+    import torch
+    from accelerate import PartialState
+
+    if on_cpu := not torch.cuda.is_available():
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # by itself cpu:0, where torch loads no file
+    PartialState(cpu=on_cpu)  # this process's GPU, and the group of all
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every process, in their order; each waits here for the others."""
+    number, count = process()
+    values = [value] * count
+    if count > 1:
+        import torch
+
+        torch.distributed.all_gather_object(values, value, group=joined())
+    return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A UserError in one of the processes is one in all, so that none waits for those that ended;
+    the first one prints it (see console.py)."""
+    own = None
+    try:
+        yield
+    except UserError as error:
+        own = error
+    errors = gathered(own and str(own))
+    if own:
+        raise own
+    if others := [f"process {n}: {text}" for n, text in enumerate(errors) if text]:
+        raise UserError(others[0])
 
 
 def set_seed(seed: int) -> None:

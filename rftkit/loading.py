@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rftkit.environment import choose_device
+from rftkit.environment import choose_device, process
 from rftkit.files import FETCHED, MODELS, UserError, embedded_model, fetched_folder, read_json
 
 
@@ -149,13 +149,17 @@ def choose_engine(engine: str, device: str) -> tuple[str, str]:
     """("transformers" or "unsloth", the reason). `auto` takes Unsloth on a GPU that has it."""
     if engine not in ("auto", "transformers", "unsloth"):
         raise UserError(f'engine: "{engine}", expected auto, transformers or unsloth')
+    several = process()[1] > 1
     early = [m for m in ("trl", "peft") if m in sys.modules and "unsloth" not in sys.modules]
     if engine == "auto":
-        if device != "cuda":
-            return "transformers", "no CUDA GPU: transformers + PEFT"
+        if device != "cuda" or several:
+            why = "several processes" if several else "no CUDA GPU"
+            return "transformers", f"{why}: transformers + PEFT"
         if find_spec("unsloth") and not early:
             return "unsloth", "a CUDA GPU is here and Unsloth is installed"
         return "transformers", "Unsloth is not installed, or came too late: transformers + PEFT"
+    if engine == "unsloth" and several:
+        raise UserError("engine: unsloth trains in one process: set it to transformers")
     if engine == "unsloth" and early:
         cause = f"engine: unsloth after {' and '.join(early)}, which it patches"
         raise UserError(f"{cause}: start a new process (restart the kernel) and load it first")

@@ -109,10 +109,11 @@ def token_logprobs(
     import torch
 
     ids_P_T, positions_P_T, sees_P_T_T, kept, places = pack(prompts, completions)
-    device = next(model.parameters()).device
+    first = next(model.parameters())  # of a DDP wrapper, too, which has no dtype
+    device = first.device
     logits = model(
         input_ids=ids_P_T.to(device),
-        attention_mask=attention_mask(sees_P_T_T[:, None].to(device), model.dtype),
+        attention_mask=attention_mask(sees_P_T_T[:, None].to(device), first.dtype),
         position_ids=positions_P_T.to(device),
         logits_to_keep=kept,
         use_cache=False,

@@ -35,6 +35,7 @@ class RunConfig(BaseModel):
 
     model: str = "embedded:mini"  # or a folder, or a hub name
     engine: Literal["auto", "transformers", "unsloth"] = "auto"
+    vllm_server: str | None = None  # of `trl vllm-serve` that draws: tried with a stand-in alone
     load_in_4bit: bool = False  # QLoRA: the base in 4 bits, by bitsandbytes
     chat_template_kwargs: dict[str, Any] | None = None  # such as {"enable_thinking": false}
     task: str | None = None  # a task folder, or a name under datasets/

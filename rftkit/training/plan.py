@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rftkit.decoding import GPU_ROOM
-from rftkit.environment import choose_device
+from rftkit.environment import choose_device, process
 from rftkit.files import UserError
 from rftkit.loading import hub_place, is_embedded, load_tokenizer
 from rftkit.loop import Settings, row_order
@@ -86,6 +86,7 @@ class Measured:
             known = self.card and self.card.memory * 1e9 * memory.USABLE
             free = known or torch.cuda.mem_get_info()[0]
         free -= 0 if self.loaded else parts["weights"] + parts["adapter"]
+        free /= process()[1] if device == "cpu" else 1  # each GPU has a process of its own
         usable = min(MEMORY_SHARE[device] * max(free, 1.0), MOST[device])
         return parts["activations"] + parts["logits"], usable
 
@@ -116,13 +117,16 @@ def make_plan(
 ) -> Plan:
     """Without `model` the batch goes through at once."""
     grpo, batch, steps, reasons = config.method == "grpo", config.batch, config.steps, []
-    micro, rate = config.micro_batch, config.learning_rate
+    micro, rate, processes = config.micro_batch, config.learning_rate, process()[1]
     if not grpo and config.epochs:
         steps = min(steps, -(-config.epochs * len(rows) // config.prompts_per_step))
         reasons.append(f"{steps} steps: at most {config.epochs} passes over {len(rows)} rows")
     if micro is None:
         micro, reason = choose_micro_batch(config, model)
         reasons.append(reason)
+    if processes > 1:
+        micro = math.gcd(micro, batch // processes)
+        reasons.append(f"{processes} processes: {batch // processes} of these completions in each")
     if rate is None:
         rate, reason = choose_learning_rate(config, model)
         reasons.append(reason)
@@ -206,8 +210,8 @@ def choose_learning_rate(config: RunConfig, model: Measured | None) -> tuple[flo
 
 
 def choose_micro_batch(config: RunConfig, model: Measured | None) -> tuple[int, str]:
-    """The largest divisor of the batch that the memory holds."""
-    batch = config.batch
+    """The largest divisor of the batch, or of a process's share of it, that the memory holds."""
+    batch = config.batch // process()[1]
     if model is None:
         return batch, f"micro_batch {batch}, the whole batch: the model's size is not known"
     answer, usable = model.memory(config.max_completion_tokens or OTHER_TOKENS)

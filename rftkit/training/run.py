@@ -1,11 +1,14 @@
 """train(): from a RunConfig to a run folder with the best adapter in it."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rftkit.environment import peak_memory_mb, versions
+from rftkit.environment import gathered, peak_memory_mb, process, together, versions
 from rftkit.files import UserError, is_full_disk, read_json, write_json
 from rftkit.graders.answer import fill_template
 from rftkit.logs import Lines, alarms_of, read_lines
@@ -21,6 +24,8 @@ from rftkit.training.report import shared_groups, write_report
 from rftkit.training.session import Session, interrupts_heard, starting_adapter
 from rftkit.training.trainer import run_steps
 from rftkit.training.watchdogs import TrainingStopped
+
+PROCESS_ENDED = re.compile("gloo/transport|remote process exited")  # what gloo and NCCL say
 
 
 class GateSaysFix(UserError):
@@ -66,19 +71,32 @@ def train(
     when something is decided; without observers it prints both (see logs.Lines). `task`, `rows`
     and `held_out` replace what the config names, with rows as read_rows takes them; for sft a row
     may have a "completion". `existing`: "resume" the run in `out` (a finished one is loaded) or
-    "replace" it. With `force` it trains though the signal gate says fix.
+    "replace" it. With `force` it trains though the signal gate says fix. Launched as several
+    processes, each has a share of every step; the first one alone writes, observes and says.
 
     Raises UserError, GateSaysFix, TrainingStopped by a watchdog, Interrupted after Ctrl-C.
     """
     # Stage 1: what is trained, and on what.
     say = say or (print if observers is None else lambda text: None)
     observers = [Lines(say)] if observers is None else observers
+    number, processes = process()
+    if number > 0:
+        say, observers = (lambda text: None), []
     if existing not in ("resume", "replace"):
         raise UserError(f'existing: "{existing}", expected resume or replace')
+    if config.prompts_per_step % processes:
+        share = f"expected a multiple of the {processes} processes: launch another number of them"
+        raise UserError(f"prompts_per_step: {config.prompts_per_step}, {share}")
+    if config.vllm_server and not find_spec("vllm"):
+        raise UserError("vllm_server: vLLM is not installed: pip install 'trl[vllm]'")
+    if "true" in map(os.environ.get, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
+        cure = "launch without, and set load_in_4bit for a large base (see notebook 11)"
+        raise UserError(f"FSDP or DeepSpeed: they split weights that are sampled whole: {cure}")
     config_base(config)
     out = Path(out)
-    task = task or config_task(config)
-    rows, held_out = known_rows(config, task, rows, held_out)
+    with together():
+        task = task or config_task(config)
+        rows, held_out = known_rows(config, task, rows, held_out)
     if not held_out:
         say("no held-out rows: nothing will show whether it learned more than these rows")
     is_answer = task.group_by and task.group_by in f"{task.answer_template} {task.grader.record}"
@@ -94,7 +112,8 @@ def train(
         with interrupts_heard(say) as interrupted, store.alone_in(out):
             # Stage 2: is there a run in the folder? Then it is loaded or resumed.
             data = store.data_identity(rows, held_out, task)
-            resume = store.open_folder(out, config, data, existing)
+            first = number == 0 and store.open_folder(out, config, data, existing)
+            resume, *_ = gathered(first)
             if (out / "training.json").exists():
                 say(f"{out}: this run is finished; its adapter is loaded")
                 return load_run(out)
@@ -106,22 +125,30 @@ def train(
                 say(f"{out}: resumes from step {session.step}")
             # Stage 3: the signal gate, and the validation that later ones are compared with.
             if session.step == 0:
-                if config.gate == "on" and config.method == "grpo":
+                if number == 0 and config.gate == "on" and config.method == "grpo":
                     pass_gate(session, force)
-                write_json(out / "task.json", task.to_json())
+                if number == 0:
+                    write_json(out / "task.json", task.to_json())
                 if session.held_out.rows:
                     session.held_out.validate(session.policy, 0)
             # Stage 4: the steps.
             if not session.is_over:
                 run_steps(session)
             # Stage 5: the best adapter and the reports.
-            return finish(session)
+            done = number == 0 and finish(session)
+            gathered(None)
+            return done or load_run(out, session.policy)
     except Exception as error:
-        if not is_full_disk(error, out):
+        ended = processes > 1 and PROCESS_ENDED.search(str(error))
+        if ended and number > 0:
+            raise SystemExit(0) from None  # the first one, or the launcher, says why
+        if not ended and not is_full_disk(error, out):
             raise
         last = getattr(store.newest_checkpoint(out), "name", "no checkpoint")
-        message = f"{out}: no space left on the disk; {last} stands: free some and start it again"
-        raise TrainingStopped(message) from error
+        cause, cure = "no space left on the disk", "free some and start it again"
+        if ended:
+            cause, cure = "another of its processes has ended", "start it again"
+        raise TrainingStopped(f"{out}: {cause}; {last} stands: {cure}") from error
     finally:
         torch.set_num_threads(threads)  # see session.quickest_threads
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.decoding import decode, end_tokens
-from rftkit.environment import set_seed
+from rftkit.environment import gathered, process, set_seed, together
 from rftkit.evaluation import pattern_shares, rounded
 from rftkit.files import UserError, plural, read_json, write_json
 from rftkit.graders.answer import PROGRAM_FAILED
@@ -39,14 +39,15 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interrupts_heard(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Ctrl-C or SIGTERM sets the event: the run ends after the step. A second one stops at once."""
-    asked = threading.Event()
+    """Ctrl-C or SIGTERM sets the event: the run ends after the step. A second one stops at once,
+    but not one of several processes: to these the launcher passes on what the terminal has sent."""
+    asked, alone = threading.Event(), process()[1] == 1
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if asked.is_set() and alone:
             raise Interrupted("interrupted at once; the last checkpoint stands: start it again")
         asked.set()
-        say("stopping after this step, with a checkpoint (once more: at once)")
+        say(f"stopping after this step, with a checkpoint{' (once more: at once)' * alone}")
 
     main = threading.current_thread() is threading.main_thread()  # signals reach no other
     signals = (signal.SIGINT, signal.SIGTERM) if main else ()
@@ -74,14 +75,13 @@ class Session:
     ):
         set_seed(config.seed)
         self.out, self.task, self.rows, self.interrupted = out, task, rows, interrupted
-        self.policy, self.notes = load_trainable(config), []
+        with together():
+            self.policy, self.notes = load_trainable(config), []
         tooled = [number for number, row in enumerate(rows, 1) if row.get("tools")]
         if tooled and config.method == "grpo" and self.policy.engine == "unsloth":
             fault = "has tools, which Unsloth's sampling is not given"
             raise UserError(f'row {tooled[0]}: {fault}: set engine to "transformers"')
-        if resume:  # another batch size would add its sums in another order
-            self.plan = Plan(**read_json(out / "plan.json"))
-        else:
+        if not resume and process()[0] == 0:
             self.plan, self.notes = plan_run(config, rows, held_out, self.policy)
             if config.method == "grpo":
                 copies = reason_to_copy(self.policy.model)
@@ -91,6 +91,9 @@ class Session:
             self.plan.threads, reason = quickest_threads(self.policy, config_base(config))
             self.plan.reasons += [reason] if reason else []
             write_json(out / "plan.json", vars(self.plan))
+        gathered(None)
+        # Resumed with another batch size it would add its sums in another order.
+        self.plan = Plan(**read_json(out / "plan.json"))
         limit = {"max_completion_tokens": self.plan.max_completion_tokens}
         self.config = config = config.model_copy(update=limit)
         self.resume_from = store.newest_checkpoint(out) if resume else None
@@ -123,6 +126,8 @@ class Session:
 
     def save(self, trainer: Any) -> None:
         """A checkpoint of the last whole step; what only older ones needed goes."""
+        if process()[0] > 0:
+            return
         state = {
             "step": self.step,
             "seconds": self.recorder.seconds,
@@ -164,7 +169,8 @@ def quickest_threads(policy: LocalPolicy, base: str) -> tuple[int | None, str]:
 
 def load_trainable(config: RunConfig) -> LocalPolicy:
     """The config's base with an adapter to train."""
-    policy = load_policy(config.model, config.engine, settings=config.to_json())
+    engine = "transformers" if config.vllm_server else config.engine  # Unsloth draws by itself
+    policy = load_policy(config.model, engine, settings=config.to_json())
     policy.model = with_lora(policy.model, config, policy.engine)
     # A base that resolves from anywhere: an absolute path, or a hub name and its revision.
     lora = policy.model.peft_config["default"]
@@ -215,7 +221,8 @@ def starting_adapter(config: RunConfig) -> str:
 
 class StepReward:
     """The reward function that TRL calls once a step: it draws the completions, checks the first
-    batch, and keeps the step's graded samples. A truncated answer scores 0."""
+    batch, and keeps the step's graded samples. A truncated answer scores 0. Each of several
+    processes has whole groups, and draws for them what one process would."""
 
     def __init__(self, session: Session):
         self.session, policy = session, session.policy
@@ -234,31 +241,48 @@ class StepReward:
         session, policy, config = self.session, self.session.policy, self.session.config
         group = config.answers_per_prompt
         ids = policy.encode(prompts[::group])
+        self.prompt_ids = [i for i in ids for _ in range(group)]
+        if config.vllm_server:  # TRL has sent it the weights of this step
+            with session.timed("sampling"):
+                drawn = trainer.vllm_generation.generate(self.prompt_ids, None, group)
+            return dict(zip(("prompt_ids", "completion_ids"), drawn)) | {
+                "logprobs": [[first for first, *_ in tokens] for tokens in drawn[2]]
+            }
         limit = config.max_completion_tokens
         settings = SamplingConfig(config.temperature, max_new_tokens=limit, seed=session.seed)
         width, drawn = policy.prompts_at_once(ids, group, settings), []
         policy.model.eval()
         with session.timed("sampling"), merged_adapter(policy.model) as model:
             for start in range(0, len(ids), width):
-                numbers = range(len(ids))[start : start + width]
-                some = [ids[number] for number in numbers]
+                some = ids[start : start + width]
+                place = process()[0] * len(ids) + start  # in the whole step
+                numbers = range(place, place + len(some))
                 drawn += decode(model, policy.tokenizer, some, group, settings, numbers)
         policy.model.train()
-        self.prompt_ids = [i for i in ids for _ in range(group)]
         completion_ids = [tokens for tokens, _ in drawn]
         return {"prompt_ids": self.prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     def __call__(self, prompts, completions, **columns) -> list[float | None]:
         policy, ids = self.session.policy, columns["completion_ids"]
         texts = [policy.read(policy.render(p), tokens) for p, tokens in zip(prompts, ids)]
+        failure, rewards = "", []
         try:
             with self.session.timed("grading"):
-                return self.reward(texts, **columns)
-        finally:  # a batch whose grader fails is kept, too
-            self.complete_samples(prompts, **columns)
-            if not self.checked:
-                self.checked = True
-                self.check_first_batch(prompts, columns["completion_ids"])
+                rewards = self.reward(texts, **columns)
+        except GraderFailure as error:  # its batch is kept, too
+            failure = str(error)
+        self.complete_samples(prompts, **columns)
+        shares, failures = zip(*gathered((self.samples, failure)))
+        self.samples = [sample for share in shares for sample in share]
+        if not self.checked:
+            self.checked = True
+            self.check_first_batch(prompts, columns["completion_ids"])
+        if failure := "; ".join(filter(None, failures)):
+            step, out = self.session.step + 1, self.session.out
+            batch = watchdogs.save_batch(out, step, "grader failed", self.samples)
+            told = f"step {step}: {failure}; its batch stands in {batch}: fix it and start again"
+            raise TrainingStopped(told)
+        return rewards
 
     def keep(self, samples: list, grades: list) -> None:
         """Called by the grader's reward function with the batch it graded."""
@@ -285,6 +309,7 @@ class StepReward:
     def check_first_batch(self, prompts: list, completion_ids: list) -> None:
         policy = self.session.policy
         template_faults = check_template(policy, self.session.rows[:TEMPLATE_ROWS])
+        prompts, completion_ids = (sum(p, []) for p in zip(*gathered((prompts, completion_ids))))
         texts = [policy.render(prompt) for prompt in prompts]
         garbage = watchdogs.find_garbage(policy.tokenizer, texts, completion_ids, self.ends)
         if faults := template_faults + garbage:

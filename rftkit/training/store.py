@@ -25,6 +25,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from rftkit.environment import gathered, process
 from rftkit.files import UserError, read_json, shorten, write_json
 from rftkit.loading import check_weights
 from rftkit.logs import NAMES, read_lines
@@ -64,14 +65,17 @@ def record_of(step: int, logs: dict[str, Any]) -> dict[str, Any]:
 
 class Recorder:
     """One object a step: to log.jsonl and to the observers; the completions to samples.jsonl. A
-    checkpoint notes how long both files are; a resumed run cuts them back to there."""
+    checkpoint notes how long both files are; a resumed run cuts them back to there. Of several
+    processes the first one writes, the others keep the log in mind."""
 
     def __init__(self, out: Path, observers: Sequence[Observer], state: dict[str, Any]):
         self.out, self.observers = out, observers
         self.started = time.perf_counter() - state.get("seconds", 0.0)
-        for name in LINES:
+        self.writes = process()[0] == 0
+        for name in LINES if self.writes else ():
             with open(out / name, "ab") as file:
                 file.truncate(state["positions"][name] if state else 0)
+        gathered(None)  # the others read what the first has cut back
         self.log = read_lines(out / "log.jsonl")
 
     @property
@@ -87,8 +91,9 @@ class Recorder:
 
     def step(self, record: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
         record["seconds"] = self.seconds
-        append_samples(self.out / "samples.jsonl", samples, step=record["step"])
-        append_lines(self.out / "log.jsonl", [record])
+        if self.writes:
+            append_samples(self.out / "samples.jsonl", samples, step=record["step"])
+            append_lines(self.out / "log.jsonl", [record])
         self.log.append(record)
         for observer in self.observers:
             observer(record)
@@ -112,9 +117,13 @@ def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """UserError where another process trains in this folder: both would write one log."""
+    """UserError where another run trains in this folder: both would write one log. Of several
+    processes of a run the first one holds the lock."""
     from filelock import FileLock, Timeout  # comes with transformers; a kill releases it
 
+    if process()[0] > 0:
+        yield
+        return
     lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()

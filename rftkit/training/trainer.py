@@ -1,15 +1,16 @@
 """The steps of a run: what TRL's trainers are given, and what happens when a step's log comes."""
 
 import json
+import math
 import os
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rftkit.environment import gathered, process
 from rftkit.files import UserError
 from rftkit.graders.answer import fill_template
-from rftkit.graders.rewards import GraderFailure
 from rftkit.packing import rows_apart, token_logprobs
 from rftkit.policy import Prompt
 from rftkit.rows import row_ids
@@ -46,13 +47,7 @@ def run_steps(session: Session) -> None:
     trainer.remove_callback(PrinterCallback)
     recorder = session.recorder
     recorder.notify("begin", plan, list(recorder.log), session.progress.start)
-    try:
-        trainer.train(resume_from_checkpoint=session.resume_from and str(session.resume_from))
-    except GraderFailure as failure:
-        number = session.step + 1
-        batch = save_batch(session.out, number, "grader failed", reward.samples)
-        message = f"step {number}: {failure}; its batch stands in {batch}: fix it and start again"
-        raise TrainingStopped(message) from failure
+    trainer.train(resume_from_checkpoint=session.resume_from and str(session.resume_from))
     if session.interrupted.is_set():
         raise Interrupted(f"interrupted after step {session.step}: the same command resumes")
 
@@ -74,6 +69,9 @@ def grpo_trainer(session: Session, reward: StepReward, given: dict[str, Any]) ->
             temperature=config.temperature,
             chat_template_kwargs=config.chat_template_kwargs,  # where TRL draws
             beta=config.beta,
+            use_vllm=config.vllm_server is not None,
+            vllm_mode="server",
+            vllm_server_base_url=config.vllm_server,
             shuffle_dataset=False,  # run_order has drawn the order of the whole run
         ),
     )
@@ -94,15 +92,17 @@ def sft_trainer(session: Session, given: dict[str, Any]) -> Any:
 
 
 def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]:
-    """What both trainers share: one process, one optimiser step a batch, nothing saved."""
+    """What both trainers share: one optimiser step a batch, of which each process has an equal
+    share; nothing saved."""
     import torch
 
-    gpu = torch.cuda.is_available()
+    gpu, share = torch.cuda.is_available(), plan.batch // process()[1]
+    micro_batch = math.gcd(plan.micro_batch, share)  # a run may resume with more processes
     return dict(
         output_dir=str(out / "checkpoints"),
         max_steps=plan.steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=share // micro_batch,
         learning_rate=plan.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=3,
@@ -110,6 +110,7 @@ def trainer_settings(config: RunConfig, plan: Plan, out: Path) -> dict[str, Any]
         gradient_checkpointing=False,  # it saves memory, which is here, and costs a third
         bf16=gpu and torch.cuda.is_bf16_supported(),
         use_cpu=not gpu,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=gpu,
         save_strategy="no",  # Session.save does it
         logging_steps=1,
@@ -175,7 +176,11 @@ def step_callback(session: Session, trainer: Any, reward: StepReward | None) -> 
             """The checkpoint comes after the record, for it notes how long its files are."""
             broken = alarm is not None and alarm["name"] == "not finite"
             session.stopped = None if broken else alarm  # once it is fixed, that run goes on
-            ends = session.is_over or broken or session.interrupted.is_set()
+            interrupted = session.interrupted.is_set()
+            states = gathered((session.is_over or broken, interrupted))
+            if any(interrupted for _, interrupted in states):
+                session.interrupted.set()
+            ends = states[0][0] or session.interrupted.is_set()
             control.should_training_stop |= ends
             if ends or session.step % config.save_every == 0:
                 session.save(trainer)
@@ -204,7 +209,7 @@ def shared_prompts_trainer() -> type:
             compute_entropy=False,
             **images,  # there are none
         ):
-            hidden = model.config.get_text_config().hidden_size
+            hidden = self.model.config.get_text_config().hidden_size  # `model` may be wrapped
             size, parts = batch_size or len(input_ids), []
             for chunk in zip(input_ids.split(size), attention_mask.split(size)):
                 prompts, completions = rows_apart(*chunk, logits_to_keep)

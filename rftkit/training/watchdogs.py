@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import evaluation
+from rftkit.environment import gathered, process
 from rftkit.files import UserError
-from rftkit.policy import LocalPolicy
+from rftkit.policy import LocalPolicy, Prompt
 from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import read_rows
 from rftkit.task import Task
@@ -67,16 +68,21 @@ class HeldOut:
         self.clusters = evaluation.clusters_of(self.rows, task)
 
     def validate(self, policy: LocalPolicy, step: int) -> tuple[dict[str, Any], list[dict]]:
-        """(its record, its alarms); the adapter is saved where it is among the best."""
+        """(its record, its alarms); the adapter is saved where it is among the best. Of several
+        processes each draws for its share of the rows, the first one does the rest."""
         import torch
 
-        began, progress = time.perf_counter(), self.progress
-        given = (policy, self.task, self.rows, self.sampling, self.config.eval_samples)
-        training = policy.model.training
+        began, progress, samples = time.perf_counter(), self.progress, self.config.eval_samples
+        training, (number, count) = policy.model.training, process()
+        prompts = [Prompt(row, place) for place, row in enumerate(self.rows)][number::count]
         policy.model.eval()
         with torch.random.fork_rng():  # the run goes on as if nothing had been drawn
-            result = evaluation.evaluate(*given, greedy=False)
+            shares = gathered(policy.sample(prompts, samples, self.sampling))
         policy.model.train(training)
+        if number > 0:
+            return {}, []
+        drawn = [shares[place % count][place // count] for place in range(len(self.rows))]
+        result = evaluation.measure(policy.name, self.task, self.rows, drawn, samples=samples)
         values = {k: result.values[k].tolist() for k in ("grade", self.task.headline)}
         faulty = ["sample_parse_error" in s.errors for group in result.samples for s in group]
         record = {
@@ -218,8 +224,10 @@ def find_garbage(
 
 
 def save_batch(out: Path, step: int, name: str, samples: Sequence[Sample]) -> Path:
-    """As alarms/step-000012-not-finite.jsonl."""
+    """As alarms/step-000012-not-finite.jsonl, by the first process."""
     place = out / "alarms" / f"step-{step:06d}-{name.replace(' ', '-')}.jsonl"
+    if process()[0] > 0:
+        return place
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     append_samples(place, samples, step=step)
