@@ -9,7 +9,7 @@
 # V=1                  show everything that pip says
 
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-browser lab prove notebooks wheelhouse
+.PHONY: help demo real test test-browser lab prove notebooks site wheelhouse
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -80,6 +80,9 @@ lab: $(FOR_DEV)  ## JupyterLab on the notebooks
 
 notebooks: $(FOR_DEV)  ## restart and run all, full profile; the only way outputs are written
 	$(QUIETLY) RFTKIT_PROFILE=full $(RUN) tools/run_notebooks.py $(or $(ARGS),notebooks/*.ipynb)
+
+site: $(FOR_DEV)  ## notebooks with their outputs, and docs, as HTML: open site/index.html
+	$(RUN) tools/make_site.py site
 
 prove: $(FOR_BROWSER)  ## slow proofs, the browser, three full demos (a quarter of an hour on two idle cores)
 	$(QUIETLY) $(RUN) -m pytest -m prove --timeout=7200 tests $(ARGS)

@@ -25,6 +25,7 @@ from tools import (
     make_realistic,
     make_stock,
 )
+from tools.make_site import PAGES, ROOT, write_page
 from tools.medical_school import card, corpus, gates, pretrain
 from tools.medical_school.world import build_world, log_likelihood, simulate, write_world
 
@@ -249,3 +250,19 @@ def test_a_trial_of_few_rows_leaves_the_full_runs_and_their_record_alone():
     )
     assert full[1] == RECORDS / "stock.json" and trial[0] != full[0]
     assert trial[1].parent == trial[0]
+
+
+def test_a_page_of_the_site_has_the_outputs_and_its_links_lead_to_pages(tmp_path):
+    sources = [path for path in PAGES if path.name in ("README.md", "00_start_here.ipynb")]
+    for page in [write_page(source, tmp_path) for source in sources]:
+        html = page.read_text(encoding="utf-8")
+        hrefs = re.findall(r'href="([^"]+)"', html)
+        assert not [
+            href for href in hrefs if re.search(r"\.(md|ipynb)\b", href) and ":" not in href
+        ]
+        own = [href.partition("#")[2] for href in hrefs if href.startswith(page.name + "#")]
+        assert len(own) > 5 and {*own} <= set(re.findall(r'id="([^"]+)"', html))
+        pages = {tmp_path / place.relative_to(ROOT) for place in PAGES.values()}
+        local = {href.partition("#")[0] for href in hrefs if ":" not in href}
+        assert len(local) > 5 and {(page.parent / href).resolve() for href in local} <= pages
+        assert "data:image/png;base64," in html and "diagnose first" in html
