@@ -3,6 +3,9 @@
 import json
 import random
 import re
+import subprocess
+import sys
+import zipfile
 from collections import Counter
 
 import pytest
@@ -19,6 +22,7 @@ from rftkit.records import Sample
 from rftkit.rows import sha256_of
 from rftkit.task import load_task
 from tools import (
+    make_browser_lab,
     make_candidates,
     make_extraction,
     make_gene_ranking,
@@ -266,3 +270,22 @@ def test_a_page_of_the_site_has_the_outputs_and_its_links_lead_to_pages(tmp_path
         local = {href.partition("#")[0] for href in hrefs if ":" not in href}
         assert len(local) > 5 and {(page.parent / href).resolve() for href in local} <= pages
         assert "data:image/png;base64," in html and "diagnose first" in html
+
+
+def test_the_python_of_the_browser_lab_runs_with_what_is_packed_and_pydantic_alone(tmp_path):
+    make_browser_lab.pack(tmp_path / "rftkit.zip")
+    with zipfile.ZipFile(tmp_path / "rftkit.zip") as archive:
+        archive.extractall(tmp_path)
+    page = (ROOT / "tools" / "browser_lab.html").read_text(encoding="utf-8")
+    start = page.partition("const lab = python.runPython(`")[2].partition("json.dumps({")[0]
+    code = f"""{start}
+import sys
+text = look_at(json.dumps(task.grader_spec), rows[0], offered[0]["worse 1"], {{}})
+named = {{name.partition(".")[0] for name in sys.modules}}
+print(json.dumps([text.split()[1], len(rows), sorted(named - sys.stdlib_module_names)]))"""
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    reward, rows, loaded = json.loads(answer.stdout)
+    assert (reward, rows) == ("0.73", 20)
+    assert {"pydantic", "rftkit"} <= set(loaded)
+    assert {"numpy", "torch", "typer", "rich", "psutil"} & set(loaded) == set()
