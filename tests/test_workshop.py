@@ -1,6 +1,8 @@
 """A workshop's two commands: which exercises passed, and is this laptop ready?"""
 
 import json
+import re
+import shlex
 import shutil
 from collections import namedtuple
 from importlib import metadata
@@ -8,11 +10,12 @@ from importlib import metadata
 import nbformat
 import psutil
 import pytest
+import typer
 from nbformat.v4 import new_output
 from project_files import ROOT
 from test_notebook_exercises import EXERCISES, checked, solution_of
 
-from rftkit import files, workshop
+from rftkit import cli, files, workshop
 from rftkit.sandbox.runner import Outcome
 
 
@@ -103,3 +106,18 @@ def test_a_laptop_that_is_not_ready_names_the_first_fault(run, monkeypatch, tmp_
     assert text.count("\n") == 1
     record = json.loads(run("environment", "--workshop", "--json")[1])
     assert record == {"ready": False, "line": text.removeprefix("not ready: ").strip()}
+
+
+@pytest.mark.parametrize("page", ["workshop.md", "troubleshooting.md"])
+def test_the_commands_of_the_pages_exist_and_so_do_their_make_targets(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = re.findall(r"(?:`|bin/)rftkit ([a-z][^`\n]*)`", text)
+    assert lines
+    for name, *words in map(shlex.split, lines):
+        command = typer.main.get_command(cli.app).commands[name]
+        if words or name in ("demo", "environment", "progress"):
+            with command.make_context(name, words):
+                pass
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    assert set(re.findall(r"(?:`|^ *|=2 )make ([a-z-]+)", text, re.M)) <= targets
