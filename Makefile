@@ -9,7 +9,7 @@
 # V=1                  show everything that pip says
 
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-browser lab prove notebooks wheelhouse
+.PHONY: help demo real test test-browser lab prove notebooks site browser-lab wheelhouse
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -83,6 +83,13 @@ lab: $(FOR_DEV)  ## JupyterLab on the notebooks
 
 notebooks: $(FOR_DEV)  ## restart and run all, full profile; the only way outputs are written
 	$(QUIETLY) RFTKIT_PROFILE=full $(RUN) tools/run_notebooks.py $(or $(ARGS),notebooks/*.ipynb)
+
+site: $(FOR_DEV)  ## notebooks with their outputs, and docs, as HTML: open site/index.html
+	$(RUN) tools/make_site.py site
+
+browser-lab: $(FOR_DEV)  ## the grader lab as a page without an install (fetches Pyodide by npm)
+	$(RUN) tools/make_browser_lab.py site/lab
+	@echo "Serve it: $(RUN) -m http.server --bind 127.0.0.1 -d site, then http://127.0.0.1:8000/lab/"
 
 prove: $(FOR_BROWSER)  ## slow proofs, the browser, three full demos (a quarter of an hour on two idle cores)
 	$(QUIETLY) $(RUN) -m pytest -m prove --timeout=7200 tests $(ARGS)

@@ -22,6 +22,7 @@ from rftkit.new import NewTask, make_task
 from rftkit.rows import write_rows
 from rftkit.sandbox import runner
 from rftkit.training.report import regrade
+from rftkit.workshop import progress, ready
 
 SHOWN = 5  # faults of each kind
 
@@ -298,11 +299,27 @@ def fetch_command(
 
 
 @app.command("environment")
-def environment_command(as_json: JsonFlag = False) -> None:
+def environment_command(
+    workshop: Annotated[bool, flag("--workshop", "Is this laptop ready? One line.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Describe this machine: device, precision, profile, versions and sandbox protections.
+
+    With --workshop, one line: ready (exit code 0), or the first fault and what repairs it (1).
 
     Example: `rftkit environment`; RFTKIT_PROFILE=smoke makes the notebooks run small.
     """
+    if workshop:
+        try:
+            is_ready, line = True, ready()
+        except UserError as error:
+            is_ready, line = False, str(error)
+        if as_json:
+            console.print_json({"ready": is_ready, "line": line})
+        else:
+            style = "green" if is_ready else "red"
+            console.say(f"{'' if is_ready else 'not '}ready: {line}", style=style)
+        raise typer.Exit(console.GOOD if is_ready else console.FINDINGS)
     sandbox, machine = runner.report(), environment.report()
     if as_json:
         console.print_json(machine | {"sandbox": sandbox.to_json()})
@@ -310,6 +327,38 @@ def environment_command(as_json: JsonFlag = False) -> None:
     machine["versions"] = ", ".join(map(" ".join, machine["versions"].items()))
     for name, value in (machine | {"sandbox": sandbox}).items():
         console.say(f"{name:10}{value}")
+
+
+@app.command("progress")
+def progress_command(
+    folders: Annotated[list[Path] | None, argument("FOLDER ...", "Default: here.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Count the exercises that passed, by notebook; with several folders, by folder.
+
+    It reads the notebooks as they were saved: save first (JupyterLab does every two minutes). An
+    exercise passed if its check cell says so.
+
+    Example: `rftkit progress`, and for all who handed theirs in, `rftkit progress handed_in/*`
+    """
+    found = {str(folder): progress(folder) for folder in folders or [Path()]}
+    if as_json:
+        console.print_json(found)
+        return
+    if len(found) == 1:
+        [notebooks] = found.values()
+        checks = {name: list(passed.values()) for name, passed in notebooks.items() if passed}
+    else:
+        checks = {
+            folder: [passed for notebook in notebooks.values() for passed in notebook.values()]
+            for folder, notebooks in found.items()
+        }
+    name = "notebook" if len(found) == 1 else "folder"
+    console.print_table(
+        [{name: key, "passed": sum(c), "exercises": len(c)} for key, c in checks.items()]
+    )
+    every = sum(checks.values(), [])
+    console.say(f"{sum(every)} of {len(every)} exercises passed")
 
 
 app.add_typer(cli_runs.app)

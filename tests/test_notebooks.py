@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -48,8 +50,15 @@ def install_cell(path) -> str:
     return next(cell.source for cell in cells if cell.get("id") == "install")
 
 
+def at_root(function, root, path, **options):
+    """Call it with the path below `root`; os.makedirs calls itself with a path that is there."""
+    return function(path if path.startswith(root) else root + path, **options)
+
+
 @pytest.mark.parametrize("host", ["Colab", "Kaggle", "here"])
-def test_a_hosted_notebook_installs_beside_the_torch_and_numpy_that_are_loaded(host, monkeypatch):
+def test_a_hosted_notebook_keeps_the_loaded_torch_and_numpy_and_on_colab_its_runs(
+    host, monkeypatch, tmp_path
+):
     """The one cell of all notebooks, run by IPython with pip and the host replaced."""
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
@@ -60,14 +69,27 @@ def test_a_hosted_notebook_installs_beside_the_torch_and_numpy_that_are_loaded(h
     for name in ("torch", "numpy"):  # newer than those on disk
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__=f"99.1+{name}"))
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    monkeypatch.chdir(tmp_path)
     if host == "Colab":
-        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+        drive = SimpleNamespace(mount=calls.append)
+        output = SimpleNamespace(enable_custom_widget_manager=lambda: calls.append("widgets"))
+        colab = SimpleNamespace(drive=drive, output=output)
+        monkeypatch.setitem(sys.modules, "google.colab", colab)
+        for name in ("chdir", "makedirs"):  # the Drive lies in tmp_path
+            there = partial(at_root, getattr(os, name), str(tmp_path))
+            monkeypatch.setattr(os, name, there)
     elif host == "Kaggle":
         monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     shell.run_cell(cell).raise_error()
     kept = "torch==99.1+torch numpy==99.1+numpy"
     expected = f"install -q {kept} transformers=={pins()['transformers']} "
-    assert [call.startswith(expected) for call in calls] == [True] * (host != "here")
+    assert [call.startswith(expected) for call in calls[:1]] == [True] * (host != "here")
+    on_drive = tmp_path / "content" / "drive" / "MyDrive" / "rftkit"
+    assert Path.cwd() == (on_drive if host == "Colab" else tmp_path)
+    assert calls[1:] == (["widgets", "/content/drive"] if host == "Colab" else [])
+    Path("runs").mkdir()
+    shell.run_cell(cell).raise_error()  # the next session finds the runs of this one
+    assert Path("runs").exists()
 
 
 def test_the_readme_names_the_notebooks_that_exist():

@@ -3,6 +3,9 @@
 import json
 import random
 import re
+import subprocess
+import sys
+import zipfile
 from collections import Counter
 
 import pytest
@@ -19,12 +22,14 @@ from rftkit.records import Sample
 from rftkit.rows import sha256_of
 from rftkit.task import load_task
 from tools import (
+    make_browser_lab,
     make_candidates,
     make_extraction,
     make_gene_ranking,
     make_realistic,
     make_stock,
 )
+from tools.make_site import PAGES, ROOT, write_page
 from tools.medical_school import card, corpus, gates, pretrain
 from tools.medical_school.world import build_world, log_likelihood, simulate, write_world
 
@@ -249,3 +254,38 @@ def test_a_trial_of_few_rows_leaves_the_full_runs_and_their_record_alone():
     )
     assert full[1] == RECORDS / "stock.json" and trial[0] != full[0]
     assert trial[1].parent == trial[0]
+
+
+def test_a_page_of_the_site_has_the_outputs_and_its_links_lead_to_pages(tmp_path):
+    sources = [path for path in PAGES if path.name in ("README.md", "00_start_here.ipynb")]
+    for page in [write_page(source, tmp_path) for source in sources]:
+        html = page.read_text(encoding="utf-8")
+        hrefs = re.findall(r'href="([^"]+)"', html)
+        assert not [
+            href for href in hrefs if re.search(r"\.(md|ipynb)\b", href) and ":" not in href
+        ]
+        own = [href.partition("#")[2] for href in hrefs if href.startswith(page.name + "#")]
+        assert len(own) > 5 and {*own} <= set(re.findall(r'id="([^"]+)"', html))
+        pages = {tmp_path / place.relative_to(ROOT) for place in PAGES.values()}
+        local = {href.partition("#")[0] for href in hrefs if ":" not in href}
+        assert len(local) > 5 and {(page.parent / href).resolve() for href in local} <= pages
+        assert "data:image/png;base64," in html and "diagnose first" in html
+
+
+def test_the_python_of_the_browser_lab_runs_with_what_is_packed_and_pydantic_alone(tmp_path):
+    make_browser_lab.pack(tmp_path / "rftkit.zip")
+    with zipfile.ZipFile(tmp_path / "rftkit.zip") as archive:
+        archive.extractall(tmp_path)
+    page = (ROOT / "tools" / "browser_lab.html").read_text(encoding="utf-8")
+    start = page.partition("const lab = python.runPython(`")[2].partition("json.dumps({")[0]
+    code = f"""{start}
+import sys
+text = look_at(json.dumps(task.grader_spec), rows[0], offered[0]["worse 1"], {{}})
+named = {{name.partition(".")[0] for name in sys.modules}}
+print(json.dumps([text.split()[1], len(rows), sorted(named - sys.stdlib_module_names)]))"""
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    reward, rows, loaded = json.loads(answer.stdout)
+    assert (reward, rows) == ("0.73", 20)
+    assert {"pydantic", "rftkit"} <= set(loaded)
+    assert {"numpy", "torch", "typer", "rich", "psutil"} & set(loaded) == set()
