@@ -3,10 +3,8 @@
     from rftkit.distill import Distilling, distill
     distill(Distilling("labels.jsonl", "student", width=64, layers=2))
 
-The labels are what `rftkit label` writes: rows with a `completion` that holds the answer alone.
-Plain torch: random weights in the form of a larger model, with its tokenizer, all of them trained
-(a LoRA on random weights teaches nothing), on the completions alone. `load_policy`, `rftkit label`
-and `rftkit evaluate` take the student's folder.
+Random weights in the form of a larger model, all of them trained in plain torch (a LoRA on random
+weights teaches nothing). `load_policy`, `rftkit label` and `rftkit evaluate` take its folder.
 
 Left out: the teacher's probabilities ("soft labels"), which an endpoint does not give; resuming;
 and a pretrained student, which `rftkit train` teaches the same lines by method sft.
@@ -48,11 +46,10 @@ def distill(asked: Distilling, reporter: Reporter | None = None) -> dict[str, An
     reporter, began, out = reporter or Reporter(quiet=True), time.perf_counter(), Path(asked.out)
     if out.exists():
         raise UserError(f"{out}: there already: name another --out")
-    rows = read_rows(asked.labels)
     set_seed(asked.seed)
     policy = new_student(asked)
-    examples, model = sft_examples(policy, rows, asked.labels), policy.model.train()
-    steps = asked.epochs * -(-len(rows) // asked.batch)
+    examples, model = sft_examples(policy, asked.labels), policy.model.train()
+    steps = asked.epochs * -(-len(examples) // asked.batch)
     reporter.stage("training the student", steps)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     rate = torch.optim.lr_scheduler.OneCycleLR(  # up for a tenth of the steps, then down to 0
@@ -69,7 +66,7 @@ def distill(asked: Distilling, reporter: Reporter | None = None) -> dict[str, An
             reporter.work(1)
     model.eval().save_pretrained(out)
     policy.tokenizer.save_pretrained(out)
-    record = {"parameters": model.num_parameters(), "rows": len(rows), "steps": steps}
+    record = {"parameters": model.num_parameters(), "rows": len(examples), "steps": steps}
     record |= {"loss": round(loss.item(), 4), "seconds": round(time.perf_counter() - began, 1)}
     record |= {"labels": sha256_of(asked.labels), "seed": asked.seed}
     write_json(out / "student.json", record)
@@ -93,12 +90,13 @@ def new_student(asked: Distilling) -> LocalPolicy:
     return LocalPolicy(model, load_tokenizer(base), asked.model)
 
 
-def sft_examples(policy: LocalPolicy, rows: list[dict], place: Path) -> list[tuple[list, list]]:
+def sft_examples(policy: LocalPolicy, labels: Path) -> list[tuple[list[int], list[int]]]:
     """Token ids of each row's prompt, and of its completion with the end token."""
+    rows = read_rows(labels)
     texts = [row.get("completion") for row in rows]
     if None in texts:
-        cause = f"{place}: row {texts.index(None) + 1} has no completion"
-        raise UserError(f"{cause}: label the rows first, with `rftkit label`")
+        lacks = f"{labels}: row {texts.index(None) + 1} has no completion"
+        raise UserError(f"{lacks}: label the rows first, with `rftkit label`")
     ends = policy.tokenizer(texts, add_special_tokens=False).input_ids
     prompts = policy.encode(list(map(Prompt, rows)))
     return [(p, end + [policy.tokenizer.eos_token_id]) for p, end in zip(prompts, ends)]

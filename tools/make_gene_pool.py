@@ -20,6 +20,7 @@ from rftkit.rows import sha256_of, write_rows
 from rftkit.task import SPLITS, load_task
 from tools.medical_school.world import World, build_world, question, simulate
 
+NAME = "gene_pool"
 SHIPPED = 1_200
 
 
@@ -63,9 +64,13 @@ term was changed. Disease names: OMIM.
 """
 
 
+def write_task(out: str | Path) -> None:
+    """Write pool.jsonl and README.md."""
+    write_rows(Path(out) / "pool.jsonl", pool_rows(SHIPPED))
+    write_text(Path(out) / "README.md", data_card(Path(out)))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    out = parser.parse_args().out
-    write_rows(out / "pool.jsonl", pool_rows(SHIPPED))
-    write_text(out / "README.md", data_card(out))
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    write_task(parser.parse_args().out)
