@@ -34,8 +34,8 @@ def test_a_student_learns_its_labels_and_labels_itself(tmp_path, run):
     assert label(asked) == {"rows": 8, "labelled": 8, "failed": 0}
     learned, again = read_rows(labels), read_rows(asked.out)
     assert [r["completion"] for r in again] == [r["completion"] for r in learned]
-    code, out, _ = run("evaluate", labels, "--model", folder, "--task", "gene_ranking",
-                       "--samples", 1, "--max-tokens", 32, "--out", tmp_path / "table", "--json")  # fmt: skip
+    words = ["--task", "gene_ranking", "--samples", 1, "--max-tokens", 32, "--json"]
+    code, out, _ = run("evaluate", labels, "--model", folder, *words, "--out", tmp_path / "table")
     assert json.loads(out)["systems"][0]["greedy"]["top1"] == 1.0
 
 
@@ -52,13 +52,14 @@ def test_the_loss_is_that_of_the_completion_alone(tmp_path):
     torch.manual_seed(0)
     policy = new_student(asked)
     examples = sft_examples(policy, asked.labels)
-    summed, count = 0.0, 0
+    summed, count = torch.zeros(()), 0
     for prompt, end in examples:  # one by one, without padding
         logits = policy.model(torch.tensor([prompt + end])).logits[0, len(prompt) - 1 : -1]
         summed += torch.nn.functional.cross_entropy(logits, torch.tensor(end), reduction="sum")
         count += len(end)
         assert end[-1] == policy.tokenizer.eos_token_id
-    assert completion_loss(policy.model, examples).item() == pytest.approx(float(summed) / count)
+    loss = completion_loss(policy.model, examples)
+    assert loss.item() == pytest.approx(summed.item() / count)
 
 
 def test_the_same_seed_gives_the_same_student(tmp_path):
@@ -89,8 +90,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path):
 def test_the_pool_has_every_gene_and_no_prompt_of_the_task():
     rows, task = pool_rows(300), load_task("gene_ranking")
     asked = {row["messages"][0]["content"] for row in rows}
-    known = {
-        r["messages"][0]["content"] for s in ("train", "validation", "test") for r in task.rows(s)
-    }
+    splits = map(task.rows, ("train", "validation", "test"))
+    known = {row["messages"][0]["content"] for own in splits for row in own}
     assert len({row["reference_gene"] for row in rows}) == 240
     assert len(asked) == 300 and not asked & known and rows[:50] == pool_rows(50)
