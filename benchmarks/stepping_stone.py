@@ -176,14 +176,15 @@ def main() -> None:
     part("machine", work.label, "machine", out / "rft", "pool")
     for name, model in {"base": "embedded:mini", "RFT": out / "rft"}.items():
         part(f"{name} test", work.label, f"{name} test", model, "test")
-    for seed in given.seeds:
-        for kind in STUDENTS:
-            part(f"{kind}-{seed} test", work.student, kind, seed)
-        if seed == given.seeds[0]:
-            answers = work.answers("<think></think>" + work.task.answer_template)
-            part("SFT training", work.train, "sft", SFT, answers)
-            part("SFT test", work.label, "SFT test", out / "sft", "test")
-            part("majority", work.label, "majority", out / "rft", "audit", samples=VOTES)
+    answers = work.answers("<think></think>" + work.task.answer_template)
+    part("SFT training", work.train, "sft", SFT, answers)
+    part("SFT test", work.label, "SFT test", out / "sft", "test")
+    part("majority", work.label, "majority", out / "rft", "audit", samples=VOTES)
+    first, *more = given.seeds
+    order = [(kind, first) for kind in STUDENTS] + [("machine", seed) for seed in more]
+    order += [(kind, seed) for seed in more for kind in STUDENTS if kind != "machine"]
+    for kind, seed in order:
+        part(f"{kind}-{seed} test", work.student, kind, seed)
 
 
 if __name__ == "__main__":
