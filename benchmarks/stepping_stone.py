@@ -179,9 +179,11 @@ def main() -> None:
     answers = work.answers("<think></think>" + work.task.answer_template)
     part("SFT training", work.train, "sft", SFT, answers)
     part("SFT test", work.label, "SFT test", out / "sft", "test")
-    part("majority", work.label, "majority", out / "rft", "audit", samples=VOTES)
     first, *more = given.seeds
-    order = [(kind, first) for kind in STUDENTS] + [("machine", seed) for seed in more]
+    for kind in STUDENTS:
+        part(f"{kind}-{first} test", work.student, kind, first)
+    part("majority", work.label, "majority", out / "rft", "audit", samples=VOTES)
+    order = [("machine", seed) for seed in more]
     order += [(kind, seed) for seed in more for kind in STUDENTS if kind != "machine"]
     for kind, seed in order:
         part(f"{kind}-{seed} test", work.student, kind, seed)

@@ -68,19 +68,19 @@ def test_the_commonest_answer_is_the_label_and_what_has_none_says_why(tmp_path, 
         "torn": ["<think>never closed"],
         "split": ["a", "b", "c", "d"],
         "lost": [None],
+        "half a letter": ["a \ufffd"],
     }
-    asked = asked_for(
-        tmp_path, ["json", "torn", "plain", "split", "lost"], samples=4, threshold=0.5
-    )
+    texts = ["json", "torn", "plain", "split", "lost", "half a letter"]
+    asked = asked_for(tmp_path, texts, samples=4, threshold=0.5)
     pool = asked.rows.read_text().splitlines()
     asked.rows.write_text("\n".join([*pool[:2], "{broken", *pool[2:]]) + "\n")
-    assert label(asked) == {"rows": 6, "labelled": 2, "failed": 4}
+    assert label(asked) == {"rows": 7, "labelled": 2, "failed": 5}
     made = [(r["line"], r["row_id"], r["completion"], r["confidence"]) for r in lines_of(asked.out)]
     assert made == [(1, "r0", "[1, 2]", 0.5), (4, "r2", "plain", 1.0)]
     assert all(record["messages"] for record in lines_of(asked.out))
     reasons = {r["line"]: r["reason"] for r in lines_of(asked.failed)}
-    assert list(reasons) == [2, 3, 5, 6]
-    assert reasons[2] == "no readable answer" and "pool.jsonl:3" in reasons[3]
+    assert list(reasons) == [2, 3, 5, 6, 7]
+    assert reasons[2] == reasons[7] == "no readable answer" and "pool.jsonl:3" in reasons[3]
     assert reasons[5] == "agreement 0.25, under 0.5" and "gone" in reasons[6]
 
 
