@@ -1,4 +1,4 @@
-"""The commands for what others take up: label, export, export-data, serve."""
+"""The commands for what others take up: label, distill, export, export-data, serve."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from rftkit import console
 from rftkit.console import JsonFlag, Reporter, argument, option, options_from
+from rftkit.distill import Distilling, distill
 from rftkit.evaluation import Interval
 from rftkit.files import UserError, plural
 from rftkit.label import Labelling, label
@@ -41,6 +42,26 @@ def label_command(asked: Labelling, as_json: JsonFlag = False) -> None:
         console.complain(f"{plural(counts['failed'], 'row')} without a label: {asked.failed}")
     if not counts["labelled"]:
         raise typer.Exit(console.FINDINGS)
+
+
+@app.command("distill")
+@options_from(Distilling)
+def distill_command(asked: Distilling, as_json: JsonFlag = False) -> None:
+    """Train a small student on machine labels: it answers at once, without a trace.
+
+    It takes the form and the tokenizer of --model, with random weights. So it needs many labels,
+    some of each answer: more than people write, which is why a model writes them.
+
+    Example: `rftkit distill labels.jsonl --model embedded:mini --width 64 --out student`, then
+    `rftkit evaluate gene_ranking --model runs/rft --model student --out runs/table`
+    """
+    with Reporter() as reporter:
+        record = distill(asked, reporter)
+    if as_json:
+        console.print_json(record)
+    else:
+        size, rows = f"{record['parameters']:,} parameters", plural(record["rows"], "row")
+        console.say(f"{asked.out}: {size}, {rows}, {record['seconds']:.0f} s")
 
 
 @app.command("export-data")

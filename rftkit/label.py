@@ -163,8 +163,9 @@ def record_of(
 
 def vote_of(sample: Sample, task: Task | None) -> str:
     """What must be equal for two samples to agree: the first answer, where a task says where it
-    stands; else the JSON, else the text. Empty where there is nothing to read."""
-    if sample.finish_reason != "stop":
+    stands; else the JSON, else the text. Empty where there is nothing to read, or half a letter,
+    which no check of rows lets pass."""
+    if sample.finish_reason != "stop" or "\N{REPLACEMENT CHARACTER}" in sample.output_text:
         return ""
     if task and task.answer_template:
         answers = task.answers(sample)

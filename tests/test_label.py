@@ -1,15 +1,20 @@
 """`rftkit label`: exactly one line a row, in order, also across kills."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rftkit import RunConfig, load_task, train, write_rows
 from rftkit import label as module
+from rftkit.console import Reporter
 from rftkit.files import UserError
 from rftkit.label import Labelling, label
 from rftkit.records import Sample
@@ -63,19 +68,19 @@ def test_the_commonest_answer_is_the_label_and_what_has_none_says_why(tmp_path, 
         "torn": ["<think>never closed"],
         "split": ["a", "b", "c", "d"],
         "lost": [None],
+        "half a letter": ["a \ufffd"],
     }
-    asked = asked_for(
-        tmp_path, ["json", "torn", "plain", "split", "lost"], samples=4, threshold=0.5
-    )
+    texts = ["json", "torn", "plain", "split", "lost", "half a letter"]
+    asked = asked_for(tmp_path, texts, samples=4, threshold=0.5)
     pool = asked.rows.read_text().splitlines()
     asked.rows.write_text("\n".join([*pool[:2], "{broken", *pool[2:]]) + "\n")
-    assert label(asked) == {"rows": 6, "labelled": 2, "failed": 4}
+    assert label(asked) == {"rows": 7, "labelled": 2, "failed": 5}
     made = [(r["line"], r["row_id"], r["completion"], r["confidence"]) for r in lines_of(asked.out)]
     assert made == [(1, "r0", "[1, 2]", 0.5), (4, "r2", "plain", 1.0)]
     assert all(record["messages"] for record in lines_of(asked.out))
     reasons = {r["line"]: r["reason"] for r in lines_of(asked.failed)}
-    assert list(reasons) == [2, 3, 5, 6]
-    assert reasons[2] == "no readable answer" and "pool.jsonl:3" in reasons[3]
+    assert list(reasons) == [2, 3, 5, 6, 7]
+    assert reasons[2] == reasons[7] == "no readable answer" and "pool.jsonl:3" in reasons[3]
     assert reasons[5] == "agreement 0.25, under 0.5" and "gone" in reasons[6]
 
 
@@ -179,3 +184,23 @@ def test_ten_kills_lose_nothing_and_double_nothing(tmp_path):
         range(1, len(rows) + 1)
     )
     assert [r["line"] for r in lines_of(out)] == sorted(r["line"] for r in lines_of(out))
+
+
+@pytest.mark.prove
+def test_a_hundred_thousand_rows_take_the_memory_of_a_few(tmp_path, scripted):
+    """The slope of the resident memory over the rows, past the first tenth."""
+    write_pool(tmp_path / "pool.jsonl", (f"text {i}" for i in range(100_000)))
+    measured = []
+
+    class Probe(Reporter):
+        def work(self, done):
+            status = Path("/proc/self/status").read_text()
+            measured.append(int(re.search(r"VmRSS:\s*(\d+)", status)[1]) / 1e3)
+
+    asked = Labelling(tmp_path / "pool.jsonl", "endpoint:m", tmp_path / "labels.jsonl")
+    scripted.asked = deque(maxlen=1)  # keeps nothing
+    assert label(asked, Probe(quiet=True))["labelled"] == 100_000
+    late = measured[len(measured) // 10 :]
+    slope, _ = np.polyfit(np.linspace(0, 90_000, len(late)), late, 1)
+    print(f"{slope * 100_000:.2f} MB in 100,000 rows, {late[-1]:.0f} MB resident")
+    assert slope * 100_000 < 5

@@ -41,6 +41,7 @@ EXERCISES = {
     "parting": ("11_ship_and_scale", ""),
     "pairs": ("12_reward_model", "setup"),
     "drift": ("12_reward_model", "setup"),
+    "break": ("13_stepping_stone", ""),
     "dead": ("14_grpo_settings", "setup"),
 }
 
@@ -150,6 +151,11 @@ WRONG = [
     ("drift", "the first stretch has no error", "np.hypot(errors[0], errors[i])", "errors[i]"),
     ("drift", "three standard errors", "2 * error", "3 * error"),
     ("drift", "the last stretch", "range(1, len(apart))", "range(len(apart) - 1, 0, -1)"),
+    ("break", "a slower student pays", "return None", "return labels + 1"),
+    ("break", "the labels come free", "labels + ", ""),
+    ("break", "as many seconds are fewer", "int(rows) + 1", "-int(-rows // 1)"),
+    ("break", "training is forgotten", "= training * ", "= "),
+    ("break", "a row costs the student nothing", "* student_rate / gap", ""),
 ]
 
 # What a check says about some of these errors: the learner is sent to the right place.

@@ -25,6 +25,7 @@ from tools import (
     make_browser_lab,
     make_candidates,
     make_extraction,
+    make_gene_pool,
     make_gene_ranking,
     make_realistic,
     make_stock,
@@ -44,9 +45,11 @@ def small_world():
     return build_world(seed=9, n_terms=150, n_genes=40)
 
 
-@pytest.mark.parametrize(
-    "maker", [make_gene_ranking, make_realistic, make_candidates, make_extraction, make_stock]
-)
+MAKERS = [make_gene_ranking, make_gene_pool, make_realistic, make_candidates]
+MAKERS += [make_extraction, make_stock]
+
+
+@pytest.mark.parametrize("maker", MAKERS)
 def test_a_dataset_is_made_again_byte_for_byte(tmp_path, maker):
     maker.write_task(tmp_path)
     shipped = dataset(maker.NAME)
