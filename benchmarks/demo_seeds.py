@@ -104,8 +104,9 @@ def results_tables(record: Record) -> str:
         names = ("RFT mini", "mini base", "overlap")
         unseen = "; ".join(f"{name} {Interval(**alone['top1'][name])}" for name in names)
         parts.append(
-            f"Real published cases in the world's 200 terms (seed 0, `--cases`): {real['kept']} of "
-            f"{real['read']} kept, {real['genes']} genes ({splits}); lost: {lost}. On the "
+            "Real published cases in the world's 200 terms (seed 0, the same command with "
+            f"`--cases FILE`): {real['kept']} of {real['read']} kept, {real['genes']} genes "
+            f"({splits}); lost: {lost}. On the "
             f"{alone['n']} cases of test genes alone, top1: {unseen}."
         )
         parts.append(markdown_table(systems_table({"headline": "top1"} | real)))

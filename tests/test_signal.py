@@ -237,6 +237,8 @@ def test_variance_is_taken_apart_into_form_and_ability():
     assert sum(spread_parts(rewards, flags)) == pytest.approx(np.var(rewards))
     signal = gate(Scripted(form_only), sums(PARTIAL))
     assert signal.format_share == 1.0 and signal.sub_graders["right"]["mean"] == 0.0
+    assert f"  std: {signal.to_json()['spread']:.3g}\n" in signal.text()  # the field's word
+    assert "spread" not in signal.text()
 
 
 def test_a_spread_among_wrong_or_unreadable_answers_is_no_ability():

@@ -27,6 +27,7 @@ NUMBERS = (  # that text() lists
     "dead_groups", "dead_ability", "format_share", "stages", "cut", "lengths", "sub_graders",
     "patterns",
 )  # fmt: skip
+PRINTED = {"spread": "std"}  # the field's word for a number that JSON names otherwise
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "most": 1.0}
 
 
@@ -133,7 +134,7 @@ class Signal:
         """How many answers the limit cuts, and how long they would have been."""
         text = f"{self.cut} of the answers are cut at {self.lengths['limit']} tokens"
         if probe := self.lengths.get("probe"):
-            text += "; of {answers} drawn with {room} tokens {ended} ended ".format(**probe)
+            text += "; probe: of {answers} drawn with {room} tokens {ended} ended ".format(**probe)
             text += f"by themselves (p95: {probe['p95']:.0f} tokens)"
         return text
 
@@ -147,7 +148,8 @@ class Signal:
         lines += [fill(f"note: {note}") for note in self.notes]
         if self.samples:
             numbers = {name: getattr(self, name) for name in NUMBERS}
-            lines += ["", *(fill(f"{k}: {shown(v)}") for k, v in numbers.items() if v or v == 0)]
+            known = {PRINTED.get(k, k): v for k, v in numbers.items() if v or v == 0}
+            lines += ["", *(fill(f"{name}: {shown(value)}") for name, value in known.items())]
             lines += ["", "answers, from worst to best"]
         for sample in self.shown:
             answer = f"{sample['row_id']}: {sample['reasoning']} => {sample['output_text']}"
@@ -160,7 +162,8 @@ class Signal:
 def shown(value: Any) -> str:
     """A number, interval or dict of them, as text."""
     if isinstance(value, dict):
-        return "; ".join(f"{key} {shown(entry)}" for key, entry in value.items())
+        keys = (PRINTED.get(k, k) if isinstance(v, float) else k for k, v in value.items())
+        return "; ".join(f"{key} {shown(entry)}" for key, entry in zip(keys, value.values()))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -267,7 +267,7 @@ def answer_findings(signal: Signal) -> list[Finding]:
     findings, limit = [], f"max_completion_tokens: {signal.lengths['limit']}"
     if probe := signal.lengths.get("probe"):
         more = "more than" if probe["p95"] >= probe["room"] else "about"
-        limit += f" -> {more} {roomy(probe['p95'])}, the p95 of the probe and a little"
+        limit += f" -> {more} {roomy(probe['p95'])}, the probe's p95 and a tenth"
         limit += "; or a prompt that asks for shorter answers"
     if signal.cut.low > MOST_CUT and signal.endless and signal.unended:
         end = "tokenizer.eos_token or generation_config.eos_token_id: "
