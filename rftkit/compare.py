@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from rftkit import evaluation, files
+from rftkit import evaluation, files, loading
 from rftkit.check import check_rows
 from rftkit.console import GRADER, Reporter, SandboxFlag, WeakIsolationFlag, argument, option
 from rftkit.contract import ROW_FILES
@@ -36,6 +36,7 @@ from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
 from rftkit.task import Task, load_task
 from rftkit.training.config import config_rows, config_task
+from rftkit.training.plan import check_context
 from rftkit.training.report import report_text, shared_groups
 from rftkit.training.store import append_samples, is_begun, read_config
 
@@ -221,6 +222,8 @@ def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
     cannot answer the rows, before any model is loaded; asks an endpoint for one answer."""
     prompts = list(map(Prompt, bench.rows))
     if model.startswith("endpoint:"):
+    from transformers import AutoConfig
+
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set the server's URL")
         [[sample]] = load_policy(model).sample(prompts[:1], 1, bench.sampling)
@@ -235,7 +238,9 @@ def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
             check_weights(folder)
         policy = LocalPolicy(None, load_tokenizer(base, adapter), model)
         policy.chat_template_kwargs = bench.settings.get("chat_template_kwargs") or {}
-        policy.encode(prompts)
+        architecture = AutoConfig.from_pretrained(**loading.hub_place(base)).get_text_config()
+        context = getattr(architecture, "max_position_embeddings", None)
+        check_context(max(map(len, policy.encode(prompts)), default=0), context, base)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model}: {str(error).strip().splitlines()[0]}") from None
     kept = notes_of_run(Path(adapter).parent) if adapter else []

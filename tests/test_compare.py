@@ -193,9 +193,14 @@ def test_a_mistake_is_named_before_anything_is_sampled(
         monkeypatch.delenv(name, raising=False)
     loaded = []
     monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
+        (("--model", "SMALL", *RANK[2:]), "the model was made for 16"),
     cut = shutil.copytree(embedded_model("mini"), tmp_path / "cut")
     (cut / "model.safetensors").write_bytes(b"cut")
-    for name, place in {"NOTHING": tmp_path, "CUT": cut, "RUN": run_folder}.items():
+    small = shutil.copytree(embedded_model("mini"), tmp_path / "small")
+    config = json.loads((small / "config.json").read_text())
+    write_json(small / "config.json", config | {"max_position_embeddings": 16})
+    places = {"NOTHING": tmp_path, "CUT": cut, "RUN": run_folder, "SMALL": small}
+    for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
     result = evaluate(rows, "--out", tmp_path / "o", *words)
     assert result.exit_code == 1 and named in str(result.exception) and loaded == []
