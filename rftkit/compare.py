@@ -42,7 +42,8 @@ from rftkit.training.store import append_samples, is_begun, read_config
 
 Rows = list[dict[str, Any]]
 CHUNK = 64  # rows that are answered and graded before their answers are written
-COPIES = ("duplicate across the split", "near-duplicate across the split")
+COPIES = {"exact_copies": "duplicate across the split"}  # name in the report: kind in the check
+COPIES |= {"near_copies": "near-duplicate across the split"}
 # Errors of an endpoint that come with every request.
 UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
 
@@ -324,7 +325,8 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
         record["shared"] = shared
         record["answer_groups_shared_with_eval"] = len(shared)
         counts = check_rows(train_rows, bench.rows).counts
-        record["copies"] = sum(counts.get(kind, 0) for kind in COPIES)
+        record |= {name: counts.get(kind, 0) for name, kind in COPIES.items()}
+        record["copies"] = record["exact_copies"] + record["near_copies"]
     return record
 
 
@@ -368,7 +370,8 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
     of = f"of {system['answers']} answers"
     missing = system["failed"] + system["ungraded"]
     training = system.get("training", {})
-    shared, copies = (training.get(k) for k in ("answer_groups_shared_with_eval", "copies"))
+    shared = training.get("answer_groups_shared_with_eval")
+    exact, near = (training.get(name, 0) for name in COPIES)
     notes = {
         f"{missing} {of} failed or got no grade and count as 0: run it again": missing,
         f"the python grader failed on {system['grader_errors']} {of}, which count as 0: run "
@@ -379,6 +382,7 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
         "compare its greedy column": system["ignores_temperature"],
         f"{shared} answer groups of these rows were in its training rows, so its results are not "
         "held-out: evaluate on other rows": shared,
-        f"{copies} of these rows equal or nearly equal a training row: leave them out": copies,
+        f"{exact} of these rows equal and {near} nearly equal a training row: leave them out": exact
+        + near,
     }
     return [f"{system['name']}: {note}" for note, applies in notes.items() if applies]
