@@ -214,17 +214,18 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
     report = make_report(bench, training, notes) | {"rows": str(rows_file)}
     report["sha256"] = sums
     report["seconds"] = round(time.perf_counter() - start, 1)
-    write_report(report, [markdown_table(gain_table(report)), *report["notes"]], out)
+    tables = [markdown_table(table(report)) for table in (gain_table, length_table)]
+    write_report(report, [*filter(None, tables), *report["notes"]], out)
     return report
 
 
 def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
     """Return ({name in the report: folder of its base or adapter}, notes). Raises UserError if it
     cannot answer the rows, before any model is loaded; asks an endpoint for one answer."""
-    prompts = list(map(Prompt, bench.rows))
-    if model.startswith("endpoint:"):
     from transformers import AutoConfig
 
+    prompts = list(map(Prompt, bench.rows))
+    if model.startswith("endpoint:"):
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
             raise UserError(f"--model {model}: OPENAI_BASE_URL is not set: set the server's URL")
         [[sample]] = load_policy(model).sample(prompts[:1], 1, bench.sampling)
@@ -342,13 +343,14 @@ def make_report(bench: Bench, training: dict[str, dict], notes: list[str]) -> di
         parts = partial(evaluation.gain_parts, bench.task, bench.rows, base)
         report["gains"] = [{"a": o.name, "b": base.name} | parts(o) for o in others]
     for system in report["systems"]:
+        headline = bench.results[system["name"]].values[bench.headline]
+        system["by_length"] = evaluation.by_length(bench.rows, headline)
         if record := training.get(system["name"]):
             system["training"] = record
             seen = np.isin(clusters, [*record.pop("shared", ())])
-            values = bench.results[system["name"]].values[bench.headline]
             for name, own in (("seen", seen), ("unseen", ~seen)):
                 if seen.any() and own.any():
-                    mean = round(float(values[own].mean()), 4)
+                    mean = round(float(headline[own].mean()), 4)
                     system[name] = {"n": int(own.sum()), bench.headline: mean}
             report["training"] = {"model": system["name"], **record}  # keeps the last model's
         report["notes"] += warnings(system, bench.sampling.max_new_tokens)
@@ -363,6 +365,16 @@ def gain_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
         parts = {part: f"{value:+.3f}" for part, value in gain.items() if part not in "ab"}
         rows.append({"systems": f"{gain['a']} - {gain['b']}"} | parts)
     return rows
+
+
+def length_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """See evaluation.by_length."""
+    text, by = "{}: {mean:.3f} ({n} rows)".format, f"{report['headline']} by the number of"
+    return [
+        {"system": s["name"], by: key, "mean": ", ".join(text(n, **p) for n, p in parts.items())}
+        for s in report["systems"]
+        for key, parts in s["by_length"].items()
+    ]
 
 
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:

@@ -8,6 +8,7 @@ from scipy import stats
 from rftkit import evaluate, measure_signal
 from rftkit.evaluation import (
     bootstrap,
+    by_length,
     gain_parts,
     measure,
     paired_difference,
@@ -124,6 +125,13 @@ def test_permutation_p_is_the_share_of_sign_changes_as_far_from_zero():
     clusters = np.repeat(np.arange(100), 2)
     assert 0.05 < permutation_p(a, b, clusters) < 1
     assert permutation_p(a + 0.5, b, clusters) < 0.01
+
+
+def test_values_are_parted_by_the_length_of_each_list_in_all_rows():
+    rows = [{"messages": [1] * i, "signs": [0] * i, "two": [1, 2], "x": i} for i in (1, 2, 2)]
+    parts = by_length(rows, np.array([0.0, 1.0, 0.5]))
+    assert parts == {"signs": {"1": {"n": 1, "mean": 0.0}, "2": {"n": 2, "mean": 0.75}}}
+    assert by_length([*rows, {}], np.ones(4)) == {}
 
 
 def test_scipy_gives_the_same_interval_and_p_to_the_last_digits():
