@@ -26,6 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import real_model
 import torch
 from page_block import Block, label
@@ -136,6 +137,26 @@ def extraction(dry: bool) -> dict[str, Any]:
     return {"runs": runs}
 
 
+def cpu_runs() -> list[dict[str, Any]]:
+    """extraction()'s runs as the CPU did them."""
+    runs = []
+    for run in read_json(real_model.RECORDS / "extraction.json")["runs"]:
+        training = run["training"]["RFT"]
+        (rft,) = (system for system in run["systems"] if system["name"] == "RFT")
+        curve = [line["reward_mean"] for line in training["log"]]
+        found = {"fields": rft["sampled"]["fields"]["mean"], "seconds": training["seconds"]}
+        runs.append({"seed": run["seed"], "reward_mean": curve, **found})
+    return runs
+
+
+def curves_text(runs: list[dict[str, Any]]) -> str:
+    texts = []
+    for run in runs:
+        curve = " ".join(f"{part.mean():.2f}" for part in np.array_split(run["reward_mean"], 4))
+        texts.append(f"{run['fields']:.2f}; {curve}; {run['seconds']:.0f}")
+    return " / ".join(texts)
+
+
 PARTS = {"rates": rates, "ways": ways, "extraction": extraction}
 
 
@@ -150,10 +171,9 @@ def gpu_table(record: dict[str, Any]) -> str:
     shares = parts.get("rates", {}).get("of_the_limit", {})
     for name in ("bandwidth", "operations"):
         rows.append([f"{name}, of the limit", f"{shares[name]:.0%}" if name in shares else none])
-    name = "SmolLM2 on extraction: fields right after RFT; seconds"
-    runs = parts.get("extraction", {}).get("runs", [])
-    texts = [f"{run['fields']:.2f}; {run['seconds']:.0f}" for run in runs]
-    rows.append([name, ", ".join(texts) or none])
+    name = "SmolLM2 on extraction, a seed each: fields right after RFT; reward by quarter; seconds"
+    rows.append([name, curves_text(parts.get("extraction", {}).get("runs", [])) or none])
+    rows.append(["the same on a CPU, recorded by real_model.py", curves_text(cpu_runs())])
     return markdown_table([{"what": name, record.get("gpu") or "GPU": text} for name, text in rows])
 
 

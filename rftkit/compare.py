@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from rftkit import evaluation, files
+from rftkit import evaluation, files, loading
 from rftkit.check import check_rows
 from rftkit.console import GRADER, Reporter, SandboxFlag, WeakIsolationFlag, argument, option
 from rftkit.contract import ROW_FILES
@@ -36,12 +36,14 @@ from rftkit.signal.checks import prompt_notes
 from rftkit.signal.verdict import EMBEDDED_TOKENS, OTHER_TOKENS
 from rftkit.task import Task, load_task
 from rftkit.training.config import config_rows, config_task
+from rftkit.training.plan import check_context
 from rftkit.training.report import report_text, shared_groups
 from rftkit.training.store import append_samples, is_begun, read_config
 
 Rows = list[dict[str, Any]]
 CHUNK = 64  # rows that are answered and graded before their answers are written
-COPIES = ("duplicate across the split", "near-duplicate across the split")
+COPIES = {"exact_copies": "duplicate across the split"}  # name in the report: kind in the check
+COPIES |= {"near_copies": "near-duplicate across the split"}
 # Errors of an endpoint that come with every request.
 UNREACHABLE = ("APIConnection", "Authentication", "PermissionDenied", "NotFound")
 
@@ -210,13 +212,16 @@ def compare_models(options: Comparison, reporter: Reporter | None = None) -> dic
     report = make_report(bench, training, notes) | {"rows": str(rows_file)}
     report["sha256"] = sums
     report["seconds"] = round(time.perf_counter() - start, 1)
-    write_report(report, [markdown_table(gain_table(report)), *report["notes"]], out)
+    tables = [markdown_table(table(report)) for table in (gain_table, length_table)]
+    write_report(report, [*filter(None, tables), *report["notes"]], out)
     return report
 
 
 def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
     """Return ({name in the report: folder of its base or adapter}, notes). Raises UserError if it
     cannot answer the rows, before any model is loaded; asks an endpoint for one answer."""
+    from transformers import AutoConfig
+
     prompts = list(map(Prompt, bench.rows))
     if model.startswith("endpoint:"):
         if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
@@ -233,7 +238,9 @@ def check_model(model: str, bench: Bench) -> tuple[dict[str, str], list[str]]:
             check_weights(folder)
         policy = LocalPolicy(None, load_tokenizer(base, adapter), model)
         policy.chat_template_kwargs = bench.settings.get("chat_template_kwargs") or {}
-        policy.encode(prompts)
+        architecture = AutoConfig.from_pretrained(**loading.hub_place(base)).get_text_config()
+        context = getattr(architecture, "max_position_embeddings", None)
+        check_context(max(map(len, policy.encode(prompts)), default=0), context, base)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model}: {str(error).strip().splitlines()[0]}") from None
     kept = notes_of_run(Path(adapter).parent) if adapter else []
@@ -315,7 +322,8 @@ def training_record(model: str, bench: Bench) -> dict[str, Any]:
         record["shared"] = shared
         record["answer_groups_shared_with_eval"] = len(shared)
         counts = check_rows(train_rows, bench.rows).counts
-        record["copies"] = sum(counts.get(kind, 0) for kind in COPIES)
+        record |= {name: counts.get(kind, 0) for name, kind in COPIES.items()}
+        record["copies"] = record["exact_copies"] + record["near_copies"]
     return record
 
 
@@ -331,13 +339,14 @@ def make_report(bench: Bench, training: dict[str, dict], notes: list[str]) -> di
         parts = partial(evaluation.gain_parts, bench.task, bench.rows, base)
         report["gains"] = [{"a": o.name, "b": base.name} | parts(o) for o in others]
     for system in report["systems"]:
+        headline = bench.results[system["name"]].values[bench.headline]
+        system["by_length"] = evaluation.by_length(bench.rows, headline)
         if record := training.get(system["name"]):
             system["training"] = record
             seen = np.isin(clusters, [*record.pop("shared", ())])
-            values = bench.results[system["name"]].values[bench.headline]
             for name, own in (("seen", seen), ("unseen", ~seen)):
                 if seen.any() and own.any():
-                    mean = round(float(values[own].mean()), 4)
+                    mean = round(float(headline[own].mean()), 4)
                     system[name] = {"n": int(own.sum()), bench.headline: mean}
             report["training"] = {"model": system["name"], **record}  # keeps the last model's
         report["notes"] += warnings(system, bench.sampling.max_new_tokens)
@@ -354,12 +363,23 @@ def gain_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+def length_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """See evaluation.by_length."""
+    text, by = "{}: {mean:.3f} ({n} rows)".format, f"{report['headline']} by the number of"
+    return [
+        {"system": s["name"], by: key, "mean": ", ".join(text(n, **p) for n, p in parts.items())}
+        for s in report["systems"]
+        for key, parts in s["by_length"].items()
+    ]
+
+
 def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
     """Caveats about one system's numbers, one sentence each."""
     of = f"of {system['answers']} answers"
     missing = system["failed"] + system["ungraded"]
     training = system.get("training", {})
-    shared, copies = (training.get(k) for k in ("answer_groups_shared_with_eval", "copies"))
+    shared = training.get("answer_groups_shared_with_eval")
+    exact, near = (training.get(name, 0) for name in COPIES)
     notes = {
         f"{missing} {of} failed or got no grade and count as 0: run it again": missing,
         f"the python grader failed on {system['grader_errors']} {of}, which count as 0: run "
@@ -370,6 +390,7 @@ def warnings(system: Mapping[str, Any], limit: int) -> list[str]:
         "compare its greedy column": system["ignores_temperature"],
         f"{shared} answer groups of these rows were in its training rows, so its results are not "
         "held-out: evaluate on other rows": shared,
-        f"{copies} of these rows equal or nearly equal a training row: leave them out": copies,
+        f"{exact} of these rows equal and {near} nearly equal a training row: leave them out": exact
+        + near,
     }
     return [f"{system['name']}: {note}" for note, applies in notes.items() if applies]

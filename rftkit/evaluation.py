@@ -106,6 +106,19 @@ def row_values(
     return np.array([over([value(row, s) for s in group]) for row, group in zip(rows, samples)])
 
 
+def by_length(rows: list[dict[str, Any]], values: np.ndarray) -> dict[str, dict]:
+    """{field: {length: {"n": rows, "mean": of values (rows,)}}} for the row fields that are lists,
+    not all as long: are cases with more findings easier?"""
+    table = {}
+    for key in sorted(rows[0].keys() - {"messages"}):
+        if all(isinstance(row.get(key), list) for row in rows):
+            lengths = np.array([len(row[key]) for row in rows])
+            parts = [(str(n), values[lengths == n]) for n in np.unique(lengths)]
+            if len(parts) > 1:
+                table[key] = {n: {"n": len(v), "mean": float(v.mean())} for n, v in parts}
+    return table
+
+
 @dataclass(repr=False)
 class SystemResult:
     """One system on the test rows: the samples drawn and one number a row for each metric."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -92,7 +93,15 @@ def test_the_report_is_what_was_printed_and_the_samples_bear_it_out(tmp_path, ro
     assert training["model"] == str(run_folder) and training["steps"] == 7
     assert training["answer_groups_shared_with_eval"] == len(shared)
     assert f"{run_folder}: {len(shared)} answer groups" in stderr and "training" not in base
-    assert training["copies"] == 2 and "seen" not in base
+    assert training["copies"] == training["exact_copies"] + training["near_copies"] == 2
+    assert training["exact_copies"] == 2 and "seen" not in base
+    assert base["by_length"].keys() == {"absent", "present"}
+    for parts in (system["by_length"]["present"] for system in report["systems"]):
+        counts = Counter(str(len(row["present"])) for row in ROWS)
+        assert {n: part["n"] for n, part in parts.items()} == counts and len(counts) > 1
+    mean = sum(part["n"] * part["mean"] for part in parts.values()) / len(ROWS)
+    assert mean == pytest.approx(tuned["top1"]["mean"], abs=1e-3)
+    assert "| top1 by the number of |" in (out / "report.md").read_text()
     parts = [(tuned[part]["n"], tuned[part]["top1"]) for part in ("seen", "unseen")]
     assert [n for n, _ in parts] == [2, len(ROWS) - 2]
     both = sum(n * mean for n, mean in parts) / len(ROWS)
@@ -184,6 +193,7 @@ def test_a_metric_of_ones_own_is_the_mean_over_rows_and_samples(tmp_path, monkey
         ((*RANK, "--model", "CUT"), "no whole safetensors file"),
         ((*RANK, "--model", "nobody/nothing"), "--model nobody/nothing"),
         ((*RANK, "--out", "RUN"), "contains a training run"),
+        (("--model", "SMALL", *RANK[2:]), "the model was made for 16"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_sampled(
@@ -195,7 +205,11 @@ def test_a_mistake_is_named_before_anything_is_sampled(
     monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
     cut = shutil.copytree(embedded_model("mini"), tmp_path / "cut")
     (cut / "model.safetensors").write_bytes(b"cut")
-    for name, place in {"NOTHING": tmp_path, "CUT": cut, "RUN": run_folder}.items():
+    small = shutil.copytree(embedded_model("mini"), tmp_path / "small")
+    config = json.loads((small / "config.json").read_text())
+    write_json(small / "config.json", config | {"max_position_embeddings": 16})
+    places = {"NOTHING": tmp_path, "CUT": cut, "RUN": run_folder, "SMALL": small}
+    for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
     result = evaluate(rows, "--out", tmp_path / "o", *words)
     assert result.exit_code == 1 and named in str(result.exception) and loaded == []

@@ -3,10 +3,12 @@
 import numpy as np
 import pandas
 import pytest
+from scipy import stats
 
 from rftkit import evaluate, measure_signal
 from rftkit.evaluation import (
     bootstrap,
+    by_length,
     gain_parts,
     measure,
     paired_difference,
@@ -123,6 +125,29 @@ def test_permutation_p_is_the_share_of_sign_changes_as_far_from_zero():
     clusters = np.repeat(np.arange(100), 2)
     assert 0.05 < permutation_p(a, b, clusters) < 1
     assert permutation_p(a + 0.5, b, clusters) < 0.01
+
+
+def test_values_are_parted_by_the_length_of_each_list_in_all_rows():
+    rows = [{"messages": [1] * i, "signs": [0] * i, "two": [1, 2], "x": i} for i in (1, 2, 2)]
+    parts = by_length(rows, np.array([0.0, 1.0, 0.5]))
+    assert parts == {"signs": {"1": {"n": 1, "mean": 0.0}, "2": {"n": 2, "mean": 0.75}}}
+    assert by_length([*rows, {}], np.ones(4)) == {}
+
+
+def test_scipy_gives_the_same_interval_and_p_to_the_last_digits():
+    rng = np.random.default_rng(3)
+    values, clusters = rng.normal(size=60), np.sort(rng.integers(0, 12, 60))
+    total, size = np.bincount(clusters, values), np.bincount(clusters)
+    ours, options = bootstrap(values, clusters), {"method": "percentile", "paired": True}
+    mean = lambda total, size, axis: total.sum(axis) / size.sum(axis)  # noqa: E731
+    theirs = stats.bootstrap(
+        (total, size), mean, n_resamples=2_000, rng=np.random.default_rng(0), **options
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    for wins in range(13):  # each cluster's sum is 1 or -1: the sign test
+        a = np.where(np.arange(12) < wins, 1, 0)
+        expected = stats.binomtest(wins, 12).pvalue
+        assert permutation_p(a, 1 - a, np.arange(12)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_parts_of_a_gain_are_those_counted_by_hand_and_add_up():

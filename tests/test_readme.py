@@ -82,6 +82,19 @@ def test_the_record_is_of_the_shipped_data_and_weights(record):
     assert [run["seed"] for run in record["runs"]] == [0, 1, 2]
 
 
+def test_the_tables_show_greedy_pairs_kept_steps_and_pass_at_8(record):
+    tables, summary = demo_seeds.results_tables(record), demo_seeds.summary_table(record)
+    for run in record["runs"]:
+        assert tables.count("| greedy top1 |") == sum(
+            "greedy" in p["metric"] for p in run["paired"]
+        )
+        base = demo_seeds.system_of(run, "mini base")
+        assert base["top1"]["mean"] < base["pass@8"]["mean"]
+    steps = ", ".join(str(run["training"]["best"]["step"]) for run in record["runs"])
+    (row,) = (line for line in summary.splitlines() if line.startswith("| RFT mini |"))
+    assert f"step {steps} |" in row and summary.count("0.515 to 0.561") == 2
+
+
 def test_what_the_readme_claims_holds_in_every_recorded_seed(record):
     for run in record["runs"]:
         top = {s["name"]: s["top1"]["mean"] for s in run["systems"]}

@@ -58,6 +58,17 @@ def test_the_rates_are_measured_on_a_cpu_too_and_other_parts_stay(tmp_path):
     assert gpu.gpu_table(record).count("not measured yet") == 7  # a CPU has no data sheet here
 
 
+def test_the_gpu_stands_beside_the_recorded_cpu(tmp_path):
+    record = json.loads((gpu.real_model.RECORDS / "extraction.json").read_text())
+    cpu = gpu.cpu_runs()
+    assert [run["seed"] for run in cpu] == [0, 1, 2] and len(cpu[0]["reward_mean"]) == 48
+    assert cpu[1]["seconds"] == record["runs"][1]["training"]["RFT"]["seconds"]
+    own = {"seed": 0, "reward_mean": [0, 0, 0.5, 0.5, 1, 1, 1, 1], "fields": 0.75, "seconds": 61}
+    table = gpu.gpu_table({"parts": {"extraction": {"runs": [own]}}}).splitlines()
+    assert "| 0.75; 0.00 0.50 1.00 1.00; 61 |" in table[-2]
+    assert f"| {gpu.curves_text(cpu)} |" in table[-1] and gpu.curves_text(cpu).count("/") == 2
+
+
 @pytest.mark.prove
 def test_the_gpu_benchmark_runs_dry_on_a_cpu(tmp_path):
     out, script = tmp_path / "gpu.json", str(ROOT / "benchmarks" / "gpu.sh")

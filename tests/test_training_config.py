@@ -100,6 +100,18 @@ def test_the_micro_batch_is_the_largest_divisor_that_fits(monkeypatch):
     assert Measured(model, 35).memory(64)[1] == MOST["cpu"]
 
 
+@pytest.mark.parametrize("prompt", [256, 300])
+def test_a_prompt_that_fills_the_context_is_refused_and_one_token_less_is_not(prompt):
+    model = Measured(SimpleNamespace(hidden_size=64), prompt_tokens=prompt, context=256)
+    model.memory = lambda tokens: (4e6, 1e12)
+    config = RunConfig(**TASK, model="someone/model", max_completion_tokens=8)
+    with pytest.raises(UserError, match=f"{prompt} tokens, the model was made for 256"):
+        make_plan(config, [{}], [], model)
+    assert make_plan(config.replace(model="embedded:mini"), [{}], [], model).steps
+    model.prompt_tokens = 255
+    assert "to 1 or less" in make_plan(config, [{}], [], model).reasons[-1]
+
+
 def test_the_learning_rate_follows_the_width():
     wide, wide_sft = plan(width=1024), plan(width=1024, method="sft")
     rates = [wide, wide_sft, plan(method="sft"), plan()]

@@ -132,6 +132,7 @@ def make_plan(
         reasons.append(reason)
     room = model.context - model.prompt_tokens if model and model.context else math.inf
     if (config.max_completion_tokens or 0) > room:
+        check_context(model.prompt_tokens if rows else 0, model.context, config_base(config))
         reasons.append(
             f"WARNING: the longest prompt has {model.prompt_tokens} tokens, the model was made for "
             f"{model.context}: set max_completion_tokens to {max(room, 1)} or less"
@@ -158,6 +159,14 @@ def make_plan(
         shared_prompts=False,  # does the update read a prompt once for all its completions?
         reasons=reasons,  # a sentence for each automatic choice
     )
+
+
+def check_context(longest: int, context: int | None, base: str) -> None:
+    """UserError where a prompt of so many tokens leaves the model no room for an answer. On other
+    rows than the demo's, the embedded models only show that the parts fit."""
+    if context and longest >= context and not is_embedded(base):
+        fault = f"the longest prompt has {longest} tokens, the model was made for {context}"
+        raise UserError(f"{fault}: shorten the prompts or take another model")
 
 
 def plan_card(config: RunConfig, rows: list, held_out: list, gpu: str) -> Plan:
