@@ -153,6 +153,7 @@ def test_training_grades_what_sampling_reads(family, tokenizer):
     reward.session = SimpleNamespace(policy=policy, timed=lambda name: nullcontext())
     reward.reward = lambda texts, **columns: [Sample.from_text(text) for text in texts]
     reward.complete_samples, reward.checked = lambda *given, **columns: None, True
+    reward.samples = []
     ids = tokenizer(said, add_special_tokens=False).input_ids
     [sample] = reward([policy.render(ASKED)], ["decoded by TRL"], completion_ids=[ids])
     assert (sample.reasoning, sample.output_text) == (THOUGHT, ANSWER)
