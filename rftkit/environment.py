@@ -1,10 +1,10 @@
-"""What machine is this, and what follows from it: device, dtype, profile, seed; and which of a
-run's processes."""
+"""This machine and what follows from it: device, dtype, profile, seed; and a run's processes."""
 
 import os
 import platform
 import random
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,23 +125,38 @@ def peak_memory_mb() -> float | None:
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
-def repair() -> str:
-    """The one command that repairs the packages, "" where none is needed: compares what is on disk
-    with what rftkit needs, and with what this process has loaded."""
+def needed(pins: dict[str, str]) -> list[Any]:
+    """The requirements of rftkit without its extras, with the version that `pins` names."""
     from packaging.requirements import Requirement  # comes with transformers
 
-    wrong, stale = [], []
-    for needed in map(Requirement, metadata.requires("rftkit") or ()):
+    asked = [r for r in map(Requirement, metadata.requires("rftkit") or ()) if not r.marker]
+    return [Requirement(f"{r.name}=={pins[r.name]}") if r.name in pins else r for r in asked]
+
+
+def wrong_packages(pins: dict[str, str]) -> list[str]:
+    """What rftkit needs and this Python lacks, or has at another version, as pip's requirements.
+    pins: {package: version}, where one alone is right; the others have a range."""
+    wrong = []
+    for asked in needed(pins):
         with suppress(metadata.PackageNotFoundError):
-            disk = metadata.version(needed.name)
-            module = sys.modules.get(needed.name)  # by its dict: jsonschema's getattr warns
-            loaded = vars(module).get("__version__", disk) if module else disk
-            if not needed.marker and disk not in needed.specifier:  # a marker: of an extra
-                wrong.append(f"'{needed}'")
+            if metadata.version(asked.name) in asked.specifier:
+                continue
+        wrong.append(str(asked))
+    return wrong
+
+
+def repair() -> str:
+    """The one command that repairs the packages on disk, or those loaded here; "" for none."""
+    if wrong := wrong_packages({}):
+        return shlex.join(["pip", "install", *wrong])
+    stale = []
+    for name in {requirement.name for requirement in needed({})}:
+        if module := sys.modules.get(name):  # by its dict: jsonschema's getattr warns
+            disk = metadata.version(name)
+            loaded = vars(module).get("__version__", disk)
             if loaded.partition("+")[0] != disk.partition("+")[0]:
-                stale.append(f"{needed.name} {disk} on disk, {loaded} loaded")
-    restart = f"restart the kernel ({'; '.join(stale)})" if stale else ""
-    return f"pip install {' '.join(wrong)}" if wrong else restart
+                stale.append(f"{name} {disk} on disk, {loaded} loaded")
+    return f"restart the kernel ({'; '.join(stale)})" if stale else ""
 
 
 def report() -> dict[str, Any]:

@@ -4,10 +4,10 @@ import re
 import shlex
 import shutil
 import socket
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 
-from rftkit.environment import versions
+from rftkit.environment import versions, wrong_packages
 from rftkit.files import PACKAGE, UserError, fetched_folder, read_json
 from rftkit.policy import load_policy
 from rftkit.records import SamplingConfig
@@ -36,24 +36,11 @@ def progress(folder: Path) -> dict[str, dict[str, bool]]:
     return found
 
 
-def wrong_packages() -> list[str]:
-    """What rftkit needs and this Python lacks, or has at another version than the checkout's
-    constraints.txt (without one: outside the range), as pip's requirements."""
-    from packaging.requirements import Requirement  # comes with transformers
-
-    file, wrong = PACKAGE.parent / "constraints.txt", []
+def checkout_pins() -> dict[str, str]:
+    """{package: version} of the checkout's constraints.txt, {} without one."""
+    file = PACKAGE.parent / "constraints.txt"
     pins = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    pinned = dict(pin.split("==") for pin in pins if "==" in pin and "#" not in pin)
-    for needed in map(Requirement, metadata.requires("rftkit") or ()):
-        if needed.name in pinned:
-            needed.specifier = Requirement(f"x=={pinned[needed.name]}").specifier
-        try:
-            fits = needed.specifier.contains(metadata.version(needed.name))
-        except metadata.PackageNotFoundError:
-            fits = False
-        if not needed.marker and not fits:  # a marker: of an extra
-            wrong.append(str(needed))
-    return wrong
+    return dict(pin.split("==") for pin in pins if "==" in pin and "#" not in pin)
 
 
 def ready() -> str:
@@ -61,7 +48,7 @@ def ready() -> str:
     what repairs it. Loads the embedded mini, which answers once."""
     import psutil  # comes with JupyterLab's kernel
 
-    if wrong := wrong_packages():
+    if wrong := wrong_packages(checkout_pins()):
         raise UserError(f"packages: pip install {' '.join(map(shlex.quote, wrong))}")
     for name in ("jupyterlab", "ipywidgets", "torch"):
         try:

@@ -1,16 +1,12 @@
 """Several processes train as one does: the same completions, one log, one validation; one that is
 killed ends them all. Two processes on the CPU (gloo); GPUs were not at hand."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 from test_training import TINY
-from test_training_resume import DRIVER, without_times
+from test_training_resume import driven, without_times
 
 from rftkit import RunConfig, SamplingConfig, UserError, load_policy, load_task, plan, train
 from rftkit.decoding import decode
@@ -28,14 +24,7 @@ def ran(folder, *runs):
     write_rows(folder / "rows.jsonl", rows)
     common = EIGHT | {"train_file": str(folder / "rows.jsonl")}
     given = [[common | changes, str(folder / name), wounds] for name, changes, wounds in runs]
-    (folder / "runs.json").write_text(json.dumps(given))
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(folder / "runs.json")],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    texts = re.findall(r".*?^ENDS .*?$", done.stdout, flags=re.DOTALL | re.MULTILINE)
-    assert len(texts) == len(given), (done.stdout[-2000:], done.stderr[-2000:])
-    return texts
+    return [f"{text}ENDS {ends}" for text, ends in driven(folder, given)]
 
 
 def close(one, other):

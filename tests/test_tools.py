@@ -285,10 +285,13 @@ def test_the_python_of_the_browser_lab_runs_with_what_is_packed_and_pydantic_alo
 import sys
 text = look_at(json.dumps(task.grader_spec), rows[0], offered[0]["worse 1"], {{}})
 named = {{name.partition(".")[0] for name in sys.modules}}
-print(json.dumps([text.split()[1], len(rows), sorted(named - sys.stdlib_module_names)]))"""
+places = {{sys.modules[name].__file__ for name in ("rftkit", "rftkit.graders.grader")}}
+third = sorted(named - sys.stdlib_module_names)
+print(json.dumps([text.split()[1], len(rows), third, sorted(places)]))"""
     command = [sys.executable, "-c", code]
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    reward, rows, loaded = json.loads(answer.stdout)
+    reward, rows, loaded, places = json.loads(answer.stdout)
     assert (reward, rows) == ("0.73", 20)
+    assert all(str(tmp_path) in place for place in places)  # what was packed, not the checkout
     assert {"pydantic", "rftkit"} <= set(loaded)
     assert {"numpy", "torch", "typer", "rich", "psutil"} & set(loaded) == set()

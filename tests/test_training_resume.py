@@ -45,12 +45,8 @@ def assert_same_run(one, other):
     assert without_times(a) == without_times(b)
 
 
-def ends_of(folder, runs):
-    """{name: config, wounds} -> {name: how each session ended}. With its wounds a run must end as
-    the same run without wounds."""
-    given = []
-    for name, (config, wounds) in runs.items():
-        given += [(config, f"{folder}/{name} whole", []), (config, f"{folder}/{name}", wounds)]
+def driven(folder, given):
+    """[(what is printed, how the sessions ended), ...] of each (config, folder, wounds)."""
     (folder / "runs.json").write_text(json.dumps(given))
     done = subprocess.run(
         [sys.executable, str(DRIVER), str(folder / "runs.json")],
@@ -58,6 +54,16 @@ def ends_of(folder, runs):
     )  # fmt: skip
     printed = re.findall(r"(.*?)^ENDS (.*?)$", done.stdout, flags=re.DOTALL | re.MULTILINE)
     assert len(printed) == len(given), (done.stdout[-2000:], done.stderr[-2000:])
+    return printed
+
+
+def ends_of(folder, runs):
+    """{name: config, wounds} -> {name: how each session ended}. With its wounds a run must end as
+    the same run without wounds."""
+    given = []
+    for name, (config, wounds) in runs.items():
+        given += [(config, f"{folder}/{name} whole", []), (config, f"{folder}/{name}", wounds)]
+    printed = driven(folder, given)
     assert {ends for _, ends in printed[::2]} == {"[0]"}
     for name, (text, ends) in zip(runs, printed[1::2]):
         assert "resumes from step " in text and ends.endswith(" 0]"), name

@@ -15,12 +15,12 @@ from nbformat.v4 import new_output
 from project_files import ROOT
 from test_notebook_exercises import EXERCISES, checked, solution_of
 
-from rftkit import cli, files, workshop
+from rftkit import cli, environment, files, workshop
 from rftkit.sandbox.runner import Outcome
 
 
 @pytest.fixture
-def laptop(tmp_path):
+def laptop(tmp_path, capsys):
     """A folder with 03 as a learner saves it: the first exercise passed, the second failed."""
     notebook = nbformat.read(ROOT / "notebooks" / "03_signal.ipynb", 4)
     cells = {cell["id"]: cell for cell in notebook.cells}
@@ -31,6 +31,7 @@ def laptop(tmp_path):
     failed.outputs = [new_output("error", ename="AssertionError", evalue="", traceback=trace)]
     (tmp_path / "one" / "notebooks").mkdir(parents=True)
     nbformat.write(notebook, tmp_path / "one" / "notebooks" / "03_signal.ipynb")
+    capsys.readouterr()  # what the notebook's cells print
     return tmp_path / "one"
 
 
@@ -71,7 +72,7 @@ def lose_a_package(monkeypatch, tmp_path):
             raise metadata.PackageNotFoundError(name)
         return "1.0" if name == "peft" else known(name)
 
-    monkeypatch.setattr(workshop.metadata, "version", version)
+    monkeypatch.setattr(environment.metadata, "version", version)
 
 
 def cut_the_mini_short(monkeypatch, tmp_path):
