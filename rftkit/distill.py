@@ -21,6 +21,7 @@ from rftkit.files import UserError, write_json
 from rftkit.loading import hub_place, load_tokenizer, model_folder
 from rftkit.policy import LocalPolicy, Prompt
 from rftkit.rows import read_rows, sha256_of
+from rftkit.training.store import written_whole
 
 
 @dataclass
@@ -64,12 +65,13 @@ def distill(asked: Distilling, reporter: Reporter | None = None) -> dict[str, An
             optimizer.zero_grad()
             rate.step()
             reporter.work(1)
-    model.eval().save_pretrained(out)
-    policy.tokenizer.save_pretrained(out)
     record = {"parameters": model.num_parameters(), "rows": len(examples), "steps": steps}
     record |= {"loss": round(loss.item(), 4), "seconds": round(time.perf_counter() - began, 1)}
     record |= {"labels": sha256_of(asked.labels), "seed": asked.seed}
-    write_json(out / "student.json", record)
+    with written_whole(out, f".{out.name}.writing") as folder:
+        for part in (model.eval(), policy.tokenizer):
+            part.save_pretrained(folder)
+        write_json(folder / "student.json", record)
     return record
 
 

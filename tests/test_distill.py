@@ -87,6 +87,19 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path):
         distill(Distilling(labels, tmp_path / "adapter", **SMALL))
 
 
+def test_a_full_disk_leaves_no_half_student(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    labels, student = labels_of(tmp_path / "labels.jsonl", 3), tmp_path / "student"
+    monkeypatch.setattr("rftkit.distill.write_json", full)
+    with pytest.raises(OSError):
+        distill(Distilling(labels, student, epochs=1, **SMALL))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.jsonl"]
+    monkeypatch.undo()
+    assert distill(Distilling(labels, student, epochs=1, **SMALL))["rows"] == 3
+
+
 def test_the_pool_has_every_gene_and_no_prompt_of_the_task():
     rows, task = pool_rows(300), load_task("gene_ranking")
     asked = {row["messages"][0]["content"] for row in rows}
