@@ -130,7 +130,6 @@ class SystemResult:
     samples: Groups = field(default_factory=list)
     greedy_samples: Groups = field(default_factory=list)
     patterns: dict[str, float] = field(default_factory=dict)
-    places: dict[str, float] = field(default_factory=dict)  # of the reference: "1", "not listed"
 
     def __repr__(self) -> str:
         means = {metric: values.mean() for metric, values in self.values.items()}
@@ -144,8 +143,7 @@ class SystemResult:
         record["greedy"] = rounded({k: float(v.mean()) for k, v in self.greedy.items()})
         for metric, values in self.values.items():
             record[metric] = bootstrap(values, clusters).to_json()
-        shares = {"patterns": self.patterns, "places": self.places}
-        return record | {key: rounded(share) for key, share in shares.items() if share}
+        return record | ({"patterns": rounded(self.patterns)} if self.patterns else {})
 
 
 def paired_record(
@@ -239,10 +237,6 @@ def measure(
         samples=drawn,
         patterns=pattern_shares(task, headline),
     )
-    if task.answer_template:
-        places = [task.place(row, s) for row, group in zip(rows, headline) for s in group]
-        count = Counter("not listed" if place is None else str(place) for place in places)
-        result.places = {place: count[place] / len(places) for place in sorted(count)}
     k = max(len(group) for group in drawn)
     if samples is not None and k > samples:
         result.values[f"pass@{k}"] = row_values("top1", task, rows, drawn, np.max)

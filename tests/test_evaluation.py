@@ -38,7 +38,6 @@ def test_metrics_are_those_counted_by_hand():
     assert row_values("mrr", TASK, ROWS, samples).tolist() == [0.75, 0.5]
     result = measure("s", TASK, ROWS, samples)
     assert result.patterns == {"a": 0.25}
-    assert result.places == {"1": 0.5, "2": 0.25, "not listed": 0.25}
     assert result.values["grade"].tolist() == [0.5, 0.5]
     assert {sample.model for group in samples for sample in group} == {"s"}
 
