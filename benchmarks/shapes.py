@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from real_model import Row, add_run, arguments, evaluate_seed, kept, places
+from page_block import Block
+from real_model import RECORDS, Row, add_run, arguments, evaluate_seed, kept, places
 
 from rftkit import evaluate, load_policy, load_task, measure_signal, train
-from rftkit.evaluation import bootstrap, clusters_of, paired_difference
+from rftkit.evaluation import Interval, bootstrap, clusters_of, paired_difference
+from rftkit.files import markdown_table, read_json
 from rftkit.policy import Policy
 from rftkit.records import SamplingConfig
 from rftkit.task import Task
@@ -28,6 +30,7 @@ from rftkit.training.config import read_run_config
 from rftkit.training.run import Run
 
 TASKS = ("emotions", "contracts", "mathematics")
+PAGE = Block("docs/results.md", "shapes", "shapes.py")
 SFT: Row = dict(method="sft", prompts_per_step=8, steps=10_000, epochs=4, learning_rate=1e-3)
 
 
@@ -104,6 +107,39 @@ def summary(results: dict[str, Row], clusters: list) -> Row:
     return {"systems": systems, "paired": paired}
 
 
+def shapes_table() -> str:
+    """A table for each task with a record: every system and seed, and the gate's verdict."""
+    parts = []
+    for task in TASKS:
+        if not (file := RECORDS / f"{task}.json").exists():
+            continue
+        record, metric, lines = read_json(file), load_task(task).headline, []
+        gaps = {
+            (run["seed"], pair["a"]): Interval(*(pair[key] for key in ("mean", "low", "high")))
+            for run in record["runs"]
+            for pair in run["paired"]
+            if (pair["how"], pair["metric"]) == ("sampled", metric)
+        }
+        for name in (system["name"] for system in record["runs"][0]["systems"]):
+            for run in record["runs"]:
+                [system] = (s for s in run["systems"] if s["name"] == name)
+                line = {"system": name, "seed": str(run["seed"])}
+                for column, how in (("T = 1", "sampled"), ("greedy", "greedy")):
+                    line[column] = str(Interval(**system[how][metric]))
+                gap, training = gaps.get((run["seed"], name)), run["training"].get(name, {})
+                seconds = training.get("seconds", 0) + training.get("validation_seconds", 0)
+                line["minus the base, T = 1"] = f"{gap:+}" if gap else ""
+                line["minutes"] = f"{seconds / 60:.0f}" if training else ""
+                lines.append(line)
+        gate, last = record["gate"], record["runs"][-1]
+        findings = ", ".join(finding["name"] for finding in gate["findings"])
+        parts += [f"### {task}: {metric}, {last['machine']}, {last['date']}", markdown_table(lines)]
+        parts.append(
+            f"The gate on the untrained model: *{gate['verdict']}*: {findings or 'no fault'}."
+        )
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--task", choices=TASKS, default=TASKS[0])
@@ -123,6 +159,8 @@ def main() -> None:
         add_run(
             record, settings, run | {"training": training}, gate=lambda made=gate: made().to_json()
         )
+    if record.parent == RECORDS:
+        PAGE.write(shapes_table())
 
 
 if __name__ == "__main__":

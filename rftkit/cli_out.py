@@ -24,7 +24,7 @@ def label_command(asked: Labelling, as_json: JsonFlag = False) -> None:
     student from `{"task": "genes", "method": "sft", "train_file": "labels.jsonl"}`. With --samples
     K the label is the answer that most of K samples give; their share is its `confidence`. What
     gets no label stands in FILE.failed.jsonl with the reason. If it is interrupted, the same
-    command goes on.
+    command goes on. JSONL is read row by row, a table whole.
 
     Example: `rftkit label pool.jsonl --model runs/rft --out labels.jsonl --samples 4`
     """

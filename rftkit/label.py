@@ -2,11 +2,13 @@
 
 A line of the output is the row with the model's answer as its `completion`, without the reasoning:
 what `{"task": …, "method": "sft", "train_file": FILE}` learns. Beside it `confidence`, the share
-of the samples that agree with it, and `line`, the row's number in the input. What got no label
+of several samples that agree with it, and `line`, the row's number in the input. What got no label
 stands, with its `reason`, in the file beside, FILE.failed.jsonl.
 
 Both files grow row by row, so together they always hold the first rows of the input and none
 twice: after a kill the same call goes on behind them.
+
+Left out: vLLM's offline batches (its server is an endpoint).
 """
 
 import json
@@ -28,7 +30,7 @@ from rftkit.records import Sample, SamplingConfig
 from rftkit.rows import own_id, sha256_of
 from rftkit.task import Task, load_task
 
-CHUNK = 64  # completions that are drawn before their rows are written
+CHUNK = 64  # completions, at least, that are drawn before their rows are written
 
 
 @dataclass
@@ -83,7 +85,7 @@ def label(asked: Labelling, reporter: Reporter | None = None) -> dict[str, int]:
     with ExitStack() as stack:
         files = {p: stack.enter_context(open(p, "a", encoding="utf-8")) for p in numbers}
         lines = (line for line in read_lines(asked.rows) if (line.number or 0) > done)
-        while chunk := list(islice(lines, max(1, CHUNK // asked.samples))):
+        while chunk := list(islice(lines, max(CHUNK, 4 * asked.workers) // asked.samples or 1)):
             for line, record in labels_of(chunk, task, policy, config, asked):
                 path = asked.failed if "reason" in record else asked.out
                 text = json.dumps({"line": line.number} | record, ensure_ascii=False)
@@ -157,7 +159,8 @@ def record_of(
         reason = f"agreement {confidence:.2f}, under {threshold:g}"
     else:
         text = group[votes.index(winner)].output_text.strip()
-        return line.row | {"completion": text, "confidence": round(confidence, 4)}
+        agreed = {"confidence": round(confidence, 4)} if len(group) > 1 else {}
+        return line.row | {"completion": text} | agreed
     return {"row_id": own_id(line.row), "reason": reason}
 
 

@@ -292,6 +292,8 @@ def load_policy(
     OpenAI-compatible endpoint of OPENAI_BASE_URL and OPENAI_API_KEY. settings: a dict that may hold
     load_in_4bit and chat_template_kwargs; by default that of the run which the model is of."""
     if model.startswith("endpoint:"):
+        if not os.environ.keys() & {"OPENAI_BASE_URL", "OPENAI_API_KEY"}:
+            raise UserError(f"{model}: OPENAI_BASE_URL is not set: set the server's URL")
         return EndpointPolicy(model.removeprefix("endpoint:"), name=model)
     run = run_folder(model)
     settings = settings or (read_json(run / "config.json") if run else {})

@@ -46,10 +46,10 @@ def checkout_pins() -> dict[str, str]:
 def ready() -> str:
     """What this laptop has for a workshop, in one line. Raises UserError with the first fault and
     what repairs it. Loads the embedded mini, which answers once."""
-    import psutil  # comes with JupyterLab's kernel
-
     if wrong := wrong_packages(checkout_pins()):
         raise UserError(f"packages: pip install {' '.join(map(shlex.quote, wrong))}")
+    import psutil  # comes with JupyterLab's kernel
+
     for name in ("jupyterlab", "ipywidgets", "torch"):
         try:
             import_module(name)
@@ -75,7 +75,7 @@ def ready() -> str:
     smollm2 = fetched_folder("smollm2").exists()
     parts = [
         f"Python {versions()['python']}, packages, tasks, mini",
-        "sandbox" if strong else "no sandbox (the notebooks need none)",
+        "sandbox" if strong else "no sandbox (Linux has one; 09 goes without)",
         f"port {PORT} taken (JupyterLab takes the next)" if taken else f"port {PORT} free",
         *(f"{number / 1e9:.0f} GB of {name}" for name, number in free.items()),
         "smollm2" if smollm2 else "smollm2 not fetched (`rftkit fetch smollm2`)",

@@ -8,6 +8,7 @@ import gpu
 import pytest
 import real_model
 import real_thinking
+import shapes
 import step_time
 from typer.testing import CliRunner
 
@@ -35,6 +36,7 @@ def test_the_pages_show_the_recorded_tables_and_picture(record, speed):
     assert demo_seeds.SUMMARY.read() == demo_seeds.summary_table(record)
     assert step_time.BLOCK.read() == step_time.speed_table(speed)
     assert real_model.README.read() == real_model.readme_table()
+    assert shapes.PAGE.read() == shapes.shapes_table()
     measured = json.loads(gpu.RECORD.read_text("utf-8")) if gpu.RECORD.exists() else {}
     assert gpu.BLOCK.read() == gpu.gpu_table(measured)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
