@@ -243,6 +243,8 @@ def read_records(source: Source) -> Iterator[Record]:
             return
     except (OSError, ValueError, TypeError) as error:
         cause = getattr(error, "strerror", None) or shorten(str(error), 120)
+        if isinstance(error, UnicodeDecodeError):
+            cause = f"not UTF-8 at byte {error.start}: save it as UTF-8"
         yield None, None, [RowFault("unreadable file", f"cannot be read: {cause}")]
         return
     # The first line of a CSV file is its header.

@@ -28,10 +28,11 @@ class Scripted:
     name = "scripted"
 
     def __init__(self, answers):
-        self.answers, self.asked = answers, []
+        self.answers, self.asked, self.together = answers, [], []
 
     def sample(self, prompts, n, config, progress=None):
         groups = []
+        self.together.append(len(prompts) * n)
         for prompt in prompts:
             text = prompt[-1]["content"]
             self.asked.append(text)
@@ -90,6 +91,25 @@ def test_a_task_says_which_part_of_an_answer_must_agree(tmp_path, scripted):
     label(asked)
     [record] = lines_of(asked.out)
     assert record["completion"] == GENES and record["confidence"] == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_one_answer_has_no_agreement(tmp_path, scripted):
+    label(asked_for(tmp_path, ["case"]))
+    [record] = lines_of(tmp_path / "labels.jsonl")
+    assert record["completion"] == "case" and "confidence" not in record
+
+
+def test_every_worker_has_requests(tmp_path, scripted):
+    label(asked_for(tmp_path, [f"t{i}" for i in range(1_000)], workers=200))
+    assert sum(scripted.together) == 1_000 and scripted.together[0] >= 200
+
+
+def test_an_endpoint_that_nobody_named_is_not_asked(tmp_path, monkeypatch):
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="OPENAI_BASE_URL is not set"):
+        label(asked_for(tmp_path, ["case"]))
+    assert not (tmp_path / "labels.jsonl").exists()
 
 
 def test_an_endpoint_that_is_gone_ends_the_call_and_the_next_goes_on(tmp_path, scripted):
