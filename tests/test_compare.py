@@ -202,7 +202,7 @@ def test_a_mistake_is_named_before_anything_is_sampled(
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     loaded = []
-    monkeypatch.setattr("rftkit.compare.load_policy", loaded.append)
+    monkeypatch.setattr("rftkit.policy.load_model", lambda *given: loaded.append(given))
     cut = shutil.copytree(embedded_model("mini"), tmp_path / "cut")
     (cut / "model.safetensors").write_bytes(b"cut")
     small = shutil.copytree(embedded_model("mini"), tmp_path / "small")
