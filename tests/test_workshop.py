@@ -109,6 +109,27 @@ def test_a_laptop_that_is_not_ready_names_the_first_fault(run, monkeypatch, tmp_
     assert record == {"ready": False, "line": text.removeprefix("not ready: ").strip()}
 
 
+def minutes_of(numbers):
+    """What the title rows of these notebooks add up to, in the full profile."""
+    paths = [path for number in numbers for path in (ROOT / "notebooks").glob(f"{number}_*.ipynb")]
+    titles = ["".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"]) for path in paths]
+    return sum(float(re.search(r"\| full \|[^|]*\| ([\d.]+)", title)[1]) for title in titles)
+
+
+def test_the_plans_minutes_are_those_of_the_notebooks():
+    text = (ROOT / "docs" / "workshop.md").read_text(encoding="utf-8")
+    lists = re.findall(r"\*\* \| (\d\d(?:, \d\d)+) \| ([\d.]+) \|", text)
+    assert len(lists) == 2
+    for numbers, shown in lists:
+        assert minutes_of(numbers.split(", ")) == pytest.approx(float(shown))
+    [day] = re.findall(r"the same, then 09[^|]*\| ([\d.]+) \|", text)
+    assert minutes_of([*lists[1][0].split(", "), "09"]) == pytest.approx(float(day))
+    rest, shown = re.search(
+        r"then ((?:\d\d, )+\d\d and \d\d) with.*?\(([\d.]+)", text, re.S
+    ).groups()
+    assert minutes_of(re.findall(r"\d\d", rest)) == pytest.approx(float(shown))
+
+
 @pytest.mark.parametrize("page", ["workshop.md", "troubleshooting.md"])
 def test_the_commands_of_the_pages_exist_and_so_do_their_make_targets(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
