@@ -309,6 +309,7 @@ needs_published = pytest.mark.skipif(not PUBLISHED, reason="RFTKIT_PHENOPACKETS 
 
 
 @needs_published
+@pytest.mark.prove
 def test_the_published_cases_give_the_documented_counts(tmp_path):
     report = cases.make_cases(PUBLISHED, tmp_path, without_copies=True)
     assert (report["records"], report["kept"]) == (8099, 8040)
