@@ -29,12 +29,14 @@ import psutil
 from fastapi import Depends, FastAPI, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rftkit.files import UserError, read_json, read_text, write_json
 from rftkit.graders.grader import Grader
 from rftkit.graders.spec import validate_spec
 from rftkit.job import job_config
-from rftkit.job_file import Record
+from rftkit.job_file import Record, read_job
 from rftkit.logs import read_lines
 from rftkit.policy import load_policy
 from rftkit.records import SamplingConfig
@@ -109,6 +111,9 @@ class Service:
         try:
             write_json(place / "request.json", request)
             write_json(place / "files.json", files)
+            inner = read_job(place / "request.json")["method"]["reinforcement"]
+            if not isinstance(inner.get("grader"), dict):  # a file's name would run it here
+                raise ApiError(400, "grader: expected a JSON object", "grader")
             judges = dict(pair.split("=", 1) for pair in self.judges)
             config, mapped = job_config(place / "request.json", place, self.model, judges)
         except BaseException:
@@ -271,6 +276,12 @@ class Service:
         }
 
 
+class GraderRun(BaseModel):
+    grader: Record  # no name of a file, which would run here
+    item: Record | None = None
+    model_sample: str = ""
+
+
 @lru_cache(1)
 def tuned_policy(adapter: str) -> Any:
     return load_policy(adapter)
@@ -293,6 +304,8 @@ def build_app(service: Service) -> FastAPI:
     """The routes of the official client under /v1."""
     app = FastAPI(title="rftkit", dependencies=[Depends(known_client)])
     jobs, alpha = "/v1/fine_tuning/jobs", "/v1/fine_tuning/alpha/graders"
+    # A web page whose name leads to this machine is refused.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
     @app.middleware("http")
     async def bounded(request: Request, call_next: Any) -> Any:
@@ -304,9 +317,12 @@ def build_app(service: Service) -> FastAPI:
         return await call_next(request)
 
     def failure(error: Exception) -> JSONResponse:
-        status = getattr(error, "status", 400)
+        status, text = getattr(error, "status", 400), str(error)
+        if isinstance(error, RequestValidationError):  # its text names files of the server
+            faults = [(".".join(map(str, f["loc"][1:])), f["msg"]) for f in error.errors()]
+            text = "; ".join(f"{place}: {message}" for place, message in faults)
         kind = "invalid_request_error" if status < 500 else "server_error"
-        record = {"message": str(error), "type": kind, "param": getattr(error, "param", None)}
+        record = {"message": text, "type": kind, "param": getattr(error, "param", None)}
         return JSONResponse({"error": record | {"code": None}}, status)
 
     for kind in (ApiError, UserError, RequestValidationError):
@@ -366,9 +382,8 @@ def build_app(service: Service) -> FastAPI:
         return page(service.checkpoints(name), after, limit)
 
     @app.post(f"{alpha}/run")
-    def run_grader(request: dict[str, Any]) -> Record:
-        loaded = Grader.load(request.get("grader") or {})
-        return loaded.run(request.get("item"), request.get("model_sample") or "")
+    def run_grader(request: GraderRun) -> Record:
+        return Grader.load(request.grader).run(request.item, request.model_sample)
 
     @app.post(f"{alpha}/validate")
     def validate_grader(request: dict[str, Any]) -> Record:

@@ -192,7 +192,8 @@ def service(tmp_path, monkeypatch):
 
 @pytest.fixture
 def http(service):
-    return TestClient(serve.build_app(service))
+    app = serve.build_app(service)
+    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
 def uploaded(http, rows, name):
@@ -223,6 +224,21 @@ def test_a_token_is_asked_for_where_one_is_set(http, monkeypatch):
         answer = http.get("/v1/files", headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == status
     assert http.get("/v1/files").status_code == 401
+
+
+def test_a_grader_over_the_api_is_json_and_no_file_that_would_run(http, rows):
+    (rows / "own.py").write_text(f"open({str(rows / 'ran')!r}, 'w')\ndef grade(sample, item): 1\n")
+    request, own = requested(http, rows), f"{rows / 'own.py'}:grade"
+    request["method"]["reinforcement"]["grader"] = own
+    for path, body in (("alpha/graders/run", {"grader": own, "item": {}}), ("jobs", request)):
+        answer = http.post(f"/v1/fine_tuning/{path}", json=body)
+        assert answer.status_code == 400 and "grader: " in answer.json()["error"]["message"]
+    assert not (rows / "ran").exists()
+
+
+def test_another_host_that_leads_here_is_refused(http):
+    for host, status in (("evil.example", 400), ("localhost:8000", 200), ("127.0.0.1", 200)):
+        assert http.get("/v1/files", headers={"Host": host}).status_code == status
 
 
 def test_an_id_is_never_a_path_and_neither_is_an_uploads_name(service, http, rows):
