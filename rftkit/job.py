@@ -179,6 +179,7 @@ def with_hyperparameters(
     file: Any, values: Record, given: Record
 ) -> tuple[RunConfig, list[Mapped]]:
     """The RunConfig of `values` with a job's hyperparameters, and how each was read."""
+    given = {name: value for name, value in given.items() if value is not None}
     try:
         known = Hyperparameters(**given)
     except ValidationError as error:

@@ -82,6 +82,15 @@ def test_a_job_object_and_azures_flat_format_are_read(folder):
     assert [line.field for line in mapped if line.setting == "not used"] == sorted(service)
 
 
+def test_the_clients_own_record_of_a_job_reads_as_that_job(folder):
+    from openai.types.fine_tuning import FineTuningJob
+
+    record = job(form=FORM, n_epochs=2, batch_size=4) | {"id": "ftjob-1", "seed": 3}
+    config, _ = read(folder, FineTuningJob.construct(**record).to_dict(exclude_unset=False))
+    assert config.replace(grader=GRADER) == read(folder, record)[0] and config.steps == 8
+    assert Grader.load(config.grader).to_json() == GRADER
+
+
 def test_the_method_alone_takes_train_and_validation_files(folder):
     for name, now in (("file-tr", "train"), ("file-va", "validation")):
         (folder / f"{name}.jsonl").rename(folder / f"{now}.jsonl")
