@@ -14,7 +14,7 @@ from rftkit.attacks import reference_check
 from rftkit.check import check_file
 from rftkit.files import FETCHED, UserError, fetched_folder, read_json, shorten, write_json
 from rftkit.graders.functions import is_function
-from rftkit.job_file import OF_THE_SERVICE, Record, read_job
+from rftkit.job_file import OF_THE_SERVICE, Record, part, read_job
 from rftkit.policy import load_policy
 from rftkit.rows import read_rows
 from rftkit.training.config import RunConfig, config_rows, config_task
@@ -146,7 +146,7 @@ def usable_grader(
 ) -> tuple[Any, list[Mapped]]:
     """The grader, with judges replaced; a lambda by the function that FILES names for it."""
     if isinstance(spec, dict) and spec.get("type") == "lambda":
-        arn = next(iter(spec.get("lambda", {}).values()), None)
+        arn = str(next(iter(part(spec, "lambda").values()), None))
         known = named_files(folder)
         if arn not in known:
             fix = f'write {{"{arn}": "file.py:lambda_handler"}} into {folder / FILES}'

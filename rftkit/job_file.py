@@ -47,27 +47,43 @@ def is_job(file: str | Path) -> bool:
 def read_job(file: str | Path) -> Record:
     """The job in OpenAI's form: the arguments of jobs.create."""
     job = call_arguments(file) if str(file).endswith(".py") else read_json(file)
+    job = part({str(file): job}, str(file))
     if "customizationConfig" in job:
         job = from_nova(job)
-    method = job.get("method") or {}
+    for name in ("model", "training_file", "validation_file", "suffix"):
+        if not isinstance(job.get(name), str | None):
+            raise UserError(f"{file}: {name}: {shorten(job[name])}, expected text: correct it")
+    method = part(job, "method")
+    for name in ("hyperparameters", "response_format"):
+        part(method, "reinforcement", name)
     if method.get("type", "reinforcement") != "reinforcement" or "reinforcement" not in method:
         found = method.get("type") or "missing"
         raise UserError(f"{file}: method {found!r}, expected type and reinforcement: see its docs")
     return job
 
 
+def part(record: Record, *keys: Any) -> Record:
+    """The object at these keys, {} where there is none; UserError where it is no object."""
+    for key in keys:
+        record = record.get(key) or {}
+        if not isinstance(record, dict):
+            raise UserError(f"{key}: {shorten(record)}, expected an object: correct it")
+    return record
+
+
 def from_nova(job: Record) -> Record:
     """Bedrock's arguments of create_model_customization_job in OpenAI's form."""
-    config = job.get("customizationConfig", {}).get("rftConfig", {})
-    known = {NOVA.get(k, k): value for k, value in config.get("hyperParameters", {}).items()}
-    lambda_arn = config.get("graderConfig", {}).get("lambdaGrader", {}).get("lambdaArn")
+    config = part(job, "customizationConfig", "rftConfig")
+    known = {NOVA.get(k, k): value for k, value in part(config, "hyperParameters").items()}
+    lambda_arn = part(config, "graderConfig", "lambdaGrader").get("lambdaArn")
     grader = {"type": "lambda", "lambda": {"function": lambda_arn}}
-    validators = job.get("validationDataConfig", {}).get("validators") or [{}]
+    held_out = part(job, "validationDataConfig").get("validators")
+    held_out = dict(enumerate(held_out)) if isinstance(held_out, list) else {}
     rest = {key: value for key, value in job.items() if key in OF_THE_SERVICE}
     return rest | {
         "model": job.get("baseModelIdentifier"),
-        "training_file": job.get("trainingDataConfig", {}).get("s3Uri"),
-        "validation_file": validators[0].get("s3Uri"),
+        "training_file": part(job, "trainingDataConfig").get("s3Uri"),
+        "validation_file": part(held_out, 0).get("s3Uri"),
         "method": {
             "type": "reinforcement",
             "reinforcement": {"grader": grader, "hyperparameters": known},

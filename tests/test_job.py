@@ -170,6 +170,31 @@ def test_what_cannot_be_honoured_is_refused_by_name(folder, change, message):
         read(folder, job() | change)
 
 
+NOVA = {"customizationConfig": {"rftConfig": {"hyperParameters": ["epochCount"]}}}
+
+
+@pytest.mark.parametrize(
+    "record, place",
+    [
+        ([], "method 'missing', expected"),
+        ([1], r"job.json: \[1\], expected an object"),
+        (job() | {"training_file": ["file-tr"]}, r"training_file: \['file-tr'\], expected text"),
+        (job() | {"suffix": 5}, "suffix: 5, expected text"),
+        (job() | {"method": "reinforcement"}, "method: reinforcement, expected an object"),
+        (job() | {"method": {"reinforcement": [1]}}, "reinforcement: .*, expected an object"),
+        (job(form="json"), "response_format: json, expected an object"),
+        ({"method": {"reinforcement": {"hyperparameters": [1]}}}, "hyperparameters: .*an object"),
+        (job({"type": "lambda", "lambda": "arn:x"}), "lambda: arn:x, expected an object"),
+        ({"customizationConfig": {"rftConfig": None}}, "cannot be loaded here"),
+        (NOVA, "hyperParameters: .*, expected an object"),
+    ],
+)
+def test_a_wrong_type_is_one_line_with_its_place(folder, record, place):
+    with pytest.raises(UserError, match=place) as error:
+        read(folder, record)
+    assert "\n" not in str(error.value)
+
+
 def test_an_id_that_fits_two_files_and_values_out_of_range_are_refused(folder):
     with pytest.raises(UserError) as error:
         read(folder, job(n_epochs=51, batch_size="all", colour=2))
