@@ -72,7 +72,7 @@ def job_config(
     job, folder = read_job(file), Path(folder or Path(file).parent)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: name the one with the job's files")
-    inner = dict(job["method"]["reinforcement"])
+    inner = part(job, "method", "reinforcement")
     known = {"model", "method", "seed", "suffix", *FILE_FIELDS, *OF_THE_SERVICE}
     parts = {"grader", "hyperparameters", "response_format"}
     unknown = sorted({*job} - known) + sorted({*inner} - parts)
@@ -95,13 +95,13 @@ def job_config(
         lines.append(Mapped("suffix", job["suffix"], "kept in job.json"))
     values["grader"], used = usable_grader(file, inner.get("grader"), folder, judges or {})
     lines += used
-    if form := inner.get("response_format"):
+    if form := part(inner, "response_format"):
         if "schema" in form:  # Azure's has name and schema beside the type
             parts = {key: value for key, value in form.items() if key != "type"}
             form = {"type": "json_schema", "json_schema": parts}
         values["response_format"] = form
         lines.append(Mapped("response_format", "…", "response_format", "checked by the grader"))
-    config, mapped = with_hyperparameters(file, values, inner.get("hyperparameters") or {})
+    config, mapped = with_hyperparameters(file, values, part(inner, "hyperparameters"))
     task = config_task(config)
     task.grader.check_rows(sum(config_rows(config, task), []))
     return config, lines + mapped

@@ -46,16 +46,13 @@ def is_job(file: str | Path) -> bool:
 
 def read_job(file: str | Path) -> Record:
     """The job in OpenAI's form: the arguments of jobs.create."""
-    job = call_arguments(file) if str(file).endswith(".py") else read_json(file)
-    job = part({str(file): job}, str(file))
+    job = call_arguments(file) if str(file).endswith(".py") else part({file: read_json(file)}, file)
     if "customizationConfig" in job:
         job = from_nova(job)
     for name in ("model", "training_file", "validation_file", "suffix"):
         if not isinstance(job.get(name), str | None):
             raise UserError(f"{file}: {name}: {shorten(job[name])}, expected text: correct it")
     method = part(job, "method")
-    for name in ("hyperparameters", "response_format"):
-        part(method, "reinforcement", name)
     if method.get("type", "reinforcement") != "reinforcement" or "reinforcement" not in method:
         found = method.get("type") or "missing"
         raise UserError(f"{file}: method {found!r}, expected type and reinforcement: see its docs")
@@ -77,8 +74,7 @@ def from_nova(job: Record) -> Record:
     known = {NOVA.get(k, k): value for k, value in part(config, "hyperParameters").items()}
     lambda_arn = part(config, "graderConfig", "lambdaGrader").get("lambdaArn")
     grader = {"type": "lambda", "lambda": {"function": lambda_arn}}
-    held_out = part(job, "validationDataConfig").get("validators")
-    held_out = dict(enumerate(held_out)) if isinstance(held_out, list) else {}
+    held_out = dict(enumerate(part(job, "validationDataConfig").get("validators") or []))
     rest = {key: value for key, value in job.items() if key in OF_THE_SERVICE}
     return rest | {
         "model": job.get("baseModelIdentifier"),

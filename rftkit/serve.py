@@ -23,18 +23,19 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
-from fastapi import Depends, FastAPI, Request, UploadFile
+from fastapi import Body, Depends, FastAPI, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel
+from pydantic import Field
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rftkit.files import UserError, read_json, read_text, write_json
 from rftkit.graders.grader import Grader
-from rftkit.graders.spec import validate_spec
+from rftkit.graders.spec import shape, validate_spec
 from rftkit.job import job_config
 from rftkit.job_file import Record, read_job
 from rftkit.logs import read_lines
@@ -45,6 +46,15 @@ MOST_BYTES = 512 * 1024**2  # of an upload: OpenAI's limit for a fine-tuning fil
 OPEN = ("queued", "running", "paused")
 ID = re.compile(r"(file|ftjob)-[0-9a-f]{24}")
 COMMAND = "from rftkit.cli import main; main()"  # `rftkit`, wherever it is installed
+TEXT = shape(type=Literal["text"], text=str)
+ROLE = Literal["system", "developer", "user", "assistant"]
+LIMIT = (Annotated[int, Field(ge=1)] | None, None)
+CHAT = shape(  # what chat honours of the API's request
+    model=str, seed=(int | None, None), stream=(Literal[False], False),  # for streams, vLLM
+    messages=Annotated[list[shape(role=ROLE, content=str | list[TEXT])], Field(min_length=1)],
+    temperature=(Annotated[float, Field(ge=0, le=2)], 1.0), n=(Annotated[int, Field(ge=1)], 1),
+    top_p=(Annotated[float, Field(gt=0, le=1)], 1.0), max_completion_tokens=LIMIT, max_tokens=LIMIT,
+)  # fmt: skip
 TOKEN = "RFTKIT_TOKEN"  # environment variable; where it is set, clients must send it as api_key
 
 
@@ -62,6 +72,7 @@ class Service:
     def __init__(self, folder: str | Path, model: str | None = None, judges: Sequence[str] = ()):
         self.folder, self.model, self.judges = Path(folder), model, judges
         self.changed, self.lock = threading.Event(), threading.RLock()
+        self.answering = threading.Lock()
         self.stopping = False
         for name in ("files", "jobs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -233,11 +244,9 @@ class Service:
             })  # fmt: skip
         return found
 
-    def chat(self, request: Record) -> Record:
+    def chat(self, request: CHAT) -> Record:
         """An answer of a tuned model or a checkpoint, for trying it. For load, serve it by vLLM."""
-        model, messages = str(request.get("model")), request.get("messages")
-        if request.get("stream"):
-            raise ApiError(400, "stream: true, expected false: serve it with vLLM", "stream")
+        model = request.model
         name, adapters = model.partition(":ckpt-step-")[0].rpartition(":")[2], {}
         if ID.fullmatch(name):
             run, best = self.place("jobs", name) / "run", "checkpoints/best/step-{:06d}"
@@ -247,16 +256,20 @@ class Service:
             }
         if model not in adapters:
             raise ApiError(404, f"no tuned model {model!r}: a finished job names it", "model")
-        limit = request.get("max_completion_tokens") or request.get("max_tokens")
+        limit = request.max_completion_tokens or request.max_tokens
         sampling = SamplingConfig(
-            temperature=request.get("temperature", 1.0),
-            top_p=request.get("top_p", 1.0),
+            temperature=request.temperature,
+            top_p=request.top_p,
             max_new_tokens=limit or read_json(run / "plan.json")["max_completion_tokens"],
-            seed=request.get("seed") or secrets.randbits(31),
+            seed=request.seed or secrets.randbits(31),
         )
-        with self.lock:
+        messages = [
+            {"role": m.role, "content": "".join(getattr(part, "text", part) for part in m.content)}
+            for m in request.messages
+        ]
+        with self.answering:
             policy = tuned_policy(str(adapters[model]))
-            [samples] = policy.sample([messages], request.get("n") or 1, sampling)
+            [samples] = policy.sample([messages], request.n, sampling)
         prompt, drawn = samples[0].prompt_tokens, sum(s.completion_tokens for s in samples)
         usage = {"prompt_tokens": prompt, "completion_tokens": drawn}
         answers = [
@@ -274,12 +287,6 @@ class Service:
             ],
             "usage": usage | {"total_tokens": prompt + drawn},
         }
-
-
-class GraderRun(BaseModel):
-    grader: Record  # no name of a file, which would run here
-    item: Record | None = None
-    model_sample: str = ""
 
 
 @lru_cache(1)
@@ -304,7 +311,7 @@ def build_app(service: Service) -> FastAPI:
     """The routes of the official client under /v1."""
     app = FastAPI(title="rftkit", dependencies=[Depends(known_client)])
     jobs, alpha = "/v1/fine_tuning/jobs", "/v1/fine_tuning/alpha/graders"
-    # A web page whose name leads to this machine is refused.
+    # For pages whose name leads to this machine.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
     @app.middleware("http")
@@ -317,15 +324,17 @@ def build_app(service: Service) -> FastAPI:
         return await call_next(request)
 
     def failure(error: Exception) -> JSONResponse:
-        status, text = getattr(error, "status", 400), str(error)
+        status, text = getattr(error, "status", getattr(error, "status_code", 400)), str(error)
         if isinstance(error, RequestValidationError):  # its text names files of the server
-            faults = [(".".join(map(str, f["loc"][1:])), f["msg"]) for f in error.errors()]
-            text = "; ".join(f"{place}: {message}" for place, message in faults)
+            faults = [(*map(str, f["loc"][1:]), f["msg"]) for f in error.errors()]
+            text = "; ".join(map(": ".join, faults))
+        elif not isinstance(error, ApiError | UserError | HTTPException):
+            status, text = 500, f"{type(error).__name__}: the server's output says where"
         kind = "invalid_request_error" if status < 500 else "server_error"
         record = {"message": text, "type": kind, "param": getattr(error, "param", None)}
         return JSONResponse({"error": record | {"code": None}}, status)
 
-    for kind in (ApiError, UserError, RequestValidationError):
+    for kind in (ApiError, UserError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, lambda request, error: failure(error))
 
     @app.post("/v1/files")
@@ -382,8 +391,10 @@ def build_app(service: Service) -> FastAPI:
         return page(service.checkpoints(name), after, limit)
 
     @app.post(f"{alpha}/run")
-    def run_grader(request: GraderRun) -> Record:
-        return Grader.load(request.grader).run(request.item, request.model_sample)
+    def run_grader(
+        grader: Record, item: Record | None = None, model_sample: Annotated[str, Body()] = ""
+    ) -> Record:
+        return Grader.load(grader).run(item, model_sample)
 
     @app.post(f"{alpha}/validate")
     def validate_grader(request: dict[str, Any]) -> Record:

@@ -183,7 +183,10 @@ NOVA = {"customizationConfig": {"rftConfig": {"hyperParameters": ["epochCount"]}
         (job() | {"method": "reinforcement"}, "method: reinforcement, expected an object"),
         (job() | {"method": {"reinforcement": [1]}}, "reinforcement: .*, expected an object"),
         (job(form="json"), "response_format: json, expected an object"),
-        ({"method": {"reinforcement": {"hyperparameters": [1]}}}, "hyperparameters: .*an object"),
+        (
+            job() | {"method": {"reinforcement": {"hyperparameters": [1]}}},
+            "hyperparameters: .*an object",
+        ),
         (job({"type": "lambda", "lambda": "arn:x"}), "lambda: arn:x, expected an object"),
         ({"customizationConfig": {"rftConfig": None}}, "cannot be loaded here"),
         (NOVA, "hyperParameters: .*, expected an object"),
