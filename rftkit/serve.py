@@ -127,8 +127,11 @@ class Service:
                 raise ApiError(400, "grader: expected a JSON object", "grader")
             judges = dict(pair.split("=", 1) for pair in self.judges)
             config, mapped = job_config(place / "request.json", place, self.model, judges)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(place)
+            if isinstance(error, UserError):  # the client knows nothing of that folder
+                text = str(error).replace(f"{place / 'request.json'}: ", "")
+                raise UserError(text.replace(str(place), "the job")) from None
             raise
         (place / "output.txt").write_text("".join(f"{line}\n" for line in mapped))
         known = {key: request.get(key) for key in ("training_file", "validation_file", "method")}
@@ -208,8 +211,11 @@ class Service:
                 tuned = ":".join(filter(None, parts))
                 self.update(name, status="succeeded", fine_tuned_model=tuned, **ended)
             else:
-                last = read_text(place / "output.txt").strip().splitlines()[-1:]
-                error = {"code": f"exit_{code}", "message": "".join(last), "param": None}
+                text = "".join(read_text(place / "output.txt").strip().splitlines()[-1:])
+                if code == 3:  # the gate's
+                    found = read_json(place / "run" / "gate.json")["findings"]
+                    text = "; ".join("{name}: {evidence}; change {knob}".format(**f) for f in found)
+                error = {"code": f"exit_{code}", "message": text, "param": None}
                 self.update(name, status="failed", error=error, **ended)
 
     def events(self, name: str) -> list[Record]:

@@ -277,8 +277,13 @@ def test_an_id_is_never_a_path_and_neither_is_an_uploads_name(service, http, row
 
 
 def test_a_refused_job_leaves_nothing_and_a_jobs_file_stays(service, http, rows):
-    with pytest.raises(UserError, match="n_epochs"):
+    with pytest.raises(UserError, match="^n_epochs: 51: "):
         service.create(requested(http, rows, n_epochs=51))
+    without = requested(http, rows)
+    del without["training_file"]
+    with pytest.raises(UserError, match="no such file in the job: ") as error:
+        service.create(without)
+    assert str(service.folder) not in str(error.value)
     assert [*(service.folder / "jobs").iterdir()] == []
     job = service.create(requested(http, rows))
     place = f"/v1/files/{job['training_file']}"
@@ -313,6 +318,16 @@ def test_a_job_that_fails_says_why_and_one_that_is_interrupted_waits(service, ht
     assert job["status"] == "failed" and job["error"] == error
     event = http.get(f"/v1/fine_tuning/jobs/{name}/events").json()["data"][0]
     assert event["level"] == "error" and "grader: broken" in event["message"]
+
+
+def test_a_job_that_the_gate_refuses_says_what_to_change(service, http, rows):
+    name = service.create(requested(http, rows))["id"]
+    found = {"name": "task impossible", "evidence": "none is right", "knob": "easier rows"}
+    write_json(service.folder / "jobs" / name / "run" / "gate.json", {"findings": [found]})
+    service.children.append("print('error see gate.json'); raise SystemExit(3)")
+    service.train(name)
+    message = service.job(name)["error"]["message"]
+    assert message == "task impossible: none is right; change easier rows"
 
 
 @pytest.mark.parametrize("to", ["paused", "cancelled"])
