@@ -117,6 +117,26 @@ client.fine_tuning.jobs.create(
         job_config(write(folder, computed, "create.py"))
 
 
+def test_a_script_may_open_its_files_and_join_its_arguments_as_people_do(folder):
+    script = f"""
+with open("file-tr.jsonl", "rb") as f:
+    train = client.files.create(file=f, purpose="fine-tune")
+with open("file-va.jsonl", "rb") as f: held_out = client.files.create(file=f)
+GRADER: dict = {GRADER!r}
+method = {{"type": "reinforcement"}}
+method = {{**method, "reinforcement": dict(grader=GRADER, hyperparameters=dict(n_epochs=2))}}
+client.fine_tuning.jobs.create(
+    model="embedded:mini", training_file=train.id, validation_file=held_out.id, method=method)
+"""
+    config, _ = job_config(write(folder, script, "create.py"))
+    assert config.train_file == str(folder / "file-tr.jsonl")
+    assert config.validation_file == str(folder / "file-va.jsonl") and config.steps == 4
+    for line in ("method = method", "a = b; b = a; method = a"):
+        endless = f"{line}\nclient.fine_tuning.jobs.create(method=method)"
+        with pytest.raises(UserError, match="create.py:1: [mb].* is computed"):
+            job_config(write(folder, endless, "create.py"))
+
+
 def test_bedrocks_lambda_is_a_function_of_yours(folder):
     lambda_job = job({"type": "lambda", "lambda": {"function": ARN}})
     with pytest.raises(UserError, match="a lambda runs at AWS alone"):
