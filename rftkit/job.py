@@ -78,11 +78,8 @@ def job_config(
     unknown = sorted({*job} - known) + sorted({*inner} - parts)
     if unknown:
         raise UserError(f"{file}: unknown {', '.join(unknown)}: remove what you do not need")
-    lines = [
-        Mapped(name, job[name], "not used", "of the service")
-        for name in sorted(OF_THE_SERVICE & job.keys())
-        if job[name]
-    ]
+    unused = sorted(name for name in OF_THE_SERVICE & job.keys() if job[name])
+    lines = [Mapped(name, job[name], "not used", "of the service") for name in unused]
     values: Record = {"model": usable_model(file, job.get("model"), model)}
     lines.append(Mapped("model", job.get("model"), f"model {values['model']}"))
     for name, split in FILE_FIELDS.items():
@@ -155,6 +152,8 @@ def usable_grader(
         if not is_function(function):
             raise UserError(f"{folder / FILES}: {known[arn]!r}, expected file.py:lambda_handler")
         return function, [Mapped("grader", arn, function)]
+    if isinstance(spec, dict) and spec.get("type") == "label_model":
+        raise UserError(f"{file}: grader: label_model, no job's own: put it into a multi")
     used: list[Mapped] = []
 
     def replaced(value: Any) -> Any:
@@ -184,10 +183,7 @@ def with_hyperparameters(
         known = Hyperparameters(**given)
     except ValidationError as error:
         faults = {fault["loc"][0]: fault["msg"] for fault in error.errors()}
-        lines = (
-            f"{file}: {name}: {given[name]!r}: {message}: correct it"
-            for name, message in faults.items()
-        )
+        lines = [f"{file}: {k}: {given[k]!r}: {text}: correct it" for k, text in faults.items()]
         raise UserError("\n".join(lines)) from None
     changes: Record = {}
     lines: list[Mapped] = []

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psutil
-from fastapi import Body, Depends, FastAPI, Request, UploadFile
+from fastapi import Depends, FastAPI, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
@@ -37,7 +37,7 @@ from rftkit.files import UserError, read_json, read_text, write_json
 from rftkit.graders.grader import Grader
 from rftkit.graders.spec import shape, validate_spec
 from rftkit.job import job_config
-from rftkit.job_file import Record, read_job
+from rftkit.job_file import Record, part, read_job
 from rftkit.logs import read_lines
 from rftkit.policy import load_policy
 from rftkit.records import SamplingConfig
@@ -55,6 +55,7 @@ CHAT = shape(  # what chat honours of the API's request
     temperature=(Annotated[float, Field(ge=0, le=2)], 1.0), n=(Annotated[int, Field(ge=1)], 1),
     top_p=(Annotated[float, Field(gt=0, le=1)], 1.0), max_completion_tokens=LIMIT, max_tokens=LIMIT,
 )  # fmt: skip
+RUN = shape(grader=Record, item=(Record | None, None), model_sample=(str, ""))  # a file would run
 TOKEN = "RFTKIT_TOKEN"  # environment variable; where it is set, clients must send it as api_key
 
 
@@ -122,9 +123,7 @@ class Service:
         try:
             write_json(place / "request.json", request)
             write_json(place / "files.json", files)
-            inner = read_job(place / "request.json")["method"]["reinforcement"]
-            if not isinstance(inner.get("grader"), dict):  # a file's name would run it here
-                raise ApiError(400, "grader: expected a JSON object", "grader")
+            part(read_job(place / "request.json"), "method", "reinforcement", "grader")  # no file
             judges = dict(pair.split("=", 1) for pair in self.judges)
             config, mapped = job_config(place / "request.json", place, self.model, judges)
         except BaseException as error:
@@ -263,16 +262,11 @@ class Service:
         if model not in adapters:
             raise ApiError(404, f"no tuned model {model!r}: a finished job names it", "model")
         limit = request.max_completion_tokens or request.max_tokens
-        sampling = SamplingConfig(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            max_new_tokens=limit or read_json(run / "plan.json")["max_completion_tokens"],
-            seed=request.seed or secrets.randbits(31),
-        )
-        messages = [
-            {"role": m.role, "content": "".join(getattr(part, "text", part) for part in m.content)}
-            for m in request.messages
-        ]
+        limit = limit or read_json(run / "plan.json")["max_completion_tokens"]
+        seed = request.seed or secrets.randbits(31)
+        sampling = SamplingConfig(request.temperature, request.top_p, limit, seed=seed)
+        texts = ["".join(getattr(p, "text", p) for p in m.content) for m in request.messages]
+        messages = [{"role": m.role, "content": t} for m, t in zip(request.messages, texts)]
         with self.answering:
             policy = tuned_policy(str(adapters[model]))
             [samples] = policy.sample([messages], request.n, sampling)
@@ -314,10 +308,9 @@ def known_client(request: Request) -> None:
 
 
 def build_app(service: Service) -> FastAPI:
-    """The routes of the official client under /v1."""
+    """The routes of the official client under /v1, for this machine's own names alone."""
     app = FastAPI(title="rftkit", dependencies=[Depends(known_client)])
     jobs, alpha = "/v1/fine_tuning/jobs", "/v1/fine_tuning/alpha/graders"
-    # For pages whose name leads to this machine.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
     @app.middleware("http")
@@ -397,10 +390,8 @@ def build_app(service: Service) -> FastAPI:
         return page(service.checkpoints(name), after, limit)
 
     @app.post(f"{alpha}/run")
-    def run_grader(
-        grader: Record, item: Record | None = None, model_sample: Annotated[str, Body()] = ""
-    ) -> Record:
-        return Grader.load(grader).run(item, model_sample)
+    def run_grader(request: RUN) -> Record:
+        return Grader.load(request.grader).run(request.item, request.model_sample)
 
     @app.post(f"{alpha}/validate")
     def validate_grader(request: dict[str, Any]) -> Record:

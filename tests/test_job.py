@@ -182,6 +182,7 @@ def test_judges_are_replaced_by_name(folder):
         (dict(model="o4-mini-2025-04-16"), "o4-mini-2025-04-16' cannot be loaded here: .* --model"),
         (dict(training_file="file-no"), "training_file file-no: no such file in .*files.json"),
         (dict(color=1), "unknown color"),
+        (dict(method=job({"type": "label_model"})["method"]), "label_model, no job's own"),
         (dict(method={"type": "supervised", "supervised": {}}), "method 'supervised', expected"),
     ],
 )
