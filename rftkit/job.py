@@ -194,7 +194,7 @@ def with_hyperparameters(
             value, why = getattr(RunConfig(), setting), "auto: rftkit's default"
         elif value is not None:
             changes[setting] = value
-        lines.append(Mapped(name, given_value, f"{setting} {value}", why))
+        lines.append(Mapped(name, given_value, f"{setting} {value or 'as the plan says'}", why))
 
     use("batch_size", "prompts_per_step", known.batch_size)
     epochs, size = known.n_epochs, changes.get("prompts_per_step", RunConfig().prompts_per_step)

@@ -72,6 +72,8 @@ def test_auto_takes_the_defaults_and_says_so(folder):
     default = RunConfig()
     assert (config.steps, config.prompts_per_step) == (default.steps, default.prompts_per_step)
     assert {line.why for line in mapped if line.value == "auto"} == {"auto: rftkit's default"}
+    assert not [line for line in mapped if line.setting.endswith(("None", "auto"))]
+    assert "learning_rate as the plan says" in [line.setting for line in mapped]
 
 
 def test_a_job_object_and_azures_flat_format_are_read(folder):
@@ -82,6 +84,7 @@ def test_a_job_object_and_azures_flat_format_are_read(folder):
     assert [line.field for line in mapped if line.setting == "not used"] == sorted(service)
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
 def test_the_clients_own_record_of_a_job_reads_as_that_job(folder):
     from openai.types.fine_tuning import FineTuningJob
 
