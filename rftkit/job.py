@@ -14,7 +14,7 @@ from rftkit.attacks import reference_check
 from rftkit.check import check_file
 from rftkit.files import FETCHED, UserError, fetched_folder, read_json, shorten, write_json
 from rftkit.graders.functions import is_function
-from rftkit.job_file import OF_THE_SERVICE, Record, read_job
+from rftkit.job_file import OF_THE_SERVICE, Record, part, read_job
 from rftkit.policy import load_policy
 from rftkit.rows import read_rows
 from rftkit.training.config import RunConfig, config_rows, config_task
@@ -72,17 +72,14 @@ def job_config(
     job, folder = read_job(file), Path(folder or Path(file).parent)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: name the one with the job's files")
-    inner = dict(job["method"]["reinforcement"])
+    inner = part(job, "method", "reinforcement")
     known = {"model", "method", "seed", "suffix", *FILE_FIELDS, *OF_THE_SERVICE}
     parts = {"grader", "hyperparameters", "response_format"}
     unknown = sorted({*job} - known) + sorted({*inner} - parts)
     if unknown:
         raise UserError(f"{file}: unknown {', '.join(unknown)}: remove what you do not need")
-    lines = [
-        Mapped(name, job[name], "not used", "of the service")
-        for name in sorted(OF_THE_SERVICE & job.keys())
-        if job[name]
-    ]
+    unused = sorted(name for name in OF_THE_SERVICE & job.keys() if job[name])
+    lines = [Mapped(name, job[name], "not used", "of the service") for name in unused]
     values: Record = {"model": usable_model(file, job.get("model"), model)}
     lines.append(Mapped("model", job.get("model"), f"model {values['model']}"))
     for name, split in FILE_FIELDS.items():
@@ -95,13 +92,13 @@ def job_config(
         lines.append(Mapped("suffix", job["suffix"], "kept in job.json"))
     values["grader"], used = usable_grader(file, inner.get("grader"), folder, judges or {})
     lines += used
-    if form := inner.get("response_format"):
+    if form := part(inner, "response_format"):
         if "schema" in form:  # Azure's has name and schema beside the type
             parts = {key: value for key, value in form.items() if key != "type"}
             form = {"type": "json_schema", "json_schema": parts}
         values["response_format"] = form
         lines.append(Mapped("response_format", "…", "response_format", "checked by the grader"))
-    config, mapped = with_hyperparameters(file, values, inner.get("hyperparameters") or {})
+    config, mapped = with_hyperparameters(file, values, part(inner, "hyperparameters"))
     task = config_task(config)
     task.grader.check_rows(sum(config_rows(config, task), []))
     return config, lines + mapped
@@ -146,7 +143,7 @@ def usable_grader(
 ) -> tuple[Any, list[Mapped]]:
     """The grader, with judges replaced; a lambda by the function that FILES names for it."""
     if isinstance(spec, dict) and spec.get("type") == "lambda":
-        arn = next(iter(spec.get("lambda", {}).values()), None)
+        arn = str(next(iter(part(spec, "lambda").values()), None))
         known = named_files(folder)
         if arn not in known:
             fix = f'write {{"{arn}": "file.py:lambda_handler"}} into {folder / FILES}'
@@ -155,6 +152,8 @@ def usable_grader(
         if not is_function(function):
             raise UserError(f"{folder / FILES}: {known[arn]!r}, expected file.py:lambda_handler")
         return function, [Mapped("grader", arn, function)]
+    if isinstance(spec, dict) and spec.get("type") == "label_model":
+        raise UserError(f"{file}: grader: label_model, no job's own: put it into a multi")
     used: list[Mapped] = []
 
     def replaced(value: Any) -> Any:
@@ -179,14 +178,12 @@ def with_hyperparameters(
     file: Any, values: Record, given: Record
 ) -> tuple[RunConfig, list[Mapped]]:
     """The RunConfig of `values` with a job's hyperparameters, and how each was read."""
+    given = {name: value for name, value in given.items() if value is not None}
     try:
         known = Hyperparameters(**given)
     except ValidationError as error:
         faults = {fault["loc"][0]: fault["msg"] for fault in error.errors()}
-        lines = (
-            f"{file}: {name}: {given[name]!r}: {message}: correct it"
-            for name, message in faults.items()
-        )
+        lines = [f"{file}: {k}: {given[k]!r}: {text}: correct it" for k, text in faults.items()]
         raise UserError("\n".join(lines)) from None
     changes: Record = {}
     lines: list[Mapped] = []
@@ -197,7 +194,7 @@ def with_hyperparameters(
             value, why = getattr(RunConfig(), setting), "auto: rftkit's default"
         elif value is not None:
             changes[setting] = value
-        lines.append(Mapped(name, given_value, f"{setting} {value}", why))
+        lines.append(Mapped(name, given_value, f"{setting} {value or 'as the plan says'}", why))
 
     use("batch_size", "prompts_per_step", known.batch_size)
     epochs, size = known.n_epochs, changes.get("prompts_per_step", RunConfig().prompts_per_step)

@@ -9,6 +9,7 @@ https://docs.aws.amazon.com/bedrock/latest/APIReference/API_RFTHyperParameters.h
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +47,40 @@ def is_job(file: str | Path) -> bool:
 
 def read_job(file: str | Path) -> Record:
     """The job in OpenAI's form: the arguments of jobs.create."""
-    job = call_arguments(file) if str(file).endswith(".py") else read_json(file)
+    job = call_arguments(file) if str(file).endswith(".py") else part({file: read_json(file)}, file)
     if "customizationConfig" in job:
         job = from_nova(job)
-    method = job.get("method") or {}
+    for name in ("model", "training_file", "validation_file", "suffix"):
+        if not isinstance(job.get(name), str | None):
+            raise UserError(f"{file}: {name}: {shorten(job[name])}, expected text: correct it")
+    method = part(job, "method")
     if method.get("type", "reinforcement") != "reinforcement" or "reinforcement" not in method:
         found = method.get("type") or "missing"
         raise UserError(f"{file}: method {found!r}, expected type and reinforcement: see its docs")
     return job
 
 
+def part(record: Record, *keys: Any) -> Record:
+    """The object at these keys, {} where there is none; UserError where it is no object."""
+    for key in keys:
+        record = record.get(key) or {}
+        if not isinstance(record, dict):
+            raise UserError(f"{key}: {shorten(record)}, expected an object: correct it")
+    return record
+
+
 def from_nova(job: Record) -> Record:
     """Bedrock's arguments of create_model_customization_job in OpenAI's form."""
-    config = job.get("customizationConfig", {}).get("rftConfig", {})
-    known = {NOVA.get(k, k): value for k, value in config.get("hyperParameters", {}).items()}
-    lambda_arn = config.get("graderConfig", {}).get("lambdaGrader", {}).get("lambdaArn")
+    config = part(job, "customizationConfig", "rftConfig")
+    known = {NOVA.get(k, k): value for k, value in part(config, "hyperParameters").items()}
+    lambda_arn = part(config, "graderConfig", "lambdaGrader").get("lambdaArn")
     grader = {"type": "lambda", "lambda": {"function": lambda_arn}}
-    validators = job.get("validationDataConfig", {}).get("validators") or [{}]
+    held_out = dict(enumerate(part(job, "validationDataConfig").get("validators") or []))
     rest = {key: value for key, value in job.items() if key in OF_THE_SERVICE}
     return rest | {
         "model": job.get("baseModelIdentifier"),
-        "training_file": job.get("trainingDataConfig", {}).get("s3Uri"),
-        "validation_file": validators[0].get("s3Uri"),
+        "training_file": part(job, "trainingDataConfig").get("s3Uri"),
+        "validation_file": part(held_out, 0).get("s3Uri"),
         "method": {
             "type": "reinforcement",
             "reinforcement": {"grader": grader, "hyperparameters": known},
@@ -87,21 +100,34 @@ def call_arguments(file: str | Path) -> Record:
     jobs = [n for n in calls if ast.unparse(n.func).endswith("fine_tuning.jobs.create")]
     if len(jobs) != 1:
         raise UserError(f"{file}: {len(jobs)} calls of jobs.create, expected one: keep one")
-    assigned = {
-        target.id: node.value
-        for node in nodes
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    assigned = [(t, n.value) for n in nodes if isinstance(n, ast.Assign) for t in n.targets]
+    assigned += [(n.target, n.value) for n in nodes if isinstance(n, ast.AnnAssign) and n.value]
+    assigned += [(n.optional_vars, n.context_expr) for n in nodes if isinstance(n, ast.withitem)]
+
+    def meaning(node: ast.AST) -> ast.expr | None:
+        """What a name was last assigned before its use: so `grader = grader` has an end."""
+        if not isinstance(node, ast.Name):
+            return None
+        use = (node.lineno, node.col_offset)
+        made = [v for target, v in assigned if getattr(target, "id", None) == node.id]
+        made = [v for v in made if (v.end_lineno, v.end_col_offset) <= use]
+        return max(made, key=lambda v: v.end_lineno, default=None)
+
+    def merged(pairs: Iterable[tuple[Any, ast.expr]]) -> Record:
+        result: Record = {}
+        for key, node in pairs:  # without a key: **
+            result |= part({"**": value(node)}, "**") if key is None else {key: value(node)}
+        return result
 
     def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Name) and node.id in assigned:
-            return value(assigned[node.id])
+        if made := meaning(node):
+            return value(made)
         if isinstance(node, ast.Attribute) and (opened := opened_file(node.value)):
             return opened  # train.id, where train = client.files.create(file=open(…))
-        if isinstance(node, ast.Dict) and None not in node.keys:
-            return {value(key): value(v) for key, v in zip(node.keys, node.values)}
+        if isinstance(node, ast.Dict):
+            return merged((key and value(key), v) for key, v in zip(node.keys, node.values))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict" and not node.args:
+            return merged((keyword.arg, keyword.value) for keyword in node.keywords)
         if isinstance(node, ast.List | ast.Tuple):
             return [value(element) for element in node.elts]
         try:
@@ -111,14 +137,11 @@ def call_arguments(file: str | Path) -> Record:
             raise UserError(f"{place} is computed: write its value there") from None
 
     def opened_file(node: ast.expr) -> str | None:
-        made = assigned.get(node.id) if isinstance(node, ast.Name) else node
-        for part in ast.walk(made) if made else ():
-            if isinstance(part, ast.Call) and ast.unparse(part.func) in ("open", "Path"):
-                return str(value(part.args[0]))
+        for inner in ast.walk(meaning(node) or node):
+            if isinstance(inner, ast.Call) and ast.unparse(inner.func) in ("open", "Path"):
+                return str(value(inner.args[0]))
+            if meaning(inner) and (opened := opened_file(inner)):
+                return opened
         return None
 
-    arguments: Record = {}
-    for keyword in jobs[0].keywords:
-        got = value(keyword.value)
-        arguments |= got if keyword.arg is None else {keyword.arg: got}
-    return arguments
+    return merged((keyword.arg, keyword.value) for keyword in jobs[0].keywords)

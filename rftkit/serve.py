@@ -23,18 +23,21 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 from fastapi import Depends, FastAPI, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from pydantic import Field
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rftkit.files import UserError, read_json, read_text, write_json
 from rftkit.graders.grader import Grader
-from rftkit.graders.spec import validate_spec
+from rftkit.graders.spec import shape, validate_spec
 from rftkit.job import job_config
-from rftkit.job_file import Record
+from rftkit.job_file import Record, part, read_job
 from rftkit.logs import read_lines
 from rftkit.policy import load_policy
 from rftkit.records import SamplingConfig
@@ -43,6 +46,16 @@ MOST_BYTES = 512 * 1024**2  # of an upload: OpenAI's limit for a fine-tuning fil
 OPEN = ("queued", "running", "paused")
 ID = re.compile(r"(file|ftjob)-[0-9a-f]{24}")
 COMMAND = "from rftkit.cli import main; main()"  # `rftkit`, wherever it is installed
+TEXT = shape(type=Literal["text"], text=str)
+ROLE = Literal["system", "developer", "user", "assistant"]
+LIMIT = (Annotated[int, Field(ge=1)] | None, None)
+CHAT = shape(  # what chat honours of the API's request
+    model=str, seed=(int | None, None), stream=(Literal[False], False),  # for streams, vLLM
+    messages=Annotated[list[shape(role=ROLE, content=str | list[TEXT])], Field(min_length=1)],
+    temperature=(Annotated[float, Field(ge=0, le=2)], 1.0), n=(Annotated[int, Field(ge=1)], 1),
+    top_p=(Annotated[float, Field(gt=0, le=1)], 1.0), max_completion_tokens=LIMIT, max_tokens=LIMIT,
+)  # fmt: skip
+RUN = shape(grader=Record, item=(Record | None, None), model_sample=(str, ""))  # a file would run
 TOKEN = "RFTKIT_TOKEN"  # environment variable; where it is set, clients must send it as api_key
 
 
@@ -60,6 +73,7 @@ class Service:
     def __init__(self, folder: str | Path, model: str | None = None, judges: Sequence[str] = ()):
         self.folder, self.model, self.judges = Path(folder), model, judges
         self.changed, self.lock = threading.Event(), threading.RLock()
+        self.answering = threading.Lock()
         self.stopping = False
         for name in ("files", "jobs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -109,10 +123,14 @@ class Service:
         try:
             write_json(place / "request.json", request)
             write_json(place / "files.json", files)
+            part(read_job(place / "request.json"), "method", "reinforcement", "grader")  # no file
             judges = dict(pair.split("=", 1) for pair in self.judges)
             config, mapped = job_config(place / "request.json", place, self.model, judges)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(place)
+            if isinstance(error, UserError):  # the client knows nothing of that folder
+                text = str(error).replace(f"{place / 'request.json'}: ", "")
+                raise UserError(text.replace(str(place), "the job")) from None
             raise
         (place / "output.txt").write_text("".join(f"{line}\n" for line in mapped))
         known = {key: request.get(key) for key in ("training_file", "validation_file", "method")}
@@ -192,8 +210,11 @@ class Service:
                 tuned = ":".join(filter(None, parts))
                 self.update(name, status="succeeded", fine_tuned_model=tuned, **ended)
             else:
-                last = read_text(place / "output.txt").strip().splitlines()[-1:]
-                error = {"code": f"exit_{code}", "message": "".join(last), "param": None}
+                text = "".join(read_text(place / "output.txt").strip().splitlines()[-1:])
+                if code == 3:  # the gate's
+                    found = read_json(place / "run" / "gate.json")["findings"]
+                    text = "; ".join("{name}: {evidence}; change {knob}".format(**f) for f in found)
+                error = {"code": f"exit_{code}", "message": text, "param": None}
                 self.update(name, status="failed", error=error, **ended)
 
     def events(self, name: str) -> list[Record]:
@@ -228,11 +249,9 @@ class Service:
             })  # fmt: skip
         return found
 
-    def chat(self, request: Record) -> Record:
+    def chat(self, request: CHAT) -> Record:
         """An answer of a tuned model or a checkpoint, for trying it. For load, serve it by vLLM."""
-        model, messages = str(request.get("model")), request.get("messages")
-        if request.get("stream"):
-            raise ApiError(400, "stream: true, expected false: serve it with vLLM", "stream")
+        model = request.model
         name, adapters = model.partition(":ckpt-step-")[0].rpartition(":")[2], {}
         if ID.fullmatch(name):
             run, best = self.place("jobs", name) / "run", "checkpoints/best/step-{:06d}"
@@ -242,16 +261,15 @@ class Service:
             }
         if model not in adapters:
             raise ApiError(404, f"no tuned model {model!r}: a finished job names it", "model")
-        limit = request.get("max_completion_tokens") or request.get("max_tokens")
-        sampling = SamplingConfig(
-            temperature=request.get("temperature", 1.0),
-            top_p=request.get("top_p", 1.0),
-            max_new_tokens=limit or read_json(run / "plan.json")["max_completion_tokens"],
-            seed=request.get("seed") or secrets.randbits(31),
-        )
-        with self.lock:
+        limit = request.max_completion_tokens or request.max_tokens
+        limit = limit or read_json(run / "plan.json")["max_completion_tokens"]
+        seed = request.seed or secrets.randbits(31)
+        sampling = SamplingConfig(request.temperature, request.top_p, limit, seed=seed)
+        texts = ["".join(getattr(p, "text", p) for p in m.content) for m in request.messages]
+        messages = [{"role": m.role, "content": t} for m, t in zip(request.messages, texts)]
+        with self.answering:
             policy = tuned_policy(str(adapters[model]))
-            [samples] = policy.sample([messages], request.get("n") or 1, sampling)
+            [samples] = policy.sample([messages], request.n, sampling)
         prompt, drawn = samples[0].prompt_tokens, sum(s.completion_tokens for s in samples)
         usage = {"prompt_tokens": prompt, "completion_tokens": drawn}
         answers = [
@@ -290,9 +308,10 @@ def known_client(request: Request) -> None:
 
 
 def build_app(service: Service) -> FastAPI:
-    """The routes of the official client under /v1."""
+    """The routes of the official client under /v1, for this machine's own names alone."""
     app = FastAPI(title="rftkit", dependencies=[Depends(known_client)])
     jobs, alpha = "/v1/fine_tuning/jobs", "/v1/fine_tuning/alpha/graders"
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
     @app.middleware("http")
     async def bounded(request: Request, call_next: Any) -> Any:
@@ -304,12 +323,17 @@ def build_app(service: Service) -> FastAPI:
         return await call_next(request)
 
     def failure(error: Exception) -> JSONResponse:
-        status = getattr(error, "status", 400)
+        status, text = getattr(error, "status", getattr(error, "status_code", 400)), str(error)
+        if isinstance(error, RequestValidationError):  # its text names files of the server
+            faults = [(*map(str, f["loc"][1:]), f["msg"]) for f in error.errors()]
+            text = "; ".join(map(": ".join, faults))
+        elif not isinstance(error, ApiError | UserError | HTTPException):
+            status, text = 500, f"{type(error).__name__}: the server's output says where"
         kind = "invalid_request_error" if status < 500 else "server_error"
-        record = {"message": str(error), "type": kind, "param": getattr(error, "param", None)}
+        record = {"message": text, "type": kind, "param": getattr(error, "param", None)}
         return JSONResponse({"error": record | {"code": None}}, status)
 
-    for kind in (ApiError, UserError, RequestValidationError):
+    for kind in (ApiError, UserError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, lambda request, error: failure(error))
 
     @app.post("/v1/files")
@@ -366,9 +390,8 @@ def build_app(service: Service) -> FastAPI:
         return page(service.checkpoints(name), after, limit)
 
     @app.post(f"{alpha}/run")
-    def run_grader(request: dict[str, Any]) -> Record:
-        loaded = Grader.load(request.get("grader") or {})
-        return loaded.run(request.get("item"), request.get("model_sample") or "")
+    def run_grader(request: RUN) -> Record:
+        return Grader.load(request.grader).run(request.item, request.model_sample)
 
     @app.post(f"{alpha}/validate")
     def validate_grader(request: dict[str, Any]) -> Record:

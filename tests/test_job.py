@@ -72,6 +72,8 @@ def test_auto_takes_the_defaults_and_says_so(folder):
     default = RunConfig()
     assert (config.steps, config.prompts_per_step) == (default.steps, default.prompts_per_step)
     assert {line.why for line in mapped if line.value == "auto"} == {"auto: rftkit's default"}
+    assert not [line for line in mapped if line.setting.endswith(("None", "auto"))]
+    assert "learning_rate as the plan says" in [line.setting for line in mapped]
 
 
 def test_a_job_object_and_azures_flat_format_are_read(folder):
@@ -80,6 +82,16 @@ def test_a_job_object_and_azures_flat_format_are_read(folder):
     config, mapped = read(folder, job(form=flat) | service)
     assert config.response_format == FORM
     assert [line.field for line in mapped if line.setting == "not used"] == sorted(service)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_the_clients_own_record_of_a_job_reads_as_that_job(folder):
+    from openai.types.fine_tuning import FineTuningJob
+
+    record = job(form=FORM, n_epochs=2, batch_size=4) | {"id": "ftjob-1", "seed": 3}
+    config, _ = read(folder, FineTuningJob.construct(**record).to_dict(exclude_unset=False))
+    assert config.replace(grader=GRADER) == read(folder, record)[0] and config.steps == 8
+    assert Grader.load(config.grader).to_json() == GRADER
 
 
 def test_the_method_alone_takes_train_and_validation_files(folder):
@@ -106,6 +118,26 @@ client.fine_tuning.jobs.create(
     computed = script.replace('model="embedded:mini"', "model=pick()")
     with pytest.raises(UserError, match=r"create.py:7: pick\(\) is computed"):
         job_config(write(folder, computed, "create.py"))
+
+
+def test_a_script_may_open_its_files_and_join_its_arguments_as_people_do(folder):
+    script = f"""
+with open("file-tr.jsonl", "rb") as f:
+    train = client.files.create(file=f, purpose="fine-tune")
+with open("file-va.jsonl", "rb") as f: held_out = client.files.create(file=f)
+GRADER: dict = {GRADER!r}
+method = {{"type": "reinforcement"}}
+method = {{**method, "reinforcement": dict(grader=GRADER, hyperparameters=dict(n_epochs=2))}}
+client.fine_tuning.jobs.create(
+    model="embedded:mini", training_file=train.id, validation_file=held_out.id, method=method)
+"""
+    config, _ = job_config(write(folder, script, "create.py"))
+    assert config.train_file == str(folder / "file-tr.jsonl")
+    assert config.validation_file == str(folder / "file-va.jsonl") and config.steps == 4
+    for line in ("method = method", "a = b; b = a; method = a"):
+        endless = f"{line}\nclient.fine_tuning.jobs.create(method=method)"
+        with pytest.raises(UserError, match="create.py:1: [mb].* is computed"):
+            job_config(write(folder, endless, "create.py"))
 
 
 def test_bedrocks_lambda_is_a_function_of_yours(folder):
@@ -153,12 +185,41 @@ def test_judges_are_replaced_by_name(folder):
         (dict(model="o4-mini-2025-04-16"), "o4-mini-2025-04-16' cannot be loaded here: .* --model"),
         (dict(training_file="file-no"), "training_file file-no: no such file in .*files.json"),
         (dict(color=1), "unknown color"),
+        (dict(method=job({"type": "label_model"})["method"]), "label_model, no job's own"),
         (dict(method={"type": "supervised", "supervised": {}}), "method 'supervised', expected"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(folder, change, message):
     with pytest.raises(UserError, match=message):
         read(folder, job() | change)
+
+
+NOVA = {"customizationConfig": {"rftConfig": {"hyperParameters": ["epochCount"]}}}
+
+
+@pytest.mark.parametrize(
+    "record, place",
+    [
+        ([], "method 'missing', expected"),
+        ([1], r"job.json: \[1\], expected an object"),
+        (job() | {"training_file": ["file-tr"]}, r"training_file: \['file-tr'\], expected text"),
+        (job() | {"suffix": 5}, "suffix: 5, expected text"),
+        (job() | {"method": "reinforcement"}, "method: reinforcement, expected an object"),
+        (job() | {"method": {"reinforcement": [1]}}, "reinforcement: .*, expected an object"),
+        (job(form="json"), "response_format: json, expected an object"),
+        (
+            job() | {"method": {"reinforcement": {"hyperparameters": [1]}}},
+            "hyperparameters: .*an object",
+        ),
+        (job({"type": "lambda", "lambda": "arn:x"}), "lambda: arn:x, expected an object"),
+        ({"customizationConfig": {"rftConfig": None}}, "cannot be loaded here"),
+        (NOVA, "hyperParameters: .*, expected an object"),
+    ],
+)
+def test_a_wrong_type_is_one_line_with_its_place(folder, record, place):
+    with pytest.raises(UserError, match=place) as error:
+        read(folder, record)
+    assert "\n" not in str(error.value)
 
 
 def test_an_id_that_fits_two_files_and_values_out_of_range_are_refused(folder):

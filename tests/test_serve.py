@@ -156,7 +156,7 @@ def test_bad_input_is_an_error_of_the_apis_shape(server, rows, tmp_path):
         create(client, rows, grader={"type": "guess"})
     assert list(client.fine_tuning.jobs.list()) == before  # nothing half-made
     with pytest.raises(openai.NotFoundError, match="no tuned model 'gpt-4o'"):
-        client.chat.completions.create(model="gpt-4o", messages=[])
+        client.chat.completions.create(model="gpt-4o", messages=TASK.rows("train")[0]["messages"])
     with socket.create_connection(("127.0.0.1", server.port)) as upload:  # 2 GB, of which none came
         upload.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 2147483648\r\n\r\n")
         assert b" 413 " in upload.recv(1000).splitlines()[0]
@@ -192,7 +192,8 @@ def service(tmp_path, monkeypatch):
 
 @pytest.fixture
 def http(service):
-    return TestClient(serve.build_app(service))
+    app = serve.build_app(service)
+    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
 def uploaded(http, rows, name):
@@ -225,6 +226,49 @@ def test_a_token_is_asked_for_where_one_is_set(http, monkeypatch):
     assert http.get("/v1/files").status_code == 401
 
 
+def test_a_grader_over_the_api_is_json_and_no_file_that_would_run(http, rows):
+    (rows / "own.py").write_text(f"open({str(rows / 'ran')!r}, 'w')\ndef grade(sample, item): 1\n")
+    request, own = requested(http, rows), f"{rows / 'own.py'}:grade"
+    request["method"]["reinforcement"]["grader"] = own
+    for path, body in (("alpha/graders/run", {"grader": own, "item": {}}), ("jobs", request)):
+        answer = http.post(f"/v1/fine_tuning/{path}", json=body)
+        assert answer.status_code == 400 and "grader: " in answer.json()["error"]["message"]
+    assert not (rows / "ran").exists()
+
+
+def test_another_host_that_leads_here_is_refused(http):
+    for host, status in (("evil.example", 400), ("localhost:8000", 200), ("127.0.0.1", 200)):
+        assert http.get("/v1/files", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        *(("messages", None), ("messages", []), ("temperature", "hot"), ("max_tokens", -5)),
+        *(("seed", "x"), ("n", -2), ("n", 0), ("tools", []), ("stream", True), ("model", ["ft"])),
+    ],
+)
+def test_a_value_that_chat_cannot_honour_is_refused_by_name(http, field, value):
+    request = {"model": "ft:m", "messages": [{"role": "user", "content": "?"}], field: value}
+    answer = http.post("/v1/chat/completions", json=request)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["message"].startswith(f"{field}: ")
+
+
+def test_every_error_has_the_apis_shape_and_no_path_of_the_server(http, monkeypatch):
+    monkeypatch.setattr(serve, "page", lambda *_: 1 / 0)
+    run = "/v1/fine_tuning/alpha/graders/run"
+    for how, path, body, status in (
+        ("GET", "/v1/files", None, 500),
+        ("GET", "/v1/nothing", None, 404),
+        ("POST", run, {"grader": TASK.grader.to_json(), "model_sample": 5}, 400),
+        ("POST", run, {"grader": TASK.grader.to_json(), "item": [1]}, 400),
+    ):
+        answer = http.request(how, path, json=body)
+        assert answer.status_code == status and answer.json()["error"]["message"]
+        assert "/work" not in answer.text and ".py" not in answer.text
+
+
 def test_an_id_is_never_a_path_and_neither_is_an_uploads_name(service, http, rows):
     assert uploaded(http, rows, "train")["filename"] == "train.jsonl"
     for name in ("../jobs", "..", "."):
@@ -233,8 +277,13 @@ def test_an_id_is_never_a_path_and_neither_is_an_uploads_name(service, http, row
 
 
 def test_a_refused_job_leaves_nothing_and_a_jobs_file_stays(service, http, rows):
-    with pytest.raises(UserError, match="n_epochs"):
+    with pytest.raises(UserError, match="^n_epochs: 51: "):
         service.create(requested(http, rows, n_epochs=51))
+    without = requested(http, rows)
+    del without["training_file"]
+    with pytest.raises(UserError, match="no such file in the job: ") as error:
+        service.create(without)
+    assert str(service.folder) not in str(error.value)
     assert [*(service.folder / "jobs").iterdir()] == []
     job = service.create(requested(http, rows))
     place = f"/v1/files/{job['training_file']}"
@@ -271,6 +320,16 @@ def test_a_job_that_fails_says_why_and_one_that_is_interrupted_waits(service, ht
     assert event["level"] == "error" and "grader: broken" in event["message"]
 
 
+def test_a_job_that_the_gate_refuses_says_what_to_change(service, http, rows):
+    name = service.create(requested(http, rows))["id"]
+    found = {"name": "task impossible", "evidence": "none is right", "knob": "easier rows"}
+    write_json(service.folder / "jobs" / name / "run" / "gate.json", {"findings": [found]})
+    service.children.append("print('error see gate.json'); raise SystemExit(3)")
+    service.train(name)
+    message = service.job(name)["error"]["message"]
+    assert message == "task impossible: none is right; change easier rows"
+
+
 @pytest.mark.parametrize("to", ["paused", "cancelled"])
 def test_a_job_that_is_stopped_stays_so_and_its_process_ends(service, http, rows, to):
     name = service.create(requested(http, rows))["id"]
@@ -305,6 +364,7 @@ def test_chat_samples_as_it_is_asked_from_the_model_that_is_named(service, http,
 
     class Fake:
         def sample(self, prompts, n, sampling):
+            assert prompts == [[{"role": "user", "content": "ab"}]]
             asked.append((n, sampling))
             return [[Sample(output_text="x", prompt_tokens=3, completion_tokens=2)] * n]
 
@@ -312,7 +372,8 @@ def test_chat_samples_as_it_is_asked_from_the_model_that_is_named(service, http,
     best = http.get(f"/v1/fine_tuning/jobs/{name}/checkpoints").json()["data"]
     assert [entry["step_number"] for entry in best] == [10, 5]
     limits = {"max_completion_tokens": 7, "temperature": 0.25, "top_p": 0.5, "seed": 4, "n": 2}
-    request = {"messages": [{"role": "user", "content": "?"}]}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = {"messages": [{"role": "user", "content": parts}]}
     last = best[1]["fine_tuned_model_checkpoint"]
     for model, more in ((tuned, limits), (last, {})):
         reply = http.post("/v1/chat/completions", json=request | {"model": model} | more).json()
@@ -322,6 +383,6 @@ def test_chat_samples_as_it_is_asked_from_the_model_that_is_named(service, http,
     assert (n, sampling.max_new_tokens, sampling.temperature) == (2, 7, 0.25)
     assert (sampling.top_p, sampling.seed) == (0.5, 4)
     assert (one, default.max_new_tokens, default.temperature) == (1, 64, 1.0)
-    for wrong in (f"ft:m:{name}:ckpt-step-7", f"ft:other:{name}", ["ft"]):
+    for wrong in (f"ft:m:{name}:ckpt-step-7", f"ft:other:{name}"):
         reply = http.post("/v1/chat/completions", json=request | {"model": wrong})
         assert reply.status_code == 404

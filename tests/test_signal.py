@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rftkit import Sample, UserError, cli, grader, measure_signal
+from rftkit.graders.judge import JudgeSettings
 from rftkit.signal.checks import check_template, prompt_notes
 from rftkit.signal.numbers import dead_chance, pass_at_k, share_interval, spread_parts
 from rftkit.signal.verdict import FEW_ROWS, completion_limit
@@ -123,7 +124,6 @@ FAULTS = {
     "task impossible": (guesses(share=0), [], []),
     "task impossible, form moves": (Scripted(form_only), [PARTIAL], []),
     "too little exploration": (Scripted(lambda *_: written(7)), [], []),
-    "no verifiable answer, an opinion": (guesses(), [OPINION, 40, None], []),
     "no verifiable answer, form": (guesses(), [FORM], []),
     "no verifiable answer, any text": (
         guesses(), [check("", "{{sample.output_text}}", "ne"), 40, None], ["constant reward"]),
@@ -142,6 +142,23 @@ def test_a_planted_fault_is_named(fault):
     assert signal.names() == [name, *beside]
     assert signal.findings[0].evidence and signal.findings[0].setting
     assert (policy.drawn == signal.samples == 0) is (name == "no verifiable answer")
+
+
+def test_a_judges_opinion_is_a_note_and_the_other_findings_decide(monkeypatch):
+    def ask(self, request, read):
+        answer, _, right = request["messages"][0]["content"].partition(" good? ")
+        return float(right in answer)
+
+    monkeypatch.setattr(JudgeSettings, "ask", ask)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    for policy, verdict, names in (
+        (guesses(), "go", []),
+        (guesses(share=0), "fix", ["constant reward"]),
+    ):
+        signal = gate(policy, sums(OPINION, 40, None))
+        assert (signal.verdict, signal.names()) == (verdict, names)
+        assert any("opinion" in note for note in signal.notes)
+        assert signal.questions[1].answer == "not measured"
 
 
 def test_a_good_task_goes():

@@ -344,6 +344,15 @@ def test_the_gate_refuses_a_constant_reward_and_is_asked_once(tmp_path):
     assert seen == ["fix", 1] and json.loads((out / "gate.json").read_text())["forced"]
 
 
+def test_a_judge_that_nobody_named_is_no_fault_of_the_gate(tmp_path, monkeypatch):
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    asked = [{"role": "user", "content": "Is {{sample.output_text}} good?"}]
+    judge = {"type": "score_model", "name": "j", "model": "m", "input": asked}
+    with pytest.raises(UserError, match="^judge: no OPENAI_BASE_URL"):
+        train(RunConfig(**TINY | {"steps": 1, "gate": "on", "grader": judge}), tmp_path / "run")
+
+
 def test_an_interrupt_saves_the_step_and_ends_with_130(tmp_path, monkeypatch):
     def press(self, record):
         os.kill(os.getpid(), pressed)

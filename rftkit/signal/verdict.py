@@ -43,6 +43,7 @@ OWN_TEMPLATE = "tokenizer.chat_template: take the template of this very model"
 READ_THE_ROW = "grader: compare the answer with the row's own field, not only its form"
 CANNOT_READ = "no fault in the grader, but this model cannot read the rows"
 READS_THEM = "model: one that read such text, such as SmolLM2 or Qwen3"
+OPINION = "the grader is a judge's opinion, which nothing here can verify: give an answer_template"
 VERIFIABLE = "the task: ask for what a rule can check; or the method: SFT, preference learning"
 
 
@@ -133,6 +134,8 @@ def measure_signal(
             evidence = f"right and made-up answers all score {constant:.2f}"
             findings.append(Finding("constant reward", evidence, READ_THE_ROW))
         return conclude(signal, findings, rows, refusal)
+    if task.grader.type.endswith("_model") and not task.answer_template:
+        signal.prompt_notes.append(OPINION)
     task.grader.check_rows(rows)
     task.grader.check_ready()
     shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]

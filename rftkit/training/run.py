@@ -184,6 +184,7 @@ def pass_gate(session: Session, force: bool) -> None:
     if place.exists():  # of the same run; open_folder removes others
         verdict = read_json(place)
     else:
+        session.task.grader.check_ready()
         session.policy.model.eval()
         most = max(64, config.steps * config.batch // 2)  # a small run's gate is small, too
         signal = run_signal(config, session.policy, session.task, session.rows, most=most)
