@@ -238,15 +238,11 @@ class Service:
             validation = log.get(step, {}).get("validation") or {}
             metrics = {"step": step, "valid_reward_mean": validation.get("grade")}
             metrics |= {"train_reward_mean": log.get(step, {}).get("reward_mean")}
-            found.append({
-                "object": "fine_tuning.job.checkpoint",
-                "id": f"ftckpt-{name}-{step}",
-                "created_at": int(path.stat().st_mtime),
-                "fine_tuned_model_checkpoint": f"ft:{job['model']}:{name}:ckpt-step-{step}",
-                "fine_tuning_job_id": name,
-                "metrics": metrics,
-                "step_number": step,
-            })  # fmt: skip
+            entry = {"object": "fine_tuning.job.checkpoint", "id": f"ftckpt-{name}-{step}"}
+            entry |= {"created_at": int(path.stat().st_mtime), "fine_tuning_job_id": name}
+            model = f"ft:{job['model']}:{name}:ckpt-step-{step}"
+            entry |= {"fine_tuned_model_checkpoint": model, "metrics": metrics}
+            found.append(entry | {"step_number": step})
         return found
 
     def chat(self, request: CHAT) -> Record:
@@ -272,26 +268,18 @@ class Service:
             [samples] = policy.sample([messages], request.n, sampling)
         prompt, drawn = samples[0].prompt_tokens, sum(s.completion_tokens for s in samples)
         usage = {"prompt_tokens": prompt, "completion_tokens": drawn}
-        answers = [
-            {"role": "assistant", "content": s.output_text, "reasoning_content": s.reasoning}
-            for s in samples
-        ]
-        return {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": model,
-            "choices": [
-                {"index": i, "message": answer, "finish_reason": s.finish_reason, "logprobs": None}
-                for i, (answer, s) in enumerate(zip(answers, samples))
-            ],
-            "usage": usage | {"total_tokens": prompt + drawn},
-        }
+        usage |= {"total_tokens": prompt + drawn}
+        choices = []
+        for i, s in enumerate(samples):
+            message = {"content": s.output_text, "reasoning_content": s.reasoning}
+            choice = {"index": i, "finish_reason": s.finish_reason, "logprobs": None}
+            choices.append(choice | {"message": {"role": "assistant"} | message})
+        record = {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": "chat.completion"}
+        record |= {"created": int(time.time()), "model": model}
+        return record | {"choices": choices, "usage": usage}
 
 
-@lru_cache(1)
-def tuned_policy(adapter: str) -> Any:
-    return load_policy(adapter)
+tuned_policy = lru_cache(1)(load_policy)  # the last one that chat asked
 
 
 def page(entries: list[Record], after: str | None = None, limit: int = 20) -> Record:
