@@ -44,10 +44,14 @@ def signal_command(
     task = config_task(run)
     rows, _ = config_rows(run, task)
     task.grader.check_ready()  # before the model is loaded
-    with Reporter() as reporter:
-        reporter.stage("drawing answers")
-        policy = load_policy(run.model, run.engine, run.init_adapter, settings=run.to_json())
-        signal = run_signal(run, policy, task, rows, most=samples, progress=reporter.work)
+    try:
+        with Reporter() as reporter:
+            reporter.stage("drawing answers")
+            policy = load_policy(run.model, run.engine, run.init_adapter, settings=run.to_json())
+            signal = run_signal(run, policy, task, rows, most=samples, progress=reporter.work)
+    except KeyboardInterrupt:
+        console.complain(f"{config}: interrupted: --samples 32 or max_completion_tokens shorten it")
+        raise typer.Exit(console.INTERRUPTED) from None
     if as_json:
         console.print_json(signal.to_json())
     else:

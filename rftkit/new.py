@@ -20,6 +20,7 @@ from rftkit.check import check_rows
 from rftkit.console import GRADER, argument, option
 from rftkit.contract import read_records
 from rftkit.files import PACKAGE, UserError, read_text, write_json, write_text
+from rftkit.graders.answer import fill_template
 from rftkit.graders.functions import FILE
 from rftkit.graders.grader import read_grader
 from rftkit.graders.presets import preset
@@ -31,6 +32,7 @@ PLAIN = {"class": ("exact_match", {}), "number": ("numeric_match", {}),
          "text": ("fuzzy", {"metric": "gleu"})}  # fmt: skip
 FORMS = ", ".join([*PLAIN, "ranked", "json"])
 HELD_OUT, MOST_HELD_OUT = 0.2, 900  # each of validation and test; OpenAI takes 1,000 rows
+LEAST_TOKENS = 64  # of a completion, for a short thought and the answer
 COLUMN = re.compile(r"\{(\w[\w .-]*)\}")  # in a prompt, but not the braces of a JSON example
 
 
@@ -62,9 +64,8 @@ def make_task(options: NewTask) -> dict[str, Any]:
         row["messages"][0]["content"] += f"\n\n{instruction}"
         row[field] = row[field] if form == "json" else str(row[field])
     group = field_name(options.group) if options.group else None
-    share = min(HELD_OUT, MOST_HELD_OUT / max(len(rows), 1))
-    shares = {"train": 1 - 2 * share, "validation": share, "test": share}
-    sides = split_by_group(rows, group or "row_id", shares, seed=0)
+    labels = labels_of(answers) if form in ("class", "ranked") else []
+    sides = split_rows(rows, group, field if labels and not group else None)
     for side, side_rows in sides.items():
         write_rows(folder / f"{side}.jsonl", side_rows)
     task |= {"name": folder.name, "question": options.prompt, "grader": "grader.json"}
@@ -79,19 +80,41 @@ def make_task(options: NewTask) -> dict[str, Any]:
     extract = task["headline"] == "grade"
     flags = f"--answer-key {field}" + " --answer-in-prompt-ok" * extract
     flags += f" --group-by {group}" if group else ""
+    letters = max(len(fill_template(task["answer_template"], row)) for row in rows)
     values = vars(options) | task | {"form": form, "flags": flags}
+    values["tokens"] = max(LEAST_TOKENS, letters)  # a token holds a letter at least
     for file in (PACKAGE / "skeleton").glob("*.*"):
         write_text(folder / file.name, Template(read_text(file)).safe_substitute(values))
     files = (folder / "train.jsonl", folder / "validation.jsonl")
     report = check_rows(*files, group, [field], extract)
-    labels = sorted({str(answer) for answer in answers}) if form == "class" else []
     for one, other in combinations(labels, 2):
         if one.casefold() == other.casefold():
             report.notes.append(f"{one} and {other}: two answers, expected one spelling: choose")
+    for side, side_rows in sides.items() if labels else ():
+        if lacks := ", ".join(sorted({*labels} - {row[field] for row in side_rows})):
+            report.notes.append(f"{side}.jsonl: no row with the answer {lacks}: add some")
     check = reference_check(load_task(folder).grader, task["answer_template"], rows)
     counts = {side: len(side_rows) for side, side_rows in sides.items()}
     known = {"form": form, "rows": counts, "dropped": dropped}
     return known | {"check": report, "reference": check}
+
+
+def split_rows(rows: list[dict], group: str | None, label: str | None) -> dict[str, list[dict]]:
+    """{side: rows}. With the field of a label each label is split by itself, so that the sides have
+    the same mixture; labels with fewer rows than sides are split together."""
+    share = min(HELD_OUT, MOST_HELD_OUT / len(rows))
+    shares = {"train": 1 - 2 * share, "validation": share, "test": share}
+    parts = defaultdict(list)
+    for row in rows:
+        parts[row[label] if label else None].append(row)
+    rare = [row for part in parts.values() if len(part) < len(shares) for row in part]
+    parts = [part for part in parts.values() if len(part) >= len(shares)]
+    if len(rare) < len(shares) and parts:
+        parts[0] += rare
+    else:
+        parts += [rare] if rare or not parts else []
+    split = [split_by_group(part, group or "row_id", shares, seed=0) for part in parts]
+    return {side: sum((sides[side] for sides in split), []) for side in shares}
 
 
 def field_name(column: str) -> str:
@@ -136,15 +159,15 @@ def form_of(answers: list[Any]) -> str:
     return "class" if labels_of(answers) else "number" if all(numbers) else "text"
 
 
-def labels_of(answers: list[Any]) -> str:
-    """The distinct answers if they are few (as in rows.closed_set_note), else nothing."""
+def labels_of(answers: list[Any]) -> list[str]:
+    """The distinct answers if they are few (as in rows.closed_set_note), else none."""
     labels = sorted({str(answer) for answer in answers})
-    return ", ".join(labels) if len(labels) ** 2 <= 2 * len(answers) else ""
+    return labels if len(labels) ** 2 <= 2 * len(answers) else []
 
 
 def make_grader(form: str, field: str, answers: list[Any]) -> tuple[str, dict, dict]:
     """Return (the last line of the prompt, grader JSON, fields of task.json)."""
-    item, labels = f"{{{{item.{field}}}}}", labels_of(answers)
+    item, labels = f"{{{{item.{field}}}}}", ", ".join(labels_of(answers))
     task = {"answer_template": item, "metrics": ["grade"], "headline": "grade"}
     instruction = f"Answer with the {field} alone."
     if form in PLAIN:

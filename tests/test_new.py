@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from collections import Counter
 
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from rftkit import load_task
 from rftkit.cli import app
 from rftkit.new import NewTask, make_task
-from rftkit.rows import read_rows
+from rftkit.rows import read_rows, write_rows
 
 MOODS = {"joy": "great lovely", "anger": "furious mad", "fear": "scared afraid"}
 RNG = random.Random(0)
@@ -65,7 +66,8 @@ def test_a_task_of_each_form_passes_its_own_checks(table, monkeypatch, form):
     made = json.loads(result.stdout)
     assert made["check"]["ok"] and made["reference"].startswith("reference check: passed")
     left_out = {"repeated prompt": [50]} | ({"no answer": [51]} if answer == "mood" else {})
-    assert made["rows"]["train"] == 29 and made["dropped"] == left_out
+    assert made["rows"]["train"] == (30 if answer == "mood" else 29)
+    assert made["dropped"] == left_out
     assert sum(made["rows"].values()) + len(left_out) == len(NOTES) + 2
     monkeypatch.chdir("mine")
     check, validate, signal, *_ = commands(table / "mine")
@@ -78,6 +80,34 @@ def test_a_task_of_each_form_passes_its_own_checks(table, monkeypatch, form):
     assert message["content"].startswith("Read it. Note ") and asks in message["content"]
     assert task.grader.grade(ROW, right)[0] == 1.0
     assert 0 <= task.grader.grade(ROW, "something else")[0] < 0.2
+
+
+def labels_by_side(folder):
+    sides = [read_rows(folder / f"{side}.jsonl") for side in ("train", "validation", "test")]
+    return [Counter(row["mood"] for row in side) for side in sides]
+
+
+@pytest.mark.parametrize("form", ["class", "ranked"])
+def test_every_side_has_each_label_in_the_same_share(tmp_path, form):
+    moods = ["joy"] * 20 + ["fear"] * 10 + ["anger"] * 5 + ["awe", "envy"]
+    rows = [{"text": f"Note {i}", "mood": mood} for i, mood in enumerate(moods)]
+    write_rows(tmp_path / "notes.jsonl", rows)
+    made = make_task(NewTask(tmp_path / "t", tmp_path / "notes.jsonl", "{text}", "mood", form))
+    for side, share in zip(labels_by_side(tmp_path / "t"), (0.6, 0.2, 0.2)):
+        for mood, count in {"joy": 20, "fear": 10, "anger": 5}.items():
+            assert abs(side[mood] - share * count) <= 1
+    notes = made["check"].notes  # awe and envy have a row each
+    assert "test.jsonl: no row with the answer awe, envy: add some" in notes
+
+
+def test_the_limit_holds_the_longest_answer(tmp_path):
+    for name, answer, tokens in (("short", "joy", 64), ("long", "a" * 300, 300)):
+        rows = [{"text": f"Note {i}", "mood": answer} for i in range(9)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+        table = tmp_path / f"{name}.jsonl"
+        make_task(NewTask(tmp_path / name, table, "{text}", "mood", "text"))
+        run = json.loads((tmp_path / name / "run.json").read_text())
+        assert run["max_completion_tokens"] == tokens
 
 
 def test_the_form_follows_from_the_answers(table):

